@@ -1,0 +1,116 @@
+"""Tiny models and a tokenizer built in memory, so that no test needs a model hub."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = 120
+SHARED = ROOT.parent / "shared"
+
+CONFIGS = {
+    "llama-gqa": lambda v: LlamaConfig(
+        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        tie_word_embeddings=False,
+    ),
+    "gpt2-tied": lambda v: GPT2Config(
+        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+    "qwen2-tied": lambda v: Qwen2Config(
+        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        tie_word_embeddings=True,
+    ),
+    "neox": lambda v: GPTNeoXConfig(
+        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, hidden_dropout=0.0,
+        attention_dropout=0.0,
+    ),
+}  # fmt: skip
+ARCHITECTURES = tuple(CONFIGS)
+
+
+def make_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
+    """Words w0 .. w{n}; <pad> is 0, <eos> is 1, <unk> is 2."""
+    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    vocab |= {f"w{i}": 3 + i for i in range(words - 3)}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        padding_side="left",
+    )  # fmt: skip
+
+
+def make_model(architecture: str = "llama-gqa", seed: int = 0, vocab: int = WORDS) -> Any:
+    """A random model whose distributions are far from uniform, so that mistakes show."""
+    torch.manual_seed(seed)
+    config = CONFIGS[architecture](vocab)
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = 0, 1, None
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)
+    return model
+
+
+def make_prompts(rows: int = 3, width: int = 7, vocab: int = WORDS, seed: int = 0) -> Any:
+    """Left-padded prompts of different lengths: {"input_ids", "attention_mask"}, (B, T)."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocab, (rows, width), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        pad = min(row * 2, width - 2)
+        ids[row, :pad], mask[row, :pad] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def tiny() -> Any:
+    """The factory of tiny models: ``tiny("gpt2-tied", seed=1)``."""
+    return make_model
+
+
+@pytest.fixture
+def prompts() -> Any:
+    """The factory of left-padded prompts: ``prompts(rows=3, width=7)``."""
+    return make_prompts
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: Any) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data and models; such tests are skipped where the folder is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the developers' data folder at {SHARED}")
+    return SHARED
