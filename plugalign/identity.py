@@ -1,0 +1,77 @@
+"""Which model something was fitted for, so that the wrong one is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+PROBE_SIZE = 16
+PROBE_TOLERANCE = 0.02  # a model loaded in another precision is still the same model
+
+
+def model_name(model: Any) -> str:
+    """The name a user knows the model by: its hub id, its folder's name, or its class."""
+    path = getattr(model, "name_or_path", "") or getattr(model.config, "name_or_path", "")
+    return Path(path).name if path else type(model).__name__
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """A hash of the token strings with their ids, special and added tokens included."""
+    items = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(items).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model's name, its vocabulary and a probe of its weights."""
+
+    name: str
+    vocabulary: str
+    hidden_size: int
+    probe: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> Self:
+        weight = model.get_output_embeddings().weight
+        rows = weight[:: max(1, weight.shape[0] // PROBE_SIZE)][:PROBE_SIZE, 0]
+        probe = tuple(round(float(x), 6) for x in rows.detach().float().cpu())
+        return cls(model_name(model), vocabulary_hash(tokenizer), weight.shape[1], probe)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "probe": list(self.probe)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        return cls(**{**values, "probe": tuple(values["probe"])})
+
+    def check(
+        self, model: Any, tokenizer: Any, *, needs: Literal["tokenizer", "weights"], who: str
+    ) -> None:
+        """Refuses another model.
+
+        Args:
+            needs: "tokenizer" where only token ids must agree, "weights" where hidden states must.
+            who: what was fitted, for the message.
+
+        Raises:
+            ValueError: naming both models.
+        """
+        here = Identity.of(model, tokenizer)
+        if here.vocabulary != self.vocabulary:
+            raise ValueError(
+                f"{who} was fitted for the tokenizer of '{self.name}', but '{here.name}' has another "
+                f"vocabulary; fit it again with --model {here.name}"
+            )
+        if needs == "weights" and not self._same_weights(here):
+            raise ValueError(
+                f"{who} was fitted for the weights of '{self.name}' and cannot steer '{here.name}'; "
+                f"fit it again with --model {here.name}"
+            )
+
+    def _same_weights(self, other: Identity) -> bool:
+        if self.hidden_size != other.hidden_size or len(self.probe) != len(other.probe):
+            return False
+        pairs = zip(self.probe, other.probe, strict=True)
+        return all(abs(a - b) <= PROBE_TOLERANCE * (abs(a) + 0.01) for a, b in pairs)
