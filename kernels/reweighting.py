@@ -7,6 +7,7 @@ same way everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 NEVER = float("-inf")
+HEAD = 1024  # how many of the best tokens a nucleus is looked for in, before a full sort
 
 
 def log_probs(scores: Tensor) -> Tensor:
@@ -33,22 +35,51 @@ def support_mask(
         min_p: probability relative to the best token; 0 keeps all.
 
     Returns:
-        A bool mask ``(B, V)`` with at least one token in each row.
+        A bool mask ``(B, V)``; never a token of probability zero.
     """
-    mask = torch.ones_like(log_p, dtype=torch.bool)
+    mask = log_p > NEVER
     if min_p > 0:
-        mask = log_p.exp() >= min_p * log_p.amax(-1, keepdim=True).exp()
-    if top_p >= 1 and not 0 < top_k < log_p.shape[-1]:
-        return mask & (log_p > NEVER)
-    order = torch.sort(log_p, dim=-1, descending=True, stable=True)
-    keep = torch.ones_like(mask)
+        mask &= log_p >= log_p.amax(-1, keepdim=True) + math.log(min_p)
+    if 0 < top_k < log_p.shape[-1]:
+        mask &= top_k_mask(log_p, top_k)
     if top_p < 1:
-        probabilities = order.values.exp()
-        keep = probabilities.cumsum(-1) - probabilities < top_p
-    if top_k > 0:
-        keep[:, top_k:] = False
-    keep[:, 0] = True
-    return mask & torch.zeros_like(mask).scatter(-1, order.indices, keep) & (log_p > NEVER)
+        mask &= top_p_mask(log_p, top_p)
+    return mask
+
+
+def top_k_mask(log_p: Tensor, k: int) -> Tensor:
+    """The ``k`` best tokens of each row, ``(B, V)`` with exactly ``min(k, V)`` set."""
+    k = min(k, log_p.shape[-1])
+    values = log_p.topk(k, dim=-1).values
+    return _best(log_p, values, torch.full_like(values[:, :1], k, dtype=torch.long))
+
+
+def top_k_ids(log_p: Tensor, k: int) -> Tensor:
+    """Ids ``(B, K)`` of the ``k`` best tokens, in ascending order of id."""
+    mask = top_k_mask(log_p, k)
+    return mask.nonzero()[:, 1].view(log_p.shape[0], -1)
+
+
+def top_p_mask(log_p: Tensor, p: float) -> Tensor:
+    """The smallest set of best tokens whose mass reaches ``p``, ``(B, V)``, at least one token.
+
+    A nucleus is small, so the best `HEAD` values are tried first and the row is sorted only
+    where they do not reach.
+    """
+    values = log_p.topk(min(HEAD, log_p.shape[-1]), dim=-1).values
+    if bool((values.exp().sum(-1) < p).any()):
+        values = log_p.sort(dim=-1, descending=True).values
+    mass = values.exp()
+    count = (mass.cumsum(-1) - mass < p).sum(-1, keepdim=True).clamp_min(1)
+    return _best(log_p, values, count)
+
+
+def _best(log_p: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """The ``count`` ``(B, 1)`` best tokens by (value, then smaller id); ``values`` descend."""
+    threshold = values.gather(-1, count - 1)
+    above, tied = log_p > threshold, log_p == threshold
+    room = count - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.long().cumsum(-1) <= room))
 
 
 def log_linear(sources: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
@@ -69,7 +100,7 @@ def bias_decay(log_p: Tensor, biased: Sequence[Tensor], decay: float, floor: flo
     """
     worst = torch.stack([log_probs(scores).exp() for scores in biased]).amax(0)
     excess = (worst - log_p.exp()).clamp_min(0.0)
-    return (-decay * excess).clamp_min(torch.tensor(floor).log().item())
+    return (-decay * excess).clamp_min(math.log(floor))
 
 
 def low_rank(hidden: Tensor, left: Tensor, right: Tensor, center: Tensor | None) -> Tensor:
@@ -120,3 +151,12 @@ def combine(log_p: Tensor, shifts: Sequence[Tensor], mask: Tensor | None) -> tup
         mask = torch.where(empty[:, None], best, mask)
         total = total.masked_fill(~mask, NEVER)
     return torch.log_softmax(total, dim=-1), empty
+
+
+def head_attribute(
+    hidden: Tensor, left: Tensor, right: Tensor, token_bias: Tensor, state: Tensor, offset: float
+) -> Tensor:
+    """``logsigmoid(left (right^T h) + token_bias + state . h + offset)``, ``(B, V)``: FUDGE's
+    attribute of every next token from the base's own hidden state ``h`` ``(B, D)``."""
+    scores = (hidden @ right) @ left.T + token_bias + (hidden @ state)[:, None] + offset
+    return logsigmoid(scores)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -45,7 +46,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return {}
 
     def saved_parts(self) -> dict[str, Any]:
-        """Nested objects with ``save_pretrained``, by subfolder."""
+        """Nested objects by subfolder: with ``save_pretrained``, or a folder that is copied."""
         return {}
 
     @classmethod
@@ -65,7 +66,10 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(contiguous, save_directory / "model.safetensors")
         for folder, part in self.saved_parts().items():
-            part.save_pretrained(save_directory / folder)
+            if isinstance(part, (str, Path)):
+                shutil.copytree(part, save_directory / folder, dirs_exist_ok=True)
+            else:
+                part.save_pretrained(save_directory / folder)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:

@@ -1,0 +1,67 @@
+"""Self-debiasing: the model's own idea of a bad continuation, turned against it.
+
+A self-diagnosis prefix s_k in front of the text makes the biased continuation likelier; tokens
+that gain from it are damped: with ``d = max(0, max_k p(t | s_k + x) - p(t | x))`` the base's
+probability is multiplied by ``max(exp(-decay * d), floor)`` (Schick et al. 2021, equations 3 to 5).
+All prefixes ride as rows of one batch through the base, with their own cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from plugalign.controller import BiasDecay, Controller, PromptedLogits, Steering
+
+# The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
+TEMPLATE = "The following text contains {}:\n"
+ATTRIBUTES = (
+    "very hateful, aggressive, disrespectful language",
+    "sexually explicit language",
+    "rude, disrespectful or unreasonable language",
+    "a threat",
+    "hateful language based on identity",
+    "swear words, curse words or other obscene language",
+)
+
+
+class SelfDebias(Controller):
+    """Damps what the base would rather say after a description of unwanted text.
+
+    Args:
+        prefixes: texts put in front of the prompt, one row each; by default one per attribute.
+        decay: lambda, how fast the probability of a suspicious token falls; the paper tries 10,
+            50 and 100.
+        floor: the smallest factor.
+
+    Raises:
+        ValueError: without prefixes, for a negative decay or a floor outside (0, 1].
+    """
+
+    name = "self_debias"
+
+    def __init__(
+        self,
+        prefixes: Sequence[str] = tuple(TEMPLATE.format(a) for a in ATTRIBUTES),
+        *,
+        decay: float = 50.0,
+        floor: float = 0.01,
+    ):
+        if isinstance(prefixes, str) or not prefixes or not all(prefixes):
+            raise ValueError(f"self-debiasing needs a list of non-empty prefixes, got {prefixes!r}")
+        if decay < 0:
+            raise ValueError(f"the decay must not be negative, got {decay}")
+        if not 0 < floor <= 1:
+            raise ValueError(f"the floor must lie in (0, 1], got {floor}")
+        self.prefixes, self.decay, self.floor = tuple(prefixes), float(decay), float(floor)
+
+    def steer(self, model: Any, tokenizer: Any) -> Steering:
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.prefixes]
+        sources = tuple(
+            PromptedLogits(f"the base behind {text!r}", tuple(ids))
+            for text, ids in zip(self.prefixes, encoded, strict=True)
+        )
+        return Steering((BiasDecay(sources, self.decay, self.floor),))
+
+    def config(self) -> dict[str, Any]:
+        return {"prefixes": list(self.prefixes), "decay": self.decay, "floor": self.floor}

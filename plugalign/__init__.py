@@ -1,0 +1,44 @@
+"""plugalign: plug-in alignment for Hugging Face language models.
+
+Controllers steer ``generate`` while a model decodes and leave its weights alone::
+
+    import plugalign as pa
+
+    steered = pa.wrap(model, tokenizer, pa.DExperts(expert=good, antiexpert=bad, alpha=2.0))
+    steered.generate(**inputs, max_new_tokens=40, do_sample=True, top_p=0.9)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from plugalign.controller import Controller
+    from plugalign.controllers.dexperts import DExperts
+    from plugalign.controllers.self_debias import SelfDebias
+    from plugalign.trace import Trace
+    from plugalign.wrapping import Steered, wrap
+
+# Names are imported when they are first used, so that `import plugalign` stays quick.
+_HOMES = {
+    "Controller": "plugalign.controller",
+    "DExperts": "plugalign.controllers.dexperts",
+    "SelfDebias": "plugalign.controllers.self_debias",
+    "Steered": "plugalign.wrapping",
+    "Trace": "plugalign.trace",
+    "wrap": "plugalign.wrapping",
+}
+__all__ = ["Controller", "DExperts", "SelfDebias", "Steered", "Trace", "__version__", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'plugalign' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

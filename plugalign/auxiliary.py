@@ -1,0 +1,216 @@
+"""Auxiliary models with a key/value cache keyed by prefix.
+
+A step of a controller is a pure function of the prefix, so an auxiliary model is asked for the
+logits of *these token ids* and finds out by itself what it has already computed: it appends when
+the prefix grew, crops when it was rewound (assisted decoding), reorders when rows were permuted
+(beams), and encodes from scratch otherwise. Whatever the caller does, the result equals an
+uncached forward. Left padding is the caller's mask; positions follow from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+REWIND = 32  # answers remembered behind the longest prefix
+
+
+class PrefixCache:
+    """Keys and values of the columns of ``(R, T)`` token ids that a model has already seen.
+
+    Args:
+        keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
+    """
+
+    def __init__(self, keys_values: Tensor | None = None):
+        self.keys_values = keys_values
+        self.offset = 0 if keys_values is None else keys_values.shape[-2]
+        self.cache: DynamicCache | None = None
+        self._ids = torch.empty(0, 0, dtype=torch.long)
+        self._mask = torch.empty(0, 0, dtype=torch.long)
+
+    def align(self, ids: Tensor, mask: Tensor) -> int:
+        """Makes the cache hold a prefix of ``ids`` ``(R, T)``, the longest it can.
+
+        Returns:
+            The number of columns held, less than T; the caller encodes the rest.
+        """
+        rows, length = ids.shape
+        held = self._ids.shape[1]
+        reach = min(held, length - 1)
+        common = self._common(ids, mask) if self._ids.shape[0] == rows else 0
+        if common < reach and self.cache is not None:
+            order, permuted = self._match_rows(ids, mask, reach)
+            if permuted > common:
+                self.cache.batch_select_indices(order)
+                self._ids, self._mask = self._ids[order], self._mask[order]
+                common = permuted
+        if self.cache is None or common == 0:
+            self._start(rows, ids.device)
+            return 0
+        keep = min(common, length - 1)
+        self.cache.crop(keep - held)
+        self._ids, self._mask = self._ids[:, :keep], self._mask[:, :keep]
+        return keep
+
+    def commit(self, ids: Tensor, mask: Tensor) -> None:
+        """Records that the cache now holds these columns."""
+        self._ids, self._mask = ids, mask
+
+    def agrees(self, ids: Tensor, mask: Tensor) -> bool:
+        """Whether exactly these rows start with what is held up to the length of ``ids``."""
+        known = self._ids.shape
+        return known[0] == ids.shape[0] and self._common(ids, mask) == ids.shape[1]
+
+    def _common(self, ids: Tensor, mask: Tensor) -> int:
+        width = min(self._ids.shape[1], ids.shape[1])
+        same = (self._ids[:, :width] == ids[:, :width]) & (self._mask[:, :width] == mask[:, :width])
+        return int(same.all(0).long().cumprod(0).sum())
+
+    def _match_rows(self, ids: Tensor, mask: Tensor, reach: int) -> tuple[Tensor, int]:
+        """For each row the held row with the longest common start, and the shortest of these."""
+        same = self._ids[None, :, :reach] == ids[:, None, :reach]
+        same &= self._mask[None, :, :reach] == mask[:, None, :reach]
+        lengths = same.long().cumprod(-1).sum(-1)  # (R, R_held)
+        best, order = lengths.max(-1)
+        return order, int(best.min())
+
+    def _start(self, rows: int, device: torch.device) -> None:
+        self.cache = DynamicCache()
+        self._ids = self._mask = torch.empty(rows, 0, dtype=torch.long, device=device)
+        if self.keys_values is not None:
+            for layer, (keys, values) in enumerate(self.keys_values):
+                self.cache.update(
+                    keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer
+                )
+
+
+class CachedModel:
+    """A causal language model that answers for prefixes and never encodes a token twice.
+
+    Args:
+        model: a Hugging Face causal language model.
+        keys_values: optional trained prefix, see `PrefixCache`.
+    """
+
+    def __init__(self, model: Any, keys_values: Tensor | None = None):
+        self.model = model
+        if keys_values is not None:
+            keys_values = keys_values.to(model.device, model.dtype)
+        self._prefix = PrefixCache(keys_values)
+        self._accepts = inspect.signature(model.forward).parameters
+        self._answers: dict[int, Tensor] = {}
+        self.encoded = 0  # columns sent through the model so far
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Next-token logits ``(R, V)`` in float32 for prefixes ``(R, T)`` with their mask."""
+        return self._answer(ids, mask, hidden=False)
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
+        return self._answer(ids, mask, hidden=True)
+
+    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
+        device = ids.device
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        known = self._answers.get(ids.shape[1])
+        if known is not None and self._prefix.agrees(ids, mask):
+            return known.to(device)
+        start = self._prefix.align(ids, mask)
+        answer = self._forward(ids, mask, start, hidden)
+        self._prefix.commit(ids, mask)
+        # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
+        kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
+        self._answers = {n: a for n, a in self._answers.items() if n in kept}
+        self._answers[ids.shape[1]] = answer
+        return answer.to(device)
+
+    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids[:, start:], "use_cache": True}
+        inputs["past_key_values"] = self._prefix.cache
+        offset = self._prefix.offset
+        inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), offset), mask], dim=1)
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = positions(mask)[:, start:] + offset
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = 1
+        self.encoded += ids.shape[1] - start
+        with head_input(self.model) as seen:
+            logits = self.model(**inputs).logits
+        chosen: Tensor = seen[0] if hidden else logits
+        return chosen[:, -1].float()
+
+
+class CachedScorer:
+    """A causal classifier that scores many candidate continuations of each prefix in one forward.
+
+    The candidates stand side by side behind the prefix under a star mask: each sees the prefix
+    and itself. They share one position, and leave the cache afterwards.
+
+    Args:
+        predictor: a module with ``backbone`` and ``head``, see `CandidateScores`.
+    """
+
+    def __init__(self, predictor: Any):
+        self.predictor = predictor
+        self._prefix = PrefixCache()
+
+    @torch.no_grad()
+    def scores(self, ids: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        """Logits of P(a | x, t), ``(R, K)``, for prefixes ``(R, T)`` and candidates ``(R, K)``."""
+        start = self._prefix.align(ids, mask)
+        length, count = ids.shape[1], candidates.shape[1]
+        last = positions(mask)
+        output = self.predictor.backbone(
+            input_ids=torch.cat([ids[:, start:], candidates], dim=1),
+            attention_mask=self._star_mask(mask, start, count),
+            position_ids=torch.cat([last[:, start:], (last[:, -1:] + 1).expand(-1, count)], dim=1),
+            past_key_values=self._prefix.cache,
+            use_cache=True,
+        )
+        self._prefix.cache.crop(-count)  # type: ignore[union-attr]
+        self._prefix.commit(ids, mask)
+        scores: Tensor = self.predictor.head(output.last_hidden_state[:, length - start :])
+        return scores.squeeze(-1).float()
+
+    def _star_mask(self, mask: Tensor, start: int, count: int) -> Tensor:
+        """An additive mask ``(R, 1, T - start + K, T + K)``: causal prefix, isolated candidates."""
+        rows, length = mask.shape
+        new = length - start
+        visible = mask.new_zeros(rows, new + count, length + count, dtype=torch.bool)
+        columns = torch.arange(length, device=mask.device)
+        causal = columns[None, :] <= columns[start:, None]
+        visible[:, :new, :length] = causal[None] & mask[:, None, :].bool()
+        visible[:, new:, :length] = mask[:, None, :].bool()
+        own = torch.arange(count, device=mask.device)
+        visible[:, new + own, length + own] = True
+        dtype = self.predictor.head.weight.dtype
+        blocked = torch.finfo(dtype).min
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, blocked)[:, None]
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+@contextmanager
+def head_input(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the LM head reads, ``(R, T, D)`` per forward, while the block runs."""
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()

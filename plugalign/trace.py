@@ -1,0 +1,46 @@
+"""Who changed which token: every controller's contribution to every chosen token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """Filled while ``steered.generate(..., trace=trace)`` runs.
+
+    Attributes:
+        names: the steering controllers, in the order of the columns below.
+        contributions: per step ``(R, K)``: each controller's weighted ``log p'`` change at the
+            chosen token, after renormalising that controller's shift alone on the base.
+        changed: per step ``(R,)`` bool: whether the most probable token is not the base's.
+        empty_supports: how often the supports had no token in common and the base's best stayed.
+    """
+
+    names: tuple[str, ...] = ()
+    contributions: list[Tensor] = field(default_factory=list)
+    changed: list[Tensor] = field(default_factory=list)
+    empty_supports: int = 0
+    _pending: tuple[int, list[Tensor]] | None = field(default=None, repr=False)
+
+    def record(
+        self, length: int, log_p: Tensor, shifts: list[Tensor], steered: Tensor, empty: Tensor
+    ) -> None:
+        """Notes one step: base and steered log-probabilities and weighted shifts, all ``(R, V)``."""
+        self._pending = (length, [s - (log_p + s).logsumexp(-1, keepdim=True) for s in shifts])
+        self.changed.append(log_p.argmax(-1) != steered.argmax(-1))
+        self.empty_supports += int(empty.sum())
+
+    def chosen(self, ids: Tensor) -> None:
+        """Completes the last step once its token is known; ``ids`` ``(R, T)`` hold it."""
+        if self._pending is None or ids.shape[1] <= self._pending[0]:
+            return
+        length, shifts = self._pending
+        if not shifts or shifts[0].shape[0] != ids.shape[0]:
+            return
+        token = ids[:, length, None]
+        self.contributions.append(torch.cat([s.gather(-1, token) for s in shifts], dim=-1))
+        self._pending = None

@@ -1,0 +1,208 @@
+"""wrap(): any Hugging Face causal language model's ``generate``, under controllers.
+
+A `Steered` model takes what ``generate`` takes and returns what it returns. Around the call the
+controllers' attachments are in place and undone afterwards, whatever happens; inside it one
+`SteeringProcessor` applies every declared shift; after it, finished answers may be revised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from plugalign.controller import Controller, ModelLogits, PromptedLogits
+from plugalign.identity import model_name
+from plugalign.run import Plan, Run, SteeringProcessor
+from plugalign.trace import Trace
+
+
+def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
+    """Wraps a model so that ``generate`` runs under a controller (or a sum of them).
+
+    Args:
+        model: a Hugging Face causal language model. It is not copied and not changed.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: for an encoder-decoder model, or a controller fitted for another model.
+        TypeError: if ``controller`` is not a `Controller`.
+    """
+    if not isinstance(controller, Controller):
+        raise TypeError(
+            f"wrap needs a Controller (or a sum of them), got {type(controller).__name__}"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"'{model_name(model)}' is an encoder-decoder model; controllers steer causal language "
+            "models (AutoModelForCausalLM)"
+        )
+    # transformers' pipelines look at the name of the class, so it keeps the model's.
+    kind = type(type(model).__name__, (Steered,), {"__module__": Steered.__module__})
+    steered: Steered = kind(model, tokenizer, controller)
+    return steered
+
+
+class Steered:
+    """A model whose ``generate`` is steered. Every other attribute is the model's own."""
+
+    def __init__(self, model: Any, tokenizer: Any, controller: Controller):
+        self.model, self.tokenizer, self.controller = model, tokenizer, controller
+        self.plan = Plan.of(controller, model, tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":  # asked for by copy and pickle before __init__ has run
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def generate(
+        self, inputs: Tensor | None = None, *, trace: Trace | None = None, **options: Any
+    ) -> Any:
+        """``model.generate`` under the controllers: same arguments, same return value.
+
+        Args:
+            inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
+            trace: is filled with every controller's contribution to every token.
+
+        Raises:
+            ValueError: for an empty prompt or one that is longer than a model's context.
+            FloatingPointError: if a model gives NaN or infinite logits.
+        """
+        ids = inputs if inputs is not None else options.pop("input_ids", None)
+        if ids is None or ids.ndim != 2 or 0 in ids.shape:
+            raise ValueError(
+                "generate needs prompt token ids of shape (B, T) with at least one row and one "
+                f"token, got {None if ids is None else tuple(ids.shape)}"
+            )
+        mask = options.pop("attention_mask", None)
+        mask = self._infer_mask(ids, options) if mask is None else mask
+        asked, asked_mask = self._reworded(ids, mask)
+        with self._attached() as extra:
+            self._check_length(asked_mask, extra)
+            run = self._run(asked_mask, options, trace)
+            run.extra_positions = extra
+            output = self._generate(run, asked, asked_mask, options)
+        return output if asked is ids else _with_prompt(output, asked.shape[1], ids)
+
+    def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
+        """The controllers as one plain ``LogitsProcessor``, for ``model.generate`` or elsewhere.
+
+        Args:
+            attention_mask: the prompts' mask ``(B, T)`` of the call it is for. Without it, left
+                padding is inferred where the pad token differs from the end token.
+
+        Raises:
+            ValueError: if a controller does more than change the distribution.
+        """
+        for part in self._active():
+            beyond = [s for s in ("prompt", "attach", "revise") if part.overrides(s)]
+            if beyond:
+                raise ValueError(
+                    f"{type(part).__name__} acts on {' and '.join(beyond)}, which a LogitsProcessor "
+                    "cannot do; use wrap(model, tokenizer, controller).generate(...)"
+                )
+        return SteeringProcessor(self._run(attention_mask, {}, None))
+
+    # ------------------------------------------------------------------ one call
+
+    def _active(self) -> list[Controller]:
+        return [part for weight, part in self.controller.parts() if weight != 0]
+
+    def _generate(self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Any:
+        options = dict(options)
+        processors = list(options.pop("logits_processor", None) or [])
+        if run.plan.steerings:
+            processors.insert(0, SteeringProcessor(run))
+        if run.plan.needs_hidden or run.extra_positions:
+            options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
+        with run.watching():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList(processors),
+                **options,
+            )
+        if run.trace is not None:
+            run.trace.chosen(_sequences(output))
+        return output
+
+    def _run(self, mask: Tensor | None, options: dict[str, Any], trace: Trace | None) -> Run:
+        pad, ends = self._special_tokens(options)
+        infer = pad is not None and pad not in ends
+        return Run(
+            self.plan, self.model, prompt_mask=mask, pad_token_id=pad or 0, infer_mask=infer,
+            trace=trace,
+        )  # fmt: skip
+
+    @contextmanager
+    def _attached(self) -> Iterator[int]:
+        """All attachments in place; yields the cache positions in front of the prompt."""
+        with ExitStack() as stack:
+            parts = [part for part in self._active() if part.overrides("attach")]
+            yield sum(stack.enter_context(part.attach(self.model)) for part in parts)
+
+    # ------------------------------------------------------------------ prompts
+
+    def _special_tokens(self, options: dict[str, Any]) -> tuple[int | None, list[int]]:
+        """The pad token and the end tokens that this ``generate`` call goes by."""
+        config = options.get("generation_config") or self.model.generation_config
+        pad = options.get("pad_token_id", config.pad_token_id)
+        pad = self.tokenizer.pad_token_id if pad is None else pad
+        end = options.get("eos_token_id", config.eos_token_id)
+        return pad, end if isinstance(end, list) else [end]
+
+    def _infer_mask(self, ids: Tensor, options: dict[str, Any]) -> Tensor:
+        """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
+        pad, ends = self._special_tokens(options)
+        if pad is None or pad in ends:
+            return torch.ones_like(ids)
+        return (ids != pad).long()
+
+    def _reworded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The prompts after every controller's ``prompt``; the same tensors if none has one."""
+        parts = [part for part in self._active() if part.overrides("prompt")]
+        if not parts:
+            return ids, mask
+        rows = zip(ids, mask.bool(), strict=True)
+        texts = [self.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in rows]
+        for part in parts:
+            texts = [part.prompt(text) for text in texts]
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+
+    def _check_length(self, mask: Tensor, extra: int) -> None:
+        """Refuses a prompt that leaves no room in the context of a model that must read it."""
+        longest = int(mask.sum(-1).max())
+        if longest == 0:
+            raise ValueError("a prompt has no tokens: its attention mask is all zeros")
+        sources = self.plan.sources.values()
+        others = [(s.model, 0, s.name) for s in sources if isinstance(s, ModelLogits)]
+        prefix = max((len(s.prefix) for s in sources if isinstance(s, PromptedLogits)), default=0)
+        for model, more, name in [(self.model, extra + prefix, model_name(self.model)), *others]:
+            context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            if context is not None and longest + more >= context:
+                beside = f" and {more} tokens that controllers put in front" if more else ""
+                raise ValueError(
+                    f"a prompt of {longest} tokens{beside} leaves no room in the context of "
+                    f"'{name}' ({context} tokens); shorten the prompt"
+                )
+
+
+def _sequences(output: Any) -> Tensor:
+    ids: Tensor = output if isinstance(output, Tensor) else output.sequences
+    return ids
+
+
+def _with_prompt(output: Any, width: int, ids: Tensor) -> Any:
+    """Puts the caller's own prompt ids ``(B, T)`` in front of what followed the reworded ones."""
+    sequences = _sequences(output)
+    own = ids.repeat_interleave(len(sequences) // len(ids), 0)
+    sequences = torch.cat([own, sequences[:, width:]], dim=1)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
