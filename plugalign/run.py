@@ -109,8 +109,8 @@ class Run:
         self.plan, self.model, self.trace = plan, model, trace
         self._prompt_mask, self._pad, self._infer = prompt_mask, pad_token_id, infer_mask
         self._models: dict[Hashable, CachedModel | CachedScorer] = {}
-        self._hidden: Tensor | None = None
-        self._end = 0
+        self._hidden: Tensor | None = None  # what the head read in the base's last forward
+        self._window = (0, torch.empty(0, 0, dtype=torch.long))  # where it began, and its ids
         self._thread = threading.get_ident()
         self._aside = False  # inside a forward of our own on the base
         self.extra_positions = 0
@@ -281,7 +281,7 @@ class Run:
         if not self.plan.needs_hidden:
             yield
             return
-        body = self.model.register_forward_pre_hook(self._note_end, with_kwargs=True, prepend=True)
+        body = self.model.register_forward_pre_hook(self._note_window, with_kwargs=True, prepend=True)
         head = self.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden)
         try:
             yield
@@ -292,24 +292,25 @@ class Run:
     def _ours(self) -> bool:
         return not self._aside and threading.get_ident() == self._thread
 
-    def _note_end(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def _note_window(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         if self._ours():
             cache = inputs.get("past_key_values")
             past = 0 if cache is None else int(cache.get_seq_length())
             ids = inputs["input_ids"] if "input_ids" in inputs else args[0]
-            self._end = max(0, past - self.extra_positions) + ids.shape[1]
+            self._window = (max(0, past - self.extra_positions), ids)
 
     def _note_hidden(self, _: Any, args: tuple[Any, ...]) -> None:
         if self._ours():
             self._hidden = args[0].detach()
 
     def _hidden_for(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The base's last hidden state ``(R, D)`` for these prefixes: the captured one where it
-        covers them (the last positions of the last forward), else by a cached forward."""
-        seen = self._hidden
-        if seen is not None and seen.shape[0] == ids.shape[0]:
-            column = seen.shape[1] - 1 - (self._end - ids.shape[1])
-            if 0 <= column < seen.shape[1]:
+        """The base's last hidden state ``(R, D)`` for these prefixes: the captured one where the
+        last forward read just these tokens, else by a cached forward of our own."""
+        seen, (start, window) = self._hidden, self._window
+        new = ids.shape[1] - start  # columns of the window that belong to these prefixes
+        if seen is not None and 0 < new <= window.shape[1]:
+            column = seen.shape[1] - window.shape[1] + new - 1
+            if column >= 0 and torch.equal(window[:, :new], ids[:, start:]):
                 return seen[:, column].float()
         cached = self._models.get("hidden")
         if cached is None:

@@ -69,7 +69,8 @@ class Steered:
             trace: is filled with every controller's contribution to every token.
 
         Raises:
-            ValueError: for an empty prompt or one that is longer than a model's context.
+            ValueError: for an empty prompt, one that is longer than a model's context, or a
+                trace of beams or drafts.
             FloatingPointError: if a model gives NaN or infinite logits.
         """
         ids = inputs if inputs is not None else options.pop("input_ids", None)
@@ -78,6 +79,8 @@ class Steered:
                 "generate needs prompt token ids of shape (B, T) with at least one row and one "
                 f"token, got {None if ids is None else tuple(ids.shape)}"
             )
+        if trace is not None:
+            self._check_traceable(options)
         mask = options.pop("attention_mask", None)
         mask = self._infer_mask(ids, options) if mask is None else mask
         asked, asked_mask = self._reworded(ids, mask)
@@ -144,6 +147,15 @@ class Steered:
         with ExitStack() as stack:
             parts = [part for part in self._active() if part.overrides("attach")]
             yield sum(stack.enter_context(part.attach(self.model)) for part in parts)
+
+    def _check_traceable(self, options: dict[str, Any]) -> None:
+        config = options.get("generation_config") or self.model.generation_config
+        beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
+        if beams > 1 or options.get("assistant_model") or options.get("prompt_lookup_num_tokens"):
+            raise ValueError(
+                "a trace follows rows that grow by one token a step, so it needs greedy decoding or "
+                "sampling; beams and drafts move rows about"
+            )
 
     # ------------------------------------------------------------------ prompts
 

@@ -33,7 +33,7 @@ CONFIGS = {
         tie_word_embeddings=False,
     ),
     "gpt2-tied": lambda v: GPT2Config(
-        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+        bos_token_id=1, eos_token_id=1, vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
     "qwen2-tied": lambda v: Qwen2Config(
