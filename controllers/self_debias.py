@@ -23,6 +23,7 @@ ATTRIBUTES = (
     "hateful language based on identity",
     "swear words, curse words or other obscene language",
 )
+PREFIXES = tuple(TEMPLATE.format(attribute) for attribute in ATTRIBUTES)
 
 
 class SelfDebias(Controller):
@@ -42,7 +43,7 @@ class SelfDebias(Controller):
 
     def __init__(
         self,
-        prefixes: Sequence[str] = tuple(TEMPLATE.format(a) for a in ATTRIBUTES),
+        prefixes: Sequence[str] = PREFIXES,
         *,
         decay: float = 50.0,
         floor: float = 0.01,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-
 REWIND = 32  # answers remembered behind the longest prefix
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Something that gives next-token logits ``(B, V)`` for a prefix. Equal keys share a forward."""
+    """Gives next-token logits ``(B, V)`` for a prefix. Sources with equal keys share a forward."""
 
     name: str
 
@@ -283,7 +283,7 @@ class Steering:
     supports: tuple[Support, ...] = ()
 
     def scaled(self, weight: float) -> Steering:
-        """All shifts times ``weight``. Weight zero is the identity, so it drops the supports too."""
+        """All shifts times ``weight``. Zero is the identity, so it drops the supports too."""
         if weight == 0:
             return Steering()
         shifts = tuple(replace(s, weight=s.weight * weight) for s in self.shifts)
@@ -391,7 +391,9 @@ class Composition(Controller):
         return {f"part_{i}": controller for i, (_, controller) in enumerate(self._parts)}
 
     @classmethod
-    def build(cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]) -> Self:
+    def build(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
+    ) -> Self:
         weights = config["weights"]
         return cls(*((w, parts[f"part_{i}"]) for i, w in enumerate(weights)))
 

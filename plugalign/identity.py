@@ -61,13 +61,13 @@ class Identity:
         here = Identity.of(model, tokenizer)
         if here.vocabulary != self.vocabulary:
             raise ValueError(
-                f"{who} was fitted for the tokenizer of '{self.name}', but '{here.name}' has another "
-                f"vocabulary; fit it again with --model {here.name}"
+                f"{who} was fitted for the tokenizer of '{self.name}', but '{here.name}' has "
+                f"another vocabulary; fit it again with --model {here.name}"
             )
         if needs == "weights" and not self._same_weights(here):
             raise ValueError(
-                f"{who} was fitted for the weights of '{self.name}' and cannot steer '{here.name}'; "
-                f"fit it again with --model {here.name}"
+                f"{who} was fitted for the weights of '{self.name}' and cannot steer "
+                f"'{here.name}'; fit it again with --model {here.name}"
             )
 
     def _same_weights(self, other: Identity) -> bool:

@@ -203,10 +203,12 @@ class Run:
             front[i, width - len(prefix) :] = torch.tensor(prefix, device=ids.device)
             front_mask[i, width - len(prefix) :] = 1
         many = torch.cat([front.repeat_interleave(rows, 0), ids.repeat(len(prompts), 1)], 1)
-        many_mask = torch.cat([front_mask.repeat_interleave(rows, 0), mask.repeat(len(prompts), 1)], 1)
+        many_mask = torch.cat(
+            [front_mask.repeat_interleave(rows, 0), mask.repeat(len(prompts), 1)], 1
+        )
         logits = self._ask("prompts", self.model, "the base under bias prompts", many, many_mask)
         keys = (s.key for s in self.plan.sources.values() if isinstance(s, PromptedLogits))
-        return dict(zip(keys, logits.split(rows), strict=True))
+        return dict(zip(keys, logits.view(len(prompts), rows, -1), strict=True))
 
     def _ask(
         self,
@@ -226,7 +228,9 @@ class Run:
         self._check("the source", name, logits, ids)
         return logits
 
-    def _score(self, source: CandidateScores, ids: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+    def _score(
+        self, source: CandidateScores, ids: Tensor, mask: Tensor, candidates: Tensor
+    ) -> Tensor:
         cached = self._models.get(source.key)
         if cached is None:
             cached = self._models[source.key] = CachedScorer(source.model)
@@ -281,7 +285,9 @@ class Run:
         if not self.plan.needs_hidden:
             yield
             return
-        body = self.model.register_forward_pre_hook(self._note_window, with_kwargs=True, prepend=True)
+        body = self.model.register_forward_pre_hook(
+            self._note_window, with_kwargs=True, prepend=True
+        )
         head = self.model.get_output_embeddings().register_forward_pre_hook(self._note_hidden)
         try:
             yield
@@ -364,4 +370,3 @@ def _kept_share(alpha: float | Adaptive, log_p: Tensor) -> float | Tensor:
         log_p, alpha.sensitivity, top_p=alpha.top_p, low=alpha.low, high=alpha.high,
         floor=alpha.floor,
     )  # fmt: skip
-

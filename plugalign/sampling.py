@@ -8,6 +8,7 @@ controller changed the choice, and a prompt's samples do not depend on its neigh
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ from transformers import LogitsProcessor
 
 from plugalign.kernels.gumbel import gumbel_noise
 from plugalign.kernels.reweighting import NEVER, log_probs, support_mask
+
+RESTART = 2**20  # steps between an answer and the next version of it
 
 
 class CoupledSampler(LogitsProcessor):
@@ -54,10 +57,11 @@ class CoupledSampler(LogitsProcessor):
             raise ValueError(
                 f"each row needs a prompt and a sample number, got {len(prompts)} and {len(samples)}"
             )
-        self.seed, self.prompt_length = seed, prompt_length
+        self.seed, self.prompt_length, self.first_step = seed, prompt_length, 0
         self.prompts = torch.as_tensor(prompts, dtype=torch.long)
         self.samples = torch.as_tensor(samples, dtype=torch.long)
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self._restarts = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Perturbed log-probabilities ``(R, V)``, -inf outside the support, of scores ``(R, V)``
@@ -72,12 +76,24 @@ class CoupledSampler(LogitsProcessor):
         rows, tokens = kept.nonzero(as_tuple=True)
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]
-        step = torch.tensor(input_ids.shape[1] - self.prompt_length, device=rows.device)
+        step = self.first_step + input_ids.shape[1] - self.prompt_length
         prompts, samples = self.prompts.to(rows.device), self.samples.to(rows.device)
-        noise = gumbel_noise(tokens, step, prompts[rows], samples[rows], self.seed)
+        noise = gumbel_noise(tokens, torch.tensor(step, device=rows.device), prompts[rows], samples[rows], self.seed)
         perturbed = torch.full_like(log_p, NEVER)
         perturbed[rows, tokens] = log_p[rows, tokens] + noise
         return perturbed
+
+    def restarted(self, rows: Tensor) -> CoupledSampler:
+        """A sampler for some rows ``(R',)`` that are written anew, behind texts of any length.
+
+        Its noise stands at steps that no answer reaches, and is the same for a row whichever
+        other rows are written anew with it.
+        """
+        self._restarts += 1
+        fresh = copy.copy(self)
+        fresh.prompts, fresh.samples = self.prompts[rows.cpu()], self.samples[rows.cpu()]
+        fresh.prompt_length, fresh.first_step = None, self._restarts * RESTART
+        return fresh
 
 
 def check_sampling(*, temperature: float, top_p: float, top_k: int = 0) -> None:

@@ -50,7 +50,9 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return {}
 
     @classmethod
-    def build(cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]) -> Self:
+    def build(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
+    ) -> Self:
         """The inverse of `config`, `tensors` and `saved_parts`.
 
         Args:

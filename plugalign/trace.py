@@ -29,7 +29,7 @@ class Trace:
     def record(
         self, length: int, log_p: Tensor, shifts: list[Tensor], steered: Tensor, empty: Tensor
     ) -> None:
-        """Notes one step: base and steered log-probabilities and weighted shifts, all ``(R, V)``."""
+        """Notes one step: base and steered log-probabilities, weighted shifts, all ``(R, V)``."""
         self._pending = (length, [s - (log_p + s).logsumexp(-1, keepdim=True) for s in shifts])
         self.changed.append(log_p.argmax(-1) != steered.argmax(-1))
         self.empty_supports += int(empty.sum())

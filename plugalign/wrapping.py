@@ -105,8 +105,8 @@ class Steered:
             beyond = [s for s in ("prompt", "attach", "revise") if part.overrides(s)]
             if beyond:
                 raise ValueError(
-                    f"{type(part).__name__} acts on {' and '.join(beyond)}, which a LogitsProcessor "
-                    "cannot do; use wrap(model, tokenizer, controller).generate(...)"
+                    f"{type(part).__name__} acts on {' and '.join(beyond)}, which a "
+                    "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
                 )
         return SteeringProcessor(self._run(attention_mask, {}, None))
 
@@ -153,8 +153,8 @@ class Steered:
         beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
         if beams > 1 or options.get("assistant_model") or options.get("prompt_lookup_num_tokens"):
             raise ValueError(
-                "a trace follows rows that grow by one token a step, so it needs greedy decoding or "
-                "sampling; beams and drafts move rows about"
+                "a trace follows rows that grow by one token a step, so it needs greedy decoding "
+                "or sampling; beams and drafts move rows about"
             )
 
     # ------------------------------------------------------------------ prompts

@@ -22,6 +22,8 @@ from transformers import (
     Qwen2Config,
 )
 
+torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = 120
 SHARED = ROOT.parent / "shared"
@@ -33,8 +35,8 @@ CONFIGS = {
         tie_word_embeddings=False,
     ),
     "gpt2-tied": lambda v: GPT2Config(
-        bos_token_id=1, eos_token_id=1, vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1,
+        eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
     "qwen2-tied": lambda v: Qwen2Config(
         vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,

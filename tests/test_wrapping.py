@@ -137,7 +137,10 @@ def everything(which, model, tiny, tokenizer, architecture):
         shift = LowRank(left, right, center, alpha=0.3)
         return Declared(Steering((shift,), (MinP(0.01),))), delta
     if which == "head":
-        left, right = torch.randn(120, 3, generator=generator), torch.randn(32, 3, generator=generator)
+        left, right = (
+            torch.randn(120, 3, generator=generator),
+            torch.randn(32, 3, generator=generator),
+        )
         bias, state = torch.randn(120, generator=generator), torch.randn(32, generator=generator)
 
         def delta(ids, log_p):
@@ -175,15 +178,18 @@ def run(generate, batch, mode, assistant, **more):
         batch = {k: v[:1] for k, v in batch.items()}
     torch.manual_seed(11)
     return generate(
-        **batch, max_new_tokens=5, return_dict_in_generate=True, output_scores=True, **options, **more
+        **batch,
+        max_new_tokens=5,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+        **more,
     )
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", CONTROLLERS)
 def test_steered_generate_equals_the_formula(which, mode, tiny, tokenizer, prompts, architecture):
-    if mode == "lookup" and which != "dexperts":
-        pytest.skip("prompt lookup asks of a controller what assisted decoding asks")
     model, assistant = tiny(architecture), tiny(architecture, seed=9)
     controller, delta = everything(which, model, tiny, tokenizer, architecture)
     batch = prompts(rows=2, width=6)
@@ -443,7 +449,9 @@ def test_nan_names_the_source_and_the_step(tiny, tokenizer, prompts):
 
     anti.register_forward_hook(spoil)
     steered = pa.wrap(model, tokenizer, pa.DExperts(antiexpert=anti))
-    with pytest.raises(FloatingPointError, match=r"broken-anti' gave NaN logits at step 2 \(row 1\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"broken-anti' gave NaN logits at step 2 \(row 1\)"
+    ):
         steered.generate(**prompts(), max_new_tokens=5)
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(float("inf"))
