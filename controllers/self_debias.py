@@ -57,12 +57,19 @@ class SelfDebias(Controller):
         self.prefixes, self.decay, self.floor = tuple(prefixes), float(decay), float(floor)
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.prefixes]
-        sources = tuple(
-            PromptedLogits(f"the base behind {text!r}", tuple(ids))
-            for text, ids in zip(self.prefixes, encoded, strict=True)
-        )
+        sources = tuple(prompted(text, tokenizer) for text in self.prefixes)
         return Steering((BiasDecay(sources, self.decay, self.floor),))
 
     def config(self) -> dict[str, Any]:
         return {"prefixes": list(self.prefixes), "decay": self.decay, "floor": self.floor}
+
+
+def prompted(text: str, tokenizer: Any) -> PromptedLogits:
+    """The base behind ``text``. A tokenizer that starts every text with a token does so here too,
+    and then the row's own start token is hidden."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    start = tokenizer.bos_token_id
+    whole = list(tokenizer(text)["input_ids"])
+    if start is None or whole[:1] != [start] or ids[:1] == [start]:
+        return PromptedLogits(f"the base behind {text!r}", tuple(ids))
+    return PromptedLogits(f"the base behind {text!r}", (start, *ids), start)

@@ -77,13 +77,19 @@ class ModelLogits(Source):
 
 @dataclass(frozen=True, eq=False)
 class PromptedLogits(Source):
-    """The base model under another prompt: ``prefix`` token ids stand in front of the row's ids."""
+    """The base model under another prompt: ``prefix`` token ids stand in front of the row's ids.
+
+    Args:
+        start_token: the token with which ``prefix`` begins where the model wants every text to
+            begin with it; the row's own is then hidden.
+    """
 
     prefix: tuple[int, ...] = ()
+    start_token: int | None = None
 
     @property
     def key(self) -> Hashable:
-        return ("prompt", self.prefix)
+        return ("prompt", self.prefix, self.start_token)
 
 
 @dataclass(frozen=True, eq=False)

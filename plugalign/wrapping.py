@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from plugalign.controller import Controller, ModelLogits, PromptedLogits
+from plugalign.controller import Controller, ModelLogits
 from plugalign.identity import model_name
-from plugalign.run import Plan, Run, SteeringProcessor
+from plugalign.plan import Plan
+from plugalign.run import Run, SteeringProcessor
 from plugalign.trace import Trace
 
 
@@ -86,8 +87,7 @@ class Steered:
         asked, asked_mask = self._reworded(ids, mask)
         with self._attached() as extra:
             self._check_length(asked_mask, extra)
-            run = self._run(asked_mask, options, trace)
-            run.extra_positions = extra
+            run = self._run(asked_mask, options, trace, extra)
             output = self._generate(run, asked, asked_mask, options)
         return output if asked is ids else _with_prompt(output, asked.shape[1], ids)
 
@@ -108,7 +108,7 @@ class Steered:
                     f"{type(part).__name__} acts on {' and '.join(beyond)}, which a "
                     "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
                 )
-        return SteeringProcessor(self._run(attention_mask, {}, None))
+        return SteeringProcessor(self._run(attention_mask, {}))
 
     # ------------------------------------------------------------------ one call
 
@@ -120,7 +120,7 @@ class Steered:
         processors = list(options.pop("logits_processor", None) or [])
         if run.plan.steerings:
             processors.insert(0, SteeringProcessor(run))
-        if run.plan.needs_hidden or run.extra_positions:
+        if run.plan.needs_hidden or any(p.overrides("attach") for p in self._active()):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
         with run.watching():
             output = self.model.generate(
@@ -133,13 +133,23 @@ class Steered:
             run.trace.chosen(_sequences(output))
         return output
 
-    def _run(self, mask: Tensor | None, options: dict[str, Any], trace: Trace | None) -> Run:
+    def _run(
+        self,
+        mask: Tensor | None,
+        options: dict[str, Any],
+        trace: Trace | None = None,
+        extra_positions: int = 0,
+    ) -> Run:
         pad, ends = self._special_tokens(options)
-        infer = pad is not None and pad not in ends
         return Run(
-            self.plan, self.model, prompt_mask=mask, pad_token_id=pad or 0, infer_mask=infer,
+            self.plan,
+            self.model,
+            prompt_mask=mask,
+            pad_token_id=pad or 0,
+            infer_mask=pad is not None and pad not in ends,
+            extra_positions=extra_positions,
             trace=trace,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def _attached(self) -> Iterator[int]:
@@ -193,7 +203,7 @@ class Steered:
             raise ValueError("a prompt has no tokens: its attention mask is all zeros")
         sources = self.plan.sources.values()
         others = [(s.model, 0, s.name) for s in sources if isinstance(s, ModelLogits)]
-        prefix = max((len(s.prefix) for s in sources if isinstance(s, PromptedLogits)), default=0)
+        prefix = max((len(s.prefix) for s in self.plan.prompts.values()), default=0)
         for model, more, name in [(self.model, extra + prefix, model_name(self.model)), *others]:
             context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             if context is not None and longest + more >= context:

@@ -19,7 +19,12 @@ def greedy(model, tokenizer, controller, batch):
 def adapter(tiny, tmp_path, architecture):
     """A LoRA adapter with weights far from zero, and the same thing as a merged model."""
     torch.manual_seed(4)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    config = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        fan_in_fan_out=architecture.startswith("gpt2"),
+    )
     adapted = get_peft_model(tiny(architecture), config)
     adapted.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter", adapted.merge_and_unload().eval()

@@ -1,0 +1,65 @@
+"""The base's last hidden state, read off the forwards that ``generate`` makes anyway."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class HiddenWatch:
+    """Keeps what the LM head read in the last forward, and for which tokens.
+
+    Only forwards of the thread that made the watch count, and none while `paused`: those are
+    forwards of our own on the same model.
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._thread = threading.get_ident()
+        self._hidden: Tensor | None = None
+        self._start, self._window = 0, torch.empty(0, 0, dtype=torch.long)
+        self.paused = False
+        self.extra_positions = 0  # cache positions in front of the prompt
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks the model for the length of the block."""
+        body = self._model.register_forward_pre_hook(
+            self._note_window, with_kwargs=True, prepend=True
+        )
+        head = self._model.get_output_embeddings().register_forward_pre_hook(self._note_hidden)
+        try:
+            yield
+        finally:
+            head.remove()
+            body.remove()
+
+    def find(self, ids: Tensor) -> Tensor | None:
+        """The hidden state ``(R, D)`` after the prefixes ``ids`` ``(R, T)``, in float32, or None
+        where the last forward did not read just these tokens (a draft that was rejected, say)."""
+        new = ids.shape[1] - self._start  # columns of the window that belong to these prefixes
+        if self._hidden is None or not 0 < new <= self._window.shape[1]:
+            return None
+        column = self._hidden.shape[1] - self._window.shape[1] + new - 1
+        if column < 0 or not torch.equal(self._window[:, :new], ids[:, self._start :]):
+            return None
+        return self._hidden[:, column].float()
+
+    def _ours(self) -> bool:
+        return not self.paused and threading.get_ident() == self._thread
+
+    def _note_window(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        if self._ours():
+            cache = inputs.get("past_key_values")
+            past = 0 if cache is None else int(cache.get_seq_length())
+            self._start = max(0, past - self.extra_positions)
+            self._window = inputs["input_ids"] if "input_ids" in inputs else args[0]
+
+    def _note_hidden(self, _: Any, args: tuple[Any, ...]) -> None:
+        if self._ours():
+            self._hidden = args[0].detach()

@@ -1,0 +1,67 @@
+"""What all controllers together ask of a step of one model, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from plugalign.controller import (
+    Controller,
+    PromptedLogits,
+    Shift,
+    Source,
+    Steering,
+    Support,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The declarations of a controller's parts, with what engines want to know about them.
+
+    Attributes:
+        steerings: per steering controller its name and its weighted declaration.
+    """
+
+    steerings: tuple[tuple[str, Steering], ...]
+
+    @classmethod
+    def of(cls, controller: Controller, model: Any, tokenizer: Any) -> Plan:
+        """Asks every part of ``controller`` for its declaration on this model.
+
+        Raises:
+            ValueError: from a part that cannot work with this model or tokenizer.
+        """
+        declared = []
+        for weight, part in controller.parts():
+            if part.overrides("steer") and weight != 0:
+                steering = part.steer(model, tokenizer).scaled(weight)
+                declared.append((type(part).__name__, steering))
+        return cls(tuple(declared))
+
+    @cached_property
+    def shifts(self) -> tuple[Shift, ...]:
+        return tuple(chain.from_iterable(s.shifts for _, s in self.steerings))
+
+    @cached_property
+    def supports(self) -> tuple[Support, ...]:
+        """Without repetition: an intersection does not count."""
+        return tuple(dict.fromkeys(chain.from_iterable(s.supports for _, s in self.steerings)))
+
+    @cached_property
+    def sources(self) -> dict[Hashable, Source]:
+        """Every source once, however many controllers ask for it."""
+        return {source.key: source for shift in self.shifts for source in shift.sources}
+
+    @cached_property
+    def prompts(self) -> dict[Hashable, PromptedLogits]:
+        """The prompts under which the base runs again, by source key."""
+        return {key: s for key, s in self.sources.items() if isinstance(s, PromptedLogits)}
+
+    @cached_property
+    def needs_hidden(self) -> bool:
+        """Whether any shift reads the base's last hidden state."""
+        return any(shift.needs_hidden for shift in self.shifts)
