@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from plugalign.controller import Controller
     from plugalign.controllers.dexperts import DExperts
+    from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
     from plugalign.trace import Trace
     from plugalign.wrapping import Steered, wrap
@@ -26,12 +27,22 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "SelfCritique": "plugalign.controllers.self_critique",
     "SelfDebias": "plugalign.controllers.self_debias",
     "Steered": "plugalign.wrapping",
     "Trace": "plugalign.trace",
     "wrap": "plugalign.wrapping",
 }
-__all__ = ["Controller", "DExperts", "SelfDebias", "Steered", "Trace", "__version__", "wrap"]
+__all__ = [
+    "Controller",
+    "DExperts",
+    "SelfCritique",
+    "SelfDebias",
+    "Steered",
+    "Trace",
+    "__version__",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:

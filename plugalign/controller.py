@@ -31,7 +31,7 @@ from torch import Tensor
 from plugalign.saving import Saveable
 
 if TYPE_CHECKING:
-    from plugalign.revision import Answers
+    from plugalign.revision import Answers, Revision
 
 # --------------------------------------------------------------------------- sources
 
@@ -308,6 +308,13 @@ class Controller(Saveable):
 
     name: ClassVar[str] = ""
 
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Refuses a model or tokenizer that this controller cannot work with, before any work.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
+
     def prompt(self, text: str) -> str:
         """Rewrites the prompt before it is tokenised."""
         return text
@@ -329,9 +336,11 @@ class Controller(Saveable):
         """
         return Steering()
 
-    def revise(self, answers: Answers) -> Tensor:
-        """Rewrites finished answers; returns token ids ``(B, T')`` without the prompts."""
-        return answers.ids
+    def revise(self, answers: Answers) -> Revision:
+        """Rewrites finished answers; the revision holds ids ``(B, T')`` without the prompts."""
+        from plugalign.revision import Revision
+
+        return Revision(answers.ids)
 
     def overrides(self, surface: str) -> bool:
         """Whether this controller acts on ``surface`` (prompt, attach, steer or revise)."""

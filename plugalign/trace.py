@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from plugalign.revision import Revision
+
 
 @dataclass
 class Trace:
@@ -18,12 +20,14 @@ class Trace:
             chosen token, after renormalising that controller's shift alone on the base.
         changed: per step ``(R,)`` bool: whether the most probable token is not the base's.
         empty_supports: how often the supports had no token in common and the base's best stayed.
+        revisions: per revising controller what it did to the finished answers.
     """
 
     names: tuple[str, ...] = ()
     contributions: list[Tensor] = field(default_factory=list)
     changed: list[Tensor] = field(default_factory=list)
     empty_supports: int = 0
+    revisions: list[Revision] = field(default_factory=list)
     _pending: tuple[int, list[Tensor]] | None = field(default=None, repr=False)
 
     def record(

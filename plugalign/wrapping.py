@@ -7,8 +7,10 @@ controllers' attachments are in place and undone afterwards, whatever happens; i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ from transformers import LogitsProcessorList
 from plugalign.controller import Controller, ModelLogits
 from plugalign.identity import model_name
 from plugalign.plan import Plan
+from plugalign.revision import Answers
 from plugalign.run import Run, SteeringProcessor
 from plugalign.trace import Trace
+from plugalign.transcript import Continuation, Transcript
 
 
 def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
@@ -53,6 +57,8 @@ class Steered:
 
     def __init__(self, model: Any, tokenizer: Any, controller: Controller):
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
+        for part in self._active():
+            part.check(model, tokenizer)
         self.plan = Plan.of(controller, model, tokenizer)
 
     def __getattr__(self, name: str) -> Any:
@@ -82,6 +88,8 @@ class Steered:
             )
         if trace is not None:
             self._check_traceable(options)
+        if self._acting_on("revise"):
+            check_revisable(options)
         mask = options.pop("attention_mask", None)
         mask = self._infer_mask(ids, options) if mask is None else mask
         asked, asked_mask = self._reworded(ids, mask)
@@ -89,6 +97,8 @@ class Steered:
             self._check_length(asked_mask, extra)
             run = self._run(asked_mask, options, trace, extra)
             output = self._generate(run, asked, asked_mask, options)
+            if self._acting_on("revise"):
+                output = self._revised(output, asked, asked_mask, options, run, extra)
         return output if asked is ids else _with_prompt(output, asked.shape[1], ids)
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
@@ -115,12 +125,17 @@ class Steered:
     def _active(self) -> list[Controller]:
         return [part for weight, part in self.controller.parts() if weight != 0]
 
+    def _acting_on(self, surface: str) -> list[Controller]:
+        return [part for part in self._active() if part.overrides(surface)]
+
     def _generate(self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Any:
         options = dict(options)
         processors = list(options.pop("logits_processor", None) or [])
         if run.plan.steerings:
             processors.insert(0, SteeringProcessor(run))
-        if run.plan.needs_hidden or any(p.overrides("attach") for p in self._active()):
+        if self._acting_on("revise"):
+            options["return_dict_in_generate"] = True  # for the cache
+        if run.plan.needs_hidden or self._acting_on("attach"):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
         with run.watching():
             output = self.model.generate(
@@ -155,8 +170,58 @@ class Steered:
     def _attached(self) -> Iterator[int]:
         """All attachments in place; yields the cache positions in front of the prompt."""
         with ExitStack() as stack:
-            parts = [part for part in self._active() if part.overrides("attach")]
+            parts = self._acting_on("attach")
             yield sum(stack.enter_context(part.attach(self.model)) for part in parts)
+
+    # ------------------------------------------------------------------ revision
+
+    def _revised(
+        self,
+        output: Any,
+        ids: Tensor,
+        mask: Tensor,
+        options: dict[str, Any],
+        run: Run,
+        extra: int,
+    ) -> Any:
+        """Hands finished answers to every reviser, and puts theirs in the place of the drafts."""
+        pad, ends = self._special_tokens(options)
+        pad = pad if pad is not None else next(iter(ends), 0)
+        again = output.sequences.shape[0] // ids.shape[0]
+        prompts = ids.repeat_interleave(again, 0)
+        own = {k: v for k, v in options.items() if k != "logits_processor"}
+        steering = partial(self._steering, options.get("logits_processor") or [], options, extra)
+        answers = Answers(
+            tokenizer=self.tokenizer,
+            prompt_ids=prompts,
+            prompt_mask=mask.repeat_interleave(again, 0),
+            ids=output.sequences[:, ids.shape[1] :],
+            cache=reusable_cache(output, options),
+            pad_token_id=pad,
+            end_token_ids=tuple(ends),
+            continuation=Continuation(self.model, own, steering),
+            context=self._context(),
+            prefix=extra,
+        )
+        for part in self._acting_on("revise"):
+            revision = part.revise(answers)
+            answers = replace(answers, ids=revision.ids, cache=None)
+            if run.trace is not None:
+                run.trace.revisions.append(revision)
+        output.sequences = torch.cat([prompts, answers.ids], dim=1)
+        output.past_key_values = None  # it belongs to the drafts
+        return output if options.get("return_dict_in_generate") else output.sequences
+
+    @contextmanager
+    def _steering(
+        self, others: Sequence[Any], options: dict[str, Any], extra: int, text: Transcript
+    ) -> Iterator[list[Any]]:
+        """The processors for texts that are written anew: a run of their own, then the caller's.
+        A processor that goes by rows is asked for the one of these rows."""
+        again = [p.restarted(text.rows) if hasattr(p, "restarted") else p for p in others]
+        run = self._run(text.mask, options, None, extra)
+        with run.watching():
+            yield [SteeringProcessor(run), *again] if self.plan.steerings else again
 
     def _check_traceable(self, options: dict[str, Any]) -> None:
         config = options.get("generation_config") or self.model.generation_config
@@ -186,7 +251,7 @@ class Steered:
 
     def _reworded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The prompts after every controller's ``prompt``; the same tensors if none has one."""
-        parts = [part for part in self._active() if part.overrides("prompt")]
+        parts = self._acting_on("prompt")
         if not parts:
             return ids, mask
         rows = zip(ids, mask.bool(), strict=True)
@@ -195,6 +260,12 @@ class Steered:
             texts = [part.prompt(text) for text in texts]
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
         return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+
+    def _context(self) -> int | None:
+        """The most tokens that every model which reads the whole text can hold."""
+        sources = self.plan.sources.values()
+        models = [self.model, *(s.model for s in sources if isinstance(s, ModelLogits))]
+        return min((c for c in map(context_of, models) if c is not None), default=None)
 
     def _check_length(self, mask: Tensor, extra: int) -> None:
         """Refuses a prompt that leaves no room in the context of a model that must read it."""
@@ -205,13 +276,37 @@ class Steered:
         others = [(s.model, 0, s.name) for s in sources if isinstance(s, ModelLogits)]
         prefix = max((len(s.prefix) for s in self.plan.prompts.values()), default=0)
         for model, more, name in [(self.model, extra + prefix, model_name(self.model)), *others]:
-            context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            context = context_of(model)
             if context is not None and longest + more >= context:
                 beside = f" and {more} tokens that controllers put in front" if more else ""
                 raise ValueError(
                     f"a prompt of {longest} tokens{beside} leaves no room in the context of "
                     f"'{name}' ({context} tokens); shorten the prompt"
                 )
+
+
+def context_of(model: Any) -> int | None:
+    """The most tokens that a model can read, or None where its config names no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def check_revisable(options: dict[str, Any]) -> None:
+    """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
+    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
+    for name in (*wanted, "output_hidden_states"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
+                "out, or leave the revising controller out"
+            )
+
+
+def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
+    """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
+    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
+    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
+    return None if (beams or 1) > 1 or drafted else output.past_key_values
 
 
 def _sequences(output: Any) -> Tensor:

@@ -1,0 +1,167 @@
+"""What a controller that rewrites finished answers gets and gives.
+
+`Answers` is the batch of drafts that one ``generate`` call has just made, with the cache that it
+left; `Revision` is what becomes of them, with a `Report` of what was done and what it cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
+
+from plugalign.transcript import Continuation, Transcript
+
+PROMPT = "{prompt}"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Finished drafts of one ``generate`` call, as a reviser gets them.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        prompt_ids: left-padded, one row for each answer, ``(B, T)``.
+        prompt_mask: ``(B, T)``.
+        ids: the answers without the prompts ``(B, T')``, right-padded.
+        cache: keys and values of prompt and answer up to the last token or the one before it;
+            None (beams, static caches, assisted decoding) encodes the text once more.
+        pad_token_id: fills shorter answers.
+        end_token_ids: any of them ends an answer.
+        continuation: writes on as the drafts were written.
+        context: the most tokens that every model involved can read, or None for no limit.
+        prefix: cache positions that a prefix controller put in front of the prompt.
+
+    Raises:
+        ValueError: if prompts, masks and answers differ in number.
+    """
+
+    tokenizer: Any
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    ids: Tensor
+    cache: Cache | None
+    pad_token_id: int
+    end_token_ids: tuple[int, ...]
+    continuation: Continuation
+    context: int | None = None
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt_ids) == len(self.prompt_mask) == len(self.ids):
+            raise ValueError(
+                f"{len(self.ids)} answers need as many prompts and masks, got "
+                f"{len(self.prompt_ids)} and {len(self.prompt_mask)}; repeat them for each answer"
+            )
+
+    def transcript(self) -> Transcript:
+        """Prompts and answers as texts to go on from, without the tokens that end answers."""
+        rows = torch.arange(len(self.ids), device=self.ids.device)
+        prompts = Transcript(
+            self.prompt_ids, self.prompt_mask, rows, self.pad_token_id, prefix=self.prefix
+        )
+        return prompts.followed(self.ids, self.said(self.ids), self.cache)
+
+    def said(self, ids: Tensor) -> Tensor:
+        """The mask ``(R, n)`` of generated tokens before the end token and the padding."""
+        ends = ids.new_tensor(self.end_token_ids)
+        ended = torch.isin(ids, ends).cumsum(1) > 0
+        padding = (ids == self.pad_token_id).flip(1).long().cumprod(1).flip(1) > 0
+        return (~ended & ~padding).to(self.prompt_mask.dtype)
+
+    def filled(self, template: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A template's token ids ``(R, n)`` and mask; ``{prompt}`` stands for the row's prompt."""
+        prompt, mask = self.prompt_ids[rows], self.prompt_mask[rows]
+        if (start := self.tokenizer.bos_token_id) is not None:
+            mask = mask * (prompt != start)
+        ids, masks = [], []
+        for i, piece in enumerate(template.split(PROMPT)):
+            tokens = prompt.new_tensor(encode(self.tokenizer, piece)).expand(len(rows), -1)
+            ids += [prompt, tokens] if i else [tokens]
+            masks += [mask, torch.ones_like(tokens)] if i else [torch.ones_like(tokens)]
+        return torch.cat(ids, dim=1), torch.cat(masks, dim=1)
+
+    def fits(self, lengths: Tensor) -> Tensor:
+        """Which texts of these lengths ``(R,)`` the context holds."""
+        limit = self.context if self.context is not None else torch.iinfo(lengths.dtype).max
+        return lengths <= limit - self.prefix
+
+    @property
+    def room(self) -> int:
+        """The most tokens that an answer may have."""
+        return self.continuation.answer_length(self.prompt_ids.shape[1])
+
+    @property
+    def critic(self) -> Continuation:
+        """Plain greedy decoding by the model itself, whatever steered the answers."""
+        options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.pad_token_id}
+        ends = {"eos_token_id": list(self.end_token_ids)} if self.end_token_ids else {}
+        return Continuation(self.continuation.model, options | ends)
+
+    def written(
+        self, by: Continuation, text: Transcript, max_new_tokens: int
+    ) -> tuple[Tensor, Transcript, Report]:
+        """What ``by`` writes after a text: the new ids ``(R, n)``, the text with them, the cost."""
+        unread = int(text.mask.sum()) if by.reads_anew else text.unread
+        new, output = by.generate(text, max_new_tokens)
+        said = self.said(new)
+        cost = Report(encoded_tokens=unread, generated_tokens=int(said.sum()))
+        return new, text.followed(new, said, output.past_key_values), cost
+
+
+def replaced(answers: Tensor, rows: Tensor, new: Tensor, pad_token_id: int) -> Tensor:
+    """Answers ``(B, T')`` with those of ``rows (R,)`` replaced by ``new (R, n)``, padded."""
+    width = max(answers.shape[1], new.shape[1])
+    old, new = (pad(x, (0, width - x.shape[1]), value=pad_token_id) for x in (answers, new))
+    return old.index_copy(0, rows, new)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a piece of text, without special tokens around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@dataclass(frozen=True)
+class Report:
+    """What revising did to a batch, in answers and in tokens. Reports add up.
+
+    Attributes:
+        critiqued: verdicts asked for, in all rounds.
+        faulted: verdicts that found a fault.
+        refined: revisions made.
+        too_long: answers left as they were because the next step did not fit the context.
+        empty: revisions without a word, which leave the answer as it was.
+        encoded_tokens: tokens that the model read beyond those of the drafts.
+        generated_tokens: tokens that it wrote beyond those of the drafts.
+    """
+
+    critiqued: int = 0
+    faulted: int = 0
+    refined: int = 0
+    too_long: int = 0
+    empty: int = 0
+    encoded_tokens: int = 0
+    generated_tokens: int = 0
+
+    def __add__(self, other: Report) -> Report:
+        return Report(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Revision:
+    """What a reviser returns.
+
+    Attributes:
+        ids: the answers ``(B, T'')``, right-padded; rows without a fault hold their drafts.
+        report: what it did and what that cost.
+        faults: per round the probability of a fault ``(rounds, B)``, NaN where none was asked for.
+    """
+
+    ids: Tensor
+    report: Report = field(default_factory=Report)
+    faults: Tensor | None = None
