@@ -162,6 +162,8 @@ def with_adapter(base: Any, folder: Path) -> Any:
 
 
 def shared_copy(model: Any) -> Any:
-    """A copy of the modules around the very same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """A copy of the modules around the same storage: its parameters are frozen ones of its own."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    return copy.deepcopy(model, memo)

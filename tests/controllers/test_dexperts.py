@@ -43,6 +43,7 @@ def test_an_adapter_is_the_merged_model_and_the_base_stays(
     want = greedy(model, tokenizer, pa.DExperts(merged, tiny(architecture, seed=2)), batch)
     assert greedy(model, tokenizer, pa.DExperts(folder, tiny(architecture, seed=2)), batch) == want
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_an_adapter_shares_the_rest_of_the_weights(tiny):

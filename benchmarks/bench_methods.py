@@ -1,0 +1,40 @@
+"""Every controller's generate beside plain generate, for pytest-benchmark.
+
+    pytest benchmarks/bench_methods.py --benchmark-group-by=param:batch
+
+``PLUGALIGN_BENCH_MODEL`` names a model (a hub id or a folder); by default the embedded one. For
+ratios interleaved in one run, with their spread, use ``plugalign bench``.
+"""
+
+import os
+
+import pytest
+import torch
+
+from plugalign.benchmarking import MAKERS, generation, random_prompts, untrained
+from plugalign.evaluation.loading import load_model
+from plugalign.pocket import load as load_pocket
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    name = os.environ.get("PLUGALIGN_BENCH_MODEL")
+    return load_pocket() if name is None else load_model(name)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("method", ["plain", *MAKERS])
+def bench_generate(benchmark, loaded, method, batch):
+    model, tokenizer = loaded
+    controller = None if method == "plain" else untrained(method, model, tokenizer)
+    call = generation(controller, model, tokenizer)
+    prompts = random_prompts(model, batch, 16)
+
+    def run():
+        output = call(prompts, 32)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return output
+
+    output = benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    assert output.shape == (batch, 16 + 32)
