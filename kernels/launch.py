@@ -1,0 +1,63 @@
+"""A planned kernel launch: made on the host, then run on a device or compiled ahead of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_PARTS = 128  # what one small program merges
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One Triton kernel with its grid and arguments.
+
+    A plan is a value, so the compile gate compiles exactly what an operation would launch.
+
+    Args:
+        warps: of each program.
+        fuse: products and sums may become one operation, faster and differently rounded.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    warps: int
+    fuse: bool = True
+
+    def run(self) -> None:
+        self.kernel[self.grid](**self.arguments, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, "enable_fp_fusion": self.fuse}
+
+
+def split(tiles: int, rows: int, device: torch.device, parts: int | None = None) -> tuple[int, int]:
+    """Programs that share a row of ``tiles``, and the tiles of each.
+
+    About two programs for each multiprocessor keep a GPU busy: many rows need no sharing, one row
+    needs as much as there is. Where no GPU is, an H200's 132 are assumed.
+    """
+    if parts is None:
+        cuda = device.type == "cuda"
+        have = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
+        parts = -(-2 * have // max(rows, 1))
+    each = -(-tiles // min(parts, MOST_PARTS, tiles))
+    return -(-tiles // each), each
+
+
+def load_bound(x: Tensor) -> int:
+    """How many entries of a row of ``x`` ``(R, V)`` may be loaded, at least V.
+
+    A bound that is a multiple of 16 lets a kernel load 16 bytes at once though V is odd. Rows that
+    are padded to a multiple of 16 allow it: the surplus is padding, and the kernel masks it out.
+    """
+    rows, vocab = x.shape
+    bound, stride = -(-vocab // 16) * 16, x.stride(0)
+    end = x.storage_offset() + (rows - 1) * stride + bound
+    inside = end * x.element_size() <= x.untyped_storage().nbytes()
+    return bound if stride % 16 == 0 and stride >= bound and inside else vocab

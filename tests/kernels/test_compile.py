@@ -1,0 +1,64 @@
+"""The compile gate passes for the kernels as they are, and fails when one gets worse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+WORSE = {
+    "exact logarithms in place of the GPU's": (
+        "plan = functools.partial(gumbel_triton.plan)\n"
+        "gumbel_triton.plan = lambda *a, fast: plan(*a, fast=False)",
+        "instructions an entry",
+    ),
+    "tiles that do not fit the registers": (
+        "gumbel_triton.plan = functools.partial(gumbel_triton.plan, tile=16384)",
+        "spills",
+    ),
+    "loads that stop at an odd vocabulary": (
+        "gumbel_triton.load_bound = lambda x: x.shape[1]",
+        "loads below 16 bytes",
+    ),
+}
+
+
+def run_python(*arguments):
+    """Python with the compiler, not the interpreter, behind Triton, and with no GPU in sight."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_every_kernel_is_within_its_budget():
+    done = run_python("-m", "plugalign.kernels.compile_gate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok") == 40
+
+
+@pytest.mark.parametrize("change", WORSE)
+def test_the_gate_fails_for_a_worse_kernel(change):
+    code, fault = WORSE[change]
+    script = (
+        "import functools, itertools, sys\n"
+        "from plugalign.kernels import compile_gate, gumbel_triton\n"
+        f"{code}\n"
+        "whole = compile_gate.cases\n"
+        "compile_gate.cases = lambda nvidia: itertools.islice(whole(nvidia), 2)\n"
+        "sys.exit(compile_gate.main(['--target', 'sm_90']))\n"
+    )
+    done = run_python("-c", script)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert fault in done.stdout
+
+
+def test_the_gate_refuses_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "plugalign.kernels.compile_gate"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
