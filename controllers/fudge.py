@@ -1,0 +1,119 @@
+"""FUDGE: a small classifier looks one token ahead and weighs the base's best candidates.
+
+``p'(t | x) ~ p(t | x) P(a | x, t)^lambda`` on the base's top-k tokens (Yang and Klein 2021,
+equation 2). The predictor of the attribute ``a`` reads prefixes: it is a causal classifier, trained
+to tell from every prefix of a labelled text whether the whole text has the attribute. As it only
+looks back, the candidates of a step cost one forward over a cached prefix.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+
+from plugalign.auxiliary import positions
+from plugalign.controller import Attribute, CandidateScores, Controller, Steering, TopK
+from plugalign.identity import Identity, model_name
+
+
+class Predictor(nn.Module):
+    """A causal classifier of prefixes: a narrow Llama body and a linear head.
+
+    Positions are rotary, so it reads texts of any length.
+
+    Args:
+        vocab_size: rows of the base's embedding. width: hidden size, a multiple of 2 ``heads``.
+    """
+
+    def __init__(self, vocab_size: int, width: int = 128, layers: int = 2, heads: int = 4):
+        super().__init__()
+        if width % (2 * heads):
+            raise ValueError(f"width {width} must be a multiple of twice the {heads} heads")
+        self.shape = {"vocab_size": vocab_size, "width": width, "layers": layers, "heads": heads}
+        config = LlamaConfig(
+            vocab_size=vocab_size, hidden_size=width, intermediate_size=3 * width,
+            num_hidden_layers=layers, num_attention_heads=heads, pad_token_id=None,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        self.backbone = LlamaModel(config)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The logit of P(a | x_1 .. x_i) at each position; ids, mask and logits are ``(B, T)``."""
+        output = self.backbone(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        )
+        scores: Tensor = self.head(output.last_hidden_state).squeeze(-1)
+        return scores
+
+
+class Fudge(Controller):
+    """Steers by an attribute predictor over the base's top-k candidates.
+
+    Args:
+        predictor: gives the logit of the desired attribute, see `Predictor`.
+        k: number of the base's best tokens that stay possible and are scored.
+        weight: lambda; 1 is Bayes' rule, more steers harder.
+        fitted_for: the model whose token ids the predictor reads.
+    """
+
+    name = "fudge"
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        k: int = 200,
+        weight: float = 1.0,
+        fitted_for: Identity | None = None,
+    ):
+        self.predictor = predictor.eval()
+        self.support, self.weight = TopK(k), float(weight)
+        self.fitted_for = fitted_for
+
+    def steer(self, model: Any, tokenizer: Any) -> Steering:
+        """``lambda log P(a | x, t)`` on the base's top-k tokens.
+
+        Raises:
+            ValueError: if the predictor was fitted for another tokenizer, or reads fewer tokens
+                than the base can choose.
+        """
+        if self.fitted_for is not None:
+            self.fitted_for.check(model, tokenizer, needs="tokenizer", who="the FUDGE predictor")
+        rows = model.get_output_embeddings().weight.shape[0]
+        if self.predictor.shape["vocab_size"] < rows:
+            raise ValueError(
+                f"the FUDGE predictor knows {self.predictor.shape['vocab_size']} tokens, but "
+                f"'{model_name(model)}' can choose {rows}; fit one for this model"
+            )
+        predictor = self.predictor
+        if predictor.head.weight.device != model.device:
+            predictor = copy.deepcopy(predictor).to(model.device)
+        scores = CandidateScores("the FUDGE predictor", predictor)
+        shift = Attribute(scores, k=self.support.k, weight=self.weight)
+        return Steering((shift,), (self.support,))
+
+    def config(self) -> dict[str, Any]:
+        fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
+        return {
+            "k": self.support.k, "weight": self.weight, "predictor": self.predictor.shape,
+            "fitted_for": fitted,
+        }  # fmt: skip
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.predictor.state_dict())
+
+    @classmethod
+    def build(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
+    ) -> Self:
+        fitted = config["fitted_for"]
+        predictor = Predictor(**config["predictor"])
+        predictor.load_state_dict(tensors)
+        return cls(
+            predictor, k=config["k"], weight=config["weight"],
+            fitted_for=None if fitted is None else Identity.from_dict(fitted),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training of what controllers need: one `fit_*` function per method that learns."""

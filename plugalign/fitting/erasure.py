@@ -1,0 +1,156 @@
+"""Finds the subspace of hidden states in which a linear probe can read a label.
+
+Everything here is float64 arrays: states ``(N, D)`` and labels ``(N,)`` of any kind.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from sklearn.covariance import ledoit_wolf
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+Array = NDArray[np.float64]
+HELD_OUT = 0.2
+SVD_TOLERANCE = 0.01  # LEACE: what is correlated less with the label counts as uncorrelated
+CONFIDENCE = 1.64  # standard errors above guessing within which a probe found nothing
+NOTHING = "the hidden states do not show the labels, so there is nothing to remove"
+
+
+class Split(NamedTuple):
+    """States and labels to fit on, and others to judge by."""
+
+    train: Array
+    held: Array
+    train_labels: Any
+    held_labels: Any
+
+    @classmethod
+    def of(cls, states: Array, labels: Any, seed: int) -> Split:
+        """A fifth of each label is held out."""
+        parts = train_test_split(
+            states, labels, test_size=HELD_OUT, stratify=labels, random_state=seed
+        )
+        return cls(*parts)
+
+    @property
+    def guessing(self) -> float:
+        """The accuracy of always naming the most frequent held-out label."""
+        return float(np.unique(self.held_labels, return_counts=True)[1].max()) / len(self.held)
+
+    @property
+    def chance(self) -> float:
+        """The highest held-out accuracy that is no better than guessing."""
+        guess = self.guessing
+        return guess + CONFIDENCE * float(np.sqrt(guess * (1 - guess) / len(self.held)))
+
+    def without(self, basis: Array) -> Split:
+        """The states projected on the orthogonal complement of a basis ``(D, r)``."""
+        train, held = (x - (x @ basis) @ basis.T for x in (self.train, self.held))
+        return self._replace(train=train, held=held)
+
+    def probe(self) -> tuple[Array, float]:
+        """A fresh linear classifier: its weights ``(C, D)`` and its accuracy on the held-out."""
+        scale = float(self.train.std()) or 1.0
+        with warnings.catch_warnings():  # a probe that stops early is still a linear probe
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(max_iter=200).fit(self.train / scale, self.train_labels)
+        return model.coef_ / scale, float(model.score(self.held / scale, self.held_labels))
+
+
+def leace(states: Array, labels: Any) -> tuple[Array, Array, Array]:
+    """LEACE in closed form (Belrose et al. 2023, theorem 4.3) with a shrunken covariance.
+
+    Returns:
+        ``removed`` ``(D, r)``, orthonormal, ``read`` ``(D, r)`` and the mean ``(D,)``: then
+        ``x - removed read^T (x - mean)`` has no covariance with any label.
+
+    Raises:
+        ValueError: if the states do not show the labels in the first place.
+    """
+    mean = states.mean(0)
+    centred = states - mean
+    covariance, _ = ledoit_wolf(centred, assume_centered=True)
+    onehot = (labels[:, None] == np.unique(labels)).astype(np.float64)
+    cross = centred.T @ (onehot - onehot.mean(0)) / len(states)
+    values, vectors = np.linalg.eigh(covariance)
+    whiten = (vectors * values**-0.5) @ vectors.T
+    unwhiten = (vectors * values**0.5) @ vectors.T
+    left, singular, _ = np.linalg.svd(whiten @ cross, full_matrices=False)
+    left = left[:, singular > SVD_TOLERANCE]
+    if left.shape[1] == 0:
+        raise ValueError(NOTHING)
+    removed, triangle = np.linalg.qr(unwhiten @ left)  # an orthonormal basis of the same span
+    return removed, (whiten @ left) @ triangle.T, mean
+
+
+def inlp(split: Split, classifiers: int, path: Path) -> Array:
+    """An orthonormal basis ``(D, r)`` of all directions that linear classifiers find, one after
+    the other, each in what the ones before it left (Ravfogel et al. 2020, algorithm 1).
+
+    Their null spaces intersect in its orthogonal complement. It ends with the first classifier
+    that does no better than guessing on the held-out states. The first column points to the label
+    that sorts last.
+
+    Args:
+        classifiers: how many at most.
+        path: keeps the basis of a run that is killed, and is continued from if it is there.
+
+    Raises:
+        ValueError: if already the first classifier finds nothing.
+    """
+    saved = load_file(path) if path.is_file() else {"basis": torch.zeros(split.train.shape[1], 0)}
+    basis: Array = saved["basis"].double().numpy()
+    done = int(saved.get("done", torch.tensor(0)))
+    for count in track(
+        range(done, classifiers), "linear classifiers", console=Console(stderr=True)
+    ):
+        weights, accuracy = split.without(basis).probe()
+        if accuracy <= split.chance:
+            break
+        found = _row_space(weights, basis)
+        if basis.shape[1] + found.shape[1] >= len(basis):
+            break
+        basis = np.concatenate([basis, found], axis=1)
+        write(path, {"basis": torch.from_numpy(basis), "done": torch.tensor(count + 1)})
+    if basis.shape[1] == 0:
+        raise ValueError(NOTHING)
+    return basis
+
+
+def principal_direction(differences: Array) -> Array:
+    """The first principal direction ``(D,)`` of differences of pairs ``(N, D)``, pointing along
+    them (Bolukbasi et al. 2016, section 5; a pair's two members lie opposite around its mean)."""
+    direction: Array = np.linalg.svd(differences, full_matrices=False)[2][0]
+    return direction if (differences @ direction).sum() >= 0 else -direction
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a file that is complete or not there."""
+    half = path.with_suffix(".half")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, half)
+    os.replace(half, path)
+
+
+def _row_space(weights: Array, basis: Array) -> Array:
+    """An orthonormal basis ``(D, r)`` of the rows ``(C, D)``, orthogonal to what is removed
+    already. What all rows of a softmax share decides nothing, so it is no direction."""
+    rows = weights - weights.mean(0) if len(weights) > 1 else weights
+    rows = rows - (rows @ basis) @ basis.T
+    left, singular, found = np.linalg.svd(rows, full_matrices=False)
+    real = singular > 1e-6 * singular[0]
+    signs = np.where(left[-1] < 0, -1.0, 1.0)  # towards the last label
+    directions: Array = (found * signs[:, None])[real].T
+    return directions

@@ -1,0 +1,267 @@
+"""The one training loop: AdamW with warm-up and decay, a progress bar, and safe restarts.
+
+Step ``i`` is a pure function of the parameters, the optimizer and (seed, i): the random generators
+are seeded anew for each step. So a run that was killed at any moment and started again continues
+from its checkpoint and ends with the same parameters, bit for bit, as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+WINDOW = 32  # batches that are sorted by length together
+
+
+def train(
+    *,
+    parameters: Mapping[str, Tensor],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    title: str,
+    checkpoint: Path | None = None,
+    every: int = 50,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 0,
+    run: str = "",
+) -> list[float]:
+    """Minimises ``loss`` in place and returns its value at each step.
+
+    Args:
+        parameters: tensors that require gradients, by name, in float32 or float64.
+        loss: the scalar loss of a step, which may use torch's random numbers.
+        lr: the highest learning rate; linear warm-up, then a cosine to zero.
+        title: what the progress bar and error messages call this training.
+        checkpoint: the file to continue from and to write every ``every`` steps and at the end.
+            The caller removes it once the result is saved.
+        warmup: share of the steps.
+        clip: bound on the norm of the gradient.
+        run: a `fingerprint` of everything else the loss depends on, such as the data.
+
+    Raises:
+        FloatingPointError: if the loss or its gradient is not finite, naming the step.
+        ValueError: for settings out of range, or a checkpoint of another run.
+        OSError: if the checkpoint cannot be written; the one before it is intact.
+    """
+    check_settings(steps=steps, lr=lr, every=every, clip=clip)
+    if low := [k for k, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]:
+        raise ValueError(f"{title}: train in float32; {low[0]} is {parameters[low[0]].dtype}")
+    settings = (steps, lr, warmup, weight_decay, clip, seed)
+    names = [(name, tuple(p.shape)) for name, p in parameters.items()]
+    made_by = fingerprint(run, settings, names)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
+    losses = _resume(checkpoint, made_by, parameters, optimizer)
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    with _progress() as bar, torch.random.fork_rng(devices=list(devices)):
+        task = bar.add_task(title, total=steps, completed=len(losses), loss=_last(losses))
+        for step in range(len(losses), steps):
+            torch.manual_seed(_step_seed(seed, step))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _schedule(step, steps, warmup)
+            losses.append(_descend(loss, step, title, parameters, optimizer, clip))
+            bar.update(task, advance=1, loss=_last(losses))
+            if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+                _save(checkpoint, made_by, parameters, optimizer, losses)
+    return losses
+
+
+def batches(
+    count: int, batch_size: int, seed: int, lengths: Sequence[int] | None = None
+) -> Callable[[int], list[int]]:
+    """Maps a step to the indices of its batch, over endless epochs that are each shuffled anew.
+
+    The order of epoch ``e`` depends on (seed, e) only, so no state has to be kept. What does not
+    fill a batch is left out of its epoch; if there is less than one batch, it is all of them.
+
+    Args:
+        lengths: of the examples; batches are then of about equal length, which saves padding.
+    """
+    check_settings(count=count, batch_size=batch_size)
+    per_epoch = max(1, count // batch_size)
+
+    @lru_cache(maxsize=2)
+    def epoch(number: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(_step_seed(seed, number))
+        order: list[int] = torch.randperm(count, generator=generator).tolist()
+        if lengths is not None:
+            window = WINDOW * batch_size
+            parts = (order[i : i + window] for i in range(0, count, window))
+            order = [i for part in parts for i in sorted(part, key=lengths.__getitem__)]
+        cut = [order[i * batch_size : (i + 1) * batch_size] for i in range(per_epoch)]
+        return [cut[i] for i in torch.randperm(per_epoch, generator=generator).tolist()]
+
+    return lambda step: epoch(step // per_epoch)[step % per_epoch]
+
+
+@contextmanager
+def working_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` for a fit's checkpoints, removed once the fit has succeeded.
+
+    The result is saved in ``out`` inside the block, so an ``out`` without such a folder beside it
+    is complete.
+
+    Raises:
+        ValueError: if ``out`` holds something already that is not this fit's own.
+    """
+    folder = out.with_name(out.name + ".fitting")
+    if not folder.is_dir() and out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; name another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def check_settings(**values: float) -> None:
+    """Raises a ValueError that names the first setting that is not a positive finite number."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def check_finite(**values: float) -> None:
+    """Raises a ValueError that names the first setting that is NaN or infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of settings and data, equal in every process.
+
+    Strings, numbers and tensors, in tuples, lists and mappings, are hashed by value.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(parts):
+        digest.update(len(piece).to_bytes(8, "little") + piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterable[bytes]:
+    if isinstance(value, Tensor):
+        yield str((value.dtype, tuple(value.shape))).encode()
+        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        yield from _pieces(tuple(value.items()))
+    elif isinstance(value, (tuple, list)):
+        yield str(len(value)).encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, (str, int, float, Path)) or value is None:
+        yield f"{type(value).__name__}:{value!r}".encode()
+    else:
+        raise TypeError(f"cannot take the fingerprint of a {type(value).__name__}")
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """One 63-bit seed for (seed, step); neighbouring seeds share no steps."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _descend(
+    loss: Callable[[int], Tensor],
+    step: int,
+    title: str,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+) -> float:
+    """One step of gradient descent; returns the loss before it."""
+    optimizer.zero_grad()
+    value = loss(step)
+    torch.autograd.backward(value)
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+    for what, number in (("loss", value), ("gradient", norm)):
+        if not torch.isfinite(number):
+            raise FloatingPointError(
+                f"{title}: the {what} is {number.item()} at step {step}; try a smaller lr"
+            )
+    optimizer.step()
+    return value.item()
+
+
+def _save(
+    path: Path,
+    made_by: str,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+) -> None:
+    """Writes beside the old checkpoint and replaces it only when the new one is complete."""
+    state = {
+        "made_by": made_by,
+        "parameters": {name: p.detach() for name, p in parameters.items()},
+        "optimizer": optimizer.state_dict(),
+        "losses": losses,
+    }
+    half = path.with_name(path.name + ".half")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with half.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        error.add_note(f"{path} could not be written; the checkpoint before it is intact")
+        raise
+
+
+def _resume(
+    path: Path | None,
+    made_by: str,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> list[float]:
+    if path is None or not path.is_file():
+        return []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["made_by"] != made_by:
+        raise ValueError(
+            f"{path} is the checkpoint of a run with other settings or data; remove it to start "
+            f"anew, or use the settings it was made with"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state["parameters"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    losses: list[float] = state["losses"]
+    return losses
+
+
+def _last(losses: list[float]) -> str:
+    return f"loss {losses[-1]:.3f}" if losses else ""
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
