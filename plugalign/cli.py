@@ -1,0 +1,246 @@
+"""The command line: ``plugalign compare``, ``fit``, ``bench`` and ``methods``.
+
+A command is a function here that parses its options and hands over to the module that does the
+work, which it imports itself: ``plugalign --help`` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Plug-in alignment: steer a Hugging Face language model while it decodes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+OUT = "plugalign-compare"
+WIDTH = 110  # columns of a table that goes to a file
+
+
+def main() -> None:
+    """The console entry: an error is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        lines = [str(error), *getattr(error, "__notes__", [])]
+        print("error:", " ".join(" ".join(lines).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def compare(
+    spec: Annotated[
+        Path | None, typer.Option(help="A YAML file with these options; options given win.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help='JSONL or CSV with a "text" field, or a text file.')
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many of the first prompts.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Which to compare. [default: all]")
+    ] = None,
+    controllers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A fitted controller; may be repeated."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]JUDGE",
+            help="Hub id or folder of a text classifier, .joblib file, module:function, or "
+            "'pocket'; may be repeated, the first is the primary one.",
+        ),
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Model for perplexity. [default: the unsteered base]")
+    ] = None,
+    agreement: Annotated[
+        str | None, typer.Option(help="Texts with reference scores, to check the judges against.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers to a prompt. [default: 25]")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of an answer. [default: 20]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="[default: 1.0]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="[default: 0.9]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Answers at a time. [default: 32]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Folder to write. [default: {OUT}, or {OUT}-2 and so on if it is there]"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")
+    ] = False,
+) -> None:
+    """Compare methods on one model, prompts and noise; without options, on the pocket world."""
+    given = {
+        "model": model,
+        "prompts": prompts,
+        "limit": limit,
+        "methods": None if methods is None else [m for m in methods.split(",") if m],
+        "controllers": _named(controllers, "--controllers"),
+        "judges": _judges(judge),
+        "scorer": scorer,
+        "agreement": agreement,
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "batch_size": batch_size,
+        "seed": seed,
+        "out": out,
+        "resume": resume or None,
+    }
+    from transformers.utils import logging
+
+    from plugalign.evaluation.compare import compare as run
+    from plugalign.evaluation.spec import read_spec
+
+    logging.disable_progress_bar()
+    options = read_spec(spec, {name: value for name, value in given.items() if value is not None})
+    options.setdefault("out", default_out(Path.cwd(), resume=options.get("resume", False)))
+    comparison = run(**options)
+    console = _console()
+    console.print(comparison)
+    console.print(f"[dim]The report, the texts and the scores:[/dim] {comparison.report}")
+
+
+@app.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="What to fit; see plugalign methods.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model to steer.")],
+    data: Annotated[
+        list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to save the controller in.")],
+    text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="UNDESIRED,DESIRED", help="Columns of paired texts, if there are."),
+    ] = None,
+    desired: Annotated[
+        str | None, typer.Option(help="The label of the desired class. [default: 0]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many texts.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
+    ] = None,
+) -> None:
+    """Train what a controller needs. Killed and started again, it continues."""
+    undesired, comma, wanted = (pairs or "").partition(",")
+    if pairs is not None and not (undesired and wanted):
+        raise ValueError(f"--pairs takes two columns, UNDESIRED,DESIRED, got {pairs!r}")
+    from plugalign.evaluation.loading import load_model
+    from plugalign.fitting.command import describe, parse_settings, run_fit
+    from plugalign.fitting.data import load_data
+
+    chosen = parse_settings(method, settings or [])
+    columns = {"desired": wanted, "undesired": undesired} if comma else {}
+    labelled = load_data(data, text=text, label=label, limit=limit, **columns)
+    loaded, tokenizer = load_model(model)
+    controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
+    Console().print(describe(controller, loaded, out))
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Which to time. [default: all]")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,M", help="Batch sizes.")] = "1,8",
+    new_tokens: Annotated[int, typer.Option(help="New tokens a row.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompts.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Times everything so often, in turn.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+) -> None:
+    """Time every method beside plain generate; nothing needs to be fitted for it."""
+    try:
+        batches = [int(size) for size in batch.split(",")]
+    except ValueError:
+        raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
+    from plugalign import pocket
+    from plugalign.benchmarking import run_bench, table
+    from plugalign.evaluation.loading import load_model
+
+    loaded, tokenizer = pocket.load() if model is None else load_model(model)
+    chosen = None if methods is None else [m for m in methods.split(",") if m]
+    costs = run_bench(
+        loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
+        prompt_tokens=prompt_tokens, rounds=rounds, threads=threads, out=out,
+    )  # fmt: skip
+    Console().print(table(costs))
+
+
+@app.command()
+def methods() -> None:
+    """What is there: each method's name, where it acts, its paper, what it needs fitted."""
+    from plugalign.methods import METHODS
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("method", "acts on", "paper", "needs fitted"):
+        table.add_column(heading, header_style="dim", no_wrap=heading == "method")
+    acts = {
+        "steer": "each token",
+        "attach": "the model",
+        "revise": "answers",
+        "prompt": "the prompt",
+    }
+    for method in METHODS:
+        table.add_row(
+            f"[bold]{method.name}[/bold]", acts[method.surface], method.paper, method.needs
+        )
+    _console().print(table)
+
+
+def default_out(folder: Path, *, resume: bool) -> str:
+    """The folder of a run that was given none: the first free number, or the last one to resume."""
+    number, last = 1, OUT
+    while (folder / (name := OUT if number == 1 else f"{OUT}-{number}")).exists():
+        number, last = number + 1, name
+    return last if resume else name
+
+
+def _console() -> Console:
+    """A terminal has the width it has; a file or a pipe gets all columns in full."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, WIDTH))
+
+
+def _named(pairs: Sequence[str] | None, option: str) -> dict[str, str] | None:
+    """``NAME=VALUE`` options as a mapping; several may stand in one, separated by commas."""
+    if pairs is None:
+        return None
+    named: dict[str, str] = {}
+    for pair in ",".join(pairs).split(","):
+        name, sign, value = pair.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"{option} takes NAME=FOLDER, got {pair!r}")
+        named[name] = value
+    return named
+
+
+def _judges(given: Sequence[str] | None) -> Any:
+    """Judges by name where any was given one, else their specs."""
+    if given is None or not any("=" in judge for judge in given):
+        return given
+    return {name: spec or name for name, _, spec in (judge.partition("=") for judge in given)}

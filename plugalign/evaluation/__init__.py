@@ -1,0 +1,1 @@
+"""Comparing methods on the same prompts: judges, metrics and paired statistics."""

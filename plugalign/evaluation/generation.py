@@ -1,0 +1,151 @@
+"""Generating the answers of every method: coupled, timed side by side, kept as they come.
+
+A unit of work is one method on one batch of (prompt, sample) rows. For each batch all methods
+run in turn, so that a drift of the computer's speed hits all alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plugalign.evaluation.prompts import Row, left_padded
+from plugalign.evaluation.records import Journal, Record
+from plugalign.kernels.philox import check_seed
+from plugalign.sampling import CoupledSampler, check_sampling
+
+WARM_UP_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are sampled; the same for every method.
+
+    Raises:
+        ValueError: for settings outside their range.
+    """
+
+    samples: int = 25
+    max_new_tokens: int = 20
+    temperature: float = 1.0
+    top_p: float = 0.9
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sampling(temperature=self.temperature, top_p=self.top_p)
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Continues encoded prompts under any method.
+
+    Args:
+        methods: by name, something with ``generate``: the plain model or a steered one.
+        encoded: token ids of every prompt.
+    """
+
+    methods: Mapping[str, Any]
+    tokenizer: Any
+    encoded: Sequence[Sequence[int]]
+    decoding: Decoding
+
+    def units(self, batches: Sequence[Sequence[Row]]) -> list[tuple[str, int]]:
+        """(method, number of the batch) in the order of work."""
+        return [(method, i) for i in range(len(batches)) for method in self.methods]
+
+    def run(self, batches: Sequence[Sequence[Row]], journal: Journal) -> Iterator[None]:
+        """Works off the units that the journal lacks; yields after each."""
+        units = self.units(batches)[journal.done :]
+        if units:
+            self._warm_up(batches[0])
+        for method, number in units:
+            journal.append(self._unit(method, number, batches[number]))
+            yield
+
+    def _warm_up(self, batch: Sequence[Row]) -> None:
+        """A few tokens from every method, so that no first call's cost falls on one of them."""
+        for method in self.methods:
+            self._generate(method, batch, min(WARM_UP_TOKENS, self.decoding.max_new_tokens))
+
+    def _unit(self, method: str, number: int, batch: Sequence[Row]) -> list[Record]:
+        answers, seconds = self._generate(method, batch, self.decoding.max_new_tokens)
+        return [
+            {
+                "method": method,
+                "prompt": prompt,
+                "sample": sample,
+                "text": self.tokenizer.decode(tokens, skip_special_tokens=True),
+                "tokens": tokens,
+                "batch": number,
+                "seconds": round(seconds / len(batch), 9),
+            }
+            for (prompt, sample), tokens in zip(batch, answers, strict=True)
+        ]
+
+    def _generate(
+        self, method: str, batch: Sequence[Row], new_tokens: int
+    ) -> tuple[list[list[int]], float]:
+        """Answers up to and including the end token, and the seconds they took together."""
+        model, ends = self.methods[method], end_tokens(self.methods[method], self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        pad = (ends or [0])[0] if pad is None else pad
+        ids, mask = left_padded([self.encoded[prompt] for prompt, _ in batch], pad)
+        sampler = CoupledSampler(
+            self.decoding.seed,
+            [prompt for prompt, _ in batch],
+            [sample for _, sample in batch],
+            temperature=self.decoding.temperature,
+            top_p=self.decoding.top_p,
+        )
+        now = _clock(model.device)
+        start = now()
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_processor=[sampler],
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+        )
+        seconds = now() - start
+        answers = output[:, ids.shape[1] :].tolist()
+        return [generated(row, ends, pad) for row in answers], seconds
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end an answer."""
+    end = model.generation_config.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
+        return []
+    return list(end) if isinstance(end, (list, tuple)) else [end]
+
+
+def generated(tokens: list[int], ends: Sequence[int], pad: int) -> list[int]:
+    """The tokens that were generated: up to and including the first end token, no padding."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: position + 1]
+    last = max((i for i, token in enumerate(tokens) if token != pad), default=-1)
+    return tokens[: last + 1]
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds, after the device has finished what it was given."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now

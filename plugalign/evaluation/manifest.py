@@ -1,0 +1,94 @@
+"""The manifest: every model, controller, data file and version that a run depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from plugalign.controller import Controller
+from plugalign.fitting.training import fingerprint
+from plugalign.identity import Identity, model_name
+
+VERSIONS = ("plugalign", "torch", "transformers")
+PROBE = 64  # numbers of each parameter that go into a model's fingerprint
+
+
+def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """A model's name and fingerprints of its weights and its vocabulary."""
+    identity = Identity.of(model, tokenizer)
+    return {
+        "name": model_name(model),
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": weights_fingerprint(model),
+        "vocabulary": identity.vocabulary,
+    }
+
+
+def describe_controller(controller: Controller) -> dict[str, Any]:
+    """A controller's class and settings, and a fingerprint of what it has learned."""
+    return {
+        "class": type(controller).__name__,
+        "config": controller.config(),
+        "learned": controller_fingerprint(controller),
+    }
+
+
+def controller_fingerprint(controller: Controller) -> str:
+    """A hash of a controller's tensors and, in turn, of all its parts."""
+    parts = {name: _part(part) for name, part in controller.saved_parts().items()}
+    return fingerprint(controller.tensors(), parts, repr(controller.config()))[:16]
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A hash of every parameter's name, shape and some of its numbers: quick for large models."""
+    probes = [
+        (name, str(tuple(p.shape)), p.detach().flatten()[:: max(1, p.numel() // PROBE)].float())
+        for name, p in module.named_parameters()
+    ]
+    return fingerprint(probes)[:16]
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Where a run takes place: what its times, but not its results, depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "device": device.type,
+        "processor": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def versions(names: Iterable[str] = VERSIONS) -> Mapping[str, str]:
+    """The installed versions that a run's results may depend on."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, Controller):
+        return controller_fingerprint(part)
+    if isinstance(part, nn.Module):
+        return weights_fingerprint(part)
+    folder = Path(part)
+    return fingerprint([(p.name, _file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,137 @@
+"""What is compared: the model, the controllers, the prompts and the judges, checked and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plugalign import pocket
+from plugalign.controller import Controller
+from plugalign.evaluation.agreement import agreement as agree
+from plugalign.evaluation.generation import Decoding, end_tokens
+from plugalign.evaluation.judges import Judge, load_judges
+from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
+from plugalign.evaluation.manifest import (
+    conditions,
+    describe_controller,
+    describe_model,
+    versions,
+)
+from plugalign.evaluation.prompts import Prompts, load_prompts
+from plugalign.evaluation.scoring import Scorer
+from plugalign.evaluation.summary import BASE
+from plugalign.pocket.world import PROMPT_SEED
+from plugalign.pocket.world import prompts as pocket_prompts
+
+POCKET_PROMPTS = 40
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, checked and loaded. The arguments are those of `compare`."""
+
+    model: Any
+    tokenizer: Any
+    controllers: dict[str, Controller]
+    prompts: Prompts
+    judges: dict[str, Judge]
+    scorer: tuple[Any, Any] | None
+    is_pocket: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        methods: Sequence[str] | None,
+        controllers: Mapping[str, Any] | None,
+        prompts: str | Path | Sequence[str] | None,
+        limit: int | None,
+        judges: Mapping[str, Any] | Sequence[Any] | None,
+        scorer: Any,
+    ) -> Study:
+        is_pocket = model is None
+        if not is_pocket:
+            _require(prompts=prompts, judges=judges)
+        texts = _prompts(prompts, limit)
+        given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
+        chosen = load_controllers(_chosen(methods, given))
+        judged = load_judges(["pocket"] if judges is None else judges)
+        model, tokenizer = _model(model, tokenizer)
+        scored = None if scorer is None else _model(scorer, None)
+        return cls(model, tokenizer, chosen, texts, judged, scored, is_pocket)
+
+    def manifest(self, decoding: Decoding) -> dict[str, Any]:
+        """Everything that the run depends on; "settings" and "versions" say which run it is."""
+        methods = {name: describe_controller(c) for name, c in self.controllers.items()}
+        base = describe_model(self.model, self.tokenizer)
+        scorer = describe_model(*self.scorer) if self.scorer else base
+        return {
+            "settings": {
+                "model": base,
+                "methods": {BASE: None, **methods},
+                "prompts": {"count": len(self.prompts.texts), "sha256": self.prompts.fingerprint()},
+                "judges": list(self.judges),
+                "scorer": {**scorer, "is_base": self.scorer is None},
+                **asdict(decoding),
+            },
+            "versions": versions(),
+            "data": {"path": self.prompts.path, "sha256": self.prompts.sha256},
+            "pocket": self.is_pocket,
+            "conditions": conditions(self.model.device),
+        }
+
+    def agreement(self, path: str | Path | None) -> dict[str, Any] | None:
+        """How far every judge agrees with the reference scores in a file."""
+        if path is None:
+            return None
+        texts, references = load_references(path)
+        found = {name: asdict(agree(j(texts), references)) for name, j in self.judges.items()}
+        return {"source": Path(path).name, "judges": found}
+
+    def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
+        """The model under which answers are scored."""
+        if self.scorer is not None:
+            return Scorer(*self.scorer, self.prompts.texts, None)
+        ends = end_tokens(self.model, self.tokenizer)
+        return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, ends)
+
+
+def _require(**needed: Any) -> None:
+    """With a model of one's own the pocket world's parts would measure nothing."""
+    for name, value in needed.items():
+        if value is None:
+            raise ValueError(f"with a model of your own, give {name} too")
+
+
+def _prompts(prompts: str | Path | Sequence[str] | None, limit: int | None) -> Prompts:
+    if prompts is None:
+        return load_prompts(pocket_prompts(POCKET_PROMPTS, PROMPT_SEED), limit)
+    return load_prompts(prompts, limit)
+
+
+def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> dict[str, Any]:
+    """The controllers that ``methods`` names, in that order."""
+    if BASE in controllers:
+        raise ValueError(f"'{BASE}' is the name of the plain model; rename that controller")
+    if methods is None:
+        return dict(controllers)
+    known = {name: make() for name, make in UNFITTED.items()} | dict(controllers)
+    if unknown := [name for name in methods if name != BASE and name not in known]:
+        raise ValueError(
+            f"unknown method {unknown[0]!r}; known are {', '.join([BASE, *known])}. What was "
+            f"fitted is made known as a controller: NAME=FOLDER"
+        )
+    return {name: known[name] for name in dict.fromkeys(methods) if name != BASE}
+
+
+def _model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    if model is None:
+        return pocket.load()
+    if isinstance(model, (str, Path)):
+        return load_model(str(model))
+    if tokenizer is None:
+        raise ValueError("a model needs its tokenizer: compare(model, tokenizer, ...)")
+    return model, tokenizer
