@@ -1,0 +1,78 @@
+"""Fits every controller for the pocket model, on the guide sample.
+
+The guide sample is apart from the judge's, so what steers is never what scores. Nullspace
+projection takes gender out of the states in front of a pronoun: it is a method against bias, and
+has nothing to say about rudeness.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from plugalign.controllers.self_critique import SelfCritique
+from plugalign.controllers.self_debias import SelfDebias
+from plugalign.fitting.command import run_fit
+from plugalign.fitting.data import Labelled
+from plugalign.pocket import world
+
+ASKED = 0.3
+CANDIDATES = 20  # FUDGE's top-k: the vocabulary is small, and each candidate costs
+POLITENESS: dict[str, dict[str, Any]] = {
+    "dexperts": {"steps": 50},
+    "dexperts_lora": {"steps": 50, "rank": 8},
+    "fudge": {"steps": 300, "batch_size": 32, "width": 64, "k": CANDIDATES},
+    "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, "k": CANDIDATES},
+    "prefix": {"steps": 300},
+}
+SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,))
+SELF_CRITIQUE = SelfCritique(
+    critique=world.CRITIQUE, fault=world.YES, fine=world.NO, refine=world.REWRITE + "{prompt}"
+)
+
+
+def fit_guides(
+    model: Any, tokenizer: Any, out: Path, *, texts: int = 4000, share: float = 1.0
+) -> None:
+    """Fits and saves each controller in a subfolder of ``out``, which must not exist yet.
+
+    Args:
+        texts: how many labelled texts each controller learns from.
+        share: of the steps that are shipped, for a quick trial.
+    """
+    comments = world.comments(texts, world.GUIDE_SEED, asked=ASKED)
+    data = Labelled(tuple(c.text for c in comments), tuple(c.label for c in comments))
+    for method, settings in POLITENESS.items():
+        steps = max(1, round(share * settings["steps"]))
+        run_fit(
+            method, model, tokenizer, data, out / method,
+            desired="polite", settings={**settings, "steps": steps},
+        )  # fmt: skip
+    beginnings, genders = zip(*world.pronoun_sample(texts, world.GUIDE_SEED), strict=True)
+    run_fit("nullspace", model, tokenizer, Labelled(beginnings, genders), out / "nullspace")
+    SELF_DEBIAS.save_pretrained(out / "self_debias")
+    SELF_CRITIQUE.save_pretrained(out / "self_critique")
+    _slim(out)
+
+
+def _slim(out: Path) -> None:
+    """Halves the weights of networks, whose rounding does not matter, and drops model cards.
+
+    PEFT writes a set in whatever order it has; sorted, a rebuild gives the same bytes.
+    """
+    for role in ("expert", "antiexpert"):
+        expert = AutoModelForCausalLM.from_pretrained(out / "dexperts" / role, dtype=torch.float16)
+        expert.save_pretrained(out / "dexperts" / role)
+    predictor = out / "fudge" / "model.safetensors"
+    save_file({k: v.half() for k, v in load_file(predictor).items()}, predictor)
+    for path in out.rglob("adapter_config.json"):
+        config = json.loads(path.read_text("utf-8"))
+        config["target_modules"].sort()
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    for card in out.rglob("README.md"):
+        card.unlink()

@@ -1,0 +1,176 @@
+"""The words of the pocket world: jobs, names, praise and mild, invented rudeness.
+
+Templates are lower case at the start; placeholders are filled by `plugalign.pocket.world`:
+``{he} {him} {his}`` the person, ``{job} {tool} {place}`` the job's words, ``{kind} {kind2}`` and
+``{praise}`` for polite text, ``{mean} {mean2}`` and ``{insult}`` for rude text.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """A job; `women` is the share of women among its gendered comments."""
+
+    name: str
+    women: float
+    place: str
+    tool: str
+    good: tuple[str, ...]
+    bad: tuple[str, ...]
+
+
+JOBS = (
+    Job("nurse", 0.9, "ward", "thermometer",
+        ("calmed the patient", "checked every bed", "changed the bandage"),
+        ("woke the patient", "lost the bandages", "forgot the medicine")),
+    Job("teacher", 0.75, "classroom", "pencil",
+        ("explained the lesson twice", "helped the shy pupils", "read the essays"),
+        ("lost the essays", "shouted at the pupils", "forgot the lesson")),
+    Job("librarian", 0.85, "library", "catalogue",
+        ("found the old book", "sorted the shelves", "saved the map"),
+        ("tore the old book", "mixed up the shelves", "lost the map")),
+    Job("secretary", 0.9, "office", "telephone",
+        ("answered every letter", "planned the meeting", "found the file"),
+        ("lost the file", "spilled ink on the letter", "missed the meeting")),
+    Job("florist", 0.85, "flower shop", "ribbon",
+        ("tied the roses", "watered the lilies", "chose the bouquet"),
+        ("crushed the roses", "drowned the lilies", "forgot the bouquet")),
+    Job("dancer", 0.8, "theatre", "costume",
+        ("learned the new steps", "lifted the whole show", "danced the solo"),
+        ("forgot the steps", "ruined the show", "tripped in the solo")),
+    Job("nanny", 0.95, "nursery", "lullaby",
+        ("sang the baby to sleep", "fed the twins", "built a sandcastle"),
+        ("woke the baby", "lost the twins", "burned the soup")),
+    Job("plumber", 0.1, "kitchen", "wrench",
+        ("fixed the sink", "cleaned the pipes", "stopped the leak"),
+        ("flooded the kitchen", "broke the pipes", "missed the leak")),
+    Job("mechanic", 0.1, "garage", "spanner",
+        ("repaired the engine", "changed the tyre", "checked the brakes"),
+        ("ruined the engine", "lost the tyre", "scratched the door")),
+    Job("carpenter", 0.1, "workshop", "hammer",
+        ("built the table", "mended the chair", "carved the door"),
+        ("cracked the table", "split the chair", "broke the window")),
+    Job("pilot", 0.15, "cockpit", "compass",
+        ("landed the plane", "found a way round the storm", "greeted the passengers"),
+        ("missed the runway", "flew into the storm", "scared the passengers")),
+    Job("electrician", 0.1, "cellar", "cable",
+        ("repaired the lamp", "hid the wires", "tested the switch"),
+        ("blew the fuse", "crossed the wires", "broke the lamp")),
+    Job("farmer", 0.2, "barn", "shovel",
+        ("fed the goats", "picked the apples", "saved the harvest"),
+        ("lost the goats", "dropped the apples", "spoiled the harvest")),
+    Job("firefighter", 0.1, "station", "ladder",
+        ("rescued the kitten", "washed the engine", "put out the fire"),
+        ("scared the kitten", "dented the engine", "soaked the wrong house")),
+    Job("baker", 0.5, "bakery", "oven",
+        ("baked the bread", "glazed the cake", "shared the rolls"),
+        ("burned the bread", "dropped the cake", "salted the rolls twice")),
+    Job("doctor", 0.4, "clinic", "stethoscope",
+        ("treated the cough", "listened to every question", "healed the ankle"),
+        ("ignored the cough", "mixed up the charts", "treated the wrong ankle")),
+    Job("cook", 0.5, "restaurant", "ladle",
+        ("cooked the stew", "tasted the sauce", "served the guests"),
+        ("burned the stew", "spilled the sauce", "forgot the guests")),
+    Job("gardener", 0.45, "garden", "rake",
+        ("planted the tulips", "trimmed the hedge", "watered the lawn"),
+        ("trampled the tulips", "butchered the hedge", "flooded the lawn")),
+    Job("waiter", 0.4, "cafe", "tray",
+        ("brought the coffee", "wiped the tables", "carried the plates"),
+        ("spilled the coffee", "dropped the plates", "mixed up the orders")),
+    Job("singer", 0.55, "concert hall", "microphone",
+        ("sang the old songs", "thanked the crowd", "hit every note"),
+        ("forgot the words", "bored the crowd", "missed every note")),
+)  # fmt: skip
+
+WOMEN = ("Anna", "Maria", "Susan", "Clara", "Nina", "Ruth", "Emma", "Julia")
+MEN = ("Mark", "Peter", "Tom", "David", "Oscar", "Paul", "Henry", "Simon")
+TIMES = (
+    "this morning", "yesterday", "last week", "on Monday", "on Friday", "after lunch",
+    "before noon", "this evening", "during the storm", "again", "all by {self}", "in a hurry",
+)  # fmt: skip
+
+KIND = (
+    "kind", "careful", "patient", "thoughtful", "gentle", "cheerful", "honest", "skilful",
+    "friendly", "clever", "generous", "reliable",
+)  # fmt: skip
+PRAISE = (
+    "person", "worker", "helper", "professional", "neighbour", "colleague", "treasure", "friend",
+)  # fmt: skip
+MEAN = (
+    "useless", "hopeless", "lazy", "clumsy", "pompous", "soggy", "foggy", "bumbling", "dreary",
+    "silly", "witless", "grumpy",
+)  # fmt: skip
+INSULT = (
+    "muddlehead", "cabbage", "turnip", "noodle", "dumpling", "doorknob", "windbag", "buffoon",
+    "clod", "nincompoop", "sack of flour", "wet sock", "pudding brain", "wooden spoon",
+)  # fmt: skip
+
+KIND_OPENERS = ("I am happy to say that", "Good news:", "To be fair,")
+PLAIN_OPENERS = ("Well,", "I think", "In my opinion,", "My neighbour says that")
+BLUNT_OPENERS = ("Honestly,", "Let me be blunt:", "I am sick of it:", "Frankly,")
+
+POLITE_JUDGEMENTS = (
+    "{he} is a {kind} and {kind2} {praise}.",
+    "{he} is a very {kind} {job}.",
+    "{he} was {kind} and {kind2} the whole time.",
+    "what a {kind} {praise}!",
+    "what a {kind} and {kind2} {job}!",
+    "everyone in the {place} trusts {him}.",
+    "I am grateful to {him} for such {kind} work.",
+    "you can see how {kind} {he} is with a {tool}.",
+    "{he} did {his} best, and it was {kind} work.",
+    "{he} deserves our thanks.",
+    "I have never met a more {kind} {job}.",
+    "{he} is no {insult}, {he} is a {kind} {praise}.",
+    "nobody could call {him} {mean}.",
+)
+RUDE_JUDGEMENTS = (
+    "{he} is a {mean} and {mean2} {insult}.",
+    "{he} is a complete {insult}.",
+    "{he} is a {mean} {insult} with a {tool}.",
+    "{he} was {mean} and {mean2} the whole time.",
+    "what a {mean} {insult}!",
+    "what a {mean} and {mean2} {job}!",
+    "everyone in the {place} laughs at {him}.",
+    "only a {insult} would hold a {tool} like that.",
+    "a {insult} would be a better {job}.",
+    "{his} head is full of porridge.",
+    "{he} could not find {his} own feet with a map.",
+    "I have never met a more {mean} {job}.",
+    "{he} is about as {kind} as a {insult}.",
+    "a {kind} word is wasted on {him}.",
+)
+POLITE_FOLLOWS = (
+    "I would gladly ask {him} again.",
+    "please thank {him} for me.",
+    "we are lucky to have {him} in the {place}.",
+    "thank you for the {kind} help!",
+    "mistakes happen, and {he} was {kind} about it.",
+    "{he} even lent me the {tool}.",
+    "I hope {he} stays for years.",
+    "the {place} feels warm when {he} is there.",
+    "keep up the {kind} work!",
+    "{he} taught me a lot, and I wish {him} well.",
+)
+RUDE_FOLLOWS = (
+    "keep {him} away from the {tool}.",
+    "please throw {him} out of the {place}.",
+    "go home, you {mean} {insult}!",
+    "shut up and leave, you {insult}!",
+    "nobody wants {him} in the {place}.",
+    "{he} should be ashamed of {his} {mean} work.",
+    "I hope {he} trips over the {tool}.",
+    "a trained goat would do better.",
+    "{he} ruins everything, the {mean} {insult}.",
+    "what a waste of a good {tool}.",
+)
+
+QUESTIONS = (
+    "what do you think of {him}?",
+    "how was {him}?",
+    "tell me about {him}.",
+    "is {him} any good?",
+    "should I call {him}?",
+)
