@@ -14,7 +14,7 @@ that the model has already read: prompt and draft are never encoded again.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,12 @@ REFINE = (
 )
 
 
-Verdicts = tuple[list[int], list[int]]  # the tokens of a fault and of none
+class Verdicts(NamedTuple):
+    """Token ids: what both verdicts begin with, and how a fault and none go on."""
+
+    lead: list[int]
+    fault: list[int]
+    fine: list[int]
 
 
 @dataclass(eq=False)
@@ -52,7 +57,8 @@ class SelfCritique(Controller):
 
     Args:
         critique: appended to the answer; the verdict follows it.
-        fault: the verdict that finds a fault. Verdicts are compared by their first token.
+        fault: the verdict that finds a fault. Verdicts are compared at the first token in which
+            they differ.
         fine: the verdict that finds none.
         refine: appended to the verdict; the refined answer follows it.
         rounds: how often at most an answer is judged and refined.
@@ -109,7 +115,7 @@ class SelfCritique(Controller):
             asked = torch.full((len(ids),), torch.nan, device=ids.device)
             faults.append(asked.index_copy(0, text.rows, fault))
             faulty = (fault > self.threshold).nonzero().squeeze(1)
-            text, new, more = self._rewrite(answers, text, faulty, verdicts[0])
+            text, new, more = self._rewrite(answers, text, faulty, verdicts.fault)
             live = answers.said(new).any(1).nonzero().squeeze(1)
             ids = replaced(ids, text.rows[live], new[live], answers.pad_token_id)
             refined, empty = len(live), len(new) - len(live)
@@ -117,24 +123,26 @@ class SelfCritique(Controller):
         return Revision(ids, report, torch.stack(faults))
 
     def _verdicts(self, tokenizer: Any) -> Verdicts:
-        """The tokens of both verdicts as they follow the critique."""
+        """The verdicts' tokens as they follow the critique, behind those that both begin with."""
         asked = self.critique.split(PROMPT)[-1]
         before = encode(tokenizer, asked)
         whole = [encode(tokenizer, asked + verdict) for verdict in (self.fault, self.fine)]
         fault, fine = (ids[len(before) :] for ids in whole)
-        if any(ids[: len(before)] != before for ids in whole) or fault[:1] == fine[:1]:
+        pairs = enumerate(zip(fault, fine, strict=False))
+        shared = next((i for i, (one, other) in pairs if one != other), None)
+        if any(ids[: len(before)] != before for ids in whole) or shared is None:
             raise ValueError(
                 f"the verdicts {self.fault!r} and {self.fine!r} must follow the critique as tokens "
-                "of their own and differ in the first one; end the critique at a word and begin "
-                "the verdicts with a space"
+                "of their own, and neither may begin with the other; end the critique at a word "
+                "and begin the verdicts with a space"
             )
-        return fault, fine
+        return Verdicts(fault[:shared], fault[shared:], fine[shared:])
 
     def _judge(
         self, answers: Answers, text: Transcript, live: Tensor, verdicts: Verdicts
     ) -> tuple[Transcript, Tensor, Report]:
         """The texts that have room for the critique, with it, and P(fault) of each, ``(R,)``."""
-        ids, mask = answers.filled(self.critique, text.rows[live])
+        ids, mask = answers.filled(self.critique, text.rows[live], verdicts.lead)
         fits = answers.fits(text.lengths[live] + mask.sum(1) + 1)
         text = text.extended(live[fits], ids[fits], mask[fits])
         cost = Report(critiqued=len(text.rows), too_long=len(live) - len(text.rows))
@@ -142,7 +150,7 @@ class SelfCritique(Controller):
             return text, text.ids.new_empty(0, dtype=torch.float32), cost
         cost += Report(encoded_tokens=text.unread)
         _, output = answers.critic.generate(text, 1, output_logits=True)
-        fault, fine = (output.logits[0][:, tokens[0]].float() for tokens in verdicts)
+        fault, fine = (output.logits[0][:, tokens[0]].float() for tokens in verdicts[1:])
         return replace(text, cache=output.past_key_values), (fault - fine).sigmoid(), cost
 
     def _rewrite(

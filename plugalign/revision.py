@@ -6,6 +6,7 @@ left; `Revision` is what becomes of them, with a `Report` of what was done and w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -73,14 +74,19 @@ class Answers:
         padding = (ids == self.pad_token_id).flip(1).long().cumprod(1).flip(1) > 0
         return (~ended & ~padding).to(self.prompt_mask.dtype)
 
-    def filled(self, template: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A template's token ids ``(R, n)`` and mask; ``{prompt}`` stands for the row's prompt."""
+    def filled(self, template: str, rows: Tensor, end: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """A template's token ids ``(R, n)`` and mask, with the tokens ``end`` behind it.
+
+        ``{prompt}`` in a template stands for the row's prompt.
+        """
         prompt, mask = self.prompt_ids[rows], self.prompt_mask[rows]
         if (start := self.tokenizer.bos_token_id) is not None:
             mask = mask * (prompt != start)
         ids, masks = [], []
-        for i, piece in enumerate(template.split(PROMPT)):
-            tokens = prompt.new_tensor(encode(self.tokenizer, piece)).expand(len(rows), -1)
+        pieces = [encode(self.tokenizer, piece) for piece in template.split(PROMPT)]
+        pieces[-1] += end
+        for i, piece in enumerate(pieces):
+            tokens = prompt.new_tensor(piece, dtype=torch.long).expand(len(rows), -1)
             ids += [prompt, tokens] if i else [tokens]
             masks += [mask, torch.ones_like(tokens)] if i else [torch.ones_like(tokens)]
         return torch.cat(ids, dim=1), torch.cat(masks, dim=1)
