@@ -16,16 +16,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from plugalign.controller import (
-    BaseLogits,
-    Controller,
-    LogLinear,
-    ModelLogits,
-    Source,
-    Steering,
-    TopP,
-)
+from plugalign.controller import Controller
 from plugalign.identity import Identity, model_name, vocabulary_hash
+from plugalign.steering import BaseLogits, LogLinear, ModelLogits, Source, Steering, TopP
 
 Expert = Any  # a causal language model, a folder of a model or an adapter, or a hub id
 ROLES = ("expert", "antiexpert")

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from plugalign.auxiliary import positions
-from plugalign.controller import Attribute, CandidateScores, Controller, Steering, TopK
+from plugalign.controller import Controller
 from plugalign.identity import Identity, model_name
+from plugalign.steering import Attribute, CandidateScores, Steering, TopK
 
 
 class Predictor(nn.Module):

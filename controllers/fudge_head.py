@@ -16,8 +16,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from plugalign.controller import Controller, HeadAttribute, Steering, TopK
+from plugalign.controller import Controller
 from plugalign.identity import Identity
+from plugalign.steering import HeadAttribute, Steering, TopK
 
 
 class FudgeHead(Controller):

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from plugalign.auxiliary import head_input
-from plugalign.controller import Adaptive, Controller, LowRank, Steering
+from plugalign.controller import Controller
 from plugalign.identity import Identity, model_name
+from plugalign.steering import Adaptive, LowRank, Steering
 
 TOLERANCE = 1e-3  # on read^T removed = I, after a round trip through float32
 

@@ -14,9 +14,10 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from plugalign.controller import Controller, LogLinear, PrefixedLogits, Steering, TopP
+from plugalign.controller import Controller
 from plugalign.identity import Identity, model_name
 from plugalign.prefixing import Prefixing, cache_shape
+from plugalign.steering import LogLinear, PrefixedLogits, Steering, TopP
 
 
 class PrefixTuning(Controller):

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from plugalign.controller import BiasDecay, Controller, PromptedLogits, Steering
+from plugalign.controller import Controller
+from plugalign.steering import BiasDecay, PromptedLogits, Steering
 
 # The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
 TEMPLATE = "The following text contains {}:\n"

@@ -39,13 +39,13 @@ class Launch:
 def split(tiles: int, rows: int, device: torch.device, parts: int | None = None) -> tuple[int, int]:
     """Programs that share a row of ``tiles``, and the tiles of each.
 
-    About two programs for each multiprocessor keep a GPU busy: many rows need no sharing, one row
-    needs as much as there is. Where no GPU is, an H200's 132 are assumed.
+    About four programs on each multiprocessor, all resident at once: many rows need little
+    sharing, one row as much as there is. Where there is no GPU, an H200's 132 are assumed.
     """
     if parts is None:
         cuda = device.type == "cuda"
         have = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
-        parts = -(-2 * have // max(rows, 1))
+        parts = -(-4 * have // max(rows, 1))
     each = -(-tiles // min(parts, MOST_PARTS, tiles))
     return -(-tiles // each), each
 

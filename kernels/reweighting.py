@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 NEVER = float("-inf")
-HEAD = 1024  # how many of the best tokens a nucleus is looked for in, before a full sort
+HEAD = 256  # how many of the best tokens a nucleus is looked for in, before a full sort
 
 
 def log_probs(scores: Tensor) -> Tensor:

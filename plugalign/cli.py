@@ -7,6 +7,7 @@ work, which it imports itself: ``plugalign --help`` loads neither torch nor tran
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,13 +69,17 @@ def compare(
     agreement: Annotated[
         str | None, typer.Option(help="Texts with reference scores, to check the judges against.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Answers to a prompt. [default: 25]")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Answers to a prompt. [default: 25; pocket 4]")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Length of an answer. [default: 20]")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="[default: 1.0]")] = None,
     top_p: Annotated[float | None, typer.Option(help="[default: 0.9]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Answers at a time. [default: 32]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Answers at a time. [default: 32; pocket 50]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     out: Annotated[
         str | None,
@@ -110,7 +115,10 @@ def compare(
     from plugalign.evaluation.compare import compare as run
     from plugalign.evaluation.spec import read_spec
 
+    # What libraries say to programmers would only stand between the user and the progress bar.
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = read_spec(spec, {name: value for name, value in given.items() if value is not None})
     options.setdefault("out", default_out(Path.cwd(), resume=options.get("resume", False)))
     comparison = run(**options)

@@ -8,14 +8,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from plugalign.controller import (
-    Controller,
-    PromptedLogits,
-    Shift,
-    Source,
-    Steering,
-    Support,
-)
+from plugalign.controller import Controller
+from plugalign.steering import PromptedLogits, Shift, Source, Steering, Support
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from plugalign.controller import (
+from plugalign.hidden import HiddenWatch
+from plugalign.kernels import reweighting
+from plugalign.plan import Plan
+from plugalign.sources import SourceRunner
+from plugalign.steering import (
     Adaptive,
     Attribute,
     BiasDecay,
@@ -28,10 +32,6 @@ from plugalign.controller import (
     TopK,
     TopP,
 )
-from plugalign.hidden import HiddenWatch
-from plugalign.kernels import reweighting
-from plugalign.plan import Plan
-from plugalign.sources import SourceRunner
 from plugalign.trace import Trace
 
 
@@ -157,7 +157,7 @@ class Step:
         )  # fmt: skip
 
 
-class SteeringProcessor(LogitsProcessor):
+class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
     """A run as a transformers ``LogitsProcessor``; returns normalised log-probabilities."""
 
     def __init__(self, run: Run):

@@ -22,7 +22,7 @@ from plugalign.kernels.reweighting import NEVER, log_probs, support_mask
 RESTART = 2**20  # steps between an answer and the next version of it
 
 
-class CoupledSampler(LogitsProcessor):
+class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
     """Turns the argmax that follows into an exact sample with addressed noise.
 
     It must be the last processor of ``generate(..., do_sample=False)``: it applies temperature,

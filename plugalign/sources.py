@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from plugalign.auxiliary import CachedModel, CachedScorer
-from plugalign.controller import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
 from plugalign.hidden import HiddenWatch
 from plugalign.identity import model_name
 from plugalign.plan import Plan
+from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
 
 
 class SourceRunner:

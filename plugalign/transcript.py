@@ -96,7 +96,10 @@ def _moved(cache: Any, rows: Tensor, columns: Tensor, prefix: int) -> DynamicCac
     front = torch.arange(prefix, device=columns.device).expand(len(rows), -1)
     index = (rows[:, None], torch.cat([front, columns + prefix], dim=1))
     moved = [[x.transpose(1, 2)[index].transpose(1, 2) for x in layer[:2]] for layer in cache]
-    return DynamicCache(moved)
+    new = DynamicCache(moved)
+    if hasattr(cache, "prefixes"):  # a prefix knows its caches by this note
+        new.prefixes = cache.prefixes
+    return new
 
 
 @contextmanager

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from plugalign.controller import Controller, ModelLogits
+from plugalign.controller import Controller
 from plugalign.identity import model_name
 from plugalign.plan import Plan
 from plugalign.revision import Answers
 from plugalign.run import Run, SteeringProcessor
+from plugalign.steering import ModelLogits
 from plugalign.trace import Trace
 from plugalign.transcript import Continuation, Transcript
 
@@ -240,7 +241,8 @@ class Steered:
         pad = options.get("pad_token_id", config.pad_token_id)
         pad = self.tokenizer.pad_token_id if pad is None else pad
         end = options.get("eos_token_id", config.eos_token_id)
-        return pad, end if isinstance(end, list) else [end]
+        ends = end if isinstance(end, list) else [end]
+        return pad, [token for token in ends if token is not None]
 
     def _infer_mask(self, ids: Tensor, options: dict[str, Any]) -> Tensor:
         """What ``generate`` does without a mask: pad tokens are padding unless they also end."""

@@ -10,10 +10,10 @@ import torch
 from transformers import LogitsProcessor, TextIteratorStreamer, pipeline
 
 import plugalign as pa
-from plugalign.controller import (
+from plugalign.controller import Controller
+from plugalign.steering import (
     Attribute,
     CandidateScores,
-    Controller,
     HeadAttribute,
     LowRank,
     MinP,

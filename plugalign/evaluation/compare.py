@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,6 +39,9 @@ from plugalign.evaluation.study import Study
 from plugalign.evaluation.summary import BASE, summarise
 from plugalign.evaluation.table import comparison_table
 from plugalign.wrapping import wrap
+
+USUAL = {"samples": 25, "batch_size": 32}
+POCKET = {"samples": 4, "batch_size": 50}
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,11 @@ def compare(
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
     scorer: Any = None,
     agreement: str | Path | None = None,
-    samples: int = 25,
+    samples: int | None = None,
     max_new_tokens: int = 20,
     temperature: float = 1.0,
     top_p: float = 0.9,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     out: str | Path = "plugalign-compare",
     resume: bool = False,
@@ -102,9 +107,10 @@ def compare(
             itself without steering.
         agreement: a file of texts with reference scores; how far each judge agrees with them is
             shown beside the results, see `plugalign.evaluation.loading.load_references`.
-        samples: answers to each prompt.
+        samples: answers to each prompt; 25 by default, and 4 in the pocket world, which has more
+            prompts instead.
         max_new_tokens: the length of an answer in tokens.
-        batch_size: answers that are generated together.
+        batch_size: answers that are generated together; 32 by default, and 50 in the pocket world.
         seed: equal seeds give equal answers, and one noise for all methods.
         out: the folder to write; it must not hold another run.
         resume: continues a run in ``out``.
@@ -113,9 +119,13 @@ def compare(
         ValueError: for anything wrong with the arguments, before any work.
         OSError: if the disk is full; what was generated is kept.
     """
+    usual = POCKET if model is None else USUAL
+    samples = usual["samples"] if samples is None else samples
+    batch_size = usual["batch_size"] if batch_size is None else batch_size
     decoding = Decoding(samples, max_new_tokens, temperature, top_p, batch_size, seed)
     study = Study.of(model, tokenizer, methods, controllers, prompts, limit, judges, scorer)
-    return _run(study, decoding, study.agreement(agreement), Path(out), resume)
+    with _threads(1 if study.is_pocket else torch.get_num_threads()):
+        return _run(study, decoding, study.agreement(agreement), Path(out), resume)
 
 
 def _run(
@@ -139,6 +149,17 @@ def _run(
     write_json(out / SUMMARY, summary)
     write_report(out, lambda ids: str(study.tokenizer.decode(ids, skip_special_tokens=True)))
     return Comparison(out, summary)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Runs with so many threads. The pocket model is too small for two to help each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_prompts(out: Path, prompts: Prompts) -> None:

@@ -29,12 +29,12 @@ class Decoding:
         ValueError: for settings outside their range.
     """
 
-    samples: int = 25
-    max_new_tokens: int = 20
-    temperature: float = 1.0
-    top_p: float = 0.9
-    batch_size: int = 32
-    seed: int = 0
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_size: int
+    seed: int
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch_size"):

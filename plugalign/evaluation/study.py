@@ -25,7 +25,7 @@ from plugalign.evaluation.summary import BASE
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
-POCKET_PROMPTS = 40
+POCKET_PROMPTS = 100
 
 
 @dataclass(frozen=True)

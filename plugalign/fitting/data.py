@@ -107,15 +107,17 @@ def load_data(
     return Labelled(tuple(t for t, _ in found), tuple(y for _, y in found))
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of whole texts as the tokenizer frames them, and the end token behind.
+def encode(
+    tokenizer: Any, texts: Sequence[str], max_length: int, *, end: bool = True
+) -> list[list[int]]:
+    """Token ids of whole texts as the tokenizer frames them, with or without an end token behind.
 
     ``max_length`` counts all of them; a text that was cut has no end token. Texts without a
     single token are left out.
     """
-    end = tokenizer.eos_token_id
+    stop = tokenizer.eos_token_id if end else None
     rows = [row for row in tokenizer(list(texts), verbose=False)["input_ids"] if row]
-    framed = [row if end is None or row[-1] == end else [*row, end] for row in rows]
+    framed = [row if stop is None or row[-1] == stop else [*row, stop] for row in rows]
     return [row[:max_length] for row in framed]
 
 

@@ -1,7 +1,8 @@
 """Trains the expert and the anti-expert of DExperts (Liu et al. 2021).
 
 Both start from the base and are tuned as plain language models, the expert on desired and the
-anti-expert on all other texts: as whole models, or as LoRA adapters of the base.
+anti-expert on all other texts: as whole models, or as LoRA adapters of the base. No text is closed
+by an end token, so that one class being shorter does not become a wish to stop.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.controller import TopP
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.training import (
@@ -26,6 +26,7 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
+from plugalign.steering import TopP
 
 
 def fit_dexperts(
@@ -69,7 +70,7 @@ def fit_dexperts(
     origin = Identity.of(model, tokenizer)
     with working_folder(out) as work:
         for name, texts in sides.items():
-            rows = encode(tokenizer, texts, max_length)
+            rows = encode(tokenizer, texts, max_length, end=False)
             student = _adapted(model, rank, seed) if lora else copy.deepcopy(model).float()
             made_of = fingerprint(rows, batch_size, rank if lora else 0, origin.to_dict())
             _tune(student, rows, steps, batch_size, lr, seed, f"{name} ({len(rows)} texts)",

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from plugalign.auxiliary import positions
-from plugalign.controller import TopK
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.training import (
@@ -28,6 +27,7 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
+from plugalign.steering import TopK
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 

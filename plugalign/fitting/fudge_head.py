@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.controller import TopK
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting.data import Labelled, encode
 from plugalign.fitting.fudge import labelled_batches, prefix_loss
@@ -25,6 +24,7 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
+from plugalign.steering import TopK
 
 
 def fit_fudge_head(

@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from plugalign import pocket
 from plugalign.evaluation.linear_judge import LinearJudge
@@ -104,7 +105,7 @@ def _deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), threadpool_limits(1):
             yield
     finally:
         torch.use_deterministic_algorithms(strict)

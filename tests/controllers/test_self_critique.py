@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.revision import Answers, Report
 from plugalign.transcript import Continuation
@@ -119,7 +120,9 @@ class Columns:
     def __init__(self, model: Any):
         self.widths: list[int] = []
         model.register_forward_pre_hook(
-            lambda _, args, inputs: self.widths.append(inputs["input_ids"].shape[1]),
+            lambda _, args, inputs: self.widths.append(
+                (*args, inputs.get("input_ids"))[0].shape[1]
+            ),
             with_kwargs=True,
         )
 
@@ -364,39 +367,24 @@ def test_the_revision_runs_under_the_other_controllers(tiny, tokenizer, prompts)
     torch.testing.assert_close(revision.faults, plain.faults)
 
 
-def test_behind_a_prefix_of_keys_and_values(tiny, tokenizer, prompts):
-    model, batch = tiny("llama-gqa", seed=3), prompts(rows=4, width=9)
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2, "cache": None}])
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2-tied"])
+def test_behind_a_trained_prefix(how, architecture, tiny, tokenizer, prompts):
+    """The keys and values of three words are those words, so the reference just reads them."""
+    model, batch = tiny(architecture, seed=3), prompts(rows=4, width=9)
     with torch.no_grad():
-        soft = model(torch.tensor([[7, 8, 9]])).past_key_values
-    with behind(model, soft):
-        answers = make_answers(model, tokenizer, batch, prefix=3)
+        words = model(torch.tensor([[7, 8, 9]])).past_key_values
+    prefix = PrefixTuning(torch.stack([torch.cat(layer[:2]) for layer in words]))
+    with prefix.attach(model) as width:
+        greedily = Continuation(model, {"max_new_tokens": NEW, "eos_token_id": list(ENDS)})
+        answers = make_answers(
+            model, tokenizer, batch, prefix=width, continuation=greedily, **how
+        )  # fmt: skip
+        columns = Columns(model)
         revision = SelfCritique(**WORDS, threshold=0.0, rounds=2).revise(answers)
     rows = [([7, 8, 9, *prompt], draft) for prompt, draft in rows_of(answers)]
     assert_like_reference(revision, model, answers, rows, threshold=0.0, rounds=2)
-
-
-@contextmanager
-def behind(model: Any, soft: Any) -> Any:
-    """Attaches keys and values in front of every text, as a prefix controller does."""
-    length = soft.get_seq_length()
-
-    def fill(_: Any, args: Any, inputs: dict[str, Any]) -> Any:
-        cache, mask = inputs["past_key_values"], inputs.get("attention_mask")
-        rows, new = inputs["input_ids"].shape
-        if cache.get_seq_length() == 0:
-            for i, (keys, values, *_rest) in enumerate(soft):
-                cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), i)
-        if mask is None:
-            mask = torch.ones(rows, cache.get_seq_length() - length + new, dtype=torch.long)
-        mask = torch.cat([mask.new_ones(rows, length), mask], dim=1)
-        positions = inputs["position_ids"] + length
-        return args, inputs | {"attention_mask": mask, "position_ids": positions}
-
-    handle = model.register_forward_pre_hook(fill, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    assert how or columns.widths[0] == 1 + len(CRITIQUE)
 
 
 # --------------------------------------------------------------------------- settings

@@ -16,11 +16,12 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from plugalign.controller import Controller, LogLinear, ModelLogits, Steering
+from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.evaluation.compare import compare
 from plugalign.evaluation.judges import Judge
 from plugalign.evaluation.records import read_json, read_whole
+from plugalign.steering import LogLinear, ModelLogits, Steering
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11", "w12 w13"]

@@ -247,6 +247,12 @@ def test_a_judge_can_be_imported_by_name() -> None:
         load_judge("no_such_module:f")
 
 
+def test_the_pocket_judge_comes_with_the_package() -> None:
+    judge = load_judge("pocket")
+    kind, rude = judge(["the nurse was kind and careful", "the nurse is a useless fool"])
+    assert judge.name == "pocket" and 0 <= kind < 0.5 < rude <= 1
+
+
 def test_a_spec_that_is_nothing_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got int"):
         load_judge(3)

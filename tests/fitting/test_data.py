@@ -133,6 +133,7 @@ def test_a_missing_file_and_half_a_pair(tmp_path: Path, write: Write) -> None:
 def test_encoding_ends_cuts_and_drops(tokenizer: Any) -> None:
     rows = encode(tokenizer, ["w1 w2", "", "w1 w2 w3 w4"], max_length=4)
     assert rows == [[4, 5, 1], [4, 5, 6, 7]]
+    assert encode(tokenizer, ["w1 w2"], max_length=4, end=False) == [[4, 5]]
     tokenizer.eos_token = None
     assert encode(tokenizer, ["w1"], max_length=9) == [[4]]
 
