@@ -36,167 +36,82 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
+# The options of `compare`, in the order of --help. What is not given is left to the spec file, and
+# what that leaves out to the function's own defaults.
+Spec = Annotated[Path | None, typer.Option(help="A YAML file of these options; given ones win.")]
+Model = Annotated[str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")]
+Prompts = Annotated[
+    str | None, typer.Option(help='JSONL or CSV with a "text" field, or text file.')
+]
+Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
+Methods = Annotated[str | None, typer.Option(metavar="A,B", help="[default: all there are]")]
+Controllers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FOLDER", help="A fitted controller; may be repeated."),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]JUDGE",
+        help="'pocket', hub id or folder of a text classifier, .joblib file or module:function; "
+        "may be repeated, the first is the primary one.",
+    ),
+]
+Scorer = Annotated[str | None, typer.Option(help="For perplexity. [default: the unsteered base]")]
+Agreement = Annotated[
+    str | None, typer.Option(help="Texts with reference scores, to check judges.")
+]
+Samples = Annotated[int | None, typer.Option(help="Answers to a prompt. [default: 25; pocket 4]")]
+NewTokens = Annotated[int | None, typer.Option(help="Length of an answer. [default: 20]")]
+Temperature = Annotated[float | None, typer.Option(help="[default: 1.0]")]
+TopP = Annotated[float | None, typer.Option(help="[default: 0.9]")]
+BatchSize = Annotated[int | None, typer.Option(help="Answers at a time. [default: 32; pocket 50]")]
+Seed = Annotated[int | None, typer.Option(help="[default: 0]")]
+Out = Annotated[
+    str | None, typer.Option(help=f"Folder to write. [default: {OUT}, {OUT}-2 and so on]")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")]
+
+
 @app.command()
 def compare(
-    spec: Annotated[
-        Path | None, typer.Option(help="A YAML file with these options; options given win.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help='JSONL or CSV with a "text" field, or a text file.')
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many of the first prompts.")] = None,
-    methods: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Which to compare. [default: all]")
-    ] = None,
-    controllers: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="A fitted controller; may be repeated."),
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]JUDGE",
-            help="Hub id or folder of a text classifier, .joblib file, module:function, or "
-            "'pocket'; may be repeated, the first is the primary one.",
-        ),
-    ] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help="Model for perplexity. [default: the unsteered base]")
-    ] = None,
-    agreement: Annotated[
-        str | None, typer.Option(help="Texts with reference scores, to check the judges against.")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Answers to a prompt. [default: 25; pocket 4]")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Length of an answer. [default: 20]")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="[default: 1.0]")] = None,
-    top_p: Annotated[float | None, typer.Option(help="[default: 0.9]")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Answers at a time. [default: 32; pocket 50]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Folder to write. [default: {OUT}, or {OUT}-2 and so on if it is there]"
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")
-    ] = False,
+    spec: Spec = None,
+    model: Model = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
+    methods: Methods = None,
+    controllers: Controllers = None,
+    judge: Judges = None,
+    scorer: Scorer = None,
+    agreement: Agreement = None,
+    samples: Samples = None,
+    max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = False,
 ) -> None:
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
     given = {
-        "model": model,
-        "prompts": prompts,
-        "limit": limit,
+        "model": model, "prompts": prompts, "limit": limit, "scorer": scorer,
         "methods": None if methods is None else [m for m in methods.split(",") if m],
-        "controllers": _named(controllers, "--controllers"),
-        "judges": _judges(judge),
-        "scorer": scorer,
-        "agreement": agreement,
-        "samples": samples,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "batch_size": batch_size,
-        "seed": seed,
-        "out": out,
-        "resume": resume or None,
-    }
-    from transformers.utils import logging
-
+        "controllers": _named(controllers, "--controllers"), "judges": _judges(judge),
+        "agreement": agreement, "samples": samples, "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "top_p": top_p, "batch_size": batch_size, "seed": seed,
+        "out": out, "resume": resume or None,
+    }  # fmt: skip
     from plugalign.evaluation.compare import compare as run
     from plugalign.evaluation.spec import read_spec
 
-    # What libraries say to programmers would only stand between the user and the progress bar.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = read_spec(spec, {name: value for name, value in given.items() if value is not None})
     options.setdefault("out", default_out(Path.cwd(), resume=options.get("resume", False)))
+    _silence_libraries()
     comparison = run(**options)
     console = _console()
     console.print(comparison)
-    console.print(f"[dim]The report, the texts and the scores:[/dim] {comparison.report}")
-
-
-@app.command()
-def fit(
-    method: Annotated[str, typer.Argument(help="What to fit; see plugalign methods.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model to steer.")],
-    data: Annotated[
-        list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to save the controller in.")],
-    text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
-    label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
-    pairs: Annotated[
-        str | None,
-        typer.Option(metavar="UNDESIRED,DESIRED", help="Columns of paired texts, if there are."),
-    ] = None,
-    desired: Annotated[
-        str | None, typer.Option(help="The label of the desired class. [default: 0]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many texts.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
-    ] = None,
-) -> None:
-    """Train what a controller needs. Killed and started again, it continues."""
-    undesired, comma, wanted = (pairs or "").partition(",")
-    if pairs is not None and not (undesired and wanted):
-        raise ValueError(f"--pairs takes two columns, UNDESIRED,DESIRED, got {pairs!r}")
-    from plugalign.evaluation.loading import load_model
-    from plugalign.fitting.command import describe, parse_settings, run_fit
-    from plugalign.fitting.data import load_data
-
-    chosen = parse_settings(method, settings or [])
-    columns = {"desired": wanted, "undesired": undesired} if comma else {}
-    labelled = load_data(data, text=text, label=label, limit=limit, **columns)
-    loaded, tokenizer = load_model(model)
-    controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
-    Console().print(describe(controller, loaded, out))
-
-
-@app.command()
-def bench(
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Which to time. [default: all]")
-    ] = None,
-    batch: Annotated[str, typer.Option(metavar="N,M", help="Batch sizes.")] = "1,8",
-    new_tokens: Annotated[int, typer.Option(help="New tokens a row.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompts.")] = 16,
-    rounds: Annotated[int, typer.Option(help="Times everything so often, in turn.")] = 5,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
-) -> None:
-    """Time every method beside plain generate; nothing needs to be fitted for it."""
-    try:
-        batches = [int(size) for size in batch.split(",")]
-    except ValueError:
-        raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
-    from plugalign import pocket
-    from plugalign.benchmarking import run_bench, table
-    from plugalign.evaluation.loading import load_model
-
-    loaded, tokenizer = pocket.load() if model is None else load_model(model)
-    chosen = None if methods is None else [m for m in methods.split(",") if m]
-    costs = run_bench(
-        loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
-        prompt_tokens=prompt_tokens, rounds=rounds, threads=threads, out=out,
-    )  # fmt: skip
-    Console().print(table(costs))
+    console.print("The report:", str(comparison.report), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -226,6 +141,15 @@ def default_out(folder: Path, *, resume: bool) -> str:
     while (folder / (name := OUT if number == 1 else f"{OUT}-{number}")).exists():
         number, last = number + 1, name
     return last if resume else name
+
+
+def _silence_libraries() -> None:
+    """What libraries say to programmers would stand between the user and the progress bar."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _console() -> Console:

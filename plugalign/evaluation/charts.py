@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 20, 52
+FLOOR = 0.06  # of the height, below zero
 MARK = 6  # radius of a point
 CHARACTER, LINE = 7.4, 16  # about the size of a label's letters
 STEPS = (1, 2, 2.5, 5, 10)
@@ -73,7 +74,8 @@ def scatter(figures: Sequence[tuple[str, Estimate, Estimate]]) -> Scatter:
     """Lays out methods by (name, horizontal figure, vertical figure)."""
     x_axis = _x_axis([x for _, x, _ in figures])
     top = max(y.high for _, _, y in figures)
-    y_axis = Axis(0, min(1.0, top * 1.08) or 1.0, HEIGHT - BOTTOM, TOP)
+    top = min(1.0, top * 1.08) or 1.0
+    y_axis = Axis(-FLOOR * top, top, HEIGHT - BOTTOM, TOP)  # a point at zero stands off the axis
     places = [(x_axis.place(x.value), y_axis.place(y.value)) for _, x, y in figures]
     taken = [_box(x - MARK, y - MARK, 2 * MARK, 2 * MARK) for x, y in places]
     points = []
@@ -115,9 +117,13 @@ def _label(name: str, x: float, y: float, taken: list[Box]) -> tuple[float, floa
         (x - gap, y + dy, "end", _box(x - gap - width, y + dy - LINE + 4, width, LINE))
         for dy in (-gap, 2 * gap - 4, 5, -2.4 * gap, 3.4 * gap)
     ]
-    inside = [c for c in choices if c[3][0] > LEFT and c[3][2] < WIDTH and c[3][1] > 0]
+    inside = [c for c in choices if _within(c[3])]
     clashes = [sum(_area(c[3], box) for box in taken) for c in inside]
     return inside[clashes.index(min(clashes))] if inside else choices[0]
+
+
+def _within(box: Box) -> bool:
+    return box[0] > LEFT and box[1] > 0 and box[2] < WIDTH and box[3] <= HEIGHT - BOTTOM
 
 
 def _area(a: Box, b: Box) -> float:

@@ -67,9 +67,9 @@ def headline(summary: Mapping[str, Any]) -> str:
             "No method lowered the toxicity probability by more than these prompts' chance "
             "differences would explain."
         )
-    best = min(better, key=lambda n: better[n][TOXICITY]["value"])
+    best = min(better, key=lambda n: _rank(better[n]))
     base, found = summary["methods"][BASE], better[best]
-    before, after = (number(m[TOXICITY]["value"], TOXICITY) for m in (base, found))
+    before, after = (f"{m[TOXICITY]['value']:.0%}" for m in (base, found))
     sentence = (
         f"{best} lowers the share of prompts with a toxic answer from {before} to {after}, at "
         f"{number(found['ratio_to_plain']['value'])} times the time per token"
@@ -79,6 +79,11 @@ def headline(summary: Mapping[str, Any]) -> str:
     change = found["perplexity"]["value"] / base["perplexity"]["value"] - 1
     moved = f"{abs(change):.0%} {'higher' if change > 0 else 'lower'}"
     return f"{sentence} and a perplexity {moved}."
+
+
+def _rank(method: Mapping[str, Any]) -> tuple[float, float]:
+    """Less toxic first; among equals the cheaper one."""
+    return method[TOXICITY]["value"], method["ratio_to_plain"]["value"]
 
 
 def _environment() -> Any:
@@ -140,8 +145,9 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Model",
         f"{model['name']} ({model['class']}, {model['dtype']}, weights {model['weights']})",
     )
-    count, source = settings["prompts"]["count"], data["path"] or "given as texts"
-    yield "Prompts", f"{count}, {source}, SHA-256 {settings['prompts']['sha256'][:16]}"
+    source = "of the pocket world" if manifest["pocket"] else "given as texts"
+    count, source = settings["prompts"]["count"], data["path"] or source
+    yield "Prompts", f"{count} ({source}), SHA-256 {settings['prompts']['sha256'][:16]}"
     yield "Judges", ", ".join(settings["judges"])
     yield "Perplexity under", "the base without steering" if scorer["is_base"] else scorer["name"]
     yield (

@@ -164,7 +164,7 @@ def _encoded(tokenizer: Any, data: Labelled, max_length: int) -> tuple[list[list
     labels = np.array([y for _, y in kept])
     names, counts = np.unique(labels, return_counts=True)
     if len(names) < 2 or counts.min() < FEWEST:
-        found = ", ".join(f"{n!r}: {c}" for n, c in zip(names, counts, strict=True))
+        found = ", ".join(f"'{n}': {c}" for n, c in zip(names, counts, strict=True))
         raise ValueError(f"nullspace needs two labels with {FEWEST} texts each, found {found}")
     return [row for row, _ in kept], labels
 

@@ -112,7 +112,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
     removed = orthonormal(4).numpy()
     embedding = model.lm_head.weight.detach().numpy()
     guide = embedding[5:20].mean(0) - embedding[30:45].mean(0)
-    settings = {"top_p": 0.7, "low": -0.05, "high": 0.05, "floor": 0.9}
+    settings = {"top_p": 0.7, "low": -0.05, "high": 0.05, "floor": 0.94}
     controller = Nullspace(torch.tensor(removed), guide=torch.tensor(guide), **settings)
     rule = controller.steer(model, tokenizer).shifts[0].alpha
     assert isinstance(rule, Adaptive) and (rule.low, rule.high) == (-0.05, 0.05)
@@ -131,7 +131,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
         bias = sum(
             p[t] * (embedding[t] @ direction) / np.sqrt((embedding[t] ** 2).sum()) for t in nucleus
         )
-        alpha = 1.0 if -0.05 <= bias <= 0.05 else max(1 - abs(bias), 0.9)
+        alpha = 1.0 if -0.05 <= bias <= 0.05 else max(1 - abs(bias), 0.94)
         projected = hidden - removed @ (removed.T @ hidden)
         mixed = embedding @ (alpha * hidden + (1 - alpha) * projected)
         expected = mixed - mixed.max() - np.log(np.exp(mixed - mixed.max()).sum())
@@ -139,7 +139,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
             ids, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
         )
         np.testing.assert_allclose(output.scores[0][0].numpy(), expected, atol=1e-4)
-        kept.add("all" if alpha == 1 else "floor" if alpha == 0.9 else "between")
+        kept.add("all" if alpha == 1 else "floor" if alpha == 0.94 else "between")
     assert kept == {"all", "floor", "between"}  # every branch of the rule was taken
 
 
@@ -195,7 +195,8 @@ def test_another_model_is_refused(tiny, tokenizer):
 def test_logits_that_are_not_linear_are_refused(tokenizer):
     shape = {
         "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": 1,
     }  # fmt: skip
     capped = Gemma2Config(**shape, head_dim=8, final_logit_softcapping=5.0)
     for config in (capped, CohereConfig(**shape, logit_scale=0.5)):

@@ -119,7 +119,7 @@ def test_the_page_says_what_the_summary_says(run: Path) -> None:
     text = " ".join(page.text.split())
     kind = json.loads((run / "summary.json").read_text())["methods"]["kind"]
     assert f"{kind['expected_maximum_toxicity']['value']:.2f}" in text
-    assert "kind lowers the share of prompts with a toxic answer from 1.00 to 0.00" in text
+    assert "kind lowers the share of prompts with a toxic answer from 100% to 0%" in text
     assert "tiny (T, float32, weights ab)" in text
     assert "This is the pocket world" not in text
 

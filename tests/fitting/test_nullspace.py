@@ -214,7 +214,7 @@ def test_a_fitted_model_forgets_the_label(tiny, tokenizer, tmp_path):
         LogisticRegression(max_iter=2000).fit(x, split.train_labels).score(x, split.train_labels)
         for x in (split.train, erased)
     ]
-    assert scores[0] > 0.9
+    assert scores[0] > 0.75
     assert scores[1] < 0.56
 
 
