@@ -39,12 +39,17 @@ def main() -> None:
 # The options of `compare`, in the order of --help. What is not given is left to the spec file, and
 # what that leaves out to the function's own defaults.
 Spec = Annotated[Path | None, typer.Option(help="A YAML file of these options; given ones win.")]
-Model = Annotated[str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")]
+Model = Annotated[
+    str | None, typer.Option(help="Hub id or folder.", show_default="the pocket model")
+]
 Prompts = Annotated[
     str | None, typer.Option(help='JSONL or CSV with a "text" field, or text file.')
 ]
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
-Methods = Annotated[str | None, typer.Option(metavar="A,B", help="[default: all there are]")]
+Methods = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Methods to compare.", show_default="all there are"),
+]
 Controllers = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=FOLDER", help="A fitted controller; may be repeated."),
@@ -57,18 +62,26 @@ Judges = Annotated[
         "may be repeated, the first is the primary one.",
     ),
 ]
-Scorer = Annotated[str | None, typer.Option(help="For perplexity. [default: the unsteered base]")]
+Scorer = Annotated[
+    str | None, typer.Option(help="For perplexity.", show_default="the unsteered base")
+]
 Agreement = Annotated[
     str | None, typer.Option(help="Texts with reference scores, to check judges.")
 ]
-Samples = Annotated[int | None, typer.Option(help="Answers to a prompt. [default: 25; pocket 4]")]
-NewTokens = Annotated[int | None, typer.Option(help="Length of an answer. [default: 20]")]
-Temperature = Annotated[float | None, typer.Option(help="[default: 1.0]")]
-TopP = Annotated[float | None, typer.Option(help="[default: 0.9]")]
-BatchSize = Annotated[int | None, typer.Option(help="Answers at a time. [default: 32; pocket 50]")]
-Seed = Annotated[int | None, typer.Option(help="[default: 0]")]
+Samples = Annotated[
+    int | None, typer.Option(help="Answers to a prompt.", show_default="25, pocket 4")
+]
+NewTokens = Annotated[
+    int | None, typer.Option(help="Length of an answer in tokens.", show_default="20")
+]
+Temperature = Annotated[float | None, typer.Option(show_default="1.0")]
+TopP = Annotated[float | None, typer.Option(show_default="0.9")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Answers at a time.", show_default="32, pocket 50")
+]
+Seed = Annotated[int | None, typer.Option(show_default="0")]
 Out = Annotated[
-    str | None, typer.Option(help=f"Folder to write. [default: {OUT}, {OUT}-2 and so on]")
+    str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")]
 

@@ -24,6 +24,7 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
+    "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
     "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
     "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
 }

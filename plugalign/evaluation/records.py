@@ -94,8 +94,9 @@ def open_run(out: Path, manifest: Mapping[str, Any], *, resume: bool) -> bool:
             out.mkdir(parents=True, exist_ok=True)
             write_json(path, manifest)
         return False
-    if differences := _differences(read_json(path), manifest):
-        raise ValueError(f"{out} holds another run: {differences}; choose another --out")
+    if found := _differences(read_json(path), manifest):
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise ValueError(f"{out} holds another run: {shown}; choose another --out")
     if not resume:
         raise ValueError(
             f"{out} already holds this run; continue it with --resume, or choose another --out"
@@ -159,27 +160,22 @@ def _parse(line: bytes, path: Path, number: int) -> Record:
     return record
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first settings or versions that differ, with both values."""
-    before, now = (
-        {k: v for part in ("settings", "versions") for k, v in _flat(manifest.get(part, {}))}
-        for manifest in (old, json.loads(json.dumps(new)))
-    )
-    differ = [
-        f"{key} was {_shown(before, key)} and is now {_shown(now, key)}"
-        for key in {**before, **now}
-        if _shown(before, key) != _shown(now, key)
-    ]
-    return ", ".join(differ[:3]) + (f" and {len(differ) - 3} more" if len(differ) > 3 else "")
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In which settings and versions two manifests differ."""
+    new = json.loads(json.dumps(new))  # tuples become lists, as they did in the file
+    parts = ("settings", "versions")
+    return [text for part in parts for text in _compared(old.get(part, {}), new.get(part, {}))]
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "absent"
+def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """In words, what differs between two nested mappings."""
+    for key in {**old, **new}:
+        name = f"{prefix}.{key}" if prefix else key
+        if key not in new:
+            yield f"{name} was there and is missing now"
+        elif key not in old:
+            yield f"{name} was not there and is now"
+        elif isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            yield from _compared(old[key], new[key], name)
+        elif old[key] != new[key]:
+            yield f"{name} was {old[key]!r} and is now {new[key]!r}"

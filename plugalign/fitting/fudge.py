@@ -42,14 +42,14 @@ def fit_fudge(
     width: int = 128,
     layers: int = 2,
     heads: int = 4,
-    steps: int = 1500,
+    steps: int = 800,
     batch_size: int = 64,
     lr: float = 1e-3,
     dropped: float = 0.2,
     max_length: int = 64,
     seed: int = 0,
     k: int = 200,
-    weight: float = 1.0,
+    weight: float = 4.0,
 ) -> Fudge:
     """Trains a predictor of the desired class and saves the controller in ``out``.
 

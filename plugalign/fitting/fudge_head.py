@@ -37,11 +37,11 @@ def fit_fudge_head(
     rank: int = 32,
     steps: int = 1000,
     batch_size: int = 64,
-    lr: float = 3e-3,
+    lr: float = 5e-3,
     max_length: int = 64,
     seed: int = 0,
     k: int = 200,
-    weight: float = 1.0,
+    weight: float = 4.0,
 ) -> FudgeHead:
     """Trains a head for the desired class and saves the controller in ``out``.
 

@@ -22,13 +22,14 @@ from plugalign.fitting.data import Labelled
 from plugalign.pocket import world
 
 ASKED = 0.3
+ALPHA = 1.0  # of DExperts: such plain text needs less than the paper's 2
 CANDIDATES = 20  # FUDGE's top-k: the vocabulary is small, and each candidate costs
 POLITENESS: dict[str, dict[str, Any]] = {
-    "dexperts": {"steps": 50},
-    "dexperts_lora": {"steps": 50, "rank": 8},
+    "dexperts": {"steps": 50, "alpha": ALPHA},
+    "dexperts_lora": {"steps": 50, "rank": 8, "alpha": ALPHA},
     "fudge": {"steps": 300, "batch_size": 32, "width": 64, "k": CANDIDATES},
     "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, "k": CANDIDATES},
-    "prefix": {"steps": 300},
+    "prefix": {"steps": 150},
 }
 SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,))
 SELF_CRITIQUE = SelfCritique(
