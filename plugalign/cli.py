@@ -128,6 +128,80 @@ def compare(
 
 
 @app.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="What to fit; see plugalign methods.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model to steer.")],
+    data: Annotated[
+        list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to save the controller in.")],
+    text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="UNDESIRED,DESIRED", help="Columns of paired texts, if there are."),
+    ] = None,
+    desired: Annotated[
+        str | None, typer.Option(help="The label of the desired class. [default: 0]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many texts.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
+    ] = None,
+) -> None:
+    """Train what a controller needs. Killed and started again, it continues."""
+    undesired, comma, wanted = (pairs or "").partition(",")
+    if pairs is not None and not (undesired and wanted):
+        raise ValueError(f"--pairs takes two columns, UNDESIRED,DESIRED, got {pairs!r}")
+    from plugalign.evaluation.loading import load_model
+    from plugalign.fitting.command import describe, parse_settings, run_fit
+    from plugalign.fitting.data import load_data
+
+    _silence_libraries()
+    chosen = parse_settings(method, settings or [])
+    columns = {"desired": wanted, "undesired": undesired} if comma else {}
+    labelled = load_data(data, text=text, label=label, limit=limit, **columns)
+    loaded, tokenizer = load_model(model)
+    controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
+    _console().print(describe(controller, loaded, out))
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder. [default: the pocket model]")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Which to time. [default: all]")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,M", help="Batch sizes.")] = "1,8",
+    new_tokens: Annotated[int, typer.Option(help="New tokens a row.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompts.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Times everything so often, in turn.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+) -> None:
+    """Time every method beside plain generate; nothing needs to be fitted for it."""
+    try:
+        batches = [int(size) for size in batch.split(",")]
+    except ValueError:
+        raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
+    from plugalign import pocket
+    from plugalign.benchmarking import run_bench, table
+    from plugalign.evaluation.loading import load_model
+
+    _silence_libraries()
+    loaded, tokenizer = pocket.load() if model is None else load_model(model)
+    chosen = None if methods is None else [m for m in methods.split(",") if m]
+    costs = run_bench(
+        loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
+        prompt_tokens=prompt_tokens, rounds=rounds, threads=threads, out=out,
+    )  # fmt: skip
+    _console().print(table(costs))
+
+
+@app.command()
 def methods() -> None:
     """What is there: each method's name, where it acts, its paper, what it needs fitted."""
     from plugalign.methods import METHODS

@@ -23,7 +23,12 @@ PathLike = str | Path
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts and the label of each, in the order of the files."""
+    """Texts and the label of each, in the order of the files.
+
+    A fit learns whatever tells the classes apart. So each class should come from the same sources
+    in the same style: where one alone has capitals, spaces before full stops or a subject of its
+    own, that is what the controller will steer.
+    """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]

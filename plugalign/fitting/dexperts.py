@@ -19,6 +19,7 @@ from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.training import (
     batches,
+    check_context,
     check_finite,
     check_settings,
     fingerprint,
@@ -65,6 +66,7 @@ def fit_dexperts(
     """
     lr = lr if lr is not None else (1e-3 if lora else 1e-4)
     check_settings(steps=steps, batch_size=batch_size, lr=lr, max_length=max_length, rank=rank)
+    check_context(model, max_length)
     check_finite(alpha=alpha)
     TopP(top_p)
     sides = dict(zip(("expert", "antiexpert"), data.binary(desired), strict=True))

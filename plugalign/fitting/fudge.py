@@ -49,7 +49,7 @@ def fit_fudge(
     max_length: int = 64,
     seed: int = 0,
     k: int = 200,
-    weight: float = 4.0,
+    weight: float = 8.0,
 ) -> Fudge:
     """Trains a predictor of the desired class and saves the controller in ``out``.
 
@@ -60,7 +60,8 @@ def fit_fudge(
         width: of the predictor; layers and heads: likewise.
         dropped: share of the tokens and of the last hidden units that are hidden in training.
         max_length: of a training text, in tokens; longer ones are cut.
-        k: candidates, and weight: lambda, of the controller that is returned and saved.
+        k: candidates of the controller that is returned and saved.
+        weight: its lambda; 1 is Bayes' rule, a small and unsure predictor needs more.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
@@ -71,16 +72,10 @@ def fit_fudge(
     )  # fmt: skip
     check_finite(weight=weight)
     TopK(k)
-    if not 0 <= dropped < 1:
-        raise ValueError(f"dropped must be a share below 1, got {dropped}")
+    _check_share(dropped)
     good, bad = (encode(tokenizer, texts, max_length) for texts in data.binary(desired))
     origin = Identity.of(model, tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        vocab_size = model.get_output_embeddings().weight.shape[0]
-        predictor = Predictor(vocab_size, width, layers, heads)
-        start_from(predictor, model.get_input_embeddings().weight)
-    predictor.to(model.device)
+    predictor = _fresh(model, width, layers, heads, seed)
     batch = labelled_batches(good, bad, batch_size, seed, model.device)
 
     def loss(step: int) -> Tensor:
@@ -97,6 +92,21 @@ def fit_fudge(
         controller = Fudge(predictor, k=k, weight=weight, fitted_for=origin)
         controller.save_pretrained(out)
     return controller
+
+
+def _check_share(dropped: float) -> None:
+    if not 0 <= dropped < 1:
+        raise ValueError(f"dropped must be a share below 1, got {dropped}")
+
+
+def _fresh(model: Any, width: int, layers: int, heads: int, seed: int) -> Predictor:
+    """An untrained predictor of the base's tokens, on its device."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vocab_size = model.get_output_embeddings().weight.shape[0]
+        predictor = Predictor(vocab_size, width, layers, heads)
+        start_from(predictor, model.get_input_embeddings().weight)
+    return predictor.to(model.device)
 
 
 def start_from(predictor: Predictor, embedding: Tensor) -> None:

@@ -7,6 +7,7 @@ while training, so that one learning rate suits every model; the scales are fold
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting.data import Labelled, encode
 from plugalign.fitting.fudge import labelled_batches, prefix_loss
 from plugalign.fitting.training import (
+    check_context,
     check_finite,
     check_settings,
     fingerprint,
@@ -37,11 +39,11 @@ def fit_fudge_head(
     rank: int = 32,
     steps: int = 1000,
     batch_size: int = 64,
-    lr: float = 5e-3,
+    lr: float = 3e-3,
     max_length: int = 64,
     seed: int = 0,
     k: int = 200,
-    weight: float = 4.0,
+    weight: float = 8.0,
 ) -> FudgeHead:
     """Trains a head for the desired class and saves the controller in ``out``.
 
@@ -51,12 +53,14 @@ def fit_fudge_head(
         desired: the label of the desired class, see `Labelled.binary`.
         rank: of the interaction between prefix and token.
         max_length: of a training text, in tokens; longer ones are cut.
-        k: candidates, and weight: lambda, of the controller that is returned and saved.
+        k: candidates of the controller that is returned and saved.
+        weight: its lambda; 1 is Bayes' rule, more steers harder.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
     """
     check_settings(rank=rank, steps=steps, batch_size=batch_size, lr=lr, max_length=max_length)
+    check_context(model, max_length)
     check_finite(weight=weight)
     TopK(k)
     good, bad = (encode(tokenizer, texts, max_length) for texts in data.binary(desired))
@@ -64,16 +68,14 @@ def fit_fudge_head(
     batch = labelled_batches(good, bad, batch_size, seed, model.device)
     embedding = model.get_output_embeddings().weight.detach().float()
     embedding_size = embedding.std()
+    scaled = embedding / embedding_size
     hidden_size = hidden_states(model, *batch(0)[:2]).std()
     learned = _start(embedding, rank, seed)
 
     def loss(step: int) -> Tensor:
         ids, mask, label, share = batch(step)
         hidden = hidden_states(model, ids, mask)[:, :-1] / hidden_size
-        tokens = embedding[ids[:, 1:]] / embedding_size
-        logits = ((tokens @ learned["left"]) * (hidden @ learned["right"])).sum(-1)
-        logits = logits + tokens @ learned["token"] + learned["token_bias"][ids[:, 1:]]
-        logits = logits + hidden @ learned["state"] + learned["offset"]
+        logits = _logits(learned, hidden, scaled, ids[:, 1:])
         return prefix_loss(logits, label, mask[:, 1:], share)
 
     made_of = fingerprint(good, bad, rank, batch_size, origin.to_dict())
@@ -83,17 +85,24 @@ def fit_fudge_head(
             title=f"FUDGE head ({len(good)} + {len(bad)} texts)",
             checkpoint=work / "head.checkpoint", weight_decay=0.01,
         )  # fmt: skip
-        final = {name: tensor.detach() for name, tensor in learned.items()}
-        controller = FudgeHead(
-            left=final["left"] / embedding_size,
-            right=final["right"] / hidden_size,
-            token_bias=final["token_bias"] + embedding @ (final["token"] / embedding_size),
-            state=final["state"] / hidden_size,
-            offset=float(final["offset"]),
-            k=k, weight=weight, fitted_for=origin,
-        )  # fmt: skip
+        parts = _unscaled(learned, embedding, embedding_size, hidden_size)
+        controller = FudgeHead(**parts, k=k, weight=weight, fitted_for=origin)
         controller.save_pretrained(out)
     return controller
+
+
+@torch.no_grad()
+def _unscaled(
+    learned: Mapping[str, Tensor], embedding: Tensor, embedding_size: Tensor, hidden_size: Tensor
+) -> dict[str, Any]:
+    """The head for hidden states and embeddings as they are."""
+    return {
+        "left": learned["left"] / embedding_size,
+        "right": learned["right"] / hidden_size,
+        "token_bias": learned["token_bias"] + embedding @ (learned["token"] / embedding_size),
+        "state": learned["state"] / hidden_size,
+        "offset": learned["offset"].item(),
+    }
 
 
 @torch.no_grad()
@@ -111,6 +120,20 @@ def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     finally:
         handle.remove()
     return seen[0]
+
+
+def _logits(
+    learned: Mapping[str, Tensor], hidden: Tensor, rows: Tensor, following: Tensor
+) -> Tensor:
+    """The score ``(B, T)`` of each following token ``(B, T)`` after its prefix's hidden state.
+
+    Args:
+        hidden: scaled hidden states ``(B, T, D)``. rows: the scaled embedding ``(V, D)``.
+    """
+    tokens = rows[following]
+    bilinear = ((tokens @ learned["left"]) * (hidden @ learned["right"])).sum(-1)
+    by_token = tokens @ learned["token"] + learned["token_bias"][following]
+    return bilinear + by_token + hidden @ learned["state"] + learned["offset"]
 
 
 def _start(embedding: Tensor, rank: int, seed: int) -> dict[str, Tensor]:

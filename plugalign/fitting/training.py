@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from plugalign.identity import model_name
+
 WINDOW = 32  # batches that are sorted by length together
 
 
@@ -138,6 +140,16 @@ def check_finite(**values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_context(model: Any, max_length: int) -> None:
+    """Raises a ValueError if training texts may be longer than the model can read."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        raise ValueError(
+            f"max_length {max_length} exceeds the context of '{model_name(model)}' "
+            f"({context} tokens)"
+        )
 
 
 def fingerprint(*parts: Any) -> str:

@@ -23,12 +23,12 @@ from plugalign.pocket import world
 
 ASKED = 0.3
 ALPHA = 1.0  # of DExperts: such plain text needs less than the paper's 2
-CANDIDATES = 20  # FUDGE's top-k: the vocabulary is small, and each candidate costs
+FUDGE = {"weight": 1.0, "k": 20}  # Bayes' rule on few candidates: each of them costs
 POLITENESS: dict[str, dict[str, Any]] = {
     "dexperts": {"steps": 50, "alpha": ALPHA},
     "dexperts_lora": {"steps": 50, "rank": 8, "alpha": ALPHA},
-    "fudge": {"steps": 300, "batch_size": 32, "width": 64, "k": CANDIDATES},
-    "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, "k": CANDIDATES},
+    "fudge": {"steps": 300, "batch_size": 32, "width": 64, **FUDGE},
+    "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, **FUDGE},
     "prefix": {"steps": 150},
 }
 SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,))

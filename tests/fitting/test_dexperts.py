@@ -138,6 +138,8 @@ def test_bad_settings_are_named_before_any_work(
         fit_dexperts(tiny(), tokenizer, data, out, alpha=float("nan"))
     with pytest.raises(ValueError, match=r"top-p must lie in \[0, 1\], got 1\.5"):
         fit_dexperts(tiny(), tokenizer, data, out, top_p=1.5)
+    with pytest.raises(ValueError, match="max_length 129 exceeds the context of 'Llama"):
+        fit_dexperts(tiny(), tokenizer, data, out, max_length=129)
     with pytest.raises(ValueError, match="no text has the desired label 'polite'"):
         fit_dexperts(tiny(), tokenizer, data, out, desired="polite")
     assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ def test_before_training_a_prefix_is_the_text_it_starts_from(tiny, tokenizer, ar
     prefixes = Prefixes(model, tokenizer, texts, length=5, width=8, seed=0)
     ids = torch.tensor([[40, 41, 42, 43], [50, 51, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    got = prefixes.nll(ids, mask)
+    got = prefixes.nll(ids, mask).detach()
     for c, front in enumerate(([5, 6, 7, 5, 6], [30, 31, 32, 30, 31])):
         for row, length in enumerate((4, 2)):
             whole = front + ids[row, :length].tolist()
@@ -61,11 +61,11 @@ def test_fits_steers_and_leaves_the_model(tiny, tokenizer, tmp_path):
     untrained = Prefixes(model, tokenizer, ([[5]], [[6]]), length=4, width=16, seed=0)
     ids = torch.tensor([tokenizer(GOOD[0])["input_ids"], tokenizer(BAD[0])["input_ids"]])
     ones = torch.ones_like(ids)
-    start = untrained.nll(ids, ones)
+    start = untrained.nll(ids, ones).detach()
     with torch.no_grad():
         pair = torch.stack([fitted.keys_values, fitted.contrast])
         untrained.start = pair
-        learned = untrained.nll(ids, ones)
+        learned = untrained.nll(ids, ones).detach()
     assert learned[0, 0] < start[0, 0] and learned[1, 1] < start[1, 1]
     assert learned[0, 0] < learned[1, 0] and learned[1, 1] < learned[0, 1]
 
