@@ -169,7 +169,7 @@ def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
 
 
-def _encoder(shape: tuple[int, int, int], length: int, width: int) -> nn.Module:
+def _encoder(shape: tuple[int, int, int], length: int, width: int) -> Any:
     """PEFT's prefix encoder; its last map starts at zero, so that nothing moves at first."""
     try:
         from peft import PrefixTuningConfig
@@ -182,7 +182,7 @@ def _encoder(shape: tuple[int, int, int], length: int, width: int) -> nn.Module:
         num_layers=layers, num_attention_heads=heads, encoder_hidden_size=width,
         prefix_projection=True, num_transformer_submodules=1,
     )  # fmt: skip
-    encoder: nn.Module = PrefixEncoder(config)
+    encoder: Any = PrefixEncoder(config)
     nn.init.zeros_(encoder.transform[-1].weight)
     nn.init.zeros_(encoder.transform[-1].bias)
     return encoder
