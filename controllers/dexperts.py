@@ -10,9 +10,11 @@ share all weights with the base but the adapted ones, and the base is never touc
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -136,22 +138,38 @@ def check_width(expert: Any, base: Any, tokenizer: Any) -> None:
 
 
 def with_adapter(base: Any, folder: Path) -> Any:
-    """The base with a LoRA adapter merged in: a model that shares every other weight with it.
+    """The base with a LoRA adapter that PEFT saved, merged in: ``W + s B A``. The result shares
+    every other weight with the base.
 
     Raises:
-        ImportError: if peft is missing; names the extra.
+        ValueError: if the folder holds something else than plain LoRA; names it.
     """
-    try:
-        from peft import PeftModel
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise ImportError("LoRA experts need peft: pip install 'plugalign[train]'") from error
-    adapted = PeftModel.from_pretrained(shared_copy(base), str(folder))
-    for module in adapted.modules():
-        if isinstance(module, BaseTunerLayer):  # merging writes into these, so they get their own
-            layer = module.get_base_layer()
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-    return adapted.merge_and_unload().eval()
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    _check_plain(config, folder)
+    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
+    learned = load_file(folder / "adapter_model.safetensors")
+    merged = shared_copy(base)
+    for key in [key for key in learned if key.endswith("lora_A.weight")]:
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        module = merged.get_submodule(name)
+        down, up = learned[key], learned[key.replace("lora_A", "lora_B")]
+        change = scale * (up.float() @ down.float())  # (out, in)
+        change = change.T if config.get("fan_in_fan_out") else change
+        weight = module.weight.float() + change.to(module.weight.device)
+        module.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
+    return merged.eval()
+
+
+def _check_plain(config: dict[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    beyond = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
+    extra = [name for name in beyond if config.get(name)]
+    if kind != "LORA" or extra or config.get("bias", "none") != "none":
+        what = ", ".join(extra) or f"peft_type {kind}, bias {config.get('bias')}"
+        raise ValueError(
+            f"{folder} is no plain LoRA adapter ({what}); merge it into a model with peft and give "
+            "that model as the expert"
+        )
 
 
 def shared_copy(model: Any) -> Any:

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from plugalign.controller import Controller
@@ -238,17 +237,18 @@ def _twin(model: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(model.device).eval()
 
 
-def _dexperts_lora(model: Any) -> DExperts:
-    from peft import LoraConfig, get_peft_model
-
-    from plugalign.controllers.dexperts import with_adapter
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)
-    with TemporaryDirectory() as folder:
-        get_peft_model(shared_copy(model), config).save_pretrained(folder)
-        experts = [with_adapter(model, Path(folder)) for _ in range(2)]
-    return DExperts(*experts)
+def _adapted(model: Any, seed: int) -> Any:
+    """What a merged LoRA adapter is: the base with other weights in its linear layers."""
+    generator = torch.Generator().manual_seed(seed)
+    twin, head = shared_copy(model), model.get_output_embeddings().weight
+    for module in twin.modules():
+        weight = getattr(module, "weight", None)
+        linear = isinstance(weight, Tensor) and weight.ndim == 2
+        if linear and weight.data_ptr() != head.data_ptr() and not isinstance(module, nn.Embedding):
+            down, up = (torch.randn(RANK, n, generator=generator) for n in weight.shape)
+            change = (0.01 * down.T @ up).to(weight.device, weight.dtype)
+            module.weight = nn.Parameter(weight + change, requires_grad=False)
+    return twin
 
 
 def _fudge_head(model: Any) -> FudgeHead:
@@ -279,7 +279,7 @@ MAKERS: dict[str, Callable[[Any], Controller | None]] = {
     "fudge": lambda model: Fudge(Predictor(model.get_output_embeddings().weight.shape[0])),
     "fudge_head": _fudge_head,
     "dexperts": lambda model: DExperts(_twin(model, 1), _twin(model, 2)),
-    "dexperts_lora": _dexperts_lora,
+    "dexperts_lora": lambda model: DExperts(_adapted(model, 1), _adapted(model, 2)),
     "self_debias": lambda model: SelfDebias(DEBIAS_PROMPTS),
     "nullspace": _nullspace,
     "prefix": _prefix,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from plugalign.auxiliary import CachedModel, CachedScorer
@@ -134,7 +135,7 @@ class SourceRunner:
         logits = self._ask(
             "prompts", self._model, "the base under prompts", torch.cat(many), torch.cat(masks)
         )
-        return dict(zip(prompts, logits.view(len(prompts), rows, -1), strict=True))
+        return dict(zip(prompts, rearrange(logits, "(k r) v -> k r v", r=rows), strict=True))
 
     @contextmanager
     def _blamed(self, name: str, ids: Tensor) -> Iterator[None]:

@@ -53,9 +53,9 @@ ARCHITECTURES = tuple(CONFIGS)
 
 
 def make_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
-    """Words w0 .. w{n}; <pad> is 0, <eos> is 1, <unk> is 2."""
+    """Words w0 .. w{n}, Yes and No; <pad> is 0, <eos> is 1, <unk> is 2."""
     vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-    vocab |= {f"w{i}": 3 + i for i in range(words - 3)}
+    vocab |= {f"w{i}": 3 + i for i in range(words - 5)} | {"Yes": words - 2, "No": words - 1}
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(

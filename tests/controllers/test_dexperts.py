@@ -87,3 +87,10 @@ def test_needs_an_expert_and_a_sane_nucleus(tiny):
         pa.DExperts()
     with pytest.raises(ValueError, match=r"top-p must lie in \[0, 1\], got 1.5"):
         pa.DExperts(tiny(), top_p=1.5)
+
+
+def test_an_adapter_of_another_kind_is_refused(tiny, tokenizer, tmp_path):
+    config = LoraConfig(r=2, target_modules="all-linear", use_dora=True)
+    get_peft_model(tiny(), config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no plain LoRA adapter \(use_dora\); merge it"):
+        pa.wrap(tiny(), tokenizer, pa.DExperts(tmp_path))
