@@ -47,7 +47,7 @@ class PrefixTuning(Controller):
         _check_shape(keys_values, keys_values if contrast is None else contrast)
         self.keys_values, self.contrast, self.fitted_for = keys_values, contrast, fitted_for
 
-    def against(self, alpha: float = 1.0, top_p: float = 0.9) -> PrefixContrast:
+    def against(self, alpha: float = 2.0, top_p: float = 0.9) -> PrefixContrast:
         """The same prefixes as a contrast pair on the distribution.
 
         Raises:
@@ -116,7 +116,7 @@ class PrefixContrast(Controller):
         desired: Tensor,
         contrast: Tensor,
         *,
-        alpha: float = 1.0,
+        alpha: float = 2.0,
         top_p: float = 0.9,
         fitted_for: Identity | None = None,
     ):

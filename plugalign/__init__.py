@@ -18,8 +18,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from plugalign.controller import Controller
     from plugalign.controllers.dexperts import DExperts
+    from plugalign.controllers.fudge import Fudge
+    from plugalign.controllers.fudge_head import FudgeHead
+    from plugalign.controllers.nullspace import Nullspace
+    from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
+    from plugalign.evaluation.compare import compare
     from plugalign.trace import Trace
     from plugalign.wrapping import Steered, wrap
 
@@ -27,20 +32,32 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "Fudge": "plugalign.controllers.fudge",
+    "FudgeHead": "plugalign.controllers.fudge_head",
+    "Nullspace": "plugalign.controllers.nullspace",
+    "PrefixContrast": "plugalign.controllers.prefix_tuning",
+    "PrefixTuning": "plugalign.controllers.prefix_tuning",
     "SelfCritique": "plugalign.controllers.self_critique",
     "SelfDebias": "plugalign.controllers.self_debias",
     "Steered": "plugalign.wrapping",
     "Trace": "plugalign.trace",
+    "compare": "plugalign.evaluation.compare",
     "wrap": "plugalign.wrapping",
 }
 __all__ = [
     "Controller",
     "DExperts",
+    "Fudge",
+    "FudgeHead",
+    "Nullspace",
+    "PrefixContrast",
+    "PrefixTuning",
     "SelfCritique",
     "SelfDebias",
     "Steered",
     "Trace",
     "__version__",
+    "compare",
     "wrap",
 ]
 

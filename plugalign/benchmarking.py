@@ -243,8 +243,9 @@ def _adapted(model: Any, seed: int) -> Any:
     twin, head = shared_copy(model), model.get_output_embeddings().weight
     for module in twin.modules():
         weight = getattr(module, "weight", None)
-        linear = isinstance(weight, Tensor) and weight.ndim == 2
-        if linear and weight.data_ptr() != head.data_ptr() and not isinstance(module, nn.Embedding):
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(module, nn.Embedding):
+            continue
+        if weight.data_ptr() != head.data_ptr():
             down, up = (torch.randn(RANK, n, generator=generator) for n in weight.shape)
             change = (0.01 * down.T @ up).to(weight.device, weight.dtype)
             module.weight = nn.Parameter(weight + change, requires_grad=False)

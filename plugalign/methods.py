@@ -37,5 +37,9 @@ METHODS = (
         "prefix", "attach", "Qian et al. 2022 (contrastive prefixes)",
         "trained keys and values in front of the prompt",
     ),
+    Method(
+        "prefix_contrast", "steer", "Qian et al. 2022, as a contrast pair",
+        "the same prefixes, of both classes",
+    ),
     Method("self_critique", "revise", "Saunders et al. 2022", "nothing"),
 )  # fmt: skip

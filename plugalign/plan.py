@@ -33,7 +33,8 @@ class Plan:
         for weight, part in controller.parts():
             if part.overrides("steer") and weight != 0:
                 steering = part.steer(model, tokenizer).scaled(weight)
-                declared.append((type(part).__name__, steering))
+                if steering.shifts or steering.supports:
+                    declared.append((type(part).__name__, steering))
         return cls(tuple(declared))
 
     @cached_property

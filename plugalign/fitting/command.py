@@ -21,6 +21,7 @@ FITTERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fudge_head": ("plugalign.fitting.fudge_head", "fit_fudge_head", {}),
     "nullspace": ("plugalign.fitting.nullspace", "fit_nullspace", {}),
     "prefix": ("plugalign.fitting.prefix", "fit_prefix", {}),
+    "prefix_contrast": ("plugalign.fitting.prefix", "fit_prefix", {"contrast": True}),
 }
 UNFITTED = ("self_debias", "self_critique")
 

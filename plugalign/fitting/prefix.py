@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from plugalign.controllers.dexperts import shared_copy
-from plugalign.controllers.prefix_tuning import PrefixTuning
+from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.fitting.data import Labelled, encode
 from plugalign.fitting.fudge import labelled_batches
 from plugalign.fitting.training import (
@@ -48,7 +48,9 @@ def fit_prefix(
     w_g: float = 0.5,
     max_length: int = 32,
     seed: int = 0,
-) -> PrefixTuning:
+    contrast: bool = False,
+    alpha: float = 2.0,
+) -> PrefixTuning | PrefixContrast:
     """Trains the prefixes of both classes and saves the controller in ``out``.
 
     A run that was killed and is started again continues. The model given is not changed.
@@ -60,6 +62,8 @@ def fit_prefix(
         lr: small models need far more than the paper's 5e-5 for GPT-2 medium.
         w_d: weight of telling the classes apart. w_g: of explaining the text.
         max_length: of a training text, in tokens; longer ones are cut.
+        contrast: makes a controller of both prefixes, which adds ``alpha`` times their difference,
+            instead of one that generates behind the desired prefix.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
@@ -69,7 +73,7 @@ def fit_prefix(
         prefix_length=prefix_length, width=width, steps=steps, batch_size=batch_size, lr=lr,
         max_length=max_length,
     )  # fmt: skip
-    check_finite(w_d=w_d, w_g=w_g)
+    check_finite(w_d=w_d, w_g=w_g, alpha=alpha)
     sides = [encode(tokenizer, texts, max_length, end=False) for texts in data.binary(desired)]
     good, bad = ([row for row in rows if len(row) > 1] for rows in sides)
     origin = Identity.of(model, tokenizer)
@@ -91,7 +95,8 @@ def fit_prefix(
         )  # fmt: skip
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
-        controller = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
+        fitted = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
+        controller = fitted.against(alpha) if contrast else fitted
         controller.save_pretrained(out)
     return controller
 
@@ -148,7 +153,7 @@ class Prefixes:
             input_ids=ids, attention_mask=torch.cat([front, mask], 1), use_cache=True,
             position_ids=columns[None].expand(len(ids), -1), past_key_values=cache,
         ).logits  # fmt: skip
-        losses = cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
         return (losses * mask[:, 1:]).sum(1).view(classes, rows)
 
 
