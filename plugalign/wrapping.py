@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList
 from plugalign.controller import Controller
 from plugalign.identity import model_name
 from plugalign.plan import Plan
-from plugalign.revision import Answers
+from plugalign.revision import Answers, check_revisable, reusable_cache
 from plugalign.run import Run, SteeringProcessor
 from plugalign.steering import ModelLogits
 from plugalign.trace import Trace
@@ -291,24 +291,6 @@ def context_of(model: Any) -> int | None:
     """The most tokens that a model can read, or None where its config names no limit."""
     limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit
-
-
-def check_revisable(options: dict[str, Any]) -> None:
-    """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
-    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
-    for name in (*wanted, "output_hidden_states"):
-        if options.get(name):
-            raise ValueError(
-                f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
-                "out, or leave the revising controller out"
-            )
-
-
-def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
-    """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
-    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
-    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
-    return None if (beams or 1) > 1 or drafted else output.past_key_values
 
 
 def _sequences(output: Any) -> Tensor:

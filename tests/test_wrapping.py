@@ -488,3 +488,13 @@ def test_no_warnings_from_a_plain_call(tiny, tokenizer, prompts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"])).generate(**prompts(), max_new_tokens=2)
+
+
+def test_a_model_without_an_end_token_may_be_revised(tiny, tokenizer, prompts):
+    model = tiny()
+    model.generation_config.eos_token_id = None
+    critic = pa.SelfCritique(critique="w5", refine="w6", threshold=0.0)
+    output = pa.wrap(model, tokenizer, critic).generate(**prompts(), max_new_tokens=3)
+    assert output.shape == (3, 10)
+    with pytest.raises(ValueError, match="output_scores belongs to a draft"):
+        pa.wrap(model, tokenizer, critic).generate(**prompts(), output_scores=True)

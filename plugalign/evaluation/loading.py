@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.fitting.data import _rows
+from plugalign.fitting.data import read_rows
 
 UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any model can have them
     "self_debias": SelfDebias,
@@ -77,7 +77,7 @@ def load_references(path: str | Path) -> tuple[list[str], list[float]]:
         ValueError: naming the file and the line.
     """
     texts, scores = [], []
-    for place, row in _rows(Path(path)):
+    for place, row in read_rows(Path(path)):
         text = next((row[name] for name in TEXTS if name in row), None)
         score = next((row[name] for name in REFERENCES if name in row), None)
         if not isinstance(text, str) or score is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.fitting.data import _rows
+from plugalign.fitting.data import read_rows
 from plugalign.identity import model_name
 
 Row = tuple[int, int]
@@ -97,7 +97,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() == ".txt":
         yield from _lines(path)
         return
-    for place, row in _rows(path):
+    for place, row in read_rows(path):
         value = row.get("text", row.get("prompt"))
         if isinstance(value, Mapping):  # RealToxicityPrompts: {"prompt": {"text": ...}, ...}
             value = value.get("text")

@@ -102,7 +102,7 @@ def load_data(
     found: list[tuple[str, str]] = []
     for one in map(Path, paths):
         before = len(found)
-        for place, row in _rows(one):
+        for place, row in read_rows(one):
             found += _read(row, place, {text: label}, pairs)
         if len(found) == before:
             raise ValueError(f"{one} holds no data; give it one labelled text per line")
@@ -134,7 +134,7 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every row of a file with its place, "file, line n"."""
     readers = {".jsonl": _json_rows, ".csv": _csv_rows}
     if path.suffix.lower() not in readers:
