@@ -13,16 +13,16 @@ Backend = Literal["auto", "triton", "torch"]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_logits(logits: Tensor) -> None:
+def check_logits(logits: Tensor, name: str = "logits") -> None:
     """Raises ValueError unless ``logits`` is ``(R, V)`` as every kernel here reads it."""
     if logits.ndim != 2 or logits.shape[1] == 0 or logits.dtype not in FLOATS:
         raise ValueError(
-            "logits must be (B, V) with V >= 1 in float32, float16 or bfloat16, got "
+            f"{name} must be (B, V) with V >= 1 in float32, float16 or bfloat16, got "
             f"{tuple(logits.shape)} in {logits.dtype}"
         )
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         raise ValueError(
-            f"each row of logits must be contiguous, got strides {logits.stride()}; "
+            f"each row of {name} must be contiguous, got strides {logits.stride()}; "
             "call .contiguous() first"
         )
 

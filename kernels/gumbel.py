@@ -118,20 +118,21 @@ def sample(
     Raises:
         ValueError: for arguments whose shape, dtype, device or value does not fit.
     """
-    _check(logits, seed, temperature)
+    check_logits(logits)
+    check_sampling(seed, temperature)
     rows, device = logits.shape[0], logits.device
-    prompt = _per_row("prompt", prompt, rows, torch.int64, device)
-    sample = _per_row("sample", sample, rows, torch.int64, device)
-    step = _per_row("step", step, rows, torch.int64, device)
-    temperature = _per_row("temperature", temperature, rows, torch.float32, device)
+    prompt = per_row("prompt", prompt, rows, torch.int64, device)
+    sample = per_row("sample", sample, rows, torch.int64, device)
+    step = per_row("step", step, rows, torch.int64, device)
+    temperature = per_row("temperature", temperature, rows, torch.float32, device)
     if use_triton(backend, logits):
         from plugalign.kernels.gumbel_triton import sample_triton
 
         return sample_triton(logits, seed, prompt, sample, step, temperature)
-    return _sample_torch(logits, seed, torch.stack((step, prompt, sample), 1), temperature)
+    return sample_torch(logits, seed, torch.stack((step, prompt, sample), 1), temperature)
 
 
-def _sample_torch(logits: Tensor, seed: int, address: Tensor, temperature: Tensor) -> Tensor:
+def sample_torch(logits: Tensor, seed: int, address: Tensor, temperature: Tensor) -> Tensor:
     """The specification; ``address`` is ``(B, 3)``. Exact noise only for the few that can win."""
     size = max(1, CHUNK // logits.shape[1])
     found = [
@@ -143,7 +144,7 @@ def _sample_torch(logits: Tensor, seed: int, address: Tensor, temperature: Tenso
     step, prompt, sample = address[row].unbind(1)
     noise = gumbel_noise(token, step, prompt, sample, seed)
     scores = torch.cat([x for _, _, x in found]) + temperature[row] * noise
-    return _argmax_by_row(scores, row, token, len(logits))
+    return argmax_by_row(scores, row, token, len(logits))
 
 
 def _contenders(
@@ -188,7 +189,7 @@ def _noise_ceiling(u: Tensor) -> Tensor:
     return log2_u.mul_(-LN2).add_(SLACK)
 
 
-def _argmax_by_row(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tensor:
+def argmax_by_row(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tensor:
     """Per row the token with the best score, the smaller id among equals; -1 for no token."""
     best = scores.new_full((rows,), -math.inf).scatter_reduce(0, row, scores, "amax")
     wins = scores == best[row]
@@ -196,9 +197,9 @@ def _argmax_by_row(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Ten
     return winner.scatter_reduce(0, row[wins], token[wins], "amin", include_self=False)
 
 
-def _check(logits: Tensor, seed: int, temperature: Tensor | float) -> None:
+def check_sampling(seed: int, temperature: Tensor | float) -> None:
+    """Raises ValueError for a seed or temperature out of its range."""
     check_seed(seed)
-    check_logits(logits)
     # Values on a GPU stay unread: reading them would wait for the device.
     known = temperature.tolist() if isinstance(temperature, Tensor) and temperature.is_cpu else []
     known = [temperature] if not isinstance(temperature, Tensor) else known
@@ -206,7 +207,7 @@ def _check(logits: Tensor, seed: int, temperature: Tensor | float) -> None:
         raise ValueError(f"temperature must be finite and not negative, got {wrong[0]}")
 
 
-def _per_row(
+def per_row(
     name: str, value: Tensor | float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """``value`` as ``(B,)``, or a ValueError that says what does not fit."""

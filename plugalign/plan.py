@@ -9,7 +9,17 @@ from itertools import chain
 from typing import Any
 
 from plugalign.controller import Controller
-from plugalign.steering import PromptedLogits, Shift, Source, Steering, Support
+from plugalign.kernels.truncation import Truncation
+from plugalign.steering import (
+    MinP,
+    PromptedLogits,
+    Shift,
+    Source,
+    Steering,
+    Support,
+    TopK,
+    TopP,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,14 @@ class Plan:
     def supports(self) -> tuple[Support, ...]:
         """Without repetition: an intersection does not count."""
         return tuple(dict.fromkeys(chain.from_iterable(s.supports for _, s in self.steerings)))
+
+    @cached_property
+    def truncation(self) -> Truncation:
+        """The intersection of all supports: sets of best tokens are nested, kind by kind."""
+        top_p = min((s.p for s in self.supports if isinstance(s, TopP)), default=1.0)
+        top_k = min((s.k for s in self.supports if isinstance(s, TopK)), default=0)
+        min_p = max((s.p for s in self.supports if isinstance(s, MinP)), default=0.0)
+        return Truncation(top_p, top_k, min_p, joint=True)
 
     @cached_property
     def sources(self) -> dict[Hashable, Source]:

@@ -7,7 +7,7 @@ and the base's scores, so beams, rewinds and several return sequences are safe.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,21 +16,19 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.hidden import HiddenWatch
-from plugalign.kernels import reweighting
+from plugalign.kernels import reweighting, steer
+from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
 from plugalign.plan import Plan
 from plugalign.sources import SourceRunner
 from plugalign.steering import (
+    BASE,
     Adaptive,
     Attribute,
     BiasDecay,
     HeadAttribute,
     LogLinear,
     LowRank,
-    MinP,
     Shift,
-    Support,
-    TopK,
-    TopP,
 )
 from plugalign.trace import Trace
 
@@ -82,19 +80,12 @@ class Run:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
         self._sources.check_base(scores, ids)
-        step = Step(ids, self._mask_for(ids), reweighting.log_probs(scores), self._sources)
-        deltas = [
-            [shift.weight * step.delta(shift) for shift in steering.shifts]
-            for _, steering in self.plan.steerings
-        ]
-        support = support_of(step.log_p, self.plan.supports) if self.plan.supports else None
-        flat = [delta for part in deltas for delta in part]
-        steered, empty = reweighting.combine(step.log_p, flat, support)
+        step = Step(ids, self._mask_for(ids), scores, self._sources)
+        steered = steer.scores(step.mixture(self.plan.shifts), before=self.plan.truncation)
         if self.trace is not None:
-            zero = torch.zeros_like(step.log_p)
             self.trace.chosen(ids)
-            totals = [sum(part, zero) for part in deltas]
-            self.trace.record(ids.shape[1], step.log_p, totals, steered, empty)
+            alone = [steer.scores(step.mixture(s.shifts)) for _, s in self.plan.steerings]
+            self.trace.record(ids.shape[1], torch.log_softmax(scores.float(), -1), alone, steered)
         return steered
 
     def _mask_for(self, ids: Tensor) -> Tensor:
@@ -110,36 +101,41 @@ class Run:
 
 
 class Step:
-    """One step's inputs, and the evaluation of each kind of formula on them."""
+    """One step's inputs, and the terms that the shifts' formulas make of them."""
 
-    def __init__(self, ids: Tensor, mask: Tensor, log_p: Tensor, sources: SourceRunner):
-        self.ids, self.mask, self.log_p = ids, mask, log_p
+    def __init__(self, ids: Tensor, mask: Tensor, base: Tensor, sources: SourceRunner):
+        self.ids, self.mask, self.base = ids, mask, base
         self._sources = sources
-        self._logits: dict[Hashable, Tensor] = sources.logits(ids, mask, log_p)
+        self._logits = sources.logits(ids, mask, base)
         self._hidden: Tensor | None = None
 
-    def delta(self, shift: Shift) -> Tensor:
-        """The unweighted ``delta`` ``(R, V)`` of a shift."""
-        match shift:
-            case LogLinear():
-                terms = [self._logits[source.key] for _, source in shift.terms]
-                return reweighting.log_linear(terms, [c for c, _ in shift.terms])
-            case BiasDecay():
-                biased = [self._logits[source.key] for source in shift.biased]
-                return reweighting.bias_decay(self.log_p, biased, shift.decay, shift.floor)
-            case LowRank():
-                change = reweighting.low_rank(self.hidden, shift.left, shift.right, shift.center)
-                return change * (1 - self._kept_share(shift.alpha))
-            case Attribute():
-                ids = reweighting.top_k_ids(self.log_p, shift.k)
-                scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
-                return reweighting.scatter_candidates(ids, scores, self.log_p.shape[-1])
-            case HeadAttribute():
-                return reweighting.head_attribute(
-                    self.hidden, shift.left, shift.right, shift.token_bias, shift.state,
-                    shift.offset,
-                )  # fmt: skip
-        raise TypeError(f"no engine knows how to evaluate the shift {type(shift).__name__}")
+    def mixture(self, shifts: Iterable[Shift]) -> Mixture:
+        """The base's scores plus some shifts, equal sources added up."""
+        weights: dict[Hashable, float] = {BASE: 1.0}
+        tensors: dict[Hashable, Tensor] = {BASE: self.base}
+        decays, attributes = [], []
+        for shift in shifts:
+            match shift:
+                case LogLinear():
+                    for coefficient, source in shift.terms:
+                        tensors[source.key] = self._logits[source.key]
+                        weights[source.key] = (
+                            weights.get(source.key, 0.0) + shift.weight * coefficient
+                        )
+                case BiasDecay():
+                    biased = tuple(self._logits[source.key] for source in shift.biased)
+                    decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
+                case LowRank():
+                    tensors[id(shift)] = self._low_rank(shift)
+                    weights[id(shift)] = shift.weight
+                case Attribute() | HeadAttribute():
+                    logits = self._attribute_logits(shift)
+                    attributes.append(AttributeLogits(logits, shift.weight))
+                case _:
+                    kind = type(shift).__name__
+                    raise TypeError(f"no engine knows how to evaluate the shift {kind}")
+        sources = tuple(tensors.values())
+        return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
 
     @property
     def hidden(self) -> Tensor:
@@ -148,13 +144,25 @@ class Step:
             self._hidden = self._sources.hidden(self.ids, self.mask)
         return self._hidden
 
-    def _kept_share(self, alpha: float | Adaptive) -> float | Tensor:
-        if not isinstance(alpha, Adaptive):
-            return alpha
-        return reweighting.adaptive_alpha(
-            self.log_p, alpha.sensitivity, top_p=alpha.top_p, low=alpha.low, high=alpha.high,
-            floor=alpha.floor,
+    def _low_rank(self, shift: LowRank) -> Tensor:
+        change = reweighting.low_rank(self.hidden, shift.left, shift.right, shift.center)
+        rule = shift.alpha
+        if not isinstance(rule, Adaptive):
+            return change * (1 - rule)
+        kept = reweighting.adaptive_alpha(
+            self.base, rule.sensitivity, top_p=rule.top_p, low=rule.low, high=rule.high,
+            floor=rule.floor,
         )  # fmt: skip
+        return change * (1 - kept)
+
+    def _attribute_logits(self, shift: Attribute | HeadAttribute) -> Tensor:
+        if isinstance(shift, HeadAttribute):
+            return reweighting.head_attribute(
+                self.hidden, shift.left, shift.right, shift.token_bias, shift.state, shift.offset
+            )
+        ids = reweighting.top_k_ids(self.base, shift.k)
+        scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
+        return reweighting.scatter_candidates(ids, scores, self.base.shape[-1])
 
 
 class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -166,19 +174,3 @@ class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Steers ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
         return self.run.step(input_ids, scores)
-
-
-def support_of(log_p: Tensor, supports: tuple[Support, ...]) -> Tensor:
-    """The intersection ``(R, V)`` of declared supports, each taken on the base."""
-    masks = []
-    for support in supports:
-        match support:
-            case TopP(p):
-                masks.append(reweighting.support_mask(log_p, top_p=p))
-            case TopK(k):
-                masks.append(reweighting.support_mask(log_p, top_k=k))
-            case MinP(p):
-                masks.append(reweighting.support_mask(log_p, min_p=p))
-            case _:
-                raise TypeError(f"no engine knows the support {support!r}")
-    return torch.stack(masks).all(0)

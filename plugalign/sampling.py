@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from plugalign.kernels.gumbel import sample
-from plugalign.kernels.reweighting import NEVER, log_probs, support_mask
+from plugalign.kernels.mixture import NEVER, Mixture
+from plugalign.kernels.steer import sample
+from plugalign.kernels.truncation import Truncation
 
 RESTART = 2**20  # steps between an answer and the next version of it
 
@@ -78,23 +79,22 @@ class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
             )
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]
-        log_p = log_probs(scores / self.temperature)
-        kept = support_mask(log_p, top_p=self.top_p, top_k=self.top_k)
         step = self.first_step + input_ids.shape[1] - self.prompt_length
         drawn = sample(
-            scores.masked_fill(~kept, NEVER),
+            Mixture((scores,), (1.0,)),
             seed=self.seed,
             prompt=self.prompts.to(scores.device),
             sample=self.samples.to(scores.device),
             step=step,
             temperature=self.temperature,
+            after=Truncation(self.top_p, self.top_k),
         )
         if (bad := (drawn < 0).nonzero()).numel():
             raise FloatingPointError(
                 f"the model gave no finite logits for prompt {int(self.prompts[bad[0, 0]])} at "
                 f"step {step}; try float32, or look at its weights"
             )
-        return torch.full_like(log_p, NEVER).scatter_(1, drawn[:, None], 0.0)
+        return torch.full_like(scores, NEVER).scatter_(1, drawn[:, None], 0.0)
 
     def restarted(self, rows: Tensor) -> CoupledSampler:
         """A sampler for some rows ``(R',)`` that are written anew, behind texts of any length.

@@ -38,17 +38,17 @@ class SourceRunner:
         self._caches: dict[Hashable, CachedModel] = {}
         self._scorers: dict[Hashable, CachedScorer] = {}
 
-    def logits(self, ids: Tensor, mask: Tensor, log_p: Tensor) -> dict[Hashable, Tensor]:
+    def logits(self, ids: Tensor, mask: Tensor, base: Tensor) -> dict[Hashable, Tensor]:
         """Logits ``(R, V)`` by source key after the prefixes ``ids`` ``(R, T)``.
 
         Args:
-            log_p: the base's log-probabilities ``(R, V)``.
+            base: the base's logits ``(R, V)``.
         """
         answers: dict[Hashable, Tensor] = {}
         for key, source in self._plan.sources.items():
             match source:
                 case BaseLogits():
-                    answers[key] = log_p.clamp_min(torch.finfo(log_p.dtype).min)
+                    answers[key] = base
                 case ModelLogits():
                     answers[key] = self._ask(key, source.model, source.name, ids, mask)
                 case PrefixedLogits():
@@ -56,7 +56,7 @@ class SourceRunner:
                     answers[key] = self._ask(key, self._model, source.name, ids, mask, front)
         if self._plan.prompts:
             answers |= self._prompted(ids, mask)
-        return {key: fit_width(x, log_p.shape[-1]) for key, x in answers.items()}
+        return {key: fit_width(x, base.shape[-1]) for key, x in answers.items()}
 
     def scores(
         self, source: CandidateScores, ids: Tensor, mask: Tensor, candidates: Tensor

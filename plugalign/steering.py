@@ -17,6 +17,8 @@ from torch import Tensor
 
 # --------------------------------------------------------------------------- sources
 
+BASE = "base"  # the key of the base's own logits
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -31,13 +33,13 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class BaseLogits(Source):
-    """The base model's own next-token log-probabilities at this step. Costs nothing."""
+    """The base model's own next-token logits at this step. Costs nothing."""
 
     name: str = "base"
 
     @property
     def key(self) -> Hashable:
-        return "base"
+        return BASE
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,24 +19,20 @@ class Trace:
         contributions: per step ``(R, K)``: each controller's weighted ``log p'`` change at the
             chosen token, after renormalising that controller's shift alone on the base.
         changed: per step ``(R,)`` bool: whether the most probable token is not the base's.
-        empty_supports: how often the supports had no token in common and the base's best stayed.
         revisions: per revising controller what it did to the finished answers.
     """
 
     names: tuple[str, ...] = ()
     contributions: list[Tensor] = field(default_factory=list)
     changed: list[Tensor] = field(default_factory=list)
-    empty_supports: int = 0
     revisions: list[Revision] = field(default_factory=list)
     _pending: tuple[int, list[Tensor]] | None = field(default=None, repr=False)
 
-    def record(
-        self, length: int, log_p: Tensor, shifts: list[Tensor], steered: Tensor, empty: Tensor
-    ) -> None:
-        """Notes one step: base and steered log-probabilities, weighted shifts, all ``(R, V)``."""
-        self._pending = (length, [s - (log_p + s).logsumexp(-1, keepdim=True) for s in shifts])
-        self.changed.append(log_p.argmax(-1) != steered.argmax(-1))
-        self.empty_supports += int(empty.sum())
+    def record(self, length: int, base: Tensor, alone: list[Tensor], steered: Tensor) -> None:
+        """Notes one step in log-probabilities ``(R, V)``: the base's, each controller's shift
+        alone on the base, and what all did together."""
+        self._pending = (length, [log_p - base for log_p in alone])
+        self.changed.append(base.argmax(-1) != steered.argmax(-1))
 
     def chosen(self, ids: Tensor) -> None:
         """Completes the last step once its token is known; ``ids`` ``(R, T)`` hold it."""

@@ -1,0 +1,65 @@
+"""A model's output head that is evaluated where its logits are wanted, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**20  # gathered weights at a time, few enough to stay in a core's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The logits ``hidden @ weight^T + bias``, not yet computed.
+
+    Where a truncation of the base leaves a few hundred tokens of a vocabulary, so many rows of
+    ``weight`` are read, and not all.
+
+    Attributes:
+        hidden: last hidden states ``(B, D)``, after the final norm.
+        weight: ``(V, D)`` of the same dtype. bias: ``(V,)`` or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        hidden, weight = self.hidden, self.weight
+        fits = hidden.ndim == weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+        if not fits or hidden.dtype != weight.dtype or hidden.device != weight.device:
+            raise ValueError(
+                "a head needs hidden (B, D) and weight (V, D) of one dtype and device, got "
+                f"{hidden.dtype} {tuple(hidden.shape)} on {hidden.device} and "
+                f"{weight.dtype} {tuple(weight.shape)} on {weight.device}"
+            )
+        if self.bias is not None and self.bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"a head's bias must be ({len(weight)},), got {tuple(self.bias.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.hidden), len(self.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def full(self) -> Tensor:
+        """All logits ``(B, V)``."""
+        return torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+
+    def at(self, row: Tensor, token: Tensor) -> Tensor:
+        """The logits ``(N,)`` of some entries, in float32."""
+        size = max(1, CHUNK // self.hidden.shape[1])
+        found = torch.empty(len(row), dtype=torch.float32, device=self.device)
+        for i in range(0, len(row), size):
+            here = slice(i, i + size)
+            states, rows = self.hidden[row[here]].float(), self.weight[token[here]].float()
+            torch.linalg.vecdot(states, rows, out=found[here])
+        if self.bias is not None:
+            found += self.bias[token]
+        return found

@@ -1,0 +1,177 @@
+"""From the sources' logits to a token, or to log-probabilities: the one entry of the hot path.
+
+    p(t) ~ exp(z(t) / T)    on the tokens that ``before`` keeps of the base model
+                            and ``after`` keeps of softmax(z / T)
+
+with z from `plugalign.kernels.mixture`. A call is planned into as few Triton launches as its terms
+allow, or runs as the torch twin in this file, which is the specification; `explain` says which.
+Nothing here sorts a vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plugalign.kernels.backend import Backend, use_triton
+from plugalign.kernels.gumbel import (
+    argmax_by_row,
+    check_sampling,
+    gumbel_noise,
+    per_row,
+    sample_torch,
+)
+from plugalign.kernels.mixture import NEVER, Mixture, mix, mix_at
+from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_entries, kept_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The randomness of a call: an address for each row, and how hot it is.
+
+    Attributes:
+        seed: in [0, 2**64).
+        prompt, sample, step: int64 ``(B,)``.
+        temperature: float32 ``(B,)``; 0 is greedy.
+    """
+
+    seed: int
+    prompt: Tensor
+    sample: Tensor
+    step: Tensor
+    temperature: Tensor
+
+
+def sample(
+    mixture: Mixture,
+    *,
+    seed: int,
+    prompt: Tensor,
+    sample: Tensor,
+    step: Tensor | int,
+    temperature: Tensor | float = 1.0,
+    before: Truncation = EVERYTHING,
+    after: Truncation = EVERYTHING,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Draws one token for each row of a mixture, by Gumbel-max with addressed noise.
+
+    The noise is that of `plugalign.kernels.gumbel`, so the token is the one which that module
+    draws from z with everything else at -inf.
+
+    Args:
+        mixture: the terms of z ``(B, V)``.
+        seed, prompt, sample, step, temperature: as for `plugalign.kernels.gumbel.sample`.
+        before: which tokens of the base's distribution (at temperature 1) stay possible.
+        after: which of the mixture's at ``temperature`` do; greedy rows need none.
+        backend: "torch" is the specification; "auto" takes Triton for CUDA tensors.
+
+    Returns:
+        Token ids ``(B,)`` int64. A row whose possible tokens include a NaN or +inf, or that has
+        none, gives -1.
+
+    Raises:
+        ValueError: for arguments whose shape, dtype, device or value does not fit.
+    """
+    rows, device = len(mixture.base), mixture.base.device
+    check_sampling(seed, temperature)
+    draw = Draw(
+        seed,
+        per_row("prompt", prompt, rows, torch.int64, device),
+        per_row("sample", sample, rows, torch.int64, device),
+        per_row("step", step, rows, torch.int64, device),
+        per_row("temperature", temperature, rows, torch.float32, device),
+    )
+    if use_triton(backend, mixture.base) and not unfused(mixture, before, after):
+        from plugalign.kernels.steer_triton import sample_triton
+
+        return sample_triton(mixture, draw, before, after)
+    return _sample_torch(mixture, draw, before, after)
+
+
+def scores(
+    mixture: Mixture, *, before: Truncation = EVERYTHING, backend: Backend = "auto"
+) -> Tensor:
+    """The steered log-probabilities, for those who sample themselves (a ``LogitsProcessor``).
+
+    Args:
+        mixture: the terms of z ``(B, V)``.
+        before: which tokens of the base's distribution stay possible.
+        backend: "torch" is the specification; "auto" takes Triton for CUDA tensors.
+
+    Returns:
+        ``log softmax(z)`` over the possible tokens, -inf elsewhere, float32 ``(B, V)``. A row
+        without an answer (see `sample`) is NaN throughout.
+
+    Raises:
+        ValueError: for arguments whose shape, dtype, device or value does not fit.
+    """
+    if use_triton(backend, mixture.base) and not unfused(mixture, before, EVERYTHING):
+        from plugalign.kernels.steer_triton import scores_triton
+
+        return scores_triton(mixture, before)
+    if before.keeps_all(mixture.base.shape[1]):
+        return torch.log_softmax(mix(mixture), dim=-1)
+    row, token = kept_entries(mixture.base, before)
+    value = mix_at(mixture, row, token)
+    rows = len(mixture.base)
+    lse = _lse_by_row(value, row, rows)
+    # A row that kept nothing has lse = -inf, and -inf - -inf is the NaN that it shall be.
+    found = torch.full(mixture.base.shape, NEVER, device=value.device) - lse[:, None]
+    found.view(-1)[row * found.shape[1] + token] = value - lse[row]
+    return found
+
+
+def unfused(mixture: Mixture, before: Truncation, after: Truncation) -> str:
+    """Why a call cannot run as fused kernels, or nothing."""
+    if len(mixture.decays) > 1:
+        return f"{len(mixture.decays)} self-debiasing terms, and one can be fused"
+    return ""
+
+
+def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Truncation) -> Tensor:
+    """The specification. With a truncation, only what it keeps is mixed and gets noise."""
+    rows, vocab = mixture.base.shape
+    if before.keeps_all(vocab) and after.keeps_all(vocab):
+        return _sample_everything(mix(mixture), draw)
+    # Division by T decides the order of what is kept; a greedy row has nothing to cut off.
+    divisor = torch.where(draw.temperature > 0, draw.temperature, 1.0)
+    if before.keeps_all(vocab):
+        z = mix(mixture)
+        row, token = kept_entries(z / divisor[:, None], after)
+        value = z[row, token]
+    else:
+        row, token = kept_entries(mixture.base, before)
+        value = mix_at(mixture, row, token)
+        if not after.keeps_all(vocab):
+            kept = _kept_again(value / divisor[row], row, rows, after)
+            row, token, value = row[kept], token[kept], value[kept]
+    noise = gumbel_noise(token, draw.step[row], draw.prompt[row], draw.sample[row], draw.seed)
+    value = value.masked_fill(value == math.inf, math.nan)  # no answer, and no winner either
+    return argmax_by_row(value + draw.temperature[row] * noise, row, token, rows)
+
+
+def _sample_everything(z: Tensor, draw: Draw) -> Tensor:
+    address = torch.stack((draw.step, draw.prompt, draw.sample), 1)
+    tokens = sample_torch(z, draw.seed, address, draw.temperature)
+    best = z.gather(1, tokens.clamp_min(0)[:, None])[:, 0]
+    return tokens.masked_fill_(best == math.inf, -1)
+
+
+def _kept_again(scores: Tensor, row: Tensor, rows: int, cut: Truncation) -> Tensor:
+    """Places that ``cut`` keeps of the entries ``(N,)`` of each row; ``row`` ascends."""
+    ends = np.bincount(row.cpu(), minlength=rows).cumsum()
+    parts = np.split(scores.cpu().numpy(), ends[:-1])
+    kept = [kept_tokens(part, cut) + end - len(part) for part, end in zip(parts, ends, strict=True)]
+    return torch.from_numpy(np.concatenate(kept)).to(row.device)
+
+
+def _lse_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """logsumexp ``(B,)`` of the entries ``(N,)`` of each row; -inf for a row without one."""
+    top = values.new_full((rows,), NEVER).scatter_reduce(0, row, values, "amax")
+    total = values.new_zeros(rows).index_add(0, row, (values - top[row]).exp_())
+    return total.log_() + top
