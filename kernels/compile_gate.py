@@ -118,7 +118,7 @@ def row_lse_cases() -> Iterator[Case]:
         "odd": Budget(registers=64, instructions=33),
     }
     for kind, logits in _inputs():
-        launches = plan(logits, _unreal(ROWS, torch.float32))
+        launches = plan((logits,), _unreal(ROWS, torch.float32).view(1, ROWS))
         yield _case("row_lse.sweep", kind, logits, launches[0], budgets[kind])
     yield Case("row_lse.merge", launches[1], 4, Budget(registers=32))
 

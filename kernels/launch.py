@@ -36,6 +36,13 @@ class Launch:
         return {"num_warps": self.warps, "enable_fp_fusion": self.fuse}
 
 
+def prepared(
+    kernel: Any, grid: tuple[int, ...], shared: dict[str, Any], warps: int, fuse: bool = True
+) -> Launch:
+    """A launch with those of the ``shared`` arguments that the kernel takes."""
+    return Launch(kernel, grid, {name: shared[name] for name in kernel.arg_names}, warps, fuse)
+
+
 def split(tiles: int, rows: int, device: torch.device, parts: int | None = None) -> tuple[int, int]:
     """Programs that share a row of ``tiles``, and the tiles of each.
 

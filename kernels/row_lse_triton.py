@@ -28,37 +28,44 @@ def pivot_of(top):
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
 
 
+@triton.jit
+def add_online(x, top, total, scale):
+    """Takes entries [T, W] into the maximum [T] and the sum of exp((x - maximum) * scale) [T]."""
+    higher = tl.maximum(top, tl.max(x, 1))
+    pivot = pivot_of(higher)
+    here = tl.sum(tl.exp2((x - pivot[:, None]) * scale), 1)
+    return higher, total * tl.exp2((top - pivot) * scale) + here
+
+
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def sweep(
-    logits, stride, vocab, bound, part_top, part_sum, tiles,
+    sources, strides, vocab, bound, part_top, part_sum, tiles,
     PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """Maximum of one part of a row, and its sum relative to that. Grid: (R, parts)."""
+    """Maximum of one part of a row, and its sum relative to that, by source. Grid: (R, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
+    parts = tl.num_programs(1)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]  # [T, W]
-    top = tl.full((T,), NEVER, tl.float32)
-    total = tl.zeros((T,), tl.float32)
-    for tile in range(part * tiles, (part + 1) * tiles):
-        token = tile * (T * W) + lane
-        x = tl.load(logits + row * stride + token, mask=token < bound, other=NEVER)
-        x = x.to(tl.float32)
-        if PADDED:
-            x = tl.where(token < vocab, x, NEVER)
-        higher = tl.maximum(top, tl.max(x, 1))
-        pivot = pivot_of(higher)
-        here = tl.sum(tl.exp2((x - pivot[:, None]) * LOG2E), 1)
-        total = total * tl.exp2((top - pivot) * LOG2E) + here
-        top = higher
-    highest = tl.max(top)
-    slot = row * tl.num_programs(1) + part
-    tl.store(part_top + slot, highest)
-    tl.store(part_sum + slot, tl.sum(total * tl.exp2((top - pivot_of(highest)) * LOG2E)))
+    for k in tl.static_range(len(sources)):
+        top = tl.full((T,), NEVER, tl.float32)
+        total = tl.zeros((T,), tl.float32)
+        for tile in range(part * tiles, (part + 1) * tiles):
+            token = tile * (T * W) + lane
+            x = tl.load(sources[k] + row * strides[k] + token, mask=token < bound, other=NEVER)
+            x = x.to(tl.float32)
+            if PADDED:
+                x = tl.where(token < vocab, x, NEVER)
+            top, total = add_online(x, top, total, LOG2E)
+        highest = tl.max(top)
+        slot = (k * tl.num_programs(0) + row) * parts + part
+        tl.store(part_top + slot, highest)
+        tl.store(part_sum + slot, tl.sum(total * tl.exp2((top - pivot_of(highest)) * LOG2E)))
 
 
 @triton.jit(do_not_specialize=["parts"])
 def merge(part_top, part_sum, lse, parts, PARTS: tl.constexpr):
-    """The rows' results from their parts. Grid: (R,)."""
+    """The rows' results from their parts. Grid: (K * R,)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)  # [PARTS]
     top = tl.load(part_top + row * parts + part, mask=part < parts, other=NEVER)
@@ -70,28 +77,30 @@ def merge(part_top, part_sum, lse, parts, PARTS: tl.constexpr):
 
 def row_lse_triton(logits: Tensor) -> Tensor:
     """`plugalign.kernels.row_lse.row_lse` on checked logits ``(R, V)``."""
-    lse = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    lse = torch.empty(1, len(logits), dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
-        for launch in plan(logits, lse):
+        for launch in plan((logits,), lse):
             launch.run()
-    return lse
+    return lse[0]
 
 
 def plan(
-    logits: Tensor, lse: Tensor, *, tile: int = TILE, parts: int | None = None
+    sources: tuple[Tensor, ...], lse: Tensor, *, tile: int = TILE, parts: int | None = None
 ) -> list[Launch]:
-    """The launches that write ``lse`` ``(R,)``; tile and parts change the speed and rounding."""
-    rows, vocab = logits.shape
-    parts, each = split(triton.cdiv(vocab, tile), rows, logits.device, parts)
-    top, total = lse.new_empty(2, rows, parts)
-    width = 16 // logits.element_size()
-    bound = load_bound(logits)
+    """The launches that write ``lse`` ``(K, R)`` of sources ``(R, V)``; tile and parts change the
+    speed and rounding."""
+    rows, vocab = sources[0].shape
+    parts, each = split(triton.cdiv(vocab, tile), rows, lse.device, parts)
+    top, total = lse.new_empty(2, len(sources), rows, parts)
+    width = 16 // min(x.element_size() for x in sources)
+    bound = min(load_bound(x) for x in sources)
     swept = {
-        "logits": logits, "stride": logits.stride(0), "vocab": vocab, "bound": bound,
-        "part_top": top, "part_sum": total, "tiles": each,
+        "sources": sources, "strides": tuple(x.stride(0) for x in sources),
+        "vocab": vocab, "bound": bound, "part_top": top, "part_sum": total, "tiles": each,
         "PADDED": bound > vocab, "T": tile // width, "W": width,
     }  # fmt: skip
     merged = {
         "part_top": top, "part_sum": total, "lse": lse, "parts": parts, "PARTS": MOST_PARTS,
     }  # fmt: skip
-    return [Launch(sweep, (rows, parts), swept, WARPS), Launch(merge, (rows,), merged, 1)]
+    grid = (len(sources) * rows,)
+    return [Launch(sweep, (rows, parts), swept, WARPS), Launch(merge, grid, merged, 1)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import Backend, use_triton
+from plugalign.kernels.candidate_sample import MOST_CANDIDATES
 from plugalign.kernels.gumbel import (
     argmax_by_row,
     check_sampling,
@@ -28,6 +29,8 @@ from plugalign.kernels.gumbel import (
 from plugalign.kernels.mixture import NEVER, Mixture, mix, mix_at
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_entries, kept_tokens
 
+COLDEST = 1e-30  # a temperature that no difference of float32 scores survives, and no overflow
+
 
 @dataclass(frozen=True, eq=False)
 class Draw:
@@ -37,6 +40,7 @@ class Draw:
         seed: in [0, 2**64).
         prompt, sample, step: int64 ``(B,)``.
         temperature: float32 ``(B,)``; 0 is greedy.
+        greedy: whether all temperatures are known to be 0.
     """
 
     seed: int
@@ -44,6 +48,7 @@ class Draw:
     sample: Tensor
     step: Tensor
     temperature: Tensor
+    greedy: bool = False
 
 
 def sample(
@@ -85,6 +90,7 @@ def sample(
         per_row("sample", sample, rows, torch.int64, device),
         per_row("step", step, rows, torch.int64, device),
         per_row("temperature", temperature, rows, torch.float32, device),
+        greedy=not isinstance(temperature, Tensor) and temperature == 0,
     )
     if use_triton(backend, mixture.base) and not unfused(mixture, before, after):
         from plugalign.kernels.steer_triton import sample_triton
@@ -111,7 +117,7 @@ def scores(
         ValueError: for arguments whose shape, dtype, device or value does not fit.
     """
     if use_triton(backend, mixture.base) and not unfused(mixture, before, EVERYTHING):
-        from plugalign.kernels.steer_triton import scores_triton
+        from plugalign.kernels.scores_triton import scores_triton
 
         return scores_triton(mixture, before)
     if before.keeps_all(mixture.base.shape[1]):
@@ -126,11 +132,43 @@ def scores(
     return found
 
 
+def explain(
+    mixture: Mixture,
+    *,
+    before: Truncation = EVERYTHING,
+    after: Truncation = EVERYTHING,
+    backend: Backend = "auto",
+) -> str:
+    """How `sample` would run: the Triton launches it is planned into, or why torch computes it."""
+    if use_triton(backend, mixture.base):
+        if reason := unfused(mixture, before, after):
+            return f"torch, because Triton's kernels do not fuse {reason}"
+        from plugalign.kernels.steer_triton import launches_of
+
+        return "Triton: " + ", ".join(launches_of(mixture, before, after))
+    if backend == "torch":
+        return 'torch, because of backend="torch"'
+    device = mixture.base.device
+    missing = "Triton is not installed" if device.type == "cuda" else f"it runs on {device}"
+    return f"torch, because {missing}"
+
+
 def unfused(mixture: Mixture, before: Truncation, after: Truncation) -> str:
-    """Why a call cannot run as fused kernels, or nothing."""
+    """What of a call Triton's kernels do not fuse, or nothing."""
     if len(mixture.decays) > 1:
-        return f"{len(mixture.decays)} self-debiasing terms, and one can be fused"
+        return f"{len(mixture.decays)} self-debiasing terms into one sweep"
+    if chained(before):
+        return "top-p of the base's top-k"
+    if chained(after) and after.top_k > MOST_CANDIDATES:
+        return f"top-p of a top-k above {MOST_CANDIDATES}"
+    if chained(after) and after.min_p > 0:
+        return "min-p with top-p of a top-k"
     return ""
+
+
+def chained(cut: Truncation) -> bool:
+    """Whether top-p is that of the top-k tokens, so that neither can be tested by itself."""
+    return cut.top_k > 0 and cut.top_p < 1 and not cut.joint
 
 
 def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Truncation) -> Tensor:
@@ -139,7 +177,7 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
     if before.keeps_all(vocab) and after.keeps_all(vocab):
         return _sample_everything(mix(mixture), draw)
     # Division by T decides the order of what is kept; a greedy row has nothing to cut off.
-    divisor = torch.where(draw.temperature > 0, draw.temperature, 1.0)
+    divisor = torch.where(draw.temperature > 0, draw.temperature.clamp_min(COLDEST), 1.0)
     if before.keeps_all(vocab):
         z = mix(mixture)
         row, token = kept_entries(z / divisor[:, None], after)

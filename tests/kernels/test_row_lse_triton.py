@@ -23,17 +23,17 @@ pytestmark = [
 INF, NAN = float("inf"), float("nan")
 
 
-def run(logits, **choices):
+def run(*sources, **choices):
     """The result of the planned launches, from memory that starts as rubbish."""
     from plugalign.kernels.row_lse_triton import plan
 
-    lse = torch.full((len(logits),), NAN, device=DEVICE)
-    sweep, merge = plan(logits, lse, **choices)
+    lse = torch.full((len(sources), len(sources[0])), NAN, device=DEVICE)
+    sweep, merge = plan(sources, lse, **choices)
     sweep.arguments["part_top"].fill_(NAN)
     sweep.arguments["part_sum"].fill_(NAN)
     sweep.run()
     merge.run()
-    return lse
+    return lse[0] if len(sources) == 1 else lse
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,3 +71,12 @@ def test_special_rows():
     for parts in (1, 4):
         found = run(rows, tile=64, parts=parts)
         assert torch.allclose(found, expected, equal_nan=True)
+
+
+def test_several_sources_share_the_launches():
+    buffer = torch.full((3, 1008), NAN, dtype=torch.bfloat16)
+    buffer[:, :1000] = torch.randn(3, 1000).bfloat16() * 5
+    sources = (torch.randn(3, 1000).to(DEVICE) * 9, buffer.to(DEVICE)[:, :1000])
+    found = run(*sources, tile=256, parts=2)
+    for lse, logits in zip(found, sources, strict=True):
+        assert torch.allclose(lse, row_lse(logits, backend="torch"), rtol=0, atol=4e-6)

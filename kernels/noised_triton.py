@@ -1,0 +1,121 @@
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+"""A mixture's scores inside a sampling kernel: cut off, with noise, and as they are truncated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plugalign.kernels.gumbel_triton import tile_noise
+from plugalign.kernels.terms_triton import (
+    NEVER,
+    NO_KEY,
+    above,
+    mixed,
+    scales_of,
+    score_of,
+    token_of,
+)
+
+COLDEST = tl.constexpr(1e-30)
+ON_NOTHING = tl.constexpr(0)
+ON_BASE = tl.constexpr(1)
+ON_RESULT = tl.constexpr(2)
+
+
+class Address(NamedTuple):
+    """Where a row's noise stands and how hot it is: int64, int64, int64 and float32 ``(B,)``."""
+
+    step: Tensor
+    prompt: Tensor
+    sample: Tensor
+    temperature: Tensor
+
+
+@triton.jit
+def constants_of(terms, cut, address, row, GREEDY: tl.constexpr):
+    """What is the same for all tokens of a row, loaded once: scales, cut, temperature, address."""
+    limit = ()
+    if len(cut) > 0:
+        limit = (tl.load(cut[0] + row), tl.load(cut[1] + row) + 1)
+    counter = ()
+    if not GREEDY:
+        counter = (
+            tl.load(address.temperature + row),
+            tl.load(address.step + row).to(tl.uint32),
+            tl.load(address.prompt + row).to(tl.uint32),
+            tl.load(address.sample + row).to(tl.uint32),
+        )
+    return scales_of(terms, row), limit, counter
+
+
+@triton.jit
+def kept_score(terms, fixed, row, token, vocab, bound, PADDED: tl.constexpr, FAST: tl.constexpr):
+    """The base's logits and z of some tokens; z is -inf from the first (value, token) cut off."""
+    x, z = mixed(terms, fixed[0], row, token, vocab, bound, PADDED, FAST)
+    if len(fixed[1]) > 0:
+        z = tl.where(above(x, token, fixed[1][0], fixed[1][1]), z, NEVER)
+    return x, z
+
+
+@triton.jit
+def noised(
+    terms, fixed, seed, row, tile, vocab, bound,
+    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Tokens of a tile [T, W], the base's logits, z, and z with noise."""
+    token = tile * (T * W) + tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
+    x, z = kept_score(terms, fixed, row, token, vocab, bound, PADDED, FAST)
+    score = z
+    if len(fixed[2]) > 0:
+        heat, step, prompt, sample = fixed[2]
+        noise = tl.zeros((T, W), tl.float32)
+        if heat > 0:  # a greedy row among others pays for no noise
+            noise = tile_noise(tile, seed, step, prompt, sample, T, W, FAST)
+        score = z + heat * noise
+    return token, x, z, score
+
+
+@triton.jit
+def coldness(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
+    """What differences of the truncated values are multiplied by: 1 / T for the mixture's.
+
+    Never infinite, because the best value's difference is zero; T = 0 leaves the best value alone.
+    """
+    scale = 1.0
+    if ON == ON_RESULT:
+        heat = 0.0 if GREEDY else tl.load(address.temperature + row)
+        scale = 1.0 / tl.maximum(heat, COLDEST)
+    return scale
+
+
+@triton.jit
+def value_of(
+    terms, fixed, row, token, vocab, bound,
+    ON: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """The values of some tokens in the distribution that is truncated."""
+    x, z = kept_score(terms, fixed, row, token, vocab, bound, PADDED, FAST)
+    return x if ON == ON_BASE else z
+
+
+@triton.jit
+def entry_of(
+    terms, fixed, row, key, vocab, bound,
+    ON: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Value and token of a key; for `NO_KEY` a value that every token is above."""
+    token = tl.where(key == NO_KEY, 0, token_of(key)) + tl.zeros((1,), tl.int32)
+    value = tl.max(value_of(terms, fixed, row, token, vocab, bound, ON, PADDED, FAST))
+    return tl.where(key == NO_KEY, NEVER, value), tl.max(token)
+
+
+@triton.jit
+def answer_of(key):
+    """The token to return: -1 for no token, and for a score that is no number."""
+    score = score_of(key)
+    lost = (score == NEVER) | (score == float("inf"))
+    return tl.where(lost, -1, token_of(key)).to(tl.int64)

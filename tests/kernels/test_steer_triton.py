@@ -1,0 +1,255 @@
+"""The fused kernels against the torch twin, token for token.
+
+They run on a GPU, or in Triton's interpreter when TRITON_INTERPRET=1 stands before Triton is
+imported; test_interpreted.py runs this file so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugalign.kernels import steer
+from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
+from plugalign.kernels.steer import Draw
+from plugalign.kernels.truncation import Truncation, kept_mask
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+pytestmark = [
+    pytest.mark.skipif(
+        not INTERPRETED and not torch.cuda.is_available(),
+        reason="runs in the interpreter or on a GPU",
+    ),
+    # The interpreter computes in NumPy, which warns where a GPU says NaN or infinity.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+INF, NAN = math.inf, math.nan
+ALL = Truncation()
+NUCLEUS = Truncation(0.9)
+CUTS = {
+    "top-p": NUCLEUS,
+    "small top-p": Truncation(0.2),
+    "top-p 0": Truncation(0.0),
+    "top-k": Truncation(top_k=3),
+    "min-p": Truncation(min_p=0.1),
+    "joint": Truncation(0.8, 5, 0.01, joint=True),
+}
+
+
+def logits(rows, vocab, seed=0, dtype=torch.float32, stride=None):
+    """Rows whose padding would win every draw."""
+    generator = torch.Generator().manual_seed(seed)
+    buffer = torch.full((rows, stride or vocab), 300.0, dtype=dtype)
+    buffer[:, :vocab] = (torch.randn(rows, vocab, generator=generator) * 3).to(dtype)
+    return buffer.to(DEVICE)[:, :vocab]
+
+
+def mixture(rows, vocab, dtype=torch.float32, stride=None, kind="dexperts"):
+    x = [logits(rows, vocab, seed, dtype, stride) for seed in range(4)]
+    if kind == "dexperts":
+        return Mixture(tuple(x[:3]), (1.0, 2.0, -2.0))
+    if kind == "one":
+        return Mixture((x[0],), (1.0,))
+    decays = (Decay((x[1], x[2]), 20.0, 0.01),)
+    return Mixture((x[0], x[2]), (1.0, -0.5), decays, (AttributeLogits(x[3].float(), 1.5),))
+
+
+def draw(rows, temperature=(1.0, 0.0, 0.6, 2.5), seed=2**40 + 7, greedy=False):
+    index = torch.arange(rows, device=DEVICE)
+    heat = torch.tensor(temperature, device=DEVICE)[:rows].clone()
+    return Draw(seed, index + 2**31 - 1, index * 5, index * 0 + 17, heat, greedy)
+
+
+def spoil(launches):
+    """Memory starts as rubbish; what a launch reads, an earlier one must have written."""
+    for launch in launches:
+        for name, value in launch.arguments.items():
+            if name.startswith(("part_", "keys", "rest", "tops", "goals", "new_")):
+                value.fill_(NAN if value.is_floating_point() else -77)
+
+
+def run(m, d, before=ALL, after=ALL, **choices):
+    from plugalign.kernels.steer_triton import plan
+
+    tokens = torch.full((len(m.base),), -77, device=DEVICE)
+    launches = plan(m, d, before, after, tokens, **({"fast": False} | choices))
+    spoil(launches)
+    for launch in launches:
+        launch.run()
+    return tokens
+
+
+def twin(m, d, before=ALL, after=ALL):
+    address = {"seed": d.seed, "prompt": d.prompt, "sample": d.sample, "step": d.step}
+    return steer.sample(
+        m, **address, temperature=d.temperature, before=before, after=after, backend="torch"
+    )
+
+
+def assert_equal_to_the_twin(m, d, before=ALL, after=ALL, **choices):
+    assert run(m, d, before, after, **choices).tolist() == twin(m, d, before, after).tolist()
+
+
+@pytest.mark.parametrize("kind", ["one", "dexperts", "all terms"])
+@pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
+def test_small_vocabularies(vocab, kind):
+    dtype = {"one": torch.float16, "dexperts": torch.bfloat16, "all terms": torch.float32}[kind]
+    m = mixture(3, vocab, dtype, vocab + 5, kind)
+    for before in (ALL, NUCLEUS):
+        assert_equal_to_the_twin(m, draw(3), before, tile=256, parts=3)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_truncations_of_the_base_and_of_the_result(name):
+    for dtype in (torch.float32, torch.bfloat16):
+        m = mixture(4, 600, dtype)
+        assert_equal_to_the_twin(m, draw(4), CUTS[name], tile=256, parts=2)
+        assert_equal_to_the_twin(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
+
+
+@pytest.mark.parametrize("after", [NUCLEUS, Truncation(min_p=0.05), Truncation(0.9, 5)])
+def test_both_truncations(after):
+    m = mixture(3, 300, torch.bfloat16)
+    assert_equal_to_the_twin(m, draw(3), Truncation(0.8), after, tile=256, parts=2)
+
+
+def test_the_best_of_the_best():
+    m = mixture(3, 300, torch.bfloat16)
+    assert_equal_to_the_twin(m, draw(3), ALL, Truncation(0.9, 5), tile=256, parts=2)
+
+
+@pytest.mark.parametrize("vocab", [32000, 50257, 128256])
+def test_large_vocabularies(vocab):
+    m = mixture(1, vocab, torch.bfloat16, kind="all terms")
+    tile = 2**16 if INTERPRETED else 2048
+    assert_equal_to_the_twin(m, draw(1), NUCLEUS, tile=tile)
+    assert_equal_to_the_twin(m, draw(1), ALL, tile=tile)
+
+
+def test_seeds_of_64_bits_and_greedy_calls():
+    m = mixture(2, 257)
+    for seed in (0, 2**32 + 5, 2**64 - 1):
+        assert_equal_to_the_twin(m, draw(2, seed=seed), tile=256)
+    cold = draw(2, (0.0, 0.0), greedy=True)
+    assert_equal_to_the_twin(m, cold, NUCLEUS, tile=256)
+    assert_equal_to_the_twin(m, cold, ALL, NUCLEUS, tile=256)
+
+
+def test_tiles_and_parts_change_nothing():
+    m, d = mixture(4, 1003, torch.bfloat16), draw(4)
+    want = twin(m, d, NUCLEUS)
+    for tile, parts in ((64, 5), (256, 1), (2048, 1)):
+        assert torch.equal(run(m, d, NUCLEUS, tile=tile, parts=parts), want)
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    m, d = mixture(5, 300), draw(5, (1.0,) * 5)
+    together = run(m, d, NUCLEUS, tile=256)
+    for row in (0, 4):
+        one = slice(row, row + 1)
+        alone = Mixture(tuple(x[one] for x in m.sources), m.weights)
+        mine = Draw(d.seed, d.prompt[one], d.sample[one], d.step[one], d.temperature[one])
+        assert torch.equal(run(alone, mine, NUCLEUS, tile=256), together[one])
+
+
+def test_an_expert_that_only_likes_what_is_cut_off():
+    """All of the best noised scores fail the test, again and again."""
+    base = torch.linspace(5, -5, 700, device=DEVICE).expand(3, 700).contiguous()
+    m = Mixture((base, -base), (1.0, 9.0))
+    for cut in (NUCLEUS, Truncation(top_k=4), Truncation(min_p=0.5)):
+        assert_equal_to_the_twin(m, draw(3), cut, tile=256, parts=2)
+
+
+def test_rows_without_an_answer():
+    base, other = logits(5, 50), logits(5, 50, 1)
+    base[0], base[1, 3], base[2, 4] = -INF, NAN, INF
+    other[3, base[3].argmax()] = NAN
+    m, d = Mixture((base, other), (1.0, 1.0)), draw(5, (1.0,) * 5)
+    for before in (ALL, NUCLEUS, Truncation(top_k=4)):
+        assert run(m, d, before).tolist() == twin(m, d, before).tolist()
+    for after in (NUCLEUS, Truncation(0.9, 4)):
+        assert run(m, d, NUCLEUS, after).tolist() == twin(m, d, NUCLEUS, after).tolist()
+    assert run(m, d)[:4].tolist() == [-1] * 4
+
+
+@given(
+    values=st.lists(st.sampled_from([-INF, -2.0, 0.0, -0.0, 1.0]), min_size=1, max_size=30),
+    top_p=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    top_k=st.integers(0, 40),
+    seed=st.integers(0, 2**64 - 1),
+)
+@settings(max_examples=12, deadline=None)
+def test_ties_and_impossible_tokens(values, top_p, top_k, seed):
+    base = torch.tensor([values], device=DEVICE)
+    m = Mixture((base, torch.arange(len(values), device=DEVICE)[None] % 3 * 1.0), (1.0, 2.0))
+    assert_equal_to_the_twin(m, draw(1, seed=seed), Truncation(top_p, top_k, joint=True), tile=64)
+
+
+def kept_by_threshold(x, cut, **choices):
+    from plugalign.kernels.threshold_triton import threshold_plan
+
+    (least, last), launches = threshold_plan(x, cut, **choices)
+    spoil(launches)
+    for launch in launches:
+        launch.run()
+    token = torch.arange(x.shape[1], device=DEVICE)
+    value = x.float()
+    tied = (value == least[:, None]) & (token <= last[:, None])
+    return (value > least[:, None]) | tied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_thresholds_are_exact(dtype):
+    x = logits(3, 1003, 5, dtype, stride=1008)
+    for cut in (NUCLEUS, Truncation(0.5, 7, joint=True), Truncation(min_p=0.03)):
+        found = kept_by_threshold(x, cut, tile=256, parts=2)
+        assert torch.equal(found & (x > -INF), kept_mask(x, cut))
+
+
+@pytest.mark.parametrize("cut", [Truncation(0.4), Truncation(top_k=123)], ids=str)
+def test_a_threshold_among_ties_keeps_the_smaller_tokens(cut):
+    x = torch.zeros(2, 512, dtype=torch.bfloat16, device=DEVICE)
+    x[1, ::3] = -1.0
+    found = kept_by_threshold(x, cut, tile=64, parts=3)
+    assert torch.equal(found, kept_mask(x, cut))
+
+
+@pytest.mark.parametrize("kind", ["dexperts", "all terms"])
+@pytest.mark.parametrize("before", [ALL, NUCLEUS], ids=["all", "top-p"])
+def test_scores_are_those_of_the_twin(kind, before):
+    from plugalign.kernels.scores_triton import plan
+
+    m = mixture(3, 257, torch.bfloat16, 272, kind)
+    m.sources[-1][2, m.base[2].argmax()] = NAN
+    found = torch.full((3, 257), 7.0, device=DEVICE)
+    launches = plan(m, before, found, tile=256, fast=False)
+    spoil(launches)
+    for launch in launches:
+        launch.run()
+    want = steer.scores(m, before=before, backend="torch")
+    torch.testing.assert_close(found, want, rtol=0, atol=2e-5, equal_nan=True)
+
+
+def test_the_public_functions_take_triton_and_say_so():
+    m, d = mixture(2, 64), draw(2)
+    address = {"seed": d.seed, "prompt": d.prompt, "sample": d.sample, "step": d.step}
+    tokens = steer.sample(m, **address, before=NUCLEUS, backend="triton")
+    hot = Draw(d.seed, d.prompt, d.sample, d.step, torch.ones(2, device=DEVICE))
+    assert torch.equal(tokens, twin(m, hot, NUCLEUS))
+    said = steer.explain(m, before=NUCLEUS, backend="triton")
+    assert said == "Triton: sweep, merge, check, finish"
+    assert steer.explain(m, backend="triton") == "Triton: sweep, merge"
+    chained = steer.explain(m, after=Truncation(0.9, 5), backend="triton")
+    assert chained == "Triton: write, sweep, narrow, pick, arrange, choose"
+    two = Mixture((m.base,), (1.0,), (Decay((m.base,), 1.0, 0.1),) * 2)
+    assert "2 self-debiasing terms" in steer.explain(two, backend="triton")
+    assert steer.sample(two, **address, backend="triton").min() >= 0
+    scores = steer.scores(m, before=NUCLEUS, backend="triton")
+    torch.testing.assert_close(scores, steer.scores(m, before=NUCLEUS, backend="torch"))
