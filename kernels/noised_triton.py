@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
 """A mixture's scores inside a sampling kernel: cut off, with noise, and as they are truncated."""
 
 from __future__ import annotations

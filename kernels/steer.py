@@ -188,12 +188,17 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
         if not after.keeps_all(vocab):
             kept = _kept_again(value / divisor[row], row, rows, after)
             row, token, value = row[kept], token[kept], value[kept]
-    noise = gumbel_noise(token, draw.step[row], draw.prompt[row], draw.sample[row], draw.seed)
     value = value.masked_fill(value == math.inf, math.nan)  # no answer, and no winner either
-    return argmax_by_row(value + draw.temperature[row] * noise, row, token, rows)
+    if not draw.greedy:
+        noise = gumbel_noise(token, draw.step[row], draw.prompt[row], draw.sample[row], draw.seed)
+        value = value + draw.temperature[row] * noise
+    return argmax_by_row(value, row, token, rows)
 
 
 def _sample_everything(z: Tensor, draw: Draw) -> Tensor:
+    if draw.greedy:
+        best, tokens = z.max(-1)  # of equals the first, and a NaN before all
+        return tokens.masked_fill_(~best.isfinite(), -1)
     address = torch.stack((draw.step, draw.prompt, draw.sample), 1)
     tokens = sample_torch(z, draw.seed, address, draw.temperature)
     best = z.gather(1, tokens.clamp_min(0)[:, None])[:, 0]

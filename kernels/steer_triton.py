@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
 """Sampling from a mixture in Triton: noise first, truncation afterwards, no sort and no search.
 
 The token is the best noised score among the tokens that a truncation keeps, and a token is kept
@@ -74,7 +74,7 @@ def sweep(
     best = tl.full((T, W), NEVER, tl.float32)
     second = tl.full((T, W), NEVER, tl.float32)
     best_tile = tl.zeros((T, W), tl.int32)
-    top = tl.full((T,), NEVER, tl.float32)
+    top = tl.full((T,) if MASS else (T, W), NEVER, tl.float32)
     mass = tl.zeros((T,), tl.float32)
     for tile in range(part * tiles, (part + 1) * tiles):
         _token, x, z, score = noised(
@@ -87,7 +87,8 @@ def sweep(
             if MASS:
                 top, mass = add_online(value, top, mass, scale)
             else:
-                top = tl.maximum(top, tl.max(value, 1))
+                # A maximum by thread, as with mass, crashes the compiler for rows of odd stride.
+                top = tl.maximum(top, value)
         best = tl.maximum(best, score)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     key = key_of(best, best_tile * (T * W) + lane)

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
 """A mixture inside a Triton kernel: its arguments, its value at some tokens, its total order.
 
 `plugalign.kernels.mixture` is the specification. The kernels that sample, truncate and write

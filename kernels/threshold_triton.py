@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
 """Where a truncation of a model's logits ends, exactly, in a fixed number of sweeps.
 
 The last kept (value, token) of a row: all that come before it in the total order stay. The value is

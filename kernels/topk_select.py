@@ -78,7 +78,8 @@ def _topk_torch(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _best(x: Tensor, k: int) -> Tensor:
     """Ids ``(B, k)`` of the k best of float32 rows ``(B, V)``, best first, on any device."""
     tokens = torch.arange(x.shape[1], device=x.device)
-    return LAST - (_entries(x, x.view(torch.int32), tokens).topk(k).values & LAST)
+    entries: Tensor = _entries(x, x.view(torch.int32), tokens)
+    return LAST - (entries.topk(k).values & LAST)
 
 
 def _best_on_cpu(x: Tensor, k: int) -> Tensor:

@@ -35,22 +35,25 @@ def run_python(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
-def test_every_kernel_is_within_its_budget():
-    done = run_python("-m", "plugalign.kernels.compile_gate")
+def test_kernels_are_within_their_budgets():
+    """For one GPU and dtype; `python -m plugalign.kernels.compile_gate` compiles for all."""
+    chosen = ("--target", "sm_90", "--dtype", "bfloat16")
+    done = run_python("-m", "plugalign.kernels.compile_gate", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  ok\n") == 80
+    assert done.stdout.count("  ok\n") == done.stdout.count(" sm_90 ") > 50
 
 
 @pytest.mark.parametrize("change", WORSE)
 def test_the_gate_fails_for_a_worse_kernel(change):
     code, fault = WORSE[change]
     script = (
-        "import functools, itertools, sys\n"
+        "import functools, sys\n"
         "from plugalign.kernels import compile_gate, gumbel_triton\n"
         f"{code}\n"
         "whole = compile_gate.cases\n"
-        "compile_gate.cases = lambda nvidia: itertools.islice(whole(nvidia), 2)\n"
-        "sys.exit(compile_gate.main(['--target', 'sm_90']))\n"
+        "wanted = 'gumbel.sweep bfloat16'\n"
+        "compile_gate.cases = lambda *a: (c for c in whole(*a) if c.name.startswith(wanted))\n"
+        "sys.exit(compile_gate.main(['--target', 'sm_90', '--dtype', 'bfloat16']))\n"
     )
     done = run_python("-c", script)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -108,16 +108,15 @@ def test_small_vocabularies(vocab, kind):
 
 @pytest.mark.parametrize("name", CUTS)
 def test_truncations_of_the_base_and_of_the_result(name):
-    for dtype in (torch.float32, torch.bfloat16):
-        m = mixture(4, 600, dtype)
-        assert_equal_to_the_twin(m, draw(4), CUTS[name], tile=256, parts=2)
-        assert_equal_to_the_twin(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
+    m = mixture(4, 600, torch.float32 if "p" in name[-1] else torch.bfloat16)
+    assert_equal_to_the_twin(m, draw(4), CUTS[name], tile=256, parts=2)
+    assert_equal_to_the_twin(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
 
 
 @pytest.mark.parametrize("after", [NUCLEUS, Truncation(min_p=0.05), Truncation(0.9, 5)])
 def test_both_truncations(after):
-    m = mixture(3, 300, torch.bfloat16)
-    assert_equal_to_the_twin(m, draw(3), Truncation(0.8), after, tile=256, parts=2)
+    m = mixture(2, 300, torch.bfloat16)
+    assert_equal_to_the_twin(m, draw(2), Truncation(0.8), after, tile=256, parts=2)
 
 
 def test_the_best_of_the_best():
@@ -207,7 +206,7 @@ def kept_by_threshold(x, cut, **choices):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_thresholds_are_exact(dtype):
-    x = logits(3, 1003, 5, dtype, stride=1008)
+    x = logits(2, 703, 5, dtype, stride=704)
     for cut in (NUCLEUS, Truncation(0.5, 7, joint=True), Truncation(min_p=0.03)):
         found = kept_by_threshold(x, cut, tile=256, parts=2)
         assert torch.equal(found & (x > -INF), kept_mask(x, cut))
