@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plugalign.controller import Controller
+from plugalign.grouped import Change
 from plugalign.identity import Identity, model_name, vocabulary_hash
 from plugalign.steering import BaseLogits, LogLinear, ModelLogits, Source, Steering, TopP
 
@@ -152,11 +153,13 @@ def with_adapter(base: Any, folder: Path) -> Any:
     for key in [key for key in learned if key.endswith("lora_A.weight")]:
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         module = merged.get_submodule(name)
-        down, up = learned[key], learned[key.replace("lora_A", "lora_B")]
-        change = scale * (up.float() @ down.float())  # (out, in)
-        change = change.T if config.get("fan_in_fan_out") else change
-        weight = module.weight.float() + change.to(module.weight.device)
-        module.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
+        origin = module.weight
+        down = learned[key].float().T.to(origin.device)  # (in, r)
+        up = scale * learned[key.replace("lora_A", "lora_B")].float().T.to(origin.device)
+        change = down @ up
+        weight = origin.float() + (change if config.get("fan_in_fan_out") else change.T)
+        module.weight = nn.Parameter(weight.to(origin.dtype), requires_grad=False)
+        module.change = Change(origin, down.to(origin.dtype), up.to(origin.dtype))
     return merged.eval()
 
 

@@ -88,10 +88,9 @@ def read(compiled: Any, entry: int) -> Figures:
     """The figures of a compiled kernel whose main loop loads ``entry`` bytes for each entry."""
     shared = compiled.metadata.shared
     if "amdgcn" in compiled.asm:
-        found = dict(
-            re.findall(r"\.(vgpr_count|[vs]gpr_spill_count): *(\d+)", compiled.asm["amdgcn"])
-        )
-        spills = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
+        # A scalar register spills to a lane of a vector register; only those spill to memory.
+        found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count): *(\d+)", compiled.asm["amdgcn"]))
+        spills = int(found["vgpr_spill_count"])
         return Figures(int(found["vgpr_count"]), shared, spills)
     usage, listing = _disassemble(compiled.asm["cubin"])
     instructions, loop = _parse(listing)

@@ -20,6 +20,8 @@ class Launch:
     Args:
         warps: of each program.
         fuse: products and sums may become one operation, faster and differently rounded.
+        registers: a thread may take so many, on NVIDIA's GPUs alone; where given, the assembler
+            does not spill some of them for the sake of more resident programs.
     """
 
     kernel: Any
@@ -27,20 +29,28 @@ class Launch:
     arguments: dict[str, Any]
     warps: int
     fuse: bool = True
+    registers: int | None = None
 
     def run(self) -> None:
         self.kernel[self.grid](**self.arguments, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, "enable_fp_fusion": self.fuse}
+        most = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "enable_fp_fusion": self.fuse, **most}
 
 
 def prepared(
-    kernel: Any, grid: tuple[int, ...], shared: dict[str, Any], warps: int, fuse: bool = True
+    kernel: Any,
+    grid: tuple[int, ...],
+    shared: dict[str, Any],
+    warps: int,
+    fuse: bool = True,
+    registers: int | None = None,
 ) -> Launch:
     """A launch with those of the ``shared`` arguments that the kernel takes."""
-    return Launch(kernel, grid, {name: shared[name] for name in kernel.arg_names}, warps, fuse)
+    arguments = {name: shared[name] for name in kernel.arg_names}
+    return Launch(kernel, grid, arguments, warps, fuse, registers)
 
 
 def split(tiles: int, rows: int, device: torch.device, parts: int | None = None) -> tuple[int, int]:

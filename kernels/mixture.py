@@ -117,10 +117,9 @@ def mix(mixture: Mixture) -> Tensor:
     for k, source in enumerate(mixture.sources[1:], 1):
         z += full(source).float() * weights[:, k, None]
     if mixture.decays:
-        own = (mixture.base.float() - _lse(mixture.base)[:, None]).exp_()
+        own = mixture.base.float().softmax(-1)
         for decay in mixture.decays:
-            logits = map(full, decay.biased)
-            z += _decayed(own, ((x.float(), _lse(x)[:, None]) for x in logits), decay)
+            z += _decayed(own, (full(x).float().softmax(-1) for x in decay.biased), decay)
     for attribute in mixture.attributes:
         z += logsigmoid(full(attribute.logits).float()) * attribute.weight
     # Zero times -inf is no number, so what the base forbids is set and not computed.
@@ -130,8 +129,8 @@ def mix(mixture: Mixture) -> Tensor:
 def mix_at(mixture: Mixture, row: Tensor, token: Tensor) -> Tensor:
     """z at some entries, float32 ``(N,)`` for int64 ``row`` and ``token`` ``(N,)``.
 
-    ``mix(mixture)[row, token]``, bit for bit where no head is evaluated; whole rows are read of
-    those sources alone whose probabilities enter.
+    ``mix(mixture)[row, token]``, bit for bit where no head and no probability is evaluated; whole
+    rows are read of those sources alone whose probabilities enter.
     """
     weights = mixture.row_weights()[row]
     base = mixture.base[row, token].float()
@@ -142,7 +141,8 @@ def mix_at(mixture: Mixture, row: Tensor, token: Tensor) -> Tensor:
         own = (base - _lse(mixture.base)[row]).exp_()
         for decay in mixture.decays:
             logits = map(full, decay.biased)
-            z += _decayed(own, ((_at(x, row, token), _lse(x)[row]) for x in logits), decay)
+            each = ((_at(x, row, token) - _lse(x)[row]).exp_() for x in logits)
+            z += _decayed(own, each, decay)
     for attribute in mixture.attributes:
         z += logsigmoid(_at(attribute.logits, row, token)) * attribute.weight
     return z.masked_fill_(base == NEVER, NEVER)
@@ -161,11 +161,11 @@ def _lse(logits: Tensor) -> Tensor:
     return row_lse(logits, backend="torch")
 
 
-def _decayed(own: Tensor, biased: Iterable[tuple[Tensor, Tensor]], decay: Decay) -> Tensor:
-    """The weighted shift from the base's probabilities, and biased logits with their LSE."""
+def _decayed(own: Tensor, biased: Iterable[Tensor], decay: Decay) -> Tensor:
+    """The weighted shift, from the probabilities of the base and behind the biased prompts."""
     worst = torch.zeros_like(own)
-    for logits, lse in biased:
-        worst = torch.maximum(worst, (logits - lse).exp_())
+    for p in biased:
+        torch.maximum(worst, p, out=worst)
     excess = worst.sub_(own).clamp_min_(0.0)
     return excess.mul_(-decay.decay).clamp_min_(math.log(decay.floor)).mul_(decay.weight)
 

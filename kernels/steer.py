@@ -157,18 +157,13 @@ def unfused(mixture: Mixture, before: Truncation, after: Truncation) -> str:
     """What of a call Triton's kernels do not fuse, or nothing."""
     if len(mixture.decays) > 1:
         return f"{len(mixture.decays)} self-debiasing terms into one sweep"
-    if chained(before):
+    if before.chained:
         return "top-p of the base's top-k"
-    if chained(after) and after.top_k > MOST_CANDIDATES:
+    if after.chained and after.top_k > MOST_CANDIDATES:
         return f"top-p of a top-k above {MOST_CANDIDATES}"
-    if chained(after) and after.min_p > 0:
+    if after.chained and after.min_p > 0:
         return "min-p with top-p of a top-k"
     return ""
-
-
-def chained(cut: Truncation) -> bool:
-    """Whether top-p is that of the top-k tokens, so that neither can be tested by itself."""
-    return cut.top_k > 0 and cut.top_p < 1 and not cut.joint
 
 
 def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Truncation) -> Tensor:

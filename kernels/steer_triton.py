@@ -216,7 +216,7 @@ def plan(
     device = mixture.base.device
     if fast is None:
         fast = device.type == "cuda" and torch.version.hip is None
-    if steer.chained(after):
+    if after.chained:
         return _plan_candidates(mixture, draw, before, after, tokens, tile, parts, fast)
     terms, launches = terms_of(mixture)
     cut: tuple[Tensor, ...] = ()
@@ -244,7 +244,9 @@ def plan(
     launches += [swept, prepared(merge, (rows,), shared, 4, fast)]
     if on:
         launches.append(prepared(check, (rows, parts), shared, WARPS, fast))
-        launches.append(prepared(finish, (rows,), shared, WARPS, fast))
+        # One program for each row, so nothing is lost by its taking all registers.
+        registers = 255 if fast else None
+        launches.append(prepared(finish, (rows,), shared, WARPS, fast, registers))
     return launches
 
 

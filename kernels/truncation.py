@@ -48,6 +48,11 @@ class Truncation:
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (keep all) or more, got {self.top_k}")
 
+    @property
+    def chained(self) -> bool:
+        """Whether top-p is that of the top-k tokens, so that neither can be tested by itself."""
+        return self.top_k > 0 and self.top_p < 1 and not self.joint
+
     def keeps_all(self, vocab: int) -> bool:
         """Whether nothing is cut off from ``vocab`` tokens but those at -inf."""
         return self.top_p == 1.0 and self.min_p == 0.0 and not 0 < self.top_k < vocab
@@ -86,14 +91,17 @@ def kept_tokens(x: Row, cut: Truncation) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     if cut.keeps_all(len(x)):
         return np.flatnonzero(x > -math.inf)
-    limit = top + np.float32(math.log(cut.min_p)) if cut.min_p > 0 else np.float32(-math.inf)
-    total = math.inf
-    if cut.top_p < 1 and (cut.joint or not cut.top_k):
+    floor = top + np.float32(math.log(cut.min_p)) if cut.min_p > 0 else np.float32(-math.inf)
+    limit, total = floor, math.inf
+    if cut.chained:
+        limit = np.float32(-math.inf)  # what min-p cuts off still has mass in the top-k
+    elif cut.top_p < 1:
         total = float(np.exp(x - top).sum())
         least = (1 - cut.top_p) * total / len(x) * (1 - ROUNDING)
         limit = max(limit, top + np.float32(math.log(least) - ROUNDING))
     places = np.flatnonzero((x >= limit) & (x > -math.inf))
-    return places[_best(x[places], top, total, cut)]
+    places = places[_best(x[places], top, total, cut)]
+    return places[x[places] >= floor]
 
 
 def _best(x: Row, top: np.float32, total: float, cut: Truncation) -> NDArray[np.bool_]:
@@ -120,13 +128,11 @@ def _mask_by_topk(x: Tensor, cut: Truncation) -> Tensor:
     """`kept_mask` in operations that a GPU has, for float32 ``(B, V)``."""
     top, vocab = x.amax(-1, keepdim=True), x.shape[1]
     mask = (x > -math.inf) & top.isfinite()
-    if cut.min_p > 0:
-        mask &= x >= top + math.log(cut.min_p)
     k = cut.top_k if 0 < cut.top_k < vocab else vocab
     if k < vocab:
         mask &= _first(x, x.topk(k, dim=-1).values, torch.full_like(top, k, dtype=torch.int64))
     if cut.top_p < 1:
-        left = x if cut.joint else x.masked_fill(~mask, -math.inf) if k < vocab else x
+        left = x.masked_fill(~mask, -math.inf) if cut.chained else x
         total = (left - top).exp().sum(-1, keepdim=True)
         best = left.topk(min(HEAD, vocab), dim=-1).values
         if bool(((best - top).exp().sum(-1, keepdim=True) < cut.top_p * total).any()):
@@ -134,6 +140,8 @@ def _mask_by_topk(x: Tensor, cut: Truncation) -> Tensor:
         mass = (best - top).exp()
         count = (mass.cumsum(-1) - mass < cut.top_p * total).sum(-1, keepdim=True).clamp_min(1)
         mask &= _first(left, best, count)
+    if cut.min_p > 0:
+        mask &= x >= top + math.log(cut.min_p)
     return mask
 
 

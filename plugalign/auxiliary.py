@@ -18,6 +18,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from plugalign.heads import Split
+from plugalign.kernels.head import Head
+from plugalign.kernels.mixture import Logits, full
+from plugalign.star import star_of
+
 REWIND = 32  # answers remembered behind the longest prefix
 
 
@@ -35,15 +40,20 @@ class PrefixCache:
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._mask = torch.empty(0, 0, dtype=torch.long)
 
-    def align(self, ids: Tensor, mask: Tensor) -> int:
+    @property
+    def length(self) -> int:
+        """The columns of ids that the cache holds."""
+        return self._ids.shape[1]
+
+    def align(self, ids: Tensor, mask: Tensor, spare: int = 1) -> int:
         """Makes the cache hold a prefix of ``ids`` ``(R, T)``, the longest it can.
 
         Returns:
-            The number of columns held, less than T; the caller encodes the rest.
+            The number of columns held, at most ``T - spare``; the caller encodes the rest.
         """
         rows, length = ids.shape
         held = self._ids.shape[1]
-        reach = min(held, length - 1)
+        reach = min(held, length - spare)
         common = self._common(ids, mask) if self._ids.shape[0] == rows else 0
         if common < reach and self.cache is not None:
             order, permuted = self._match_rows(ids, mask, reach)
@@ -54,7 +64,7 @@ class PrefixCache:
         if self.cache is None or common == 0:
             self._start(rows, ids.device)
             return 0
-        keep = min(common, length - 1)
+        keep = min(common, length - spare)
         self.cache.crop(keep - held)
         self._ids, self._mask = self._ids[:, :keep], self._mask[:, :keep]
         return keep
@@ -97,33 +107,39 @@ class CachedModel:
     Args:
         model: a Hugging Face causal language model.
         keys_values: optional trained prefix, see `PrefixCache`.
+        split: the model's body and head where they may be run apart; logits are then a `Head`.
     """
 
-    def __init__(self, model: Any, keys_values: Tensor | None = None):
-        self.model = model
+    def __init__(self, model: Any, keys_values: Tensor | None = None, split: Split | None = None):
+        self.model, self._split = model, split
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
         self._prefix = PrefixCache(keys_values)
         self._accepts = inspect.signature(model.forward).parameters
-        self._answers: dict[int, Tensor] = {}
+        self._answers: dict[int, Logits] = {}
         self.encoded = 0  # columns sent through the model so far
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Next-token logits ``(R, V)`` in float32 for prefixes ``(R, T)`` with their mask."""
+    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask."""
         return self._answer(ids, mask, hidden=False)
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
-        return self._answer(ids, mask, hidden=True)
+        answer = self._answer(ids, mask, hidden=True)
+        return answer.hidden.float() if isinstance(answer, Head) else answer
 
-    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
+    def forget(self) -> None:
+        """Frees keys and values."""
+        self._prefix, self._answers = PrefixCache(self._prefix.keys_values), {}
+
+    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         known = self._answers.get(ids.shape[1])
         if known is not None and self._prefix.agrees(ids, mask):
-            return known.to(device)
+            return on_device(known, device)
         start = self._prefix.align(ids, mask)
         answer = self._forward(ids, mask, start, hidden)
         self._prefix.commit(ids, mask)
@@ -131,29 +147,38 @@ class CachedModel:
         kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
         self._answers = {n: a for n, a in self._answers.items() if n in kept}
         self._answers[ids.shape[1]] = answer
-        return answer.to(device)
+        return on_device(answer, device)
 
-    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Logits:
         inputs: dict[str, Any] = {"input_ids": ids[:, start:], "use_cache": True}
         inputs["past_key_values"] = self._prefix.cache
         offset = self._prefix.offset
         inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), offset), mask], dim=1)
         if "position_ids" in self._accepts:
             inputs["position_ids"] = positions(mask)[:, start:] + offset
+        self.encoded += ids.shape[1] - start
+        if self._split is not None:
+            return self._split.last(inputs)
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        self.encoded += ids.shape[1] - start
         with head_input(self.model) as seen:
             logits = self.model(**inputs).logits
         chosen: Tensor = seen[0] if hidden else logits
         return chosen[:, -1].float()
 
 
+def on_device(logits: Logits, device: torch.device) -> Logits:
+    """The logits where they are wanted. A head stays with its model, so it is evaluated there."""
+    if logits.device == device:
+        return logits
+    return full(logits).to(device)
+
+
 class CachedScorer:
     """A causal classifier that scores many candidate continuations of each prefix in one forward.
 
-    The candidates stand side by side behind the prefix under a star mask: each sees the prefix
-    and itself. They share one position, and leave the cache afterwards.
+    The candidates are read under a star mask (`plugalign.star`) and do not enter the cache. When
+    a prefix has grown by one of them in every row, its keys and values are taken over.
 
     Args:
         predictor: a module with ``backbone`` and ``head``, see `CandidateScores`.
@@ -161,40 +186,53 @@ class CachedScorer:
 
     def __init__(self, predictor: Any):
         self.predictor = predictor
-        self._prefix = PrefixCache()
+        self._prefix, self._star = PrefixCache(), star_of(predictor.backbone)
+        self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
+        self.encoded = 0  # columns sent through the backbone so far, without candidates
 
     @torch.no_grad()
     def scores(self, ids: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
         """Logits of P(a | x, t), ``(R, K)``, for prefixes ``(R, T)`` and candidates ``(R, K)``."""
-        start = self._prefix.align(ids, mask)
-        length, count = ids.shape[1], candidates.shape[1]
-        last = positions(mask)
-        output = self.predictor.backbone(
-            input_ids=torch.cat([ids[:, start:], candidates], dim=1),
-            attention_mask=self._star_mask(mask, start, count),
-            position_ids=torch.cat([last[:, start:], (last[:, -1:] + 1).expand(-1, count)], dim=1),
+        self._keep_chosen(ids, mask)
+        self._candidates = None
+        start = self._prefix.align(ids, mask, spare=0)
+        if start < ids.shape[1]:
+            self._encode(ids, mask, start)
+        self._prefix.commit(ids, mask)
+        place = positions(mask)[:, -1:] + 1
+        states = self._star.read(candidates, place, self._prefix.cache, mask)
+        self._candidates = candidates
+        scores: Tensor = self.predictor.head(states)
+        return scores.squeeze(-1).float()
+
+    def forget(self) -> None:
+        """Frees keys and values."""
+        self._prefix, self._star = PrefixCache(), star_of(self.predictor.backbone)
+        self._candidates = None
+
+    def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:
+        """Moves candidates into the cache, if they are what the prefixes have grown by."""
+        before, last = ids[:, :-1], ids[:, -1:]
+        if self._candidates is None or self._prefix.length != before.shape[1]:
+            return
+        if not self._prefix.agrees(before, mask[:, :-1]):
+            return
+        same = (self._candidates == last) & mask[:, -1:].bool()
+        if not bool(same.any(1).all()):
+            return
+        for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):
+            self._prefix.cache.update(keys, values, layer)  # type: ignore[union-attr]
+        self._prefix.commit(ids, mask)
+
+    def _encode(self, ids: Tensor, mask: Tensor, start: int) -> None:
+        self.encoded += ids.shape[1] - start
+        self.predictor.backbone(
+            input_ids=ids[:, start:],
+            attention_mask=mask,
+            position_ids=positions(mask)[:, start:],
             past_key_values=self._prefix.cache,
             use_cache=True,
         )
-        self._prefix.cache.crop(-count)  # type: ignore[union-attr]
-        self._prefix.commit(ids, mask)
-        scores: Tensor = self.predictor.head(output.last_hidden_state[:, length - start :])
-        return scores.squeeze(-1).float()
-
-    def _star_mask(self, mask: Tensor, start: int, count: int) -> Tensor:
-        """An additive mask ``(R, 1, T - start + K, T + K)``: causal prefix, isolated candidates."""
-        rows, length = mask.shape
-        new = length - start
-        visible = mask.new_zeros(rows, new + count, length + count, dtype=torch.bool)
-        columns = torch.arange(length, device=mask.device)
-        causal = columns[None, :] <= columns[start:, None]
-        visible[:, :new, :length] = causal[None] & mask[:, None, :].bool()
-        visible[:, new:, :length] = mask[:, None, :].bool()
-        own = torch.arange(count, device=mask.device)
-        visible[:, new + own, length + own] = True
-        dtype = self.predictor.head.weight.dtype
-        blocked = torch.finfo(dtype).min
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, blocked)[:, None]
 
 
 def positions(mask: Tensor) -> Tensor:

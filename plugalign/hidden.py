@@ -50,11 +50,18 @@ class HiddenWatch:
             return None
         return self._hidden[:, column].float()
 
+    def last(self) -> Tensor | None:
+        """The hidden state ``(R, D)`` at the last column, in float32; None before a forward."""
+        return None if self._hidden is None else self._hidden[:, -1].float()
+
     def _ours(self) -> bool:
         return not self.paused and threading.get_ident() == self._thread
 
-    def _note_window(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        if self._ours():
+    def _note_window(
+        self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any] | None = None
+    ) -> None:
+        # torch leaves the inputs out where another thread's forward meets the hook's removal.
+        if inputs is not None and self._ours():
             cache = inputs.get("past_key_values")
             past = 0 if cache is None else int(cache.get_seq_length())
             self._start = max(0, past - self.extra_positions)

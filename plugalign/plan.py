@@ -8,10 +8,16 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from plugalign.controller import Controller
+from plugalign.grouped import Groups
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import (
+    HeadAttribute,
     MinP,
+    ModelLogits,
     PromptedLogits,
     Shift,
     Source,
@@ -75,6 +81,28 @@ class Plan:
         return {key: s for key, s in self.sources.items() if isinstance(s, PromptedLogits)}
 
     @cached_property
+    def experts(self) -> dict[Hashable, Any]:
+        """The other models that read the whole text, by source key."""
+        return {key: s.model for key, s in self.sources.items() if isinstance(s, ModelLogits)}
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Which of these models run as rows of the base's forward."""
+        return Groups()
+
+    @cached_property
     def needs_hidden(self) -> bool:
         """Whether any shift reads the base's last hidden state."""
         return any(shift.needs_hidden for shift in self.shifts)
+
+    def attribute_weight(self, shift: HeadAttribute) -> Tensor:
+        """``(V, r + 1)``: ``left`` and a column of ones, which carries what all tokens share."""
+        return self._attribute_weights[id(shift)]
+
+    @cached_property
+    def _attribute_weights(self) -> dict[int, Tensor]:
+        heads = (shift for shift in self.shifts if isinstance(shift, HeadAttribute))
+        return {
+            id(head): torch.cat([head.left, head.left.new_ones(len(head.left), 1)], dim=1)
+            for head in heads
+        }

@@ -7,7 +7,7 @@ and the base's scores, so beams, rewinds and several return sequences are safe.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,21 +15,16 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from plugalign.auxiliary import CachedModel
+from plugalign.grouped import Grouped
+from plugalign.heads import Splits
 from plugalign.hidden import HiddenWatch
-from plugalign.kernels import reweighting, steer
-from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
+from plugalign.kernels import steer
 from plugalign.plan import Plan
-from plugalign.sources import SourceRunner
-from plugalign.steering import (
-    BASE,
-    Adaptive,
-    Attribute,
-    BiasDecay,
-    HeadAttribute,
-    LogLinear,
-    LowRank,
-    Shift,
-)
+from plugalign.rows import Rider, riders, takes_rows
+from plugalign.sources import ReaderKind, SourceRunner
+from plugalign.step import Step
+from plugalign.streams import Stream
 from plugalign.trace import Trace
 
 
@@ -41,6 +36,7 @@ class Run:
         pad_token_id: used to fill, and to infer the mask where none is given.
         infer_mask: whether leading pad tokens mean padding when there is no mask.
         extra_positions: cache positions that attachments put in front of the prompt.
+        splits: which models can be run as body and head; remembered from call to call.
     """
 
     def __init__(
@@ -53,20 +49,25 @@ class Run:
         infer_mask: bool = False,
         extra_positions: int = 0,
         trace: Trace | None = None,
+        splits: Splits | None = None,
     ):
         self.plan, self.trace = plan, trace
-        self._prompt_mask, self._pad, self._infer = prompt_mask, pad_token_id, infer_mask
+        self.pad, self._prompt_mask, self._infer = pad_token_id, prompt_mask, infer_mask
         self._watch = HiddenWatch(model)
         self._watch.extra_positions = extra_positions
-        length = 0 if prompt_mask is None else prompt_mask.shape[1]
-        self._sources = SourceRunner(plan, model, self._watch, pad_token_id, length)
+        self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
+        self.splits, self.extra_positions = splits or Splits(), extra_positions
+        self._sources = self.sources(
+            lambda model, front: CachedModel(model, front, self.splits.of(model))
+        )
         if trace is not None:
             trace.names = tuple(name for name, _ in plan.steerings)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Reads hidden states off the base's forwards for the length of the block, if needed."""
-        if not self.plan.needs_hidden:
+    def watching(self, base_is_whole: bool = True) -> Iterator[None]:
+        """Reads hidden states off the base's forwards for the length of the block, if they are
+        needed and the base's body does not run by itself."""
+        if not (self.plan.needs_hidden and base_is_whole):
             yield
             return
         with self._watch.watching():
@@ -79,16 +80,47 @@ class Run:
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
-        self._sources.check_base(scores, ids)
-        step = Step(ids, self._mask_for(ids), scores, self._sources)
-        steered = steer.scores(step.mixture(self.plan.shifts), before=self.plan.truncation)
+        step = Step(self.plan, self._sources, ids, self.mask_for(ids), scores)
+        steered = steer.scores(step.mixture(), before=self.plan.truncation)
+        if not torch.isfinite(steered.amax(-1)).all():
+            step.check()
         if self.trace is not None:
             self.trace.chosen(ids)
-            alone = [steer.scores(step.mixture(s.shifts)) for _, s in self.plan.steerings]
-            self.trace.record(ids.shape[1], torch.log_softmax(scores.float(), -1), alone, steered)
+            self.record(step, steered)
         return steered
 
-    def _mask_for(self, ids: Tensor) -> Tensor:
+    def sources(self, reader: ReaderKind) -> SourceRunner:
+        """The plan's sources, with empty caches, read by readers of one kind."""
+        return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
+
+    def streams(self, copies: int = 1) -> SourceRunner:
+        """The plan's sources, for a loop whose rows are ``copies`` of each prompt."""
+
+        def stream(model: Any, front: Tensor | None) -> Stream:
+            return Stream(model, front, split=self.splits.of(model), copies=copies)
+
+        return self.sources(stream)
+
+    def riding(self, cache: Any) -> tuple[dict[Hashable, Rider], Grouped | None]:
+        """What is read in one forward with the base, whose cache is given: prompts and prefixes,
+        and experts. Nothing is where an attachment has a say in how the base reads."""
+        if self.extra_positions or not takes_rows(cache):
+            return {}, None
+        riding, plan = riders(self.plan), self.plan
+        return riding, plan.groups.of(self._model, plan.experts, self.splits, 1 + len(riding))
+
+    def hidden(self) -> Tensor | None:
+        """What the base's head has just read, ``(R, D)``, if it was watched."""
+        return self._watch.last()
+
+    def record(self, step: Step, steered: Tensor) -> None:
+        """Notes in the trace what each controller alone would have done, and all together."""
+        assert self.trace is not None
+        alone = [steer.scores(step.mixture(s.shifts)) for _, s in self.plan.steerings]
+        base = torch.log_softmax(step.base.float(), -1)
+        self.trace.record(step.ids.shape[1], base, alone, steered)
+
+    def mask_for(self, ids: Tensor) -> Tensor:
         """The mask ``(R, T)``: the prompt's, repeated over beams or samples, then ones."""
         given, (rows, length) = self._prompt_mask, ids.shape
         if given is not None and rows % given.shape[0] == 0 and length >= given.shape[1]:
@@ -96,73 +128,8 @@ class Run:
             tail = front.new_ones(rows, length - front.shape[1])
             return torch.cat([front, tail], 1)
         if self._infer:
-            return (ids != self._pad).long().cumsum(-1).clamp_max(1)
+            return (ids != self.pad).long().cumsum(-1).clamp_max(1)
         return torch.ones_like(ids)
-
-
-class Step:
-    """One step's inputs, and the terms that the shifts' formulas make of them."""
-
-    def __init__(self, ids: Tensor, mask: Tensor, base: Tensor, sources: SourceRunner):
-        self.ids, self.mask, self.base = ids, mask, base
-        self._sources = sources
-        self._logits = sources.logits(ids, mask, base)
-        self._hidden: Tensor | None = None
-
-    def mixture(self, shifts: Iterable[Shift]) -> Mixture:
-        """The base's scores plus some shifts, equal sources added up."""
-        weights: dict[Hashable, float] = {BASE: 1.0}
-        tensors: dict[Hashable, Tensor] = {BASE: self.base}
-        decays, attributes = [], []
-        for shift in shifts:
-            match shift:
-                case LogLinear():
-                    for coefficient, source in shift.terms:
-                        tensors[source.key] = self._logits[source.key]
-                        weights[source.key] = (
-                            weights.get(source.key, 0.0) + shift.weight * coefficient
-                        )
-                case BiasDecay():
-                    biased = tuple(self._logits[source.key] for source in shift.biased)
-                    decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
-                case LowRank():
-                    tensors[id(shift)] = self._low_rank(shift)
-                    weights[id(shift)] = shift.weight
-                case Attribute() | HeadAttribute():
-                    logits = self._attribute_logits(shift)
-                    attributes.append(AttributeLogits(logits, shift.weight))
-                case _:
-                    kind = type(shift).__name__
-                    raise TypeError(f"no engine knows how to evaluate the shift {kind}")
-        sources = tuple(tensors.values())
-        return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
-
-    @property
-    def hidden(self) -> Tensor:
-        """The base's last hidden state ``(R, D)``."""
-        if self._hidden is None:
-            self._hidden = self._sources.hidden(self.ids, self.mask)
-        return self._hidden
-
-    def _low_rank(self, shift: LowRank) -> Tensor:
-        change = reweighting.low_rank(self.hidden, shift.left, shift.right, shift.center)
-        rule = shift.alpha
-        if not isinstance(rule, Adaptive):
-            return change * (1 - rule)
-        kept = reweighting.adaptive_alpha(
-            self.base, rule.sensitivity, top_p=rule.top_p, low=rule.low, high=rule.high,
-            floor=rule.floor,
-        )  # fmt: skip
-        return change * (1 - kept)
-
-    def _attribute_logits(self, shift: Attribute | HeadAttribute) -> Tensor:
-        if isinstance(shift, HeadAttribute):
-            return reweighting.head_attribute(
-                self.hidden, shift.left, shift.right, shift.token_bias, shift.state, shift.offset
-            )
-        ids = reweighting.top_k_ids(self.base, shift.k)
-        scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
-        return reweighting.scatter_candidates(ids, scores, self.base.shape[-1])
 
 
 class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]

@@ -1,24 +1,41 @@
 """Runs what shifts ask for: other models, the base under prompts or prefixes, candidate scores.
 
-Each model is asked through a cache keyed by prefix, so the answers are pure functions of the
-prefix. An answer that is not finite, or an error inside a model, names the source and the step.
+Each model is asked through a reader that keeps keys and values: keyed by prefix, so that answers
+are pure functions of the prefix whatever the caller does, or in step with a loop that only
+appends. What is not finite, and an error inside a model, names the source and the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from plugalign.auxiliary import CachedModel, CachedScorer
 from plugalign.hidden import HiddenWatch
 from plugalign.identity import model_name
+from plugalign.kernels.head import Head
+from plugalign.kernels.mixture import Logits, full
+from plugalign.naming import Running
 from plugalign.plan import Plan
+from plugalign.rows import Front, split_rows
 from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
+
+
+class Reader(Protocol):
+    """A model with its cache."""
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)`` with their mask."""
+
+    def forget(self) -> None:
+        """Frees keys and values."""
+
+
+ReaderKind = Callable[[Any, Tensor | None], Reader]
 
 
 class SourceRunner:
@@ -28,24 +45,37 @@ class SourceRunner:
         watch: the base's hidden states; paused while the base runs for a source.
         pad_token_id: fills the front of shorter prompts.
         prompt_length: columns of the caller's prompts, to count steps from; 0 if not known.
+        reader: makes a reader of a model behind an optional trained prefix.
     """
 
     def __init__(
-        self, plan: Plan, model: Any, watch: HiddenWatch, pad_token_id: int, prompt_length: int
+        self,
+        plan: Plan,
+        model: Any,
+        watch: HiddenWatch,
+        pad_token_id: int,
+        prompt_length: int,
+        reader: ReaderKind = CachedModel,
     ):
         self._plan, self._model, self._watch = plan, model, watch
-        self._pad, self._prompt_length = pad_token_id, prompt_length
-        self._caches: dict[Hashable, CachedModel] = {}
+        self._pad, self._prompt_length, self._reader = pad_token_id, prompt_length, reader
+        self._readers: dict[Hashable, Reader] = {}
         self._scorers: dict[Hashable, CachedScorer] = {}
+        self._own: CachedModel | None = None
 
-    def logits(self, ids: Tensor, mask: Tensor, base: Tensor) -> dict[Hashable, Tensor]:
+    def logits(
+        self, ids: Tensor, mask: Tensor, base: Tensor, known: Mapping[Hashable, Logits]
+    ) -> dict[Hashable, Logits]:
         """Logits ``(R, V)`` by source key after the prefixes ``ids`` ``(R, T)``.
 
         Args:
             base: the base's logits ``(R, V)``.
+            known: logits of sources that need not run.
         """
-        answers: dict[Hashable, Tensor] = {}
+        answers: dict[Hashable, Logits] = dict(known)
         for key, source in self._plan.sources.items():
+            if key in known:
+                continue
             match source:
                 case BaseLogits():
                     answers[key] = base
@@ -54,7 +84,7 @@ class SourceRunner:
                 case PrefixedLogits():
                     front = source.keys_values
                     answers[key] = self._ask(key, self._model, source.name, ids, mask, front)
-        if self._plan.prompts:
+        if self._plan.prompts and not self._plan.prompts.keys() <= answers.keys():
             answers |= self._prompted(ids, mask)
         return {key: fit_width(x, base.shape[-1]) for key, x in answers.items()}
 
@@ -65,9 +95,9 @@ class SourceRunner:
         scorer = self._scorers.get(source.key)
         if scorer is None:
             scorer = self._scorers[source.key] = CachedScorer(source.model)
-        with self._blamed(source.name, ids):
+        with self.blamed(source.name, ids):
             scores = scorer.scores(ids, mask, candidates)
-        self.check(f"the source '{source.name}'", scores, ids)
+        self.check_source(source.name, scores, ids)
         return scores
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -75,8 +105,18 @@ class SourceRunner:
         seen = self._watch.find(ids)
         if seen is not None:
             return seen
-        with self._blamed("the base's hidden state", ids):
-            return self._cache("hidden", self._model, None).hidden(ids, mask)
+        with self.blamed("the base's hidden state", ids):
+            self._own = self._own or CachedModel(self._model)
+            return self._own.hidden(ids, mask)
+
+    def forget(self) -> None:
+        """Frees the keys and values of all models."""
+        for reader in self._readers.values():
+            reader.forget()
+        for scorer in self._scorers.values():
+            scorer.forget()
+        if self._own is not None:
+            self._own.forget()
 
     def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
         """Refuses logits ``(R, V)`` that are NaN or infinite.
@@ -89,7 +129,7 @@ class SourceRunner:
             row = int(bad.nonzero()[0, 0])
             kind = "NaN" if logits[row].isnan().any() else "infinite"
             raise FloatingPointError(
-                f"{who} gave {kind} logits at {self._where(ids)} (row {row}); "
+                f"{who} gave {kind} logits at {self.where(ids)} (row {row}); "
                 "try float32, or look at its weights"
             )
 
@@ -97,10 +137,9 @@ class SourceRunner:
         """`check` for the scores that the base itself gave."""
         self.check(f"the base model '{model_name(self._model)}'", scores, ids)
 
-    def _cache(self, key: Hashable, model: Any, keys_values: Tensor | None) -> CachedModel:
-        if key not in self._caches:
-            self._caches[key] = CachedModel(model, keys_values)
-        return self._caches[key]
+    def check_source(self, name: str, logits: Logits, ids: Tensor) -> None:
+        """`check` for what a source gave."""
+        self.check(f"the source '{name}'", full(logits), ids)
 
     def _ask(
         self,
@@ -110,55 +149,50 @@ class SourceRunner:
         ids: Tensor,
         mask: Tensor,
         keys_values: Tensor | None = None,
-    ) -> Tensor:
-        with self._blamed(name, ids):
-            logits = self._cache(key, model, keys_values).logits(ids, mask)
-        self.check(f"the source '{name}'", logits, ids)
-        return logits
+    ) -> Logits:
+        if key not in self._readers:
+            self._readers[key] = self._reader(model, keys_values)
+        with self.blamed(name, ids):
+            return self._readers[key].logits(ids, mask)
 
-    def _prompted(self, ids: Tensor, mask: Tensor) -> dict[Hashable, Tensor]:
-        """The base behind K prompts: K * R rows of one forward. A row's own padding then stands
-        between prompt and text; it is masked, so positions run on without a gap."""
-        prompts, rows = self._plan.prompts, ids.shape[0]
-        width = max(len(prompt.prefix) for prompt in prompts.values())
-        many, masks = [], []
-        first = (mask.cumsum(-1) == 1) & mask.bool()
-        for prompt in prompts.values():
-            gap = width - len(prompt.prefix)
-            front = ids.new_tensor([self._pad] * gap + list(prompt.prefix)).expand(rows, -1)
-            shown = mask.new_tensor([0] * gap + [1] * len(prompt.prefix)).expand(rows, -1)
-            again = torch.zeros_like(first)
-            if prompt.start_token is not None:
-                again = first & (ids == prompt.start_token)
-            many.append(torch.cat([front, ids], 1))
-            masks.append(torch.cat([shown, mask.masked_fill(again, 0)], 1))
+    def _prompted(self, ids: Tensor, mask: Tensor) -> dict[Hashable, Logits]:
+        """The base behind K prompts: K * R rows of one forward."""
+        prompts = self._plan.prompts
+        front = Front.of(prompts.values(), self._pad)
+        many, masks = zip(*(front.row(p, ids, mask) for p in prompts.values()), strict=True)
         logits = self._ask(
             "prompts", self._model, "the base under prompts", torch.cat(many), torch.cat(masks)
         )
-        return dict(zip(prompts, rearrange(logits, "(k r) v -> k r v", r=rows), strict=True))
+        return dict(zip(prompts, split_rows(logits, len(prompts)), strict=True))
 
     @contextmanager
-    def _blamed(self, name: str, ids: Tensor) -> Iterator[None]:
+    def blamed(self, name: str, ids: Tensor) -> Iterator[None]:
+        """Errors inside the block say that they came from a source, and at which step."""
         self._watch.paused = True
         try:
-            yield
-        except (RuntimeError, IndexError, ValueError) as error:
-            error.add_note(f"while running the source '{name}' at {self._where(ids)}")
-            raise
+            with Running(f"the source '{name}' at {self.where(ids)}"):
+                yield
         finally:
             self._watch.paused = False
 
-    def _where(self, ids: Tensor) -> str:
+    def where(self, ids: Tensor) -> str:
+        """The step at which the next token of ``ids`` ``(R, T)`` is chosen, in words."""
         if self._prompt_length == 0:
             return f"prefix length {ids.shape[1]}"
         return f"step {ids.shape[1] - self._prompt_length}"
 
 
-def fit_width(logits: Tensor, width: int) -> Tensor:
+def fit_width(logits: Logits, width: int) -> Logits:
     """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
     padding that no tokenizer emits, so what fills them never decides anything."""
     have = logits.shape[-1]
-    if have >= width:
+    if have == width:
+        return logits
+    if have > width and isinstance(logits, Head):
+        bias = None if logits.bias is None else logits.bias[:width]
+        return Head(logits.hidden, logits.weight[:width], bias)
+    logits = full(logits)
+    if have > width:
         return logits[:, :width]
     floor = logits.amin(-1, keepdim=True).expand(-1, width - have)
     return torch.cat([logits, floor], dim=-1)

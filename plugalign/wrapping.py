@@ -1,8 +1,8 @@
 """wrap(): any Hugging Face causal language model's ``generate``, under controllers.
 
 A `Steered` model takes what ``generate`` takes and returns what it returns. Around the call the
-controllers' attachments are in place and undone afterwards, whatever happens; inside it one
-`SteeringProcessor` applies every declared shift; after it, finished answers may be revised.
+controllers' attachments are in place and undone afterwards, whatever happens; inside it the loop,
+or a `SteeringProcessor`, applies every declared shift; after it, answers may be revised.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from plugalign.context import check_length, context_of_all
 from plugalign.controller import Controller
+from plugalign.decoding import Loop
+from plugalign.heads import Splits
 from plugalign.identity import model_name
 from plugalign.plan import Plan
 from plugalign.revision import Answers, check_revisable, reusable_cache
+from plugalign.routing import described, obstacle
 from plugalign.run import Run, SteeringProcessor
-from plugalign.steering import ModelLogits
 from plugalign.trace import Trace
 from plugalign.transcript import Continuation, Transcript
 
@@ -60,7 +63,7 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan = Plan.of(controller, model, tokenizer)
+        self.plan, self.splits = Plan.of(controller, model, tokenizer), Splits()
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":  # asked for by copy and pickle before __init__ has run
@@ -95,12 +98,24 @@ class Steered:
         mask = self._infer_mask(ids, options) if mask is None else mask
         asked, asked_mask = self._reworded(ids, mask)
         with self._attached() as extra:
-            self._check_length(asked_mask, extra)
+            check_length(self.plan, self.model, asked_mask, extra)
             run = self._run(asked_mask, options, trace, extra)
             output = self._generate(run, asked, asked_mask, options)
             if self._acting_on("revise"):
                 output = self._revised(output, asked, asked_mask, options, run, extra)
         return output if asked is ids else _with_prompt(output, asked.shape[1], ids)
+
+    def explain(self, inputs: Tensor | None = None, **options: Any) -> str:
+        """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
+        what it fuses, or the processor path, with what the loop cannot do. No model runs.
+
+        Args:
+            inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and one token will do.
+        """
+        ids = inputs if inputs is not None else options.pop("input_ids", None)
+        mask = options.pop("attention_mask", None)
+        options = self._prepared(options, self._run(mask, options))
+        return described(self.plan, self.model, ids, mask, options)
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
         """The controllers as one plain ``LogitsProcessor``, for ``model.generate`` or elsewhere.
@@ -113,8 +128,7 @@ class Steered:
             ValueError: if a controller does more than change the distribution.
         """
         for part in self._active():
-            beyond = [s for s in ("prompt", "attach", "revise") if part.overrides(s)]
-            if beyond:
+            if beyond := [s for s in ("prompt", "attach", "revise") if part.overrides(s)]:
                 raise ValueError(
                     f"{type(part).__name__} acts on {' and '.join(beyond)}, which a "
                     "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
@@ -130,24 +144,29 @@ class Steered:
         return [part for part in self._active() if part.overrides(surface)]
 
     def _generate(self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Any:
-        options = dict(options)
-        processors = list(options.pop("logits_processor", None) or [])
+        options = self._prepared(options, run)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if obstacle(self.model, ids, options):
+            with run.watching():
+                output = self.model.generate(**inputs, **options)
+        else:
+            loop = Loop(run, options.get("streamer"))
+            output = self.model.generate(**inputs, custom_generate=loop, **options)
+        if run.trace is not None:
+            run.trace.chosen(_sequences(output))
+        return output
+
+    def _prepared(self, options: dict[str, Any], run: Run) -> dict[str, Any]:
+        """The arguments for the model's own ``generate``."""
+        processors = list(options.get("logits_processor") or [])
         if run.plan.steerings:
             processors.insert(0, SteeringProcessor(run))
+        options = {**options, "logits_processor": LogitsProcessorList(processors)}
         if self._acting_on("revise"):
             options["return_dict_in_generate"] = True  # for the cache
         if run.plan.needs_hidden or self._acting_on("attach"):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
-        with run.watching():
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                logits_processor=LogitsProcessorList(processors),
-                **options,
-            )
-        if run.trace is not None:
-            run.trace.chosen(_sequences(output))
-        return output
+        return options
 
     def _run(
         self,
@@ -165,6 +184,7 @@ class Steered:
             infer_mask=pad is not None and pad not in ends,
             extra_positions=extra_positions,
             trace=trace,
+            splits=self.splits,
         )
 
     @contextmanager
@@ -201,7 +221,7 @@ class Steered:
             pad_token_id=pad,
             end_token_ids=tuple(ends),
             continuation=Continuation(self.model, own, steering),
-            context=self._context(),
+            context=context_of_all(self.plan, self.model),
             prefix=extra,
         )
         for part in self._acting_on("revise"):
@@ -262,35 +282,6 @@ class Steered:
             texts = [part.prompt(text) for text in texts]
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
         return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
-
-    def _context(self) -> int | None:
-        """The most tokens that every model which reads the whole text can hold."""
-        sources = self.plan.sources.values()
-        models = [self.model, *(s.model for s in sources if isinstance(s, ModelLogits))]
-        return min((c for c in map(context_of, models) if c is not None), default=None)
-
-    def _check_length(self, mask: Tensor, extra: int) -> None:
-        """Refuses a prompt that leaves no room in the context of a model that must read it."""
-        longest = int(mask.sum(-1).max())
-        if longest == 0:
-            raise ValueError("a prompt has no tokens: its attention mask is all zeros")
-        sources = self.plan.sources.values()
-        others = [(s.model, 0, s.name) for s in sources if isinstance(s, ModelLogits)]
-        prefix = max((len(s.prefix) for s in self.plan.prompts.values()), default=0)
-        for model, more, name in [(self.model, extra + prefix, model_name(self.model)), *others]:
-            context = context_of(model)
-            if context is not None and longest + more >= context:
-                beside = f" and {more} tokens that controllers put in front" if more else ""
-                raise ValueError(
-                    f"a prompt of {longest} tokens{beside} leaves no room in the context of "
-                    f"'{name}' ({context} tokens); shorten the prompt"
-                )
-
-
-def context_of(model: Any) -> int | None:
-    """The most tokens that a model can read, or None where its config names no limit."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit
 
 
 def _sequences(output: Any) -> Tensor:

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
-from plugalign.auxiliary import CachedModel, positions
+from plugalign.auxiliary import CachedModel, CachedScorer, positions
+from plugalign.controllers.fudge import Predictor
+from plugalign.star import LlamaStar, MaskedStar, star_of
 
 
 def uncached(model, ids, mask):
@@ -120,3 +123,109 @@ def test_align_always_leaves_something_to_encode(tiny, asked):
     cached.logits(ids, torch.ones_like(ids))
     cached._answers.clear()
     check(cached, model, ids[:, :asked], torch.ones_like(ids[:, :asked]))
+
+
+# ------------------------------------------------------------------ candidates
+
+
+def predictor_of(kind):
+    torch.manual_seed(4)
+    predictor = Predictor(120, width=16, layers=2, heads=2).eval()
+    if kind == "another backbone":
+        config = GPTNeoXConfig(
+            vocab_size=120, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=64, hidden_dropout=0.0,
+            attention_dropout=0.0,
+        )  # fmt: skip
+        predictor.backbone = GPTNeoXModel(config).eval()
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5.0)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return predictor
+
+
+def uncached_scores(predictor, ids, mask, candidates):
+    """One candidate of one row at a time, without padding and without a cache."""
+    scores = torch.empty(candidates.shape)
+    for row, keep in enumerate(mask.bool()):
+        for k, candidate in enumerate(candidates[row]):
+            text = torch.cat([ids[row, keep], candidate[None]])[None]
+            with torch.no_grad():
+                states = predictor.backbone(input_ids=text, use_cache=False).last_hidden_state
+                scores[row, k] = predictor.head(states[0, -1])
+    return scores
+
+
+@pytest.fixture(params=["a plain Llama", "another backbone"])
+def predictor(request):
+    return predictor_of(request.param)
+
+
+def check_scores(scorer, ids, mask, candidates):
+    want = uncached_scores(scorer.predictor, ids, mask, candidates)
+    torch.testing.assert_close(scorer.scores(ids, mask, candidates), want, atol=1e-5, rtol=1e-5)
+
+
+def some(rows, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(120, generator=generator)[:count] for _ in range(rows)])
+
+
+def test_each_backbone_is_read_the_way_it_can_be():
+    kinds = ("a plain Llama", "another backbone")
+    stars = [type(star_of(predictor_of(kind).backbone)) for kind in kinds]
+    assert stars == [LlamaStar, MaskedStar]
+    grouped = LlamaConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    hooked = predictor_of("a plain Llama").backbone
+    hooked.layers[1].mlp.register_forward_hook(lambda *_: None)
+    assert type(star_of(LlamaModel(grouped))) is type(star_of(hooked)) is MaskedStar
+
+
+def test_chosen_candidates_are_not_read_again(predictor, prompts):
+    batch, scorer = prompts(rows=3, width=7), CachedScorer(predictor)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for step in range(4):
+        candidates = some(3, 300 // 3 + step, step)
+        check_scores(scorer, ids, mask, candidates)
+        ids, mask = grow(ids, mask, candidates[torch.arange(3), [5, 0, step]][:, None])
+    assert scorer.encoded == 7
+
+
+def test_any_other_prefix_is_scored_as_if_it_were_the_first(predictor, prompts):
+    batch, scorer = prompts(rows=3, width=7), CachedScorer(predictor)
+    ids, mask, candidates = batch["input_ids"], batch["attention_mask"], some(3, 6, 1)
+    check_scores(scorer, ids, mask, candidates)
+    check_scores(scorer, ids, mask, some(3, 4, 2))  # the same prefixes once more
+    longer = grow(ids, mask, candidates[:, :1])  # not candidates of the last call
+    check_scores(scorer, *longer, candidates)
+    much_longer = grow(*longer, candidates[:, :3])  # three at once
+    check_scores(scorer, *much_longer, candidates)
+    check_scores(scorer, *longer, candidates)  # rewound
+    assert scorer.encoded == 7 + 1 + 3
+    order = torch.tensor([2, 2, 0])  # permuted, as by beams
+    ids, mask = grow(longer[0][order], longer[1][order], candidates[order, 1:2])
+    check_scores(scorer, ids, mask, candidates)
+    padded = grow(ids, mask, torch.zeros(3, 1, dtype=torch.long))
+    padded[1][0, -1] = 0  # a hole, whose token is no candidate that was read
+    scorer.scores(*padded, candidates)
+    check_scores(scorer, ids[:2], mask[:2], candidates[:2])
+    scorer.forget()
+    check_scores(scorer, ids, mask, candidates)
+
+
+def test_a_forward_that_fails_leaves_no_candidates_behind(predictor, prompts, monkeypatch):
+    batch, scorer = prompts(rows=2, width=5), CachedScorer(predictor)
+    ids, mask, candidates = batch["input_ids"], batch["attention_mask"], some(2, 6, 1)
+    check_scores(scorer, ids, mask, candidates)
+    ids, mask = grow(ids, mask, candidates[:, 2:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.head, "forward", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            scorer.scores(ids, mask, candidates)
+    check_scores(scorer, *grow(ids, mask, candidates[:, 4:5]), candidates)

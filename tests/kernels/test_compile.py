@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 WORSE = {
     "exact logarithms in place of the GPU's": (
         "plan = functools.partial(gumbel_triton.plan)\n"
-        "gumbel_triton.plan = lambda *a, fast: plan(*a, fast=False)",
+        "gumbel_triton.plan = lambda *a, **k: plan(*a, **(k | {'fast': False}))",
         "instructions an entry",
     ),
     "tiles that do not fit the registers": (

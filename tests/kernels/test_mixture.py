@@ -60,7 +60,11 @@ def test_mixtures_follow_the_papers(name):
     mixture = MIXTURES[name]
     np.testing.assert_allclose(mix(mixture).double().numpy(), reference(mixture), atol=2e-4)
     row, token = torch.tensor([2, 0, 0, 1]), torch.tensor([49, 0, 7, 7])
-    assert torch.equal(mix_at(mixture, row, token), mix(mixture)[row, token])
+    some = mix_at(mixture, row, token)
+    if mixture.decays:
+        torch.testing.assert_close(some, mix(mixture)[row, token], rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(some, mix(mixture)[row, token])
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -23,6 +23,7 @@ CUTS = (
     Truncation(min_p=1.0),
     Truncation(0.7, 3, 0.05),
     Truncation(0.7, 3, 0.05, joint=True),
+    Truncation(0.6, 9, 0.3),
     Truncation(),
 )
 

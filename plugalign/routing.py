@@ -1,0 +1,106 @@
+"""Which of the two engines a ``generate`` call takes, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.generation import GenerationMode
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
+
+from plugalign.choosing import Choice
+from plugalign.kernels.truncation import Truncation
+from plugalign.plan import Plan
+
+MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+CACHES = (None, "dynamic", "static")
+ARGUMENTS = {  # of generate, beside those of its GenerationConfig
+    "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "streamer", "assistant_model", "tokenizer", "assistant_tokenizer",
+    "negative_prompt_ids", "negative_prompt_attention_mask", "synced_gpus",
+    "trust_remote_code", "input_ids", "attention_mask",
+}  # fmt: skip
+
+
+def obstacle(model: Any, ids: Tensor, options: dict[str, Any]) -> str:
+    """Why the loop cannot do a ``generate`` call, in words, or nothing."""
+    if options.get("custom_generate") is not None:
+        return "custom_generate is a loop of its own"
+    given = {k: v for k, v in options.items() if k not in ARGUMENTS}
+    config, beyond = model._prepare_generation_config(options.get("generation_config"), **given)
+    mode = config.get_generation_mode(options.get("assistant_model"))
+    if mode not in MODES:
+        return f"{mode.value.replace('_', ' ')} moves rows or columns about"
+    if beyond := [name for name, value in beyond.items() if value is not None]:
+        return f"{beyond[0]} is an argument of the model's forward"
+    if config.stop_strings is not None:
+        return "stop_strings need the tokenizer"
+    if config.use_cache is False:
+        return "use_cache=False reads the whole text at every step"
+    if config.cache_implementation not in CACHES:
+        return f"the cache is {config.cache_implementation}"
+    if config.token_healing or config.prefill_chunk_size is not None:
+        return "the prompt is read in a way of its own"
+    if options.get("synced_gpus") or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):
+        return "several processes generate in step"
+    if ids.device != model.device:
+        return f"the prompts are on {ids.device} and the model is on {model.device}"
+    return _own_ways(model)
+
+
+def _own_ways(model: Any) -> str:
+    """What sets a model apart from those that the loop knows how to call, or nothing."""
+    kind = type(model)
+    for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
+        if getattr(kind, name, None) is not getattr(GenerationMixin, name):
+            return f"{kind.__name__} prepares the inputs of its forward in a way of its own"
+    if not kind._supports_default_dynamic_cache():
+        return f"{kind.__name__} keeps a cache of its own"
+    return ""
+
+
+def described(
+    plan: Plan, model: Any, ids: Tensor | None, mask: Tensor | None, options: dict[str, Any]
+) -> str:
+    """Which path a ``generate`` call takes, why, and what the loop would fuse. Nothing runs but
+    transformers' own preparation of the call; without prompts, of one with a single token."""
+    if ids is None:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    mask = torch.ones_like(ids) if mask is None else mask
+    if why := obstacle(model, ids, options):
+        return f"the processor path: {why}"
+    options = {k: v for k, v in options.items() if k != "streamer"}
+    with torch.random.fork_rng(devices=[]):  # a choice draws its seed
+        choice = model.generate(
+            input_ids=ids, attention_mask=mask, custom_generate=_choice, **options
+        )
+    beside = [source.name for source in plan.sources.values() if source.name != "base"]
+    lines = [
+        f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
+        f"run at every step: {', '.join(['the base', *beside])}",
+        *choice.described(),
+        f"kept of the base: {_words(plan.truncation)}",
+        f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
+    ]
+    return "\n".join(lines)
+
+
+def _choice(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **inputs: Any,
+) -> Choice:
+    """Takes the loop's place: returns how it would choose, and runs no model."""
+    return Choice.of(logits_processor, input_ids, generation_config)
+
+
+def _words(cut: Truncation) -> str:
+    named = (("top-k", cut.top_k, 0), ("top-p", cut.top_p, 1.0), ("min-p", cut.min_p, 0.0))
+    return ", ".join(f"{name} {value}" for name, value, all_ in named if value != all_) or "all"

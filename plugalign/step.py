@@ -1,0 +1,116 @@
+"""One step of decoding: what the shifts' formulas make of a prefix and the base's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from plugalign.kernels import reweighting
+from plugalign.kernels.head import Head
+from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture
+from plugalign.plan import Plan
+from plugalign.sources import SourceRunner
+from plugalign.steering import (
+    BASE,
+    Adaptive,
+    Attribute,
+    BiasDecay,
+    HeadAttribute,
+    LogLinear,
+    LowRank,
+    Shift,
+)
+
+
+class Step:
+    """One step's inputs, and the mixtures that shifts make of them.
+
+    Args:
+        ids: the prefixes ``(R, T)``. mask: ``(R, T)``.
+        base: the base's scores ``(R, V)``.
+        known: logits by source key that have been computed already.
+        hidden: the base's last hidden state ``(R, D)`` where it is at hand.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: SourceRunner,
+        ids: Tensor,
+        mask: Tensor,
+        base: Tensor,
+        known: Mapping[Hashable, Logits] | None = None,
+        hidden: Tensor | None = None,
+    ):
+        self._plan, self._sources = plan, sources
+        self.ids, self.mask, self.base = ids, mask, base
+        self._logits = sources.logits(ids, mask, base, known or {})
+        self._hidden = None if hidden is None else hidden.float()
+
+    def mixture(self, shifts: Iterable[Shift] | None = None) -> Mixture:
+        """The base's scores plus some shifts (None: all), equal sources added up."""
+        weights: dict[Hashable, float] = {BASE: 1.0}
+        terms: dict[Hashable, Logits] = {BASE: self.base}
+        decays, attributes = [], []
+        for shift in self._plan.shifts if shifts is None else shifts:
+            match shift:
+                case LogLinear():
+                    for coefficient, source in shift.terms:
+                        terms[source.key] = self._logits[source.key]
+                        weights[source.key] = (
+                            weights.get(source.key, 0.0) + shift.weight * coefficient
+                        )
+                case BiasDecay():
+                    biased = tuple(self._logits[source.key] for source in shift.biased)
+                    decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
+                case LowRank():
+                    terms[id(shift)] = self._low_rank(shift)
+                    weights[id(shift)] = shift.weight
+                case Attribute() | HeadAttribute():
+                    attributes.append(AttributeLogits(self._attribute(shift), shift.weight))
+                case _:
+                    kind = type(shift).__name__
+                    raise TypeError(f"no engine knows how to evaluate the shift {kind}")
+        sources = tuple(terms.values())
+        return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
+
+    def check(self) -> None:
+        """Finds out who is to blame where no token could be chosen.
+
+        Raises:
+            FloatingPointError: naming a model with NaN or infinite logits, and the step.
+        """
+        self._sources.check_base(self.base, self.ids)
+        for key, logits in self._logits.items():
+            self._sources.check_source(self._plan.sources[key].name, logits, self.ids)
+
+    @property
+    def hidden(self) -> Tensor:
+        """The base's last hidden state ``(R, D)`` in float32."""
+        if self._hidden is None:
+            self._hidden = self._sources.hidden(self.ids, self.mask)
+        return self._hidden
+
+    def _low_rank(self, shift: LowRank) -> Head:
+        """``-(1 - alpha) left right^T (h - center)``, as a head on r coordinates."""
+        offset = self.hidden if shift.center is None else self.hidden - shift.center
+        coordinates = offset @ shift.right
+        rule = shift.alpha
+        if not isinstance(rule, Adaptive):
+            return Head(coordinates * (rule - 1), shift.left)
+        kept = reweighting.adaptive_alpha(
+            self.base, rule.sensitivity, top_p=rule.top_p, low=rule.low, high=rule.high,
+            floor=rule.floor,
+        )  # fmt: skip
+        return Head(coordinates * (kept - 1), shift.left)
+
+    def _attribute(self, shift: Attribute | HeadAttribute) -> Logits:
+        if isinstance(shift, HeadAttribute):
+            state = (self.hidden @ shift.state)[:, None] + shift.offset
+            coordinates = torch.cat([self.hidden @ shift.right, state], dim=1)
+            return Head(coordinates, self._plan.attribute_weight(shift), shift.token_bias)
+        ids = reweighting.top_k_ids(self.base, shift.k)
+        scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
+        return reweighting.scatter_candidates(ids, scores, self.base.shape[-1])

@@ -1,0 +1,138 @@
+"""Models that read a growing batch in step with a loop: each column once, nothing compared.
+
+`plugalign.auxiliary.CachedModel` works out by itself what it has already read. In a loop that only
+ever appends, that is known, so a `Stream` asks for no more than the new columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from plugalign.auxiliary import on_device, positions
+from plugalign.heads import Split
+from plugalign.kernels.backend import FLOATS
+from plugalign.kernels.head import Head
+from plugalign.kernels.mixture import Logits
+
+ROOM = 64  # columns by which a mask grows
+
+
+class Stream:
+    """A causal language model that reads texts from left to right.
+
+    Args:
+        model: a Hugging Face causal language model.
+        keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
+        split: the model's body and head where they may be run apart; logits are then a `Head`.
+        cache: where keys and values go; None makes a dynamic cache.
+        copies: so many neighbouring rows are equal in the first call, and are read once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        keys_values: Tensor | None = None,
+        *,
+        split: Split | None = None,
+        cache: Cache | None = None,
+        copies: int = 1,
+    ):
+        self.model, self._split = model, split
+        self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
+        self._front, self._copies = keys_values, copies if can_repeat(self.cache) else 1
+        self._read = 0  # columns of ids
+        self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
+        self._held = 0  # columns of the cache
+        self._position = torch.empty(0)
+        accepts = inspect.signature(model.forward).parameters
+        self._positioned = "position_ids" in accepts
+        self._options: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
+        if "logits_to_keep" in accepts and split is None:
+            self._options["logits_to_keep"] = 1
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)``, which begin with those of the call
+        before. The first call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds
+        already.
+        """
+        new = ids[:, self._read :].to(self.model.device)
+        answer = self._go_on(new) if self._read else self._begin(new, mask.to(self.model.device))
+        self._read = ids.shape[1]
+        return on_device(answer, ids.device)
+
+    def append(self, ids: Tensor) -> Logits:
+        """`logits` after some more columns ``(R, n)``."""
+        self._read += ids.shape[1]
+        return self._go_on(ids)
+
+    def forget(self) -> None:
+        """Frees keys and values; nothing can be read on from here."""
+        self.cache.layers.clear()
+
+    def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
+        ids, mask = ids[:: self._copies], mask[:: self._copies]
+        if self._front is not None:
+            front = self._front.to(self.model.device, self.model.dtype)
+            fill(self.cache, front[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
+            mask = torch.cat([mask.new_ones(len(mask), front.shape[-2]), mask], 1)
+        place = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
+        self._held = mask.shape[1]
+        if not bool(mask.all()):
+            self._mask = mask
+        answer = self._forward(ids, place)
+        self._position = place[:, -1:]
+        if self._copies > 1:
+            self.cache.batch_repeat_interleave(self._copies)
+            self._position, answer = self._repeated(self._position), self._repeated(answer)
+            self._mask = None if self._mask is None else self._repeated(self._mask)
+        return answer
+
+    def _go_on(self, ids: Tensor) -> Logits:
+        self._held += ids.shape[1]
+        if self._mask is not None and self._mask.shape[1] < self._held:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), ROOM)], 1)
+        self._position = self._position + 1
+        return self._forward(ids, self._position)
+
+    def _forward(self, ids: Tensor, place: Tensor) -> Logits:
+        inputs = {"input_ids": ids, **self._options}
+        if self._positioned:
+            inputs["position_ids"] = place
+        if self._mask is not None:
+            inputs["attention_mask"] = self._mask[:, : self._held]
+        if self._split is not None:
+            return self._split.last(inputs)
+        logits: Tensor = self.model(**inputs).logits[:, -1]
+        return logits if logits.dtype in FLOATS else logits.float()
+
+    def _repeated(self, rows: Any) -> Any:
+        if isinstance(rows, Head):
+            return Head(self._repeated(rows.hidden), rows.weight, rows.bias)
+        return rows.repeat_interleave(self._copies, 0)
+
+
+def fill(cache: Any, keys_values: Tensor) -> None:
+    """Puts keys and values ``(layers, 2, R, H_kv, P, D_head)`` into a cache."""
+    for layer, (keys, values) in enumerate(keys_values):
+        cache.update(keys, values, layer)
+
+
+def can_repeat(cache: Any) -> bool:
+    """Whether rows of a cache can be repeated after they were read."""
+    return (
+        isinstance(cache, DynamicCache)
+        and not getattr(cache, "offloading", False)
+        and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    )
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the part of a model that reads text."""
+    return model.config.get_text_config(decoder=True)
