@@ -10,6 +10,7 @@ from torch import Tensor
 from plugalign.kernels import reweighting
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture
+from plugalign.kernels.topk_select import topk_select
 from plugalign.plan import Plan
 from plugalign.sources import SourceRunner
 from plugalign.steering import (
@@ -111,6 +112,6 @@ class Step:
             state = (self.hidden @ shift.state)[:, None] + shift.offset
             coordinates = torch.cat([self.hidden @ shift.right, state], dim=1)
             return Head(coordinates, self._plan.attribute_weight(shift), shift.token_bias)
-        ids = reweighting.top_k_ids(self.base, shift.k)
+        ids = topk_select(self.base, shift.k)[1].sort(-1).values
         scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
         return reweighting.scatter_candidates(ids, scores, self.base.shape[-1])
