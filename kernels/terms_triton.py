@@ -32,7 +32,8 @@ class Terms(NamedTuple):
 
     Attributes:
         sources, strides: logits ``(B, V)`` and their row strides; the base comes first.
-        weights: float32 ``(B, K)``, contiguous.
+        weights: float32 ``(B, K)``, contiguous, or None where they are numbers.
+        numbers: the sources' weights, arguments of the kernel, so that nothing is copied.
         biased, biased_strides: logits behind biased prompts.
         lse: float32 ``(1 + K', B)``, normalisers of the base and of the biased logits, or None.
         decay: lambda, the log of the floor, and the weight.
@@ -41,7 +42,8 @@ class Terms(NamedTuple):
 
     sources: tuple[Tensor, ...]
     strides: tuple[int, ...]
-    weights: Tensor
+    weights: Tensor | None
+    numbers: tuple[float, ...]
     biased: tuple[Tensor, ...]
     biased_strides: tuple[int, ...]
     lse: Tensor | None
@@ -60,7 +62,10 @@ def scales_of(terms, row):
     K: tl.constexpr = len(terms.sources)
     weights = ()
     for k in tl.static_range(K):
-        weights = weights + (tl.load(terms.weights + row * K + k),)
+        if terms.weights is None:
+            weights = weights + (terms.numbers[k],)
+        else:
+            weights = weights + (tl.load(terms.weights + row * K + k),)
     normalisers = ()
     if len(terms.biased) > 0:
         for k in tl.static_range(1 + len(terms.biased)):
@@ -151,13 +156,18 @@ def terms_of(mixture: Mixture) -> tuple[Terms, list[Launch]]:
     if mixture.decays:
         (one,) = mixture.decays
         biased = tuple(full(x) for x in one.biased)
-        decay = (one.decay, math.log(one.floor), one.weight)
+        decay = (float(one.decay), math.log(one.floor), float(one.weight))
         lse = torch.empty(1 + len(biased), len(sources[0]), device=sources[0].device)
         launches = plan((sources[0], *biased), lse)
     strides = [tuple(x.stride(0) for x in group) for group in (sources, biased, attributes)]
+    weights, numbers = None, tuple[float, ...]()
+    if isinstance(mixture.weights, Tensor):
+        weights = mixture.row_weights().contiguous()
+    else:
+        numbers = tuple(float(weight) for weight in mixture.weights)
     terms = Terms(
-        sources, strides[0], mixture.row_weights().contiguous(), biased, strides[1], lse, decay,
-        attributes, strides[2], tuple(a.weight for a in mixture.attributes),
+        sources, strides[0], weights, numbers, biased, strides[1], lse, decay,
+        attributes, strides[2], tuple(float(a.weight) for a in mixture.attributes),
     )  # fmt: skip
     return terms, launches
 

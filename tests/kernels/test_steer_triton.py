@@ -252,3 +252,10 @@ def test_the_public_functions_take_triton_and_say_so():
     assert steer.sample(two, **address, backend="triton").min() >= 0
     scores = steer.scores(m, before=NUCLEUS, backend="triton")
     torch.testing.assert_close(scores, steer.scores(m, before=NUCLEUS, backend="torch"))
+
+
+def test_weights_by_row():
+    x = mixture(3, 300).sources
+    weights = torch.tensor([[1.0, 2.0, -2.0], [0.5, 0.0, 1.0], [1.0, -3.0, 0.0]], device=DEVICE)
+    assert_equal_to_the_twin(Mixture(x, weights), draw(3), NUCLEUS, tile=256)
+    assert_equal_to_the_twin(Mixture(x, weights[0]), draw(3), NUCLEUS, tile=256)
