@@ -217,7 +217,7 @@ class CachedScorer:
             return
         if not self._prefix.agrees(before, mask[:, :-1]):
             return
-        same = (self._candidates == last) & mask[:, -1:].bool()
+        same = self._candidates == last
         if not bool(same.any(1).all()):
             return
         for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):

@@ -1,26 +1,24 @@
-"""What each controller costs per token, as a ratio to plain ``generate`` in the same run.
+"""What each controller costs per token, beside plain ``generate`` and the bare loop.
 
 Cost does not depend on learned values, so nothing needs to be fitted: `untrained` makes parts of
-the right shape for any model. Every round times plain ``generate`` and every method in turn, so a
-machine that slows down slows all of them; the ratio is the median over rounds.
+the right shape for any model. Every round times plain ``generate``, the bare loop and every method
+in turn, so a machine that slows down slows all of them; ratios are medians over rounds. Where a
+step's time goes is found out in one more run of each.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -32,37 +30,14 @@ from plugalign.controllers.nullspace import Nullspace
 from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.costs import Cost, write
 from plugalign.identity import model_name
+from plugalign.stopwatch import timed
 from plugalign.wrapping import wrap
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
 DEBIAS_PROMPTS = ("The following text is rude:\n", "The following text is a threat:\n")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One method at one batch size.
-
-    Attributes:
-        ms_per_token: median wall-clock milliseconds per new token of one row.
-        ratio_to_plain: median over rounds of the method's time over plain ``generate``'s.
-        low, high: the smallest and the largest of these ratios.
-    """
-
-    method: str
-    batch: int
-    ms_per_token: float
-    ratio_to_plain: float
-    low: float
-    high: float
-    rounds: int
-    new_tokens: int
-    prompt_tokens: int
-    model: str
-    dtype: str
-    device: str
-    threads: int
 
 
 def untrained(method: str, model: Any, tokenizer: Any) -> Controller | None:
@@ -106,53 +81,29 @@ def run_bench(
     torch.set_num_threads(threads or before)
     try:
         calls = {m: generation(untrained(m, model, tokenizer), model, tokenizer) for m in methods}
+        calls = {
+            PLAIN: generation(None, model, tokenizer),
+            LOOP: generation(untrained("none", model, tokenizer), model, tokenizer),
+            **calls,
+        }
         conditions = {
             **settings, "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
             "device": device_name(model.device), "threads": torch.get_num_threads(),
         }  # fmt: skip
         costs: list[Cost] = []
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("timing", total=len(batches) * (rounds + 1) * (len(calls) + 1))
+            task = bar.add_task("timing", total=len(batches) * (rounds + 1) * len(calls))
             for batch in batches:
-                plain = generation(None, model, tokenizer)
                 prompts = random_prompts(model, batch, prompt_tokens)
-                times = _times({"": plain, **calls}, prompts, new_tokens, rounds, bar, task)
-                costs += [_cost(m, batch, times, conditions) for m in methods]
+                times = _times(calls, prompts, new_tokens, rounds, bar, task)
+                for method in methods:
+                    parts = calls[method].parts(prompts, new_tokens)
+                    costs.append(_cost(method, batch, times, parts, conditions))
                 if out is not None:
                     write(costs, out)
         return costs
     finally:
         torch.set_num_threads(before)
-
-
-def table(costs: Sequence[Cost]) -> Table:
-    """The costs as a terminal table, one row a method."""
-    batches = list(dict.fromkeys(c.batch for c in costs))
-    grid = Table(title=f"cost per token on {costs[0].model} ({costs[0].device})")
-    grid.add_column("method")
-    for batch in batches:
-        grid.add_column(f"ms/token, batch {batch}", justify="right")
-        grid.add_column("x plain", justify="right")
-    for method in dict.fromkeys(c.method for c in costs):
-        rows = [c for c in costs if c.method == method]
-        cells = [
-            text
-            for c in rows
-            for text in (
-                f"{c.ms_per_token:.2f}",
-                f"{c.ratio_to_plain:.2f} [{c.low:.2f}, {c.high:.2f}]",
-            )
-        ]
-        grid.add_row(method, *cells)
-    return grid
-
-
-def write(costs: Sequence[Cost], out: Path) -> None:
-    """Writes the costs as JSON, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps([asdict(c) for c in costs], indent=2) + "\n", encoding="utf-8")
-    os.replace(part, out)
 
 
 def device_name(device: torch.device) -> str:
@@ -162,26 +113,44 @@ def device_name(device: torch.device) -> str:
 
 # --------------------------------------------------------------------------- timing
 
-Generate = Callable[[dict[str, Tensor], int], Any]
+PLAIN, LOOP = "plain generate", "the bare loop"  # beside the methods' names
 
 
-def generation(controller: Controller | None, model: Any, tokenizer: Any) -> Generate:
-    """``call(prompts, new_tokens)``: exactly so many tokens a row, sampled with top-p 0.9."""
+@dataclass(frozen=True)
+class Generation:
+    """``generate`` of a model, steered or not: so many tokens a row, sampled with top-p 0.9."""
+
+    generator: Any
+    base: Any
+    pad: int
+
+    def __call__(self, prompts: dict[str, Tensor], new_tokens: int) -> Any:
+        return self.generator.generate(**prompts, **self._options(new_tokens))
+
+    def parts(self, prompts: dict[str, Tensor], new_tokens: int) -> dict[str, Any]:
+        """The path of a steered call and where its time goes, as fields of a `Cost`."""
+        explained = self.generator.explain(**prompts, **self._options(new_tokens))
+        with timed(self.base) as watch:
+            self(prompts, new_tokens)
+        times = {f"{part}_ms": 1000 * t / new_tokens for part, t in watch.seconds.items()}
+        return {"path": "loop" if explained.startswith("the owned loop") else "processor", **times}
+
+    def _options(self, new_tokens: int) -> dict[str, Any]:
+        return {
+            "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": True,
+            "top_p": 0.9, "top_k": 0, "pad_token_id": self.pad,
+        }  # fmt: skip
+
+
+def generation(controller: Controller | None, model: Any, tokenizer: Any) -> Generation:
+    """``call(prompts, new_tokens)``: the model under a controller, or its plain ``generate``."""
     steered: Any = model if controller is None else wrap(model, tokenizer, controller)
     pad = model.generation_config.pad_token_id
-    pad = pad if pad is not None else tokenizer.pad_token_id or 0
-
-    def run(prompts: dict[str, Tensor], new_tokens: int) -> Any:
-        return steered.generate(
-            **prompts, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=True,
-            top_p=0.9, top_k=0, pad_token_id=pad,
-        )  # fmt: skip
-
-    return run
+    return Generation(steered, model, pad if pad is not None else tokenizer.pad_token_id or 0)
 
 
 def _times(
-    calls: dict[str, Generate],
+    calls: dict[str, Generation],
     prompts: dict[str, Tensor],
     new_tokens: int,
     rounds: int,
@@ -197,9 +166,7 @@ def _times(
             call(prompts, new_tokens)
             if turn:
                 times[name].append(_now(prompts["input_ids"].device) - start)
-            bar.update(
-                task, advance=1, description=f"{name or 'plain'}, batch {len(prompts['input_ids'])}"
-            )
+            bar.update(task, advance=1, description=f"{name}, batch {len(prompts['input_ids'])}")
     return times
 
 
@@ -210,13 +177,21 @@ def _now(device: torch.device) -> float:
 
 
 def _cost(
-    method: str, batch: int, times: dict[str, list[float]], conditions: dict[str, Any]
+    method: str,
+    batch: int,
+    times: dict[str, list[float]],
+    parts: dict[str, Any],
+    conditions: dict[str, Any],
 ) -> Cost:
-    ratios = [mine / plain for mine, plain in zip(times[method], times[""], strict=True)]
+    ratios, to_loop = (
+        [mine / other for mine, other in zip(times[method], times[beside], strict=True)]
+        for beside in (PLAIN, LOOP)
+    )
     per_token = 1000 * statistics.median(times[method]) / (batch * conditions["new_tokens"])
     return Cost(
         method=method, batch=batch, ms_per_token=per_token,
-        ratio_to_plain=statistics.median(ratios), low=min(ratios), high=max(ratios), **conditions,
+        ratio_to_plain=statistics.median(ratios), low=min(ratios), high=max(ratios),
+        ratio_to_loop=statistics.median(to_loop), **parts, **conditions,
     )  # fmt: skip
 
 

@@ -182,13 +182,14 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
-    """Time every method beside plain generate; nothing needs to be fitted for it."""
+    """Time every method beside plain generate, and its parts; nothing needs to be fitted for it."""
     try:
         batches = [int(size) for size in batch.split(",")]
     except ValueError:
         raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
     from plugalign import pocket
-    from plugalign.benchmarking import run_bench, table
+    from plugalign.benchmarking import run_bench
+    from plugalign.costs import table
     from plugalign.evaluation.loading import load_model
 
     _silence_libraries()

@@ -48,14 +48,14 @@ class Splits:
         linear = model.get_output_embeddings()
         if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
             return None
-        if hooked(model) or hooked(linear):
+        if _hooked(model) or _hooked(linear):
             return None
         if id(model) not in self._known:
             self._known[id(model)] = (model, _is_plain(model, linear))
         return Split(model.base_model, linear) if self._known[id(model)][1] else None
 
 
-def hooked(module: Any) -> bool:
+def _hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 

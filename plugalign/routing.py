@@ -14,6 +14,8 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from plugalign.choosing import Choice
 from plugalign.kernels.truncation import Truncation
 from plugalign.plan import Plan
+from plugalign.rows import takes_rows
+from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
@@ -63,10 +65,19 @@ def _own_ways(model: Any) -> str:
 
 
 def described(
-    plan: Plan, model: Any, ids: Tensor | None, mask: Tensor | None, options: dict[str, Any]
+    plan: Plan,
+    model: Any,
+    ids: Tensor | None,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    attached: bool = False,
 ) -> str:
     """Which path a ``generate`` call takes, why, and what the loop would fuse. Nothing runs but
-    transformers' own preparation of the call; without prompts, of one with a single token."""
+    transformers' own preparation of the call; without prompts, of one with a single token.
+
+    Args:
+        attached: whether an attachment has a say in how the base reads.
+    """
     if ids is None:
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     mask = torch.ones_like(ids) if mask is None else mask
@@ -74,13 +85,14 @@ def described(
         return f"the processor path: {why}"
     options = {k: v for k, v in options.items() if k != "streamer"}
     with torch.random.fork_rng(devices=[]):  # a choice draws its seed
-        choice = model.generate(
+        choice, cache = model.generate(
             input_ids=ids, attention_mask=mask, custom_generate=_choice, **options
         )
     beside = [source.name for source in plan.sources.values() if source.name != "base"]
     lines = [
         f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
+        *_experts(plan, model, takes_rows(cache) and not attached),
         *choice.described(),
         f"kept of the base: {_words(plan.truncation)}",
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
@@ -96,9 +108,21 @@ def _choice(
     stopping_criteria: Any,
     generation_config: Any,
     **inputs: Any,
-) -> Choice:
-    """Takes the loop's place: returns how it would choose, and runs no model."""
-    return Choice.of(logits_processor, input_ids, generation_config)
+) -> tuple[Choice, Any]:
+    """Takes the loop's place: returns how it would choose, with the base's cache; runs no model."""
+    choice = Choice.of(logits_processor, input_ids, generation_config)
+    return choice, inputs["past_key_values"]
+
+
+def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:
+    """How the other models are run, a line each."""
+    lines = []
+    for source in plan.sources.values():
+        if isinstance(source, ModelLogits):
+            why = plan.groups.why_apart(model, source.model) if rows else "the base takes no rows"
+            how = f"a forward of its own: {why}" if why else "rows of the base's forward"
+            lines.append(f"{source.name}: {how}")
+    return lines
 
 
 def _words(cut: Truncation) -> str:

@@ -48,8 +48,8 @@ def is_plain(backbone: Any) -> bool:
     if type(backbone) is not LlamaModel:
         return False
     config = backbone.config
-    linears = [m for layer in backbone.layers for m in layer.modules() if hasattr(m, "weight")]
-    linears = [m for m in linears if m.weight.ndim == 2]
+    modules = [module for layer in backbone.layers for module in layer.modules()]
+    linears = [m for m in modules if hasattr(m, "weight") and m.weight.ndim == 2]
     return (
         config.hidden_act == "silu"
         and config.num_key_value_heads == config.num_attention_heads
@@ -141,7 +141,7 @@ class LlamaStar:
         return torch.cat([self._chunk(states[part], part, cache, hidden) for part in parts])
 
     def chosen(self, index: Tensor) -> list[KeysValues]:
-        parts = index.split([len(chunk[0][0]) for chunk in self._held])
+        parts = torch.split(index, [len(chunk[0][0]) for chunk in self._held])
         chosen = []
         for layer in range(len(self._layers)):
             pairs = [chunk[layer] for chunk in self._held]
@@ -155,10 +155,11 @@ class LlamaStar:
     def _chunk(self, x: Tensor, rows: slice, cache: Any, hidden: Tensor | None) -> Tensor:
         """The hidden states ``(R', K, D)`` of some rows, from their embeddings (used up)."""
         held: list[KeysValues] = []
+        shape = (*x.shape[:2], 3, self._heads, -1)
         cos, sin = self._turn[0][rows], self._turn[1][rows]
         for layer, past in zip(self._layers, cache.layers, strict=True):
-            joint = linear(_normed(x, layer.epsilons[0]), layer.attend)
-            queries, keys, values = joint.unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
+            joint = linear(_normed(x, layer.epsilons[0]), layer.attend).view(shape)
+            queries, keys, values = joint.permute(2, 0, 3, 1, 4)
             held.append((keys, values))
             # The prefix as seen from the candidates' position, so that these need not be turned.
             seen = queries @ _turned(past.keys[rows], cos, -sin).transpose(2, 3)

@@ -23,9 +23,11 @@ from plugalign.decoding import Loop
 from plugalign.heads import Splits
 from plugalign.identity import model_name
 from plugalign.plan import Plan
+from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
 from plugalign.revision import Answers, check_revisable, reusable_cache
 from plugalign.routing import described, obstacle
 from plugalign.run import Run, SteeringProcessor
+from plugalign.teacher import Batch, Texts, asked, check_fits, log_probs
 from plugalign.trace import Trace
 from plugalign.transcript import Continuation, Transcript
 
@@ -95,15 +97,16 @@ class Steered:
         if self._acting_on("revise"):
             check_revisable(options)
         mask = options.pop("attention_mask", None)
-        mask = self._infer_mask(ids, options) if mask is None else mask
-        asked, asked_mask = self._reworded(ids, mask)
+        if mask is None:
+            mask = inferred_mask(ids, *special_tokens(self.model, self.tokenizer, options))
+        read, read_mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
         with self._attached() as extra:
-            check_length(self.plan, self.model, asked_mask, extra)
-            run = self._run(asked_mask, options, trace, extra)
-            output = self._generate(run, asked, asked_mask, options)
+            check_length(self.plan, self.model, read_mask, extra)
+            run = self._run(read_mask, options, trace, extra)
+            output = self._generate(run, read, read_mask, options)
             if self._acting_on("revise"):
-                output = self._revised(output, asked, asked_mask, options, run, extra)
-        return output if asked is ids else _with_prompt(output, asked.shape[1], ids)
+                output = self._revised(output, read, read_mask, options, run, extra)
+        return output if read is ids else with_prompt(output, read.shape[1], ids)
 
     def explain(self, inputs: Tensor | None = None, **options: Any) -> str:
         """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
@@ -115,7 +118,43 @@ class Steered:
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         mask = options.pop("attention_mask", None)
         options = self._prepared(options, self._run(mask, options))
-        return described(self.plan, self.model, ids, mask, options)
+        attached = bool(self._acting_on("attach"))
+        return described(self.plan, self.model, ids, mask, options, attached=attached)
+
+    def log_probs(
+        self, texts: Texts, prompts: Texts | None = None, *, batch_size: int = 32
+    ) -> list[Tensor]:
+        """``log p'(token | what stands before it)`` under the controllers, for given texts.
+
+        Args:
+            texts: strings, or ``(input_ids, attention_mask)`` ``(B, T)`` padded on either side.
+            prompts: one in front of each text, not scored; controllers may reword it. Without
+                prompts the first token of a text has no prefix and is not scored.
+            batch_size: texts at a time.
+
+        Returns:
+            For each text the natural logarithms ``(T_i,)``, float32 on the CPU; -inf where a
+            controller's support leaves a token out. The steered perplexity of a text is
+            ``exp(-x.mean())``.
+
+        Raises:
+            ValueError: for an empty text or prompt, one that is longer than a model's context, a
+                controller that revises answers, or a batch size below 1.
+            FloatingPointError: if a model gives NaN or infinite logits.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        prompted, scored = asked(self._active(), self.tokenizer, texts, prompts)
+        pad, _ = special_tokens(self.model, self.tokenizer, {})
+        found: list[Tensor] = []
+        with self._attached() as extra:
+            lengths = [len(p) + len(t) for p, t in zip(prompted, scored, strict=True)]
+            check_fits(self.plan, self.model, lengths, extra)
+            for i in range(0, len(scored), batch_size):
+                some = slice(i, i + batch_size)
+                batch = Batch.of(prompted[some], scored[some], pad or 0, self.model.device)
+                found += log_probs(self._run(None, {}, None, extra), self.model, batch)
+        return found
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
         """The controllers as one plain ``LogitsProcessor``, for ``model.generate`` or elsewhere.
@@ -153,7 +192,7 @@ class Steered:
             loop = Loop(run, options.get("streamer"))
             output = self.model.generate(**inputs, custom_generate=loop, **options)
         if run.trace is not None:
-            run.trace.chosen(_sequences(output))
+            run.trace.chosen(sequences_of(output))
         return output
 
     def _prepared(self, options: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -175,7 +214,7 @@ class Steered:
         trace: Trace | None = None,
         extra_positions: int = 0,
     ) -> Run:
-        pad, ends = self._special_tokens(options)
+        pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,
             self.model,
@@ -206,7 +245,7 @@ class Steered:
         extra: int,
     ) -> Any:
         """Hands finished answers to every reviser, and puts theirs in the place of the drafts."""
-        pad, ends = self._special_tokens(options)
+        pad, ends = special_tokens(self.model, self.tokenizer, options)
         pad = pad if pad is not None else next(iter(ends), 0)
         again = output.sequences.shape[0] // ids.shape[0]
         prompts = ids.repeat_interleave(again, 0)
@@ -252,49 +291,3 @@ class Steered:
                 "a trace follows rows that grow by one token a step, so it needs greedy decoding "
                 "or sampling; beams and drafts move rows about"
             )
-
-    # ------------------------------------------------------------------ prompts
-
-    def _special_tokens(self, options: dict[str, Any]) -> tuple[int | None, list[int]]:
-        """The pad token and the end tokens that this ``generate`` call goes by."""
-        config = options.get("generation_config") or self.model.generation_config
-        pad = options.get("pad_token_id", config.pad_token_id)
-        pad = self.tokenizer.pad_token_id if pad is None else pad
-        end = options.get("eos_token_id", config.eos_token_id)
-        ends = end if isinstance(end, list) else [end]
-        return pad, [token for token in ends if token is not None]
-
-    def _infer_mask(self, ids: Tensor, options: dict[str, Any]) -> Tensor:
-        """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
-        pad, ends = self._special_tokens(options)
-        if pad is None or pad in ends:
-            return torch.ones_like(ids)
-        return (ids != pad).long()
-
-    def _reworded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The prompts after every controller's ``prompt``; the same tensors if none has one."""
-        parts = self._acting_on("prompt")
-        if not parts:
-            return ids, mask
-        rows = zip(ids, mask.bool(), strict=True)
-        texts = [self.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in rows]
-        for part in parts:
-            texts = [part.prompt(text) for text in texts]
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-        return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
-
-
-def _sequences(output: Any) -> Tensor:
-    ids: Tensor = output if isinstance(output, Tensor) else output.sequences
-    return ids
-
-
-def _with_prompt(output: Any, width: int, ids: Tensor) -> Any:
-    """Puts the caller's own prompt ids ``(B, T)`` in front of what followed the reworded ones."""
-    sequences = _sequences(output)
-    own = ids.repeat_interleave(len(sequences) // len(ids), 0)
-    sequences = torch.cat([own, sequences[:, width:]], dim=1)
-    if isinstance(output, Tensor):
-        return sequences
-    output.sequences = sequences
-    return output

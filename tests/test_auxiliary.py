@@ -211,9 +211,10 @@ def test_any_other_prefix_is_scored_as_if_it_were_the_first(predictor, prompts):
     order = torch.tensor([2, 2, 0])  # permuted, as by beams
     ids, mask = grow(longer[0][order], longer[1][order], candidates[order, 1:2])
     check_scores(scorer, ids, mask, candidates)
-    padded = grow(ids, mask, torch.zeros(3, 1, dtype=torch.long))
-    padded[1][0, -1] = 0  # a hole, whose token is no candidate that was read
-    scorer.scores(*padded, candidates)
+    holed = grow(ids, mask, candidates[:, 3:4])
+    holed[1][0, -1] = 0  # a candidate that is hidden after all
+    check_scores(scorer, *holed, candidates)
+    check_scores(scorer, *grow(*holed, candidates[:, :1]), candidates)
     check_scores(scorer, ids[:2], mask[:2], candidates[:2])
     scorer.forget()
     check_scores(scorer, ids, mask, candidates)
@@ -225,7 +226,8 @@ def test_a_forward_that_fails_leaves_no_candidates_behind(predictor, prompts, mo
     check_scores(scorer, ids, mask, candidates)
     ids, mask = grow(ids, mask, candidates[:, 2:3])
     with monkeypatch.context() as patch:
-        patch.setattr(predictor.head, "forward", lambda _: 1 / 0)
+        embedding = predictor.backbone.get_input_embeddings()
+        patch.setattr(embedding, "forward", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             scorer.scores(ids, mask, candidates)
     check_scores(scorer, *grow(ids, mask, candidates[:, 4:5]), candidates)

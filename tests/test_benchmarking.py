@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from plugalign.benchmarking import MAKERS, run_bench, table, untrained
+from plugalign.benchmarking import MAKERS, generation, random_prompts, run_bench, untrained
+from plugalign.costs import table
+from plugalign.rows import BaseRows
+from plugalign.stopwatch import SEAMS, Stopwatch, timed
 from plugalign.wrapping import wrap
 
 
@@ -28,8 +32,10 @@ def test_rows_are_complete_and_written(tiny, tokenizer, tmp_path):
     ]  # fmt: skip
     for row in rows:
         assert row["ms_per_token"] > 0 and row["low"] <= row["ratio_to_plain"] <= row["high"]
+        assert row["ratio_to_loop"] > 0 and row["path"] == "loop"
+        assert min(row["base_ms"], row["tail_ms"], row["host_ms"]) > 0
         assert row["rounds"] == 3 and row["threads"] == 1 and row["model"] == "LlamaForCausalLM"
-    assert table(costs).row_count == 2
+    assert table(costs).row_count == 4
 
 
 @pytest.mark.parametrize(
@@ -43,3 +49,52 @@ def test_rows_are_complete_and_written(tiny, tokenizer, tmp_path):
 def test_refuses_bad_settings(options, message, tiny, tokenizer):
     with pytest.raises(ValueError, match=message):
         run_bench(tiny(), tokenizer, **options)
+
+
+def test_time_counts_for_the_innermost_part(monkeypatch):
+    clock = iter([0, 1, 3, 6, 10, 15, 21])
+    monkeypatch.setattr(Stopwatch, "_now", lambda _: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    watch.enter("tail")  # at 1
+    watch.enter("auxiliary")  # at 3
+    watch.enter("base")  # at 6, for a source
+    watch.leave()
+    watch.leave()  # at 15
+    watch.leave()
+    assert watch.seconds == {"base": 0, "auxiliary": 12, "tail": 2 + 6, "host": 1}
+
+
+PARTS = {
+    "none": {"base", "tail", "host"},
+    "fudge": {"base", "auxiliary", "tail", "host"},
+    "dexperts": {"base", "tail", "host"},
+    "self_critique": {"base", "tail", "host"},
+}
+
+
+@pytest.mark.parametrize("method", PARTS)
+def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeypatch):
+    model = tiny()
+    call = generation(untrained(method, model, tokenizer), model, tokenizer)
+    prompts = random_prompts(model, 2, 4)
+    parts = call.parts(prompts, 3)
+    assert parts.pop("path") == "loop"
+    found = {part.removesuffix("_ms") for part, time in parts.items() if time > 1e-4}
+    assert PARTS[method] <= found
+    for module in ("wrapping", "routing"):
+        monkeypatch.setattr(f"plugalign.{module}.obstacle", lambda *_: "a test")
+    assert call.parts(prompts, 3)["path"] == "processor"
+    with timed(model) as watch:
+        call(prompts, 3)
+    assert watch.seconds["base"] > 0
+    assert (watch.seconds["tail"] > 0) == (method in ("fudge", "dexperts"))
+
+
+def test_nothing_stays_wrapped(tiny, tokenizer):
+    model = tiny()
+    before = [getattr(owner, name) for owner, name, _ in SEAMS]
+    with pytest.raises(ZeroDivisionError), timed(model):
+        assert BaseRows.read is not before[0] and "forward" in vars(model)
+        raise ZeroDivisionError
+    assert [getattr(owner, name) for owner, name, _ in SEAMS] == before
+    assert "forward" not in vars(model)

@@ -1,0 +1,102 @@
+"""Where the time of a ``generate`` call goes, for one call that is watched.
+
+While `timed` is open the seams between the engine's parts are wrapped: the base's forwards, those
+of other models, and what makes a token of logits. Time inside a wrapped call counts for it alone,
+not for the one around it; all else is the host. Both engines have the same seams but for the end:
+on the processor path transformers chooses the token, and that counts as the host's. Watching costs
+a little by itself, and on a GPU it waits for the device at every seam.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+
+from plugalign.choosing import Choice
+from plugalign.rows import BaseRows
+from plugalign.run import Run
+from plugalign.sources import SourceRunner
+from plugalign.step import Step
+
+BASE, AUXILIARY, TAIL, HOST = "base", "auxiliary", "tail", "host"
+SEAMS: tuple[tuple[Any, str, str], ...] = (
+    (BaseRows, "read", BASE),
+    (SourceRunner, "logits", AUXILIARY),
+    (SourceRunner, "scores", AUXILIARY),
+    (SourceRunner, "hidden", AUXILIARY),
+    (Run, "step", TAIL),
+    (Step, "mixture", TAIL),
+    (Choice, "base", TAIL),
+    (Choice, "tokens", TAIL),
+)
+
+
+class Stopwatch:
+    """Seconds by part; what runs inside another part counts for itself."""
+
+    def __init__(self, device: torch.device):
+        self.seconds = dict.fromkeys((BASE, AUXILIARY, TAIL, HOST), 0.0)
+        self._device, self._running = device, [HOST]
+        self._since = self._now()
+
+    def enter(self, part: str) -> None:
+        """Goes on with ``part``. A forward of the base for another source is an auxiliary one."""
+        self._lap()
+        self._running.append(AUXILIARY if self._running[-1] == AUXILIARY else part)
+
+    def leave(self) -> None:
+        """Goes back to what was running before."""
+        self._lap()
+        self._running.pop()
+
+    def _lap(self) -> None:
+        now = self._now()
+        self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@contextmanager
+def timed(model: Any) -> Iterator[Stopwatch]:
+    """Watches what runs in the block, with ``model`` as the base; all is as it was afterwards."""
+    watch = Stopwatch(model.device)
+    with ExitStack() as stack:
+        for owner, name, part in (*SEAMS, (model, "forward", BASE)):
+            stack.enter_context(_replaced(owner, name, _watched(getattr(owner, name), part, watch)))
+        yield watch
+        watch.leave()
+
+
+def _watched(call: Callable[..., Any], part: str, watch: Stopwatch) -> Callable[..., Any]:
+    @wraps(call)
+    def run(*args: Any, **options: Any) -> Any:
+        watch.enter(part)
+        try:
+            return call(*args, **options)
+        finally:
+            watch.leave()
+
+    return run
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another attribute for the length of the block."""
+    own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
