@@ -112,27 +112,32 @@ def steer(inputs: Inputs) -> Iterator[Case]:
         ("K=3 top-p", three, warm, nucleus, EVERYTHING),
         ("K=3 greedy", three, cold, best, EVERYTHING),
         ("K=1 own top-p", one, warm, EVERYTHING, nucleus),
+        ("K=3 both", three, warm, nucleus, Truncation(0.9, 50, joint=True)),
     ):
         launches = plan(mixture, draw, before, after, NUMBER, fast=inputs.nvidia)
-        for launch in launches:
+        for launch in launches[-4:]:  # the search for a threshold has cases of its own
             kernel = launch.kernel.fn.__name__
             streams = len(mixture.sources) if kernel != "check" else 1
             yield inputs.case(f"{kernel} {name}", launch, streams)
 
 
 def self_debias(inputs: Inputs) -> Iterator[Case]:
-    """Sampling from the base and two biased prompts on the base's nucleus."""
-    from plugalign.kernels.mixture import Decay, Mixture
+    """Sampling from the base, two biased prompts and an attribute on the base's nucleus."""
+    from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
     from plugalign.kernels.steer import Draw
     from plugalign.kernels.steer_triton import plan
     from plugalign.kernels.truncation import EVERYTHING, Truncation
 
-    x = [inputs.logits() for _ in range(3)]
-    mixture = Mixture((x[0],), (1.0,), (Decay((x[1], x[2]), 50.0, 0.01),))
+    x = [inputs.logits() for _ in range(4)]
+    decay, attribute = Decay((x[1], x[2]), 50.0, 0.01), AttributeLogits(x[3])
+    mixture = Mixture((x[0],), (1.0,), (decay,), (attribute,))
     draw = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
-    lse, _, sweep, *_ = plan(mixture, draw, Truncation(0.9), EVERYTHING, NUMBER, fast=inputs.nvidia)
+    lse, _, sweep, _, _, finish = plan(
+        mixture, draw, Truncation(0.9), EVERYTHING, NUMBER, fast=inputs.nvidia
+    )
     yield inputs.case("row_lse.sweep K=3", lse, 1)
-    yield inputs.case("sweep debias", sweep, 3)
+    yield inputs.case("sweep debias", sweep, 4)
+    yield inputs.case("finish debias", finish, 4)
 
 
 def thresholds(inputs: Inputs) -> Iterator[Case]:
@@ -140,22 +145,27 @@ def thresholds(inputs: Inputs) -> Iterator[Case]:
     from plugalign.kernels.threshold_triton import threshold_plan
     from plugalign.kernels.truncation import Truncation
 
-    launches = threshold_plan(inputs.logits(), Truncation(0.9))[1]
-    for launch in (launches[3], launches[-2], launches[-1]):
-        name = launch.kernel.fn.__name__
-        yield inputs.case(f"threshold.{name}", launch, 1)
+    for name, cut in (("", Truncation(0.9)), (" joint", Truncation(0.9, 50, joint=True))):
+        _, launches = threshold_plan(inputs.logits(), cut)
+        first, later, *_, edge, settle = launches[2:]
+        yield inputs.case(f"threshold.first{name}", first, 1)
+        yield inputs.case(f"threshold.ladder{name}", later, 1)
+        yield inputs.case(f"threshold.edge{name}", edge, 1)
+        yield inputs.case(f"threshold.settle{name}", settle, 1)
 
 
 def scores(inputs: Inputs) -> Iterator[Case]:
     """Log-probabilities of three sources."""
     from plugalign.kernels.mixture import Mixture
     from plugalign.kernels.scores_triton import plan
-    from plugalign.kernels.truncation import EVERYTHING
+    from plugalign.kernels.truncation import EVERYTHING, Truncation
 
     mixture = Mixture(tuple(inputs.logits() for _ in range(3)), (1.0, 2.0, -2.0))
     out = unreal(ROWS * inputs.vocab, torch.float32).view(ROWS, inputs.vocab)
     launches = plan(mixture, EVERYTHING, out, fast=inputs.nvidia)
     yield inputs.case("scores.write", launches[0], 3)
+    kept = plan(mixture, Truncation(0.9), out, fast=inputs.nvidia)[-2]
+    yield inputs.case("scores.write kept", kept, 3)
     if inputs.dtype == torch.float32:  # what it reads is float32 whatever the sources are
         yield inputs.case("scores.normalise", launches[1], 1)
 

@@ -10,6 +10,7 @@ narrow loads and loops that grew, and measures no time.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import re
@@ -33,13 +34,18 @@ WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 @dataclass(frozen=True)
 class Figures:
-    """What a kernel's machine code shows. None: without a main loop, or not read on this target."""
+    """What a kernel's machine code shows; without a main loop, None of its loads.
+
+    Attributes:
+        disassembled: whether the machine code was read; where it was not, None means nothing.
+    """
 
     registers: int
     shared: int
     spills: int
     load: int | None = None
     instructions: float | None = None
+    disassembled: bool = True
 
     def faults(self, budget: Budget) -> list[str]:
         """What is over ``budget``, in words."""
@@ -48,9 +54,11 @@ class Figures:
             found.append(f"more than {budget.registers} registers")
         if self.shared > budget.shared:
             found.append(f"more than {budget.shared} bytes shared")
-        if self.load is not None and self.load < budget.load:
+        if not self.disassembled:
+            return found
+        if budget.load > (self.load or 0):
             found.append(f"loads below {budget.load} bytes")
-        if self.instructions is not None and self.instructions > budget.instructions:
+        if budget.instructions < (self.instructions or math.inf):
             found.append(f"more than {budget.instructions:g} instructions an entry")
         return found
 
@@ -91,7 +99,7 @@ def read(compiled: Any, entry: int) -> Figures:
         # A scalar register spills to a lane of a vector register; only those spill to memory.
         found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count): *(\d+)", compiled.asm["amdgcn"]))
         spills = int(found["vgpr_spill_count"])
-        return Figures(int(found["vgpr_count"]), shared, spills)
+        return Figures(int(found["vgpr_count"]), shared, spills, disassembled=False)
     usage, listing = _disassemble(compiled.asm["cubin"])
     instructions, loop = _parse(listing)
     spills = int(usage["STACK"]) + sum(op.startswith(("LDL", "STL")) for op in instructions)

@@ -18,6 +18,7 @@ from plugalign.kernels.noised_triton import (
 from plugalign.kernels.row_lse_triton import pivot_of
 from plugalign.kernels.terms_triton import (
     LOG2E,
+    LOW_WORD,
     NEVER,
     NO_KEY,
     above,
@@ -33,7 +34,7 @@ LOWEST = tl.constexpr(-0x7F800001 << 32)  # the key of -inf: below are NaNs
 def passes(mass, goal, count, top_k, value, top, scale, log_min_p):
     """Whether the truncation keeps a token with so much above it. The best token always stays."""
     enough = (mass < goal) | (mass == 0.0)
-    unlikely = (value - pivot_of(top)) * scale < log_min_p * LOG2E
+    unlikely = value < pivot_of(top) + log_min_p * (LOG2E / scale)
     return enough & (count < top_k) & ((unlikely == 0) | (value == top))
 
 
@@ -82,7 +83,8 @@ def finish(
         )
         value, token = entry_of(terms, fixed, row, answer, vocab, bound, ON, PADDED, FAST)
         here = key_of(value, token)
-        middle = (here >> 1) + (high >> 1) + (here & high & 1)
+        one, other = place_of(here), place_of(high)
+        middle = key_at((one >> 1) + (other >> 1) + (one & other & 1))
         mass, count, middle_mass, middle_count = all_above(
             terms, fixed, row, vocab, bound, all_tiles, here, middle, top, scale,
             ON, MASS, COUNT, PADDED, T, W, FAST,
@@ -95,6 +97,21 @@ def finish(
         low = tl.where(middle_kept, here, middle)
         high = tl.where(middle_kept, middle, high)
     tl.store(tokens + row, tl.where(sound, answer_of(answer), -1))
+
+
+@triton.jit
+def place_of(key):
+    """A key's place among all entries, without the gaps between keys: a token has 31 bits, and the
+    integer between the two zeros belongs to none."""
+    ordered = key >> 32
+    return ((ordered + (ordered < 0).to(tl.int64)) << 31) | (key & LOW_WORD)
+
+
+@triton.jit
+def key_at(place):
+    """The key of a place."""
+    ordered = place >> 31
+    return ((ordered - (ordered < 0).to(tl.int64)) << 32) | (place & LOW_WORD)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+GATHERED = 4  # the cost of a gathered entry, in those of a product of one row with all weights
 CHUNK = 2**20  # gathered weights at a time, few enough to stay in a core's cache
 
 
@@ -28,16 +29,20 @@ class Head:
 
     def __post_init__(self) -> None:
         hidden, weight = self.hidden, self.weight
-        fits = hidden.ndim == weight.ndim == 2 and hidden.shape[1] == weight.shape[1]
+        fits = hidden.ndim == weight.ndim == 2 and hidden.shape[1] == weight.shape[1] > 0
         if not fits or hidden.dtype != weight.dtype or hidden.device != weight.device:
             raise ValueError(
                 "a head needs hidden (B, D) and weight (V, D) of one dtype and device, got "
                 f"{hidden.dtype} {tuple(hidden.shape)} on {hidden.device} and "
                 f"{weight.dtype} {tuple(weight.shape)} on {weight.device}"
             )
-        if self.bias is not None and self.bias.shape != weight.shape[:1]:
+        if (bias := self.bias) is None:
+            return
+        like = (weight.dtype, weight.device, weight.shape[:1])
+        if (bias.dtype, bias.device, bias.shape) != like:
             raise ValueError(
-                f"a head's bias must be ({len(weight)},), got {tuple(self.bias.shape)}"
+                f"a head's bias must be {weight.dtype} ({len(weight)},) on {weight.device}, got "
+                f"{bias.dtype} {tuple(bias.shape)} on {bias.device}"
             )
 
     @property
@@ -53,7 +58,13 @@ class Head:
         return torch.nn.functional.linear(self.hidden, self.weight, self.bias)
 
     def at(self, row: Tensor, token: Tensor) -> Tensor:
-        """The logits ``(N,)`` of some entries, in float32."""
+        """The logits ``(N,)`` of some entries, in float32.
+
+        Many entries are cheaper by all logits: a matrix product reads each weight once for all
+        rows and at full speed, and what is gathered is read once for each entry.
+        """
+        if GATHERED * len(row) > len(self.weight) * (1 + len(self.hidden) / 16):
+            return self.full()[row, token].float()
         size = max(1, CHUNK // self.hidden.shape[1])
         found = torch.empty(len(row), dtype=torch.float32, device=self.device)
         for i in range(0, len(row), size):

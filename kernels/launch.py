@@ -67,6 +67,12 @@ def split(tiles: int, rows: int, device: torch.device, parts: int | None = None)
     return -(-tiles // each), each
 
 
+def aligned(count: int) -> int:
+    """``count`` float32 numbers, rounded up so that the next array starts at 16 bytes again: Triton
+    compiles another kernel for pointers that do not."""
+    return -(-count // 4) * 4
+
+
 def load_bound(x: Tensor) -> int:
     """How many entries of a row of ``x`` ``(R, V)`` may be loaded, at least V.
 

@@ -26,6 +26,7 @@ from plugalign.kernels.row_lse import row_lse
 Logits = Tensor | Head
 
 NEVER = -math.inf
+MOST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,5 +211,5 @@ def _check_decay(decay: Decay) -> None:
 
 
 def _check_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    if not isinstance(value, (int, float)) or not abs(value) <= MOST:
+        raise ValueError(f"{name} must be numbers that are finite in float32, got {value!r}")

@@ -20,7 +20,7 @@ from plugalign.kernels.terms_triton import (
     token_of,
 )
 
-COLDEST = tl.constexpr(1e-30)
+COLDEST, HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)
 ON_NOTHING = tl.constexpr(0)
 ON_BASE = tl.constexpr(1)
 ON_RESULT = tl.constexpr(2)
@@ -44,7 +44,7 @@ def constants_of(terms, cut, address, row, GREEDY: tl.constexpr):
     counter = ()
     if not GREEDY:
         counter = (
-            tl.load(address.temperature + row),
+            tl.minimum(tl.load(address.temperature + row), HOTTEST),
             tl.load(address.step + row).to(tl.uint32),
             tl.load(address.prompt + row).to(tl.uint32),
             tl.load(address.sample + row).to(tl.uint32),

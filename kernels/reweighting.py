@@ -28,4 +28,3 @@ def scatter_candidates(ids: Tensor, scores: Tensor, vocab: int) -> Tensor:
     """Candidates' logits of P(a | x, t) ``(B, K)`` at their ids, +inf elsewhere, as ``(B, V)``."""
     everywhere = torch.full((len(ids), vocab), math.inf, device=scores.device)
     return everywhere.scatter_(-1, ids, scores.float())
-

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, load_bound, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, load_bound, split
 
 TILE = 2048
 WARPS = 8
@@ -91,7 +91,7 @@ def plan(
     speed and rounding."""
     rows, vocab = sources[0].shape
     parts, each = split(triton.cdiv(vocab, tile), rows, lse.device, parts)
-    top, total = lse.new_empty(2, len(sources), rows, parts)
+    top, total = lse.new_empty(2, aligned(len(sources) * rows * parts))
     width = 16 // min(x.element_size() for x in sources)
     bound = min(load_bound(x) for x in sources)
     swept = {

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
 """A mixture's scores written out: normalised log-probabilities, or z as it is.
 
 One sweep reads all sources and writes z with a normaliser of each part; a second one subtracts the
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, prepared, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.row_lse_triton import add_online, pivot_of
 from plugalign.kernels.terms_triton import (
@@ -42,6 +42,9 @@ def write(
     part = tl.program_id(1)
     slot = row * tl.num_programs(1) + part
     scales = scales_of(terms, row)
+    limit = ()
+    if len(cut) > 0:
+        limit = (tl.load(cut[0] + row), tl.load(cut[1] + row) + 1)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     top = tl.full((T,), NEVER, tl.float32)
     total = tl.zeros((T,), tl.float32)
@@ -49,8 +52,7 @@ def write(
         token = tile * (T * W) + lane
         x, z = mixed(terms, scales, row, token, vocab, bound, PADDED, FAST)
         if len(cut) > 0:
-            kept = above(x, token, tl.load(cut[0] + row), tl.load(cut[1] + row) + 1)
-            z = tl.where(kept, z, NEVER)
+            z = tl.where(above(x, token, limit[0], limit[1]), z, NEVER)
         if RAW:
             z = tl.where(z == float("inf"), float("nan"), z)
         else:
@@ -113,7 +115,7 @@ def plan(
         cut, first = threshold_plan(mixture.base, before, tile=tile, parts=parts)
         launches += first
     parts, each = split(triton.cdiv(vocab, tile), rows, device, parts)
-    part_top, part_sum = torch.empty(2, rows, parts, device=device)
+    part_top, part_sum = torch.empty(2, aligned(rows * parts), device=device)
     shared = shape_of(terms, tile) | {
         "cut": cut, "tiles": each, "parts": parts, "out": out, "part_top": part_top,
         "part_sum": part_sum, "PARTS": MOST_PARTS, "RAW": raw, "FAST": fast,

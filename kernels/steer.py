@@ -5,7 +5,8 @@
 
 with z from `plugalign.kernels.mixture`. A call is planned into as few Triton launches as its terms
 allow, or runs as the torch twin in this file, which is the specification; `explain` says which.
-Nothing here sorts a vocabulary.
+The Triton kernels and the twin on a CPU sort no vocabulary. They add up masses in float32 or better
+and in different orders: a token whose mass above is within about 1e-6 of top-p may fall either way.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from plugalign.kernels.gumbel import (
 from plugalign.kernels.mixture import NEVER, Mixture, mix, mix_at
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_entries, kept_tokens
 
-COLDEST = 1e-30  # a temperature that no difference of float32 scores survives, and no overflow
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond which float32 overflows
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,22 +172,24 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
     rows, vocab = mixture.base.shape
     if before.keeps_all(vocab) and after.keeps_all(vocab):
         return _sample_everything(mix(mixture), draw)
-    # Division by T decides the order of what is kept; a greedy row has nothing to cut off.
-    divisor = torch.where(draw.temperature > 0, draw.temperature.clamp_min(COLDEST), 1.0)
+    # A greedy row has nothing to cut off after mixing: only its best token can win.
+    heat = draw.temperature.clamp(COLDEST, HOTTEST)
     if before.keeps_all(vocab):
         z = mix(mixture)
-        row, token = kept_entries(z / divisor[:, None], after)
+        row, token = kept_entries(z, after, heat)
         value = z[row, token]
     else:
         row, token = kept_entries(mixture.base, before)
         value = mix_at(mixture, row, token)
-        if not after.keeps_all(vocab):
-            kept = _kept_again(value / divisor[row], row, rows, after)
+        if not after.keeps_all(vocab) and rows:
+            kept = _kept_again(value, row, rows, after, heat)
             row, token, value = row[kept], token[kept], value[kept]
+    possible = value != NEVER
+    row, token, value = row[possible], token[possible], value[possible]
     value = value.masked_fill(value == math.inf, math.nan)  # no answer, and no winner either
     if not draw.greedy:
         noise = gumbel_noise(token, draw.step[row], draw.prompt[row], draw.sample[row], draw.seed)
-        value = value + draw.temperature[row] * noise
+        value = value + draw.temperature.clamp_max(HOTTEST)[row] * noise
     return argmax_by_row(value, row, token, rows)
 
 
@@ -195,16 +198,19 @@ def _sample_everything(z: Tensor, draw: Draw) -> Tensor:
         best, tokens = z.max(-1)  # of equals the first, and a NaN before all
         return tokens.masked_fill_(~best.isfinite(), -1)
     address = torch.stack((draw.step, draw.prompt, draw.sample), 1)
-    tokens = sample_torch(z, draw.seed, address, draw.temperature)
+    tokens = sample_torch(z, draw.seed, address, draw.temperature.clamp_max(HOTTEST))
     best = z.gather(1, tokens.clamp_min(0)[:, None])[:, 0]
     return tokens.masked_fill_(best == math.inf, -1)
 
 
-def _kept_again(scores: Tensor, row: Tensor, rows: int, cut: Truncation) -> Tensor:
+def _kept_again(scores: Tensor, row: Tensor, rows: int, cut: Truncation, heat: Tensor) -> Tensor:
     """Places that ``cut`` keeps of the entries ``(N,)`` of each row; ``row`` ascends."""
     ends = np.bincount(row.cpu(), minlength=rows).cumsum()
     parts = np.split(scores.cpu().numpy(), ends[:-1])
-    kept = [kept_tokens(part, cut) + end - len(part) for part, end in zip(parts, ends, strict=True)]
+    kept = [
+        kept_tokens(part, cut, degree) + end - len(part)
+        for part, end, degree in zip(parts, ends, heat.tolist(), strict=True)
+    ]
     return torch.from_numpy(np.concatenate(kept)).to(row.device)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from plugalign.kernels import candidate_sample_triton, scores_triton, steer, topk_select_triton
 from plugalign.kernels.candidate_sample import Call
 from plugalign.kernels.finish_triton import finish
-from plugalign.kernels.launch import MOST_PARTS, Launch, prepared, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.noised_triton import (
     ON_BASE,
@@ -88,7 +88,7 @@ def sweep(
                 top, mass = add_online(value, top, mass, scale)
             else:
                 # A maximum by thread, as with mass, crashes the compiler for rows of odd stride.
-                top = tl.maximum(top, value)
+                top = tl.maximum(top, tl.where(value == value, value, float("inf")))
         best = tl.maximum(best, score)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     key = key_of(best, best_tile * (T * W) + lane)
@@ -208,7 +208,8 @@ def plan(
     """The launches that write ``tokens`` ``(B,)``.
 
     Args:
-        tile, parts: entries of a tile, programs for a row; they change the speed alone.
+        tile, parts: entries of a tile, programs for a row; they change the speed, and the rounding
+            of the masses that top-p compares.
         fast: the GPU's own logarithm and fused operations; without, noise equals the twin's bit
             for bit. The default on NVIDIA's GPUs.
     """
@@ -237,7 +238,7 @@ def plan(
         "cut": cut, "seed": draw.seed - 2**64 if draw.seed >= 2**63 else draw.seed,
         "address": Address(draw.step, draw.prompt, draw.sample, draw.temperature),
         "tiles": each, "all_tiles": tiles, "parts": parts, "tokens": tokens,
-        "top_p": late.top_p, "top_k": late.top_k or 1,
+        "top_p": float(late.top_p), "top_k": late.top_k or 1,
         "log_min_p": math.log(late.min_p) if late.min_p > 0 else -math.inf,
     } | _scratch(rows, parts, flags, device)  # fmt: skip
     swept = prepared(sweep, (rows, parts), shared, WARPS, fast)
@@ -274,7 +275,7 @@ def _plan_candidates(
 def _scratch(rows: int, parts: int, flags: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What the launches hand on to each other."""
     keys, tested = flags["KEYS"], flags["TESTED"]
-    parts_of_row = torch.empty(3 + 2 * tested, rows * parts, device=device)
+    parts_of_row = torch.empty(3 + 2 * tested, aligned(rows * parts), device=device)
     return {
         "part_key": torch.empty(rows, parts, keys, dtype=torch.int64, device=device),
         "part_rest": parts_of_row[0], "part_top": parts_of_row[1], "part_mass": parts_of_row[2],

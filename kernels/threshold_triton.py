@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, load_bound, prepared, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, load_bound, prepared, split
 from plugalign.kernels.row_lse_triton import plan as lse_plan
 from plugalign.kernels.terms_triton import LOG2E, NEVER
 from plugalign.kernels.truncation import Truncation
@@ -259,10 +259,10 @@ def threshold_plan(
     bound = load_bound(x)
     least = torch.full((rows,), -math.inf, device=device)
     last = torch.empty(rows, dtype=torch.int32, device=device)
-    part_sums = torch.empty(3, rows * parts, device=device)
+    part_sums = torch.empty(3, aligned(rows * parts), device=device)
     shared = {
         "x": x, "stride": x.stride(0), "vocab": vocab, "bound": bound, "tiles": each,
-        "parts": parts, "lse": lse, "top_p": cut.top_p, "top_k": cut.top_k or 1,
+        "parts": parts, "lse": lse, "top_p": float(cut.top_p), "top_k": cut.top_k or 1,
         "log_min_p": math.log(cut.min_p) if cut.min_p > 0 else -math.inf,
         "least": least, "last": last, "part_top": launches[0].arguments["part_top"],
         "part_over": part_sums[0], "part_number": part_sums[1], "part_ties": part_sums[2],
@@ -285,7 +285,7 @@ def _rounds(shared: dict[str, Any], grid: tuple[int, int], device: torch.device)
     while width > 1:
         old = {"state": state, "mass": mass, "count": count, "FIRST": first}
         state = torch.empty(rows, 2, dtype=torch.int64, device=device)
-        mass, count = torch.empty(2, rows * parts * PIVOTS, device=device)
+        mass, count = torch.empty(2, aligned(rows * parts * PIVOTS), device=device)
         new = {"new_state": state, "new_mass": mass, "new_count": count}
         launches.append(prepared(ladder, grid, shared | old | new, WARPS))
         width, first = -(-width // (PIVOTS + 1)), False

@@ -45,8 +45,8 @@ class Truncation:
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (keep all) or more, got {self.top_k}")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"top_k must be an int, 0 (keep all) or more, got {self.top_k!r}")
 
     @property
     def chained(self) -> bool:
@@ -61,50 +61,57 @@ class Truncation:
 EVERYTHING = Truncation()
 
 
-def kept_mask(scores: Tensor, cut: Truncation) -> Tensor:
+def kept_mask(scores: Tensor, cut: Truncation, heat: Tensor | None = None) -> Tensor:
     """The tokens of ``scores`` ``(B, V)``, any row stride, that ``cut`` keeps, as a bool mask.
 
-    Never a token at -inf. A row with a NaN, with +inf or with nothing but -inf keeps none.
+    Masses are those of softmax(scores / heat), with ``heat`` ``(B,)`` above 0, or 1. Never a token
+    at -inf. A row with a NaN, with +inf or with nothing but -inf keeps none.
     """
     if scores.is_cpu:
-        row, token = kept_entries(scores, cut)
+        row, token = kept_entries(scores, cut, heat)
         mask = torch.zeros(scores.shape, dtype=torch.bool)
         mask.view(-1)[row * scores.shape[1] + token] = True
         return mask
-    return _mask_by_topk(scores.float(), cut)
+    return _mask_by_topk(scores.float(), cut, heat)
 
 
-def kept_entries(scores: Tensor, cut: Truncation) -> tuple[Tensor, Tensor]:
+def kept_entries(
+    scores: Tensor, cut: Truncation, heat: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows and token ids (int64, in ascending order) that `kept_mask` sets."""
     if not scores.is_cpu:
-        return kept_mask(scores, cut).nonzero(as_tuple=True)  # type: ignore[return-value]
-    kept = [kept_tokens(row, cut) for row in scores.float().numpy()]
+        return kept_mask(scores, cut, heat).nonzero(as_tuple=True)  # type: ignore[return-value]
+    degrees = [1.0] * len(scores) if heat is None else heat.tolist()
+    rows = scores.detach().float().numpy()
+    kept = [kept_tokens(row, cut, degree) for row, degree in zip(rows, degrees, strict=True)]
     row = np.repeat(np.arange(len(kept)), [len(tokens) for tokens in kept])
     token = np.concatenate(kept) if kept else row
     return torch.from_numpy(row), torch.from_numpy(token)
 
 
-def kept_tokens(x: Row, cut: Truncation) -> NDArray[np.int64]:
-    """The places, ascending, that ``cut`` keeps of one row ``(V,)``."""
+def kept_tokens(x: Row, cut: Truncation, heat: float = 1.0) -> NDArray[np.int64]:
+    """The places, ascending, that ``cut`` keeps of one row ``(V,)`` at a temperature."""
     top = x.max(initial=-math.inf)
     if not np.isfinite(top):
         return np.empty(0, np.int64)
     if cut.keeps_all(len(x)):
         return np.flatnonzero(x > -math.inf)
-    floor = top + np.float32(math.log(cut.min_p)) if cut.min_p > 0 else np.float32(-math.inf)
+    lowest = heat * math.log(cut.min_p) if cut.min_p > 0 else -math.inf
+    floor = top + np.float32(lowest)
     limit, total = floor, math.inf
     if cut.chained:
         limit = np.float32(-math.inf)  # what min-p cuts off still has mass in the top-k
     elif cut.top_p < 1:
-        total = float(np.exp(x - top).sum())
+        total = float(np.exp((x - top) * np.float32(1 / heat)).sum(dtype=np.float64))
         least = (1 - cut.top_p) * total / len(x) * (1 - ROUNDING)
-        limit = max(limit, top + np.float32(math.log(least) - ROUNDING))
+        limit = max(limit, top + np.float32(heat * (math.log(least) - ROUNDING)))
     places = np.flatnonzero((x >= limit) & (x > -math.inf))
-    places = places[_best(x[places], top, total, cut)]
-    return places[x[places] >= floor]
+    kept: NDArray[np.int64] = places[_best(x[places], top, total, cut, heat)]
+    inside: NDArray[np.bool_] = x[kept] >= floor
+    return kept[inside]
 
 
-def _best(x: Row, top: np.float32, total: float, cut: Truncation) -> NDArray[np.bool_]:
+def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -> NDArray[np.bool_]:
     """Which of ``x`` are in the top-k and the top-p; ``total`` is the mass of all tokens."""
     count = min(cut.top_k or len(x), len(x))
     if count < len(x):
@@ -112,7 +119,7 @@ def _best(x: Row, top: np.float32, total: float, cut: Truncation) -> NDArray[np.
     else:
         descending = np.sort(x)[::-1]
     if cut.top_p < 1:
-        mass = np.exp(descending - top).cumsum(dtype=np.float64)
+        mass = np.exp((descending - top) * np.float32(1 / heat)).cumsum(dtype=np.float64)
         goal = cut.top_p * (total if math.isfinite(total) else mass[-1])
         count = min(int(np.searchsorted(mass, goal)) + 1, count)
     least = descending[count - 1]
@@ -124,8 +131,12 @@ def _best(x: Row, top: np.float32, total: float, cut: Truncation) -> NDArray[np.
     return tied
 
 
-def _mask_by_topk(x: Tensor, cut: Truncation) -> Tensor:
-    """`kept_mask` in operations that a GPU has, for float32 ``(B, V)``."""
+def _mask_by_topk(x: Tensor, cut: Truncation, heat: Tensor | None = None) -> Tensor:
+    """`kept_mask` in operations that a GPU has, for float32 ``(B, V)``.
+
+    It waits for the device, to sort only rows whose nucleus is wide; no fused kernel needs it.
+    """
+    scale = 1.0 if heat is None else heat[:, None]
     top, vocab = x.amax(-1, keepdim=True), x.shape[1]
     mask = (x > -math.inf) & top.isfinite()
     k = cut.top_k if 0 < cut.top_k < vocab else vocab
@@ -133,15 +144,15 @@ def _mask_by_topk(x: Tensor, cut: Truncation) -> Tensor:
         mask &= _first(x, x.topk(k, dim=-1).values, torch.full_like(top, k, dtype=torch.int64))
     if cut.top_p < 1:
         left = x.masked_fill(~mask, -math.inf) if cut.chained else x
-        total = (left - top).exp().sum(-1, keepdim=True)
+        total = ((left - top) / scale).exp().sum(-1, keepdim=True)
         best = left.topk(min(HEAD, vocab), dim=-1).values
-        if bool(((best - top).exp().sum(-1, keepdim=True) < cut.top_p * total).any()):
+        if bool((((best - top) / scale).exp().sum(-1, keepdim=True) < cut.top_p * total).any()):
             best = left.sort(dim=-1, descending=True).values
-        mass = (best - top).exp()
+        mass = ((best - top) / scale).exp()
         count = (mass.cumsum(-1) - mass < cut.top_p * total).sum(-1, keepdim=True).clamp_min(1)
         mask &= _first(left, best, count)
     if cut.min_p > 0:
-        mask &= x >= top + math.log(cut.min_p)
+        mask &= x >= top + math.log(cut.min_p) * scale
     return mask
 
 

@@ -104,10 +104,13 @@ def test_a_head_gives_what_its_logits_give(bias, dtype):
     torch.testing.assert_close(mix_at(late, row, token), mix(early)[row, token], **close)
 
 
-def test_a_head_reads_many_entries_in_pieces(monkeypatch):
+def test_a_head_reads_entries_in_pieces(monkeypatch):
     monkeypatch.setattr("plugalign.kernels.head.CHUNK", 16)
     hidden, weight = torch.randn(2, 8), torch.randn(30, 8)
-    row, token = torch.arange(60) // 30, torch.arange(60) % 30
+    row, token = torch.arange(7) // 4, torch.arange(7) % 30
+    want = (hidden @ weight.T)[row, token]
+    torch.testing.assert_close(Head(hidden, weight).at(row, token), want)
+    row, token = torch.arange(60) // 30, torch.arange(60) % 30  # so many that all are computed
     torch.testing.assert_close(Head(hidden, weight).at(row, token), (hidden @ weight.T).flatten())
 
 
@@ -122,13 +125,20 @@ X = logits()
         (lambda: Mixture((X, X.long()), (1, 1)), r"sources\[1\] must be \(B, V\)"),
         (lambda: Mixture((X, X.T.contiguous().T), (1, 1)), r"each row of sources\[1\] must be"),
         (lambda: Mixture((X,), (1, 2)), r"weights must be 1, one for each source, got \[1, 2\]"),
-        (lambda: Mixture((X,), (NAN,)), "weights must be finite, got nan"),
-        (lambda: Mixture((X, X), torch.tensor([1.0, INF])), "weights must be finite, got inf"),
+        (
+            lambda: Mixture((X,), (NAN,)),
+            "weights must be numbers that are finite in float32, got nan",
+        ),
+        (lambda: Mixture((X,), (1e39,)), r"finite in float32, got 1e\+39"),
+        (lambda: Mixture((X, X), torch.tensor([1.0, INF])), "finite in float32, got inf"),
         (lambda: Mixture((X,), torch.ones(2)), r"weights must be float32 \(1,\) or \(3, 1\)"),
         (lambda: Mixture((X,), torch.ones(1).double()), "got torch.float64"),
         (lambda: Mixture((Head(X, X), X), (1, 1)), "the base, must be a tensor"),
         (lambda: Head(X, X[:, 1:]), r"hidden \(B, D\) and weight \(V, D\)"),
-        (lambda: Head(X, X, X[0]), r"a head's bias must be \(3,\), got \(50,\)"),
+        (
+            lambda: Head(X, X, X[0]),
+            r"a head's bias must be torch.float32 \(3,\) on cpu, got torch.float32 \(50,\)",
+        ),
         (lambda: Mixture((X,), (1,), (Decay((), 1.0, 0.1),)), "at least one biased prompt"),
         (lambda: Mixture((X,), (1,), (Decay((X,), -1.0, 0.1),)), "not negative, got -1"),
         (lambda: Mixture((X,), (1,), (Decay((X,), 1.0, 0.0),)), "floor must lie above 0"),

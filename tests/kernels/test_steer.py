@@ -17,6 +17,7 @@ from plugalign.kernels.self_debias import self_debias_sample, self_debias_scores
 from plugalign.kernels.truncation import Truncation
 
 INF, NAN = math.inf, math.nan
+NUCLEUS = Truncation(0.9)
 VOCABULARIES = (1, 2, 7, 127, 257, 1000, 32000, 50257, 128256)
 CUTS = {
     "all": Truncation(),
@@ -224,6 +225,20 @@ def test_what_is_cut_off_may_be_no_number():
     m = Mixture((base, other), (1.0, 1.0))
     assert steer.sample(m, **address(1), before=Truncation(0.9)) >= 0
     assert steer.sample(m, **address(1)) == -1
+
+
+def test_a_source_that_forbids_all_that_is_kept_leaves_no_answer():
+    base, other = torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[-INF, 0.0, 0.0]])
+    m = Mixture((base, other), (1.0, 1.0))
+    assert steer.sample(m, **address(1), before=Truncation(top_k=1)).tolist() == [-1]
+    assert steer.scores(m, before=Truncation(top_k=1)).isnan().all()
+
+
+@pytest.mark.parametrize("cuts", [{}, {"before": NUCLEUS, "after": NUCLEUS}])
+def test_no_rows_draw_no_tokens(cuts):
+    m = mixture(0, 9)
+    assert steer.sample(m, **address(0), **cuts).shape == (0,)
+    assert steer.scores(m, before=NUCLEUS).shape == (0, 9)
 
 
 def test_the_operations_are_mixtures():

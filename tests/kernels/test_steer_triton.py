@@ -259,3 +259,29 @@ def test_weights_by_row():
     weights = torch.tensor([[1.0, 2.0, -2.0], [0.5, 0.0, 1.0], [1.0, -3.0, 0.0]], device=DEVICE)
     assert_equal_to_the_twin(Mixture(x, weights), draw(3), NUCLEUS, tile=256)
     assert_equal_to_the_twin(Mixture(x, weights[0]), draw(3), NUCLEUS, tile=256)
+
+
+def test_a_search_among_ties_and_neighbours_ends():
+    """Between two neighbouring floats, or among ties, there is nothing to halve but the tokens."""
+    base = torch.ones(3, 64, device=DEVICE)
+    base[:, 0] = math.nextafter(1.0, 2.0) + 2**-23
+    base[1] = torch.where(torch.arange(64, device=DEVICE) % 2 == 0, 1.0, -1.0)
+    base[2, 5:] = -0.0
+    m = Mixture((base, torch.arange(64.0, device=DEVICE).expand(3, 64)), (1.0, 1.0))
+    for cut in (Truncation(top_k=10), Truncation(0.4), Truncation(min_p=0.9)):
+        assert_equal_to_the_twin(m, draw(3), cut, tile=64)
+
+
+def test_many_numbers_that_are_none():
+    base = logits(1, 600)
+    base[0, ::2] = NAN
+    for cut in (Truncation(top_k=4), Truncation(min_p=0.1), NUCLEUS):
+        assert run(Mixture((base,), (1.0,)), draw(1), cut, tile=256).tolist() == [-1]
+
+
+def test_temperatures_at_the_ends_of_float32():
+    m = mixture(2, 100)
+    for heat in (1e38, 1e-38):
+        for cut in (ALL, Truncation(0.9)):
+            assert_equal_to_the_twin(m, draw(2, (heat, heat)), cut, tile=128)
+            assert_equal_to_the_twin(m, draw(2, (heat, heat)), ALL, cut, tile=128)

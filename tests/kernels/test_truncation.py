@@ -117,7 +117,7 @@ def test_no_rows_keep_no_entries():
         ({"top_p": 1.5}, r"top_p must lie in \[0, 1\], got 1.5"),
         ({"min_p": -0.1}, r"min_p must lie in \[0, 1\], got -0.1"),
         ({"top_p": math.nan}, r"top_p must lie in \[0, 1\], got nan"),
-        ({"top_k": -1}, r"top_k must be 0 \(keep all\) or more, got -1"),
+        ({"top_k": -1}, r"top_k must be an int, 0 \(keep all\) or more, got -1"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):
