@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment, misc"
 """A mixture's scores written out: normalised log-probabilities, or z as it is.
 
 One sweep reads all sources and writes z with a normaliser of each part; a second one subtracts the
