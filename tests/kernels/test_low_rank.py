@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugalign.kernels import reweighting
 from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 
 INF, NAN = float("inf"), float("nan")
@@ -83,14 +82,6 @@ def test_leace_leaves_no_correlation_with_the_concept():
     assert np.abs(cross).max() > 0.3 and np.abs(after).max() < 1e-5
     again = low_rank_hidden(erased.clone(), *tensors[1:3], center=tensors[3])
     assert torch.allclose(again, erased, atol=5e-5)
-
-
-def test_equals_the_formula_of_reweighting():
-    hidden, left, right, center = normal(2, 8), normal(50, 3), normal(8, 3), normal(8, seed=5)
-    logits = normal(2, 50, seed=6)
-    expected = logits + 0.5 * reweighting.low_rank(hidden, left, right, center)
-    found = low_rank_logits(logits, hidden, left, right, center=center, share=0.5)
-    assert torch.allclose(found, expected, atol=2e-6)
 
 
 @settings(max_examples=60, deadline=None)
