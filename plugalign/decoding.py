@@ -2,7 +2,7 @@
 
 transformers prepares a call as always (configuration, cache, processors, stopping criteria) and
 hands it over through its ``custom_generate`` hook; here the models run, one fused draw chooses the
-tokens, and nothing sorts or copies a vocabulary. What the loop does not do takes the processor path
+tokens without sorting a vocabulary. What the loop does not do takes the processor path
 (`plugalign.routing` decides), which follows the same plan.
 """
 
