@@ -70,7 +70,7 @@ class Rows(nn.Module):
 
     def __init__(self, leaves: Sequence[nn.Module], blocks: int):
         super().__init__()
-        self._leaves, self._blocks = tuple(leaves), blocks
+        self._leaves, self._blocks = nn.ModuleList(leaves), blocks
 
     def forward(self, x: Tensor) -> Tensor:
         groups = len(self._leaves) - 1
@@ -82,25 +82,29 @@ class Rows(nn.Module):
 class Stacked(nn.Module):
     """Linear leaves as one product of matrices, with a copy of their weights."""
 
+    _weight: Tensor
+    _bias: Tensor | None
+
     def __init__(self, leaves: Sequence[nn.Module]):
         super().__init__()
-        self._leaves = tuple(leaves)
-        self.refresh()
+        self._leaves, self._mirrored = tuple(leaves), isinstance(leaves[0], nn.Linear)
+        self.register_buffer("_weight", _weights(leaves))
+        self.register_buffer("_bias", _biases(leaves))
 
     def refresh(self) -> None:
-        """Copies the weights, and again at every call, since who changes them tells nobody."""
-        weight = _weights(self._leaves)
-        self._weight = weight.mT if isinstance(self._leaves[0], nn.Linear) else weight
-        self._bias = _biases(self._leaves)
+        """Copies the weights again, into the same memory: who changes them tells nobody."""
+        self._weight.copy_(_weights(self._leaves))
+        _copy_to(self._bias, _biases(self._leaves))
 
     def forward(self, x: Tensor) -> Tensor:
         groups = len(self._weight)
         rows_of_a_block(x, groups)
         of_x = x.reshape(groups, -1, x.shape[-1])
+        weight = self._weight.mT if self._mirrored else self._weight
         if self._bias is None:
-            y = torch.bmm(of_x, self._weight)
+            y = torch.bmm(of_x, weight)
         else:
-            y = torch.baddbmm(self._bias, of_x, self._weight)
+            y = torch.baddbmm(self._bias, of_x, weight)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -111,14 +115,19 @@ class Normed(nn.Module):
         bare: the norm without scale and shift.
     """
 
+    _scale: Tensor
+    _shift: Tensor | None
+
     def __init__(self, bare: nn.Module, leaves: Sequence[nn.Module], blocks: int):
         super().__init__()
-        self._bare, self._leaves = bare, [leaves[0]] * blocks + list(leaves[1:])
-        self.refresh()
+        self._bare, self._leaves = bare, (leaves[0],) * blocks + tuple(leaves[1:])
+        self.register_buffer("_scale", _weights(self._leaves)[:, None])
+        self.register_buffer("_shift", _biases(self._leaves))
 
     def refresh(self) -> None:
-        """Copies scales and shifts again."""
-        self._scale, self._shift = _weights(self._leaves)[:, None], _biases(self._leaves)
+        """Copies scales and shifts again, into the same memory."""
+        self._scale.copy_(_weights(self._leaves)[:, None])
+        _copy_to(self._shift, _biases(self._leaves))
 
     def forward(self, x: Tensor) -> Tensor:
         groups = len(self._leaves)
@@ -176,6 +185,11 @@ def rows_of_a_block(x: Tensor, blocks: int) -> int:
     if left:
         raise ValueError(f"{len(x)} rows are not {blocks} equal blocks")
     return each
+
+
+def _copy_to(held: Tensor | None, new: Tensor | None) -> None:
+    if held is not None and new is not None:
+        held.copy_(new)
 
 
 def _weights(leaves: Sequence[nn.Module]) -> Tensor:

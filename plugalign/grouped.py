@@ -21,9 +21,8 @@ from plugalign.group_leaves import LINEAR, Normed, Stacked, leaf_for
 from plugalign.heads import Split, Splits
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
+from plugalign.recording import Recorder, is_tampered_with
 
-# The hooks of this module stay once they were wanted, and idle until they are wanted again.
-RECORDERS = "transformers.utils.output_capturing"
 MOST_STACKED = 2**24  # numbers in weights of all models together that may be copied
 # What a configuration says beside how its model computes.
 BESIDE = {
@@ -42,17 +41,19 @@ class Grouped:
         tree: a body that reads rows of all of them, the base's first.
         base: the base's head.
         heads: the experts' heads, by source key.
+        recorder: keeps what the tree does for one more token.
     """
 
     models: tuple[Any, ...]
     tree: nn.Module
     base: nn.Linear
     heads: dict[Hashable, nn.Linear]
+    recorder: Recorder
 
     @property
     def split(self) -> Split:
         """The tree, with the base's head in the place of all."""
-        return Split(self.tree, self.base)
+        return Split(self.tree, self.base, self.recorder)
 
     def refresh(self) -> None:
         """Copies again what the tree holds copies of."""
@@ -103,10 +104,12 @@ class Groups:
         key = (blocks, *fit, *_fingerprint(models))
         if key != self._key:
             bodies = [each.base_model for each in models]
-            tree = _tree(bodies, blocks, _is_small(bodies))
+            with torch.inference_mode(False), torch.no_grad():  # the copies outlive the call
+                # No model is in training, so this sets nothing but the tree's own leaves.
+                tree = _tree(bodies, blocks, _is_small(bodies)).eval()
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
-            group = Grouped(models, tree, apart[0].linear, heads)
+            group = Grouped(models, tree, apart[0].linear, heads, splits.recorder)
             self._key, self._last = key, group if proven else None
             self._refused = "" if proven else "the model does not treat its rows alike"
         elif self._last is not None:
@@ -123,18 +126,11 @@ def obstacle(model: Any, expert: Any) -> str:
     for name, mine, theirs in _pairs(model, expert):
         if type(mine) is not type(theirs) or mine._modules.keys() != theirs._modules.keys():
             return f"its {name} is built in another way"
-        if any(m.training or _is_tampered_with(m) for m in (mine, theirs)):
+        if any(m.training or is_tampered_with(m) for m in (mine, theirs)):
             return f"its {name} or the base's has hooks or is in training"
         if other := _other_tensor(mine, theirs):
             return f"its {name}.{other} has another shape, type or device"
     return ""
-
-
-def _is_tampered_with(module: nn.Module) -> bool:
-    """Whether a module does more, for somebody else, than its class does."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    own = {"forward", "_hf_hook"} & vars(module).keys()
-    return bool(own) or any(getattr(hook, "__module__", "") != RECORDERS for hook in hooks)
 
 
 def _pairs(model: Any, expert: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:

@@ -7,8 +7,7 @@ has another kind of head, is run whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,30 +15,51 @@ from torch import Tensor, nn
 
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
+from plugalign.prefixing import Prefixing
+from plugalign.recording import Reading, Recorder
 
 
-@dataclass(frozen=True, eq=False)
 class Split:
     """A body and a linear head that together give the model's logits, bit for bit.
 
-    Attributes:
-        body: gives ``last_hidden_state`` ``(R, T, D)``. linear: the head.
+    Args:
+        body: gives ``last_hidden_state`` ``(R, T, D)``.
+        linear: the head.
+        recorder: keeps what the body does for one more token.
+        fronts: what attachments do to the inputs of the model's forward, in their order.
     """
 
-    body: Callable[..., Any]
-    linear: nn.Linear
+    def __init__(
+        self, body: Any, linear: nn.Linear, recorder: Recorder, fronts: Sequence[Prefixing] = ()
+    ):
+        self.body, self.linear = body, linear
+        self._reading, self._fronts = Reading(body, recorder), fronts
 
     def last(self, inputs: dict[str, Any]) -> Head:
         """The head of the last column, ``(R, V)``, from the inputs of a forward."""
-        return Head(
-            self.body(**inputs).last_hidden_state[:, -1], self.linear.weight, self.linear.bias
-        )
+        state = self._reading.last(self._behind_fronts(inputs))
+        return Head(state, self.linear.weight, self.linear.bias)
+
+    def states(self, inputs: dict[str, Any]) -> Tensor:
+        """What the head reads of all columns, ``(R, T, D)``."""
+        states: Tensor = self.body(**self._behind_fronts(inputs)).last_hidden_state
+        return states
+
+    def _behind_fronts(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        for front in self._fronts:
+            inputs = front.behind(self.body, inputs)
+        return inputs
 
 
 class Splits:
-    """The splits of the models of one wrapped model, each found out once."""
+    """The splits of the models of one wrapped model, each found out once.
+
+    Attributes:
+        recorder: of all of them.
+    """
 
     def __init__(self) -> None:
+        self.recorder = Recorder()
         self._known: dict[int, tuple[Any, bool]] = {}  # keeps the model, so that its id stays its
 
     def of(self, model: Any) -> Split | None:
@@ -48,15 +68,21 @@ class Splits:
         linear = model.get_output_embeddings()
         if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
             return None
-        if _hooked(model) or _hooked(linear):
+        before = model._forward_pre_hooks.values()
+        fronts = [hook for hook in before if isinstance(hook, Prefixing)]
+        if _hooked(model, len(fronts)) or _hooked(linear):
             return None
         if id(model) not in self._known:
             self._known[id(model)] = (model, _is_plain(model, linear))
-        return Split(model.base_model, linear) if self._known[id(model)][1] else None
+        if not self._known[id(model)][1]:
+            return None
+        return Split(model.base_model, linear, self.recorder, fronts)
 
 
-def _hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+def _hooked(module: Any, own: int = 0) -> bool:
+    """Whether hooks hang on a module beside so many in front of its forward."""
+    before = len(module._forward_pre_hooks) > own
+    return bool(before or module._forward_hooks or hasattr(module, "_hf_hook"))
 
 
 @torch.no_grad()
@@ -70,6 +96,6 @@ def _is_plain(model: Any, linear: nn.Linear) -> bool:
     hidden = getattr(body(input_ids=tokens, use_cache=False), "last_hidden_state", None)
     if not isinstance(hidden, Tensor) or hidden.shape[-1] != linear.in_features:
         return False
-    whole: Tensor = model(input_ids=tokens, use_cache=False).logits
+    whole: Tensor = model.forward(input_ids=tokens, use_cache=False).logits
     apart: Tensor = linear(hidden)
     return whole.dtype == apart.dtype and torch.equal(whole, apart)

@@ -34,13 +34,17 @@ class Prefixing:
         self._key, self._thread = uuid4().hex, threading.get_ident()
         self._signature = inspect.signature(model.forward)
 
-    @torch.no_grad()
     def __call__(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), self.behind(model, {**self._signature.bind_partial(*args).arguments, **kwargs})
+
+    @torch.no_grad()
+    def behind(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a forward of ``model``, or of its body, behind the prefix."""
         if threading.get_ident() != self._thread:
-            return None
-        inputs = {**self._signature.bind_partial(*args).arguments, **kwargs}
+            return inputs
+        inputs = dict(inputs)
         cache = inputs.get("past_key_values")
         if cache is None or inputs.get("use_cache") is False:  # the whole text at every step
             cache = inputs["past_key_values"] = DynamicCache(config=_text_config(model))
@@ -48,12 +52,12 @@ class Prefixing:
             inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         )
         if not self._ours(cache) and not self._begin(cache, model, read.shape[0]):
-            return None
+            return inputs
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + self.width
         if inputs.get("attention_mask") is not None:
             inputs["attention_mask"] = self._widened(inputs, cache, model, read)
-        return (), inputs
+        return inputs
 
     def _ours(self, cache: Any) -> bool:
         return self._key in getattr(cache, "prefixes", {}) and int(cache.get_seq_length()) > 0

@@ -118,7 +118,7 @@ class Passage:
             "past_key_values": self._cache,
         }  # fmt: skip
         if self._split is not None:
-            states = self._split.body(**inputs).last_hidden_state
+            states = self._split.states(inputs)
             linear = self._split.linear
             head = Head(states[row, back], linear.weight, linear.bias)
             self.hidden = head.hidden.to(device)
