@@ -134,6 +134,9 @@ class CachedModel:
         """Frees keys and values."""
         self._prefix, self._answers = PrefixCache(self._prefix.keys_values), {}
 
+    def rewind(self, columns: int) -> None:
+        """Nothing: what it holds is compared with what it is asked for."""
+
     def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)

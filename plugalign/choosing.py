@@ -25,7 +25,8 @@ from transformers import (
 
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture
-from plugalign.kernels.truncation import EVERYTHING, Truncation
+from plugalign.kernels.steer import COLDEST
+from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_mask
 from plugalign.naming import Running
 from plugalign.run import SteeringProcessor
 from plugalign.sampling import CoupledSampler
@@ -125,11 +126,11 @@ class Choice:
         return ([f"on the base's logits: {front}"] if front else []) + [f"tokens come from {draw}"]
 
     def base(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """What the processors in front of the controllers make of the base's logits ``(R, V)``."""
+        """What the processors in front of the controllers make of the base's logits ``(R * n, V)``
+        behind the last n columns of ``ids`` ``(R, T)``."""
         if not self._front:
             return logits
-        whole = logits.to(torch.float32, copy=True)
-        return _through(self._front, ids, whole, ids.shape[1] - self._length)
+        return self._each_place(self._front, ids, logits.to(torch.float32, copy=True))
 
     def tokens(
         self, ids: Tensor, mixture: Mixture, before: Truncation
@@ -142,10 +143,7 @@ class Choice:
         """
         whole = None
         if not self.fused:
-            whole = mixture.base.float()
-            if self._steered:
-                whole = steer.scores(mixture, before=before)
-            whole = _through(self._behind, ids, whole, ids.shape[1] - self._length)
+            whole = self._whole(ids, mixture, before)
             mixture, before = Mixture((whole,), (1.0,)), EVERYTHING
         drawn = steer.sample(
             mixture, seed=self.noise.seed, prompt=self.noise.prompt, sample=self.noise.sample,
@@ -153,6 +151,34 @@ class Choice:
             after=self.after,
         )  # fmt: skip
         return drawn, whole if self.want_scores else None
+
+    def target(self, ids: Tensor, mixture: Mixture, before: Truncation) -> Tensor:
+        """What `tokens` draws from, as scores ``(R, n, V)`` that are still to be divided by the
+        temperature: for a mixture ``(R * n, V)`` behind the last n columns of ``ids`` ``(R, T)``.
+        """
+        whole = self._whole(ids, mixture, before)
+        heat = whole.new_full((len(whole),), max(self.temperature, COLDEST))
+        if not self.after.keeps_all(whole.shape[1]):
+            whole = whole.masked_fill(~kept_mask(whole, self.after, heat), -torch.inf)
+        return whole.view(len(ids), -1, whole.shape[1])
+
+    def _whole(self, ids: Tensor, mixture: Mixture, before: Truncation) -> Tensor:
+        """The scores ``(R * n, V)`` of all tokens, processed, before the filters of sampling."""
+        whole = mixture.base.float()
+        if self._steered:
+            whole = steer.scores(mixture, before=before)
+        return self._each_place(self._behind, ids, whole)
+
+    def _each_place(self, processors: Sequence[Any], ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(R * n, V)`` through processors that see one place of ``ids`` at a time."""
+        places = len(scores) // len(ids)
+        if not processors or places == 1:
+            return _through(processors, ids, scores, ids.shape[1] - self._length)
+        by_place = scores.view(len(ids), places, -1).unbind(1)
+        found = []
+        for place, part in enumerate(by_place, ids.shape[1] - places + 1):
+            found.append(_through(processors, ids[:, :place], part, place - self._length))
+        return torch.stack(found, 1).flatten(0, 1)
 
     def _take_filters(self, processors: list[Any]) -> None:
         """Moves the filters at the end of the list into one truncation."""

@@ -15,13 +15,16 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from plugalign.choosing import Choice
+from plugalign.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
 from plugalign.kernels import steer
 from plugalign.naming import Running
 from plugalign.rows import BaseRows
 from plugalign.run import Run
 from plugalign.sources import SourceRunner
+from plugalign.speculation import Round, Speculator, check_verifiable
 from plugalign.step import Step
 from plugalign.stopping import Stopping
+from plugalign.streams import can_repeat
 
 ROOM = 64  # columns by which a mask grows
 
@@ -32,10 +35,11 @@ class Loop:
     Args:
         run: the call's state.
         streamer: gets the tokens as they come; transformers has given it the prompts.
+        speculation: what drafts tokens, if anything.
     """
 
-    def __init__(self, run: Run, streamer: Any = None):
-        self._run, self._streamer = run, streamer
+    def __init__(self, run: Run, streamer: Any = None, speculation: Speculation | None = None):
+        self._run, self._streamer, self._speculation = run, streamer, speculation
 
     def __call__(
         self,
@@ -51,21 +55,35 @@ class Loop:
 
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
+            ValueError: if a draft is wanted and cannot be verified.
         """
         config, cache = generation_config, inputs["past_key_values"]
         whole, copies = bool(config.return_dict_in_generate), config.num_return_sequences or 1
+        run, speculation = self._run, self._speculation
+        every_step = self._streamer is not None or speculation is not None
         choice = Choice.of(logits_processor, input_ids, config)
-        stopping = Stopping(
-            stopping_criteria, input_ids, config._pad_token_tensor, self._streamer is not None
-        )
+        stopping = Stopping(stopping_criteria, input_ids, config._pad_token_tensor, every_step)
+        split = run.splits.of(model)
+        if speculation is not None:
+            check_verifiable(run.plan, split is not None, can_repeat(cache))
+        # A base that drafts runs ahead, and nothing rides with it.
+        riding = ({}, None) if speculation and speculation.draft == BASE else run.riding(cache)
         base = BaseRows(
-            model, *self._run.riding(cache), cache=cache, split=self._run.splits.of(model),
-            copies=copies, pad_token_id=self._run.pad,
+            model, *riding, cache=cache, split=split, copies=copies,
+            pad_token_id=run.pad, every=speculation is not None,
         )  # fmt: skip
-        decoder = Decoder(self._run, base, self._run.streams(copies), choice, stopping)
+        sources = run.streams(copies, speculation is not None)
+        decoder = Decoder(run, base, sources, choice, stopping)
+        if speculation is not None:
+            draft = drafter_of(
+                speculation, base, choice, run.plan.truncation, run.stream, sources.check
+            )
+            decoder.speculator = Speculator(
+                run.plan, speculation, draft, base, sources, choice, stopping
+            )
         decoder.logits = () if whole and config.output_logits else None
         mask = inputs.get("attention_mask")
-        with self._run.watching(base.split is None), decoder:
+        with run.watching(base.split is None), decoder:
             ids = decoder.decode(
                 input_ids, torch.ones_like(input_ids) if mask is None else mask, self._streamer
             )
@@ -83,6 +101,7 @@ class Decoder:
     Attributes:
         scores, logits: per step the processed scores and the base's logits ``(R, V)``, or None
             where they are not wanted.
+        speculator: finds several tokens at a time, if given.
     """
 
     def __init__(
@@ -97,6 +116,7 @@ class Decoder:
         self._choice, self._stopping = choice, stopping
         self.scores: tuple[Tensor, ...] | None = () if choice.want_scores else None
         self.logits: tuple[Tensor, ...] | None = None
+        self.speculator: Speculator | None = None
 
     def __enter__(self) -> Decoder:
         return self
@@ -105,30 +125,39 @@ class Decoder:
         if kind is not None:  # the error's traceback would keep all caches
             self._base.forget()
             self._sources.forget()
+            if self.speculator is not None:
+                self.speculator.forget()
 
     def decode(self, ids: Tensor, mask: Tensor, streamer: Any = None) -> Tensor:
         """The prompts ``(R, T)`` with what follows them ``(R, T')``; ``mask`` ``(R, T)``."""
         room = torch.ones(len(ids), ROOM, dtype=mask.dtype, device=mask.device)
-        done = False
+        first, done = ids.shape[1], False
         while not done:
-            if mask.shape[1] < ids.shape[1]:
+            if mask.shape[1] < ids.shape[1] + MOST_DRAFTED:
                 mask = torch.cat([mask, room], dim=1)
-            tokens = self._next(ids, mask[:, : ids.shape[1]])
-            ids = torch.cat([ids, tokens[:, None]], dim=1)
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            if self._run.trace is not None:
-                self._run.trace.chosen(ids)
-            done = self._stopping(ids, tokens, self.scores)
+            for tokens in self._next(ids, mask).unbind(1):
+                tokens = self._stopping.padded(tokens, ids.shape[1])
+                ids = torch.cat([ids, tokens[:, None]], dim=1)
+                if streamer is not None:
+                    streamer.put(tokens.cpu())
+                if self._run.trace is not None:
+                    self._run.trace.chosen(ids)
+                if done := self._stopping(ids, tokens, self.scores):
+                    break
             if (column := self._stopping.failed(ids, done)) is not None:
                 self._blame(ids[:, :column], mask[:, :column])
         if streamer is not None:
             streamer.end()
-        return self._cut(ids, self._stopping.surplus(ids))
+        return self._cut(ids[:, : ids.shape[1] - self._stopping.surplus(ids)], first)
 
     def _next(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The tokens ``(R,)`` that follow ``ids`` ``(R, T)``."""
-        step = self._read(ids, mask)
+        """The tokens ``(R, n)`` that follow ``ids`` ``(R, T)``; -1 where none is possible. The mask
+        is as wide as need be."""
+        if self.speculator is not None:
+            found = self.speculator.round(ids, mask)
+            if found is not None:
+                return self._found(found)
+        step = self._read(ids, mask[:, : ids.shape[1]])
         tokens, scores = self._choice.tokens(ids, step.mixture(), self._run.plan.truncation)
         if not self._stopping.deferred and bool((tokens < 0).any()):
             self._refuse(step)
@@ -137,7 +166,17 @@ class Decoder:
         if self._run.trace is not None:
             truncation = self._run.plan.truncation
             self._run.record(step, steer.scores(step.mixture(), before=truncation))
-        return self._stopping.padded(tokens, ids.shape[1])
+        return tokens[:, None]
+
+    def _found(self, found: Round) -> Tensor:
+        """A round's tokens, once what is wanted of it has been kept."""
+        if bool((found.tokens < 0).any()):
+            self._refuse(found.step)
+        if self.scores is not None:
+            self.scores += found.target.unbind(1)
+        if self.logits is not None:
+            self.logits += found.logits.float().unbind(1)
+        return found.tokens
 
     def _read(self, ids: Tensor, mask: Tensor) -> Step:
         """Runs the base and all sources on what they have not read."""
@@ -159,11 +198,10 @@ class Decoder:
         self._base, self._sources = self._base.afresh(), self._run.streams()
         self._refuse(self._read(ids, mask))
 
-    def _cut(self, ids: Tensor, surplus: int) -> Tensor:
-        """Forgets the last steps, in what was recorded and in the cache too."""
-        if not surplus:
-            return ids
-        self._base.cache.crop(-surplus)
-        self.scores = self.scores and self.scores[:-surplus]
-        self.logits = self.logits and self.logits[:-surplus]
-        return ids[:, :-surplus]
+    def _cut(self, ids: Tensor, first: int) -> Tensor:
+        """Forgets what is not behind one of ``ids`` ``(R, T)``, the first of which were given, in
+        what was recorded and in the cache too."""
+        self._base.rewind(self._base.length - (ids.shape[1] - 1))
+        self.scores = self.scores and self.scores[: ids.shape[1] - first]
+        self.logits = self.logits and self.logits[: ids.shape[1] - first]
+        return ids

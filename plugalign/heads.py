@@ -35,9 +35,12 @@ class Split:
         self.body, self.linear = body, linear
         self._reading, self._fronts = Reading(body, recorder), fronts
 
-    def last(self, inputs: dict[str, Any]) -> Head:
-        """The head of the last column, ``(R, V)``, from the inputs of a forward."""
-        state = self._reading.last(self._behind_fronts(inputs))
+    def last(self, inputs: dict[str, Any], places: int = 1) -> Head:
+        """The head of the last columns, ``(R * places, V)``, from the inputs of a forward."""
+        if places > 1:
+            state = self.states(inputs)[:, -places:].flatten(0, 1)
+        else:
+            state = self._reading.last(self._behind_fronts(inputs))
         return Head(state, self.linear.weight, self.linear.bias)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:

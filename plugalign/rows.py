@@ -92,6 +92,10 @@ class BaseRows:
         split: the base's body and head where they may be run apart.
         copies: so many neighbouring rows are equal in the first call.
         pad_token_id: fills the front of rows.
+        every: see `Stream`.
+
+    Attributes:
+        length: the columns of ids that were read.
     """
 
     def __init__(
@@ -104,15 +108,16 @@ class BaseRows:
         split: Split | None,
         copies: int,
         pad_token_id: int,
+        every: bool = False,
     ):
         self.model, self._riders, self._copies = model, riders, copies
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
         if grouped is not None:
             split = grouped.split
         self.split, self.cache = split, cache
-        self._stream = Stream(model, split=split, cache=cache, copies=copies)
+        self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
         self._front = Front.of(riders.values(), pad_token_id)
-        self._started = False
+        self.length = 0
 
     @property
     def count(self) -> int:
@@ -126,15 +131,16 @@ class BaseRows:
 
         Returns:
             The base's logits ``(R, V)``, what its head read ``(R, D)`` where that is at hand, and
-            the riders' and experts' logits by source key.
+            the riders' and experts' logits by source key; for each new column where every one is
+            wanted.
         """
         if self.count == 1:
             answer = self._stream.logits(ids, mask)
-        elif self._started:
-            answer = self._stream.append(ids[:, -1:].repeat(self.count, 1))
+        elif self.length:
+            answer = self._stream.append(ids[:, self.length :].repeat(self.count, 1))
         else:
             answer = self._begin(ids, mask)
-        self._started = True
+        self.length = ids.shape[1]
         parts = split_rows(answer, self.count)
         known = dict(zip([*self._riders, *self._experts], parts[1:], strict=True))
         if self._grouped is not None:
@@ -169,6 +175,11 @@ class BaseRows:
     def forget(self) -> None:
         """Frees keys and values."""
         self._stream.forget()
+
+    def rewind(self, columns: int) -> None:
+        """Forgets the last columns that were read."""
+        self._stream.rewind(columns)
+        self.length -= columns
 
     def own_cache(self, rows: int) -> None:
         """Leaves in the cache what a forward of the base alone would have left there."""

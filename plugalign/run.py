@@ -93,13 +93,17 @@ class Run:
         """The plan's sources, with empty caches, read by readers of one kind."""
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
-    def streams(self, copies: int = 1) -> SourceRunner:
-        """The plan's sources, for a loop whose rows are ``copies`` of each prompt."""
+    def streams(self, copies: int = 1, every: bool = False) -> SourceRunner:
+        """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`."""
 
         def stream(model: Any, front: Tensor | None) -> Stream:
-            return Stream(model, front, split=self.splits.of(model), copies=copies)
+            return self.stream(model, front, copies=copies, every=every)
 
         return self.sources(stream)
+
+    def stream(self, model: Any, front: Tensor | None = None, **options: Any) -> Stream:
+        """A model that reads in step with a loop; see `Stream`."""
+        return Stream(model, front, split=self.splits.of(model), **options)
 
     def riding(self, cache: Any) -> tuple[dict[Hashable, Rider], Grouped | None]:
         """What is read in one forward with the base, whose cache is given: prompts and prefixes,

@@ -34,6 +34,9 @@ class Reader(Protocol):
     def forget(self) -> None:
         """Frees keys and values."""
 
+    def rewind(self, columns: int) -> None:
+        """Forgets the last columns that were read."""
+
 
 ReaderKind = Callable[[Any, Tensor | None], Reader]
 
@@ -118,18 +121,26 @@ class SourceRunner:
         if self._own is not None:
             self._own.forget()
 
+    def rewind(self, columns: int) -> None:
+        """Forgets the last columns that all models have read."""
+        for reader in self._readers.values():
+            reader.rewind(columns)
+
     def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
-        """Refuses logits ``(R, V)`` that are NaN or infinite.
+        """Refuses logits ``(R, V)``, or ``(R * n, V)`` behind the last n columns of ``ids``
+        ``(R, T)``, that are NaN or infinite.
 
         Raises:
             FloatingPointError: naming who gave them and the step.
         """
         bad = ~torch.isfinite(logits.logsumexp(-1))
         if bad.any():
-            row = int(bad.nonzero()[0, 0])
-            kind = "NaN" if logits[row].isnan().any() else "infinite"
+            first, places = int(bad.nonzero()[0, 0]), len(logits) // len(ids)
+            kind = "NaN" if logits[first].isnan().any() else "infinite"
+            row, place = divmod(first, places)
+            step = self.where(ids[:, : ids.shape[1] - places + 1 + place])
             raise FloatingPointError(
-                f"{who} gave {kind} logits at {self.where(ids)} (row {row}); "
+                f"{who} gave {kind} logits at {step} (row {row}); "
                 "try float32, or look at its weights"
             )
 

@@ -30,9 +30,9 @@ class Step:
 
     Args:
         ids: the prefixes ``(R, T)``. mask: ``(R, T)``.
-        base: the base's scores ``(R, V)``.
+        base: the base's scores ``(R, V)``; ``(R * n, V)`` for the places behind the last n columns.
         known: logits by source key that have been computed already.
-        hidden: the base's last hidden state ``(R, D)`` where it is at hand.
+        hidden: the base's last hidden state ``(R, D)`` where it is at hand; ``(R * n, D)``.
     """
 
     def __init__(

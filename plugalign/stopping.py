@@ -19,6 +19,9 @@ class Stopping:
     that is not the CPU the host looks only now and then, so up to ``POLL - 1`` columns too many
     are written; `surplus` says how many.
 
+    Attributes:
+        live: which rows have not ended, ``(R,)``.
+
     Args:
         criteria: a ``StoppingCriteriaList``.
         ids: the prompts ``(R, T)``.
@@ -36,21 +39,25 @@ class Stopping:
         self._ends = torch.cat([end.to(ids.device) for end in ends]) if ends else None
         self.max_length = min(limits, default=None)
         self._pad = pad_token_id if any(hasattr(c, "eos_token_id") for c in criteria) else None
-        self._live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        self.live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         self._length = torch.full((), ids.shape[1], device=ids.device)  # columns with a live row
         self.deferred = not (ids.is_cpu or every_step or self._others)
         self._failed = torch.full((), NONE, device=ids.device)  # the first column without a token
+
+    def room(self, ids: Tensor) -> int:
+        """How many tokens may still follow ``ids`` ``(R, T)``."""
+        return NONE if self.max_length is None else self.max_length - ids.shape[1]
 
     def padded(self, tokens: Tensor, column: int) -> Tensor:
         """The tokens ``(R,)`` of a column: pad where a row has ended, and something readable where
         there is none (-1), which `failed` reports."""
         if self._pad is not None:
-            tokens = torch.where(self._live, tokens, self._pad)
+            tokens = torch.where(self.live, tokens, self._pad)
         if self.deferred:
             here = torch.where((tokens < 0).any(), column, NONE)
             self._failed = torch.minimum(self._failed, here)
             tokens = tokens.clamp_min(0)
-            self._length += self._live.any()
+            self._length += self.live.any()
         return tokens
 
     def failed(self, ids: Tensor, done: bool) -> int | None:
@@ -64,16 +71,16 @@ class Stopping:
     def __call__(self, ids: Tensor, tokens: Tensor, scores: Any) -> bool:
         """Whether ``ids`` ``(R, T)``, which end with ``tokens`` ``(R,)``, are complete."""
         if self._ends is not None:
-            self._live = self._live & ~torch.isin(tokens, self._ends)
+            self.live = self.live & ~torch.isin(tokens, self._ends)
         for criterion in self._others:
-            self._live = self._live & ~criterion(ids, scores)
+            self.live = self.live & ~criterion(ids, scores)
         if self.max_length is not None and ids.shape[1] >= self.max_length:
             return True
         if self._ends is None and not self._others:
             return False
         if self.deferred and ids.shape[1] % POLL:
             return False
-        return not bool(self._live.any())
+        return not bool(self.live.any())
 
     def surplus(self, ids: Tensor) -> int:
         """How many columns of ``ids`` ``(R, T)`` were written after the last row had ended."""

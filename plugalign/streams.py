@@ -32,6 +32,10 @@ class Stream:
         split: the model's body and head where they may be run apart; logits are then a `Head`.
         cache: where keys and values go; None makes a dynamic cache.
         copies: so many neighbouring rows are equal in the first call, and are read once.
+        every: whether later calls give logits behind each new column, not only the last.
+
+    Attributes:
+        length: the columns of ids that were read.
     """
 
     def __init__(
@@ -42,11 +46,12 @@ class Stream:
         split: Split | None = None,
         cache: Cache | None = None,
         copies: int = 1,
+        every: bool = False,
     ):
-        self.model, self._split = model, split
+        self.model, self._split, self._every = model, split, every
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
         self._front, self._copies = keys_values, copies if can_repeat(self.cache) else 1
-        self._read = 0  # columns of ids
+        self.length = 0
         self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
         self._held = 0  # columns of the cache
         self._position = torch.empty(0)
@@ -59,18 +64,25 @@ class Stream:
     @torch.no_grad()
     def logits(self, ids: Tensor, mask: Tensor) -> Logits:
         """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)``, which begin with those of the call
-        before. The first call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds
-        already.
+        before; ``(R * n, V)`` behind each of n new columns where every one is wanted. The first
+        call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already.
         """
-        new = ids[:, self._read :].to(self.model.device)
-        answer = self._go_on(new) if self._read else self._begin(new, mask.to(self.model.device))
-        self._read = ids.shape[1]
+        new = ids[:, self.length :].to(self.model.device)
+        answer = self._go_on(new) if self.length else self._begin(new, mask.to(self.model.device))
+        self.length = ids.shape[1]
         return on_device(answer, ids.device)
 
     def append(self, ids: Tensor) -> Logits:
         """`logits` after some more columns ``(R, n)``."""
-        self._read += ids.shape[1]
+        self.length += ids.shape[1]
         return self._go_on(ids)
+
+    def rewind(self, columns: int) -> None:
+        """Forgets the last columns that were read."""
+        if columns:
+            self.cache.crop(-columns)
+            self.length, self._held = self.length - columns, self._held - columns
+            self._position = self._position - columns
 
     def forget(self) -> None:
         """Frees keys and values; nothing can be read on from here."""
@@ -95,21 +107,28 @@ class Stream:
         return answer
 
     def _go_on(self, ids: Tensor) -> Logits:
-        self._held += ids.shape[1]
+        width = ids.shape[1]
+        self._held += width
         if self._mask is not None and self._mask.shape[1] < self._held:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), ROOM)], 1)
-        self._position = self._position + 1
-        return self._forward(ids, self._position)
+            more = self._mask.new_ones(len(self._mask), max(ROOM, width))
+            self._mask = torch.cat([self._mask, more], 1)
+        place = self._position + 1
+        if width > 1:
+            place = place + torch.arange(width, device=place.device)
+        self._position = place[:, -1:]
+        return self._forward(ids, place, width if self._every else 1)
 
-    def _forward(self, ids: Tensor, place: Tensor) -> Logits:
+    def _forward(self, ids: Tensor, place: Tensor, places: int = 1) -> Logits:
         inputs = {"input_ids": ids, **self._options}
         if self._positioned:
             inputs["position_ids"] = place
         if self._mask is not None:
             inputs["attention_mask"] = self._mask[:, : self._held]
         if self._split is not None:
-            return self._split.last(inputs)
-        logits: Tensor = self.model(**inputs).logits[:, -1]
+            return self._split.last(inputs, places)
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = places
+        logits: Tensor = self.model(**inputs).logits[:, -places:].flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
 
     def _repeated(self, rows: Any) -> Any:

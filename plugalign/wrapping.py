@@ -20,6 +20,7 @@ from transformers import LogitsProcessorList
 from plugalign.context import check_length, context_of_all
 from plugalign.controller import Controller
 from plugalign.decoding import Loop
+from plugalign.drafting import Speculation
 from plugalign.heads import Splits
 from plugalign.identity import model_name
 from plugalign.plan import Plan
@@ -73,17 +74,24 @@ class Steered:
         return getattr(self.model, name)
 
     def generate(
-        self, inputs: Tensor | None = None, *, trace: Trace | None = None, **options: Any
+        self,
+        inputs: Tensor | None = None,
+        *,
+        trace: Trace | None = None,
+        speculation: Speculation | None = None,
+        **options: Any,
     ) -> Any:
         """``model.generate`` under the controllers: same arguments, same return value.
 
         Args:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
             trace: is filled with every controller's contribution to every token.
+            speculation: drafts several tokens at a time, and is told how many stayed. Off by
+                default: it pays where the models that verify a draft cost much more than it does.
 
         Raises:
-            ValueError: for an empty prompt, one that is longer than a model's context, or a
-                trace of beams or drafts.
+            ValueError: for an empty prompt, one that is longer than a model's context, a trace of
+                beams or drafts, or speculation where a draft cannot be verified; says why.
             FloatingPointError: if a model gives NaN or infinite logits.
         """
         ids = inputs if inputs is not None else options.pop("input_ids", None)
@@ -93,7 +101,7 @@ class Steered:
                 f"token, got {None if ids is None else tuple(ids.shape)}"
             )
         if trace is not None:
-            self._check_traceable(options)
+            self._check_traceable(options, speculation)
         if self._acting_on("revise"):
             check_revisable(options)
         mask = options.pop("attention_mask", None)
@@ -103,7 +111,7 @@ class Steered:
         with self._attached() as extra:
             check_length(self.plan, self.model, read_mask, extra)
             run = self._run(read_mask, options, trace, extra)
-            output = self._generate(run, read, read_mask, options)
+            output = self._generate(run, read, read_mask, options, speculation)
             if self._acting_on("revise"):
                 output = self._revised(output, read, read_mask, options, run, extra)
         return output if read is ids else with_prompt(output, read.shape[1], ids)
@@ -182,14 +190,23 @@ class Steered:
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]
 
-    def _generate(self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Any:
+    def _generate(
+        self,
+        run: Run,
+        ids: Tensor,
+        mask: Tensor,
+        options: dict[str, Any],
+        speculation: Speculation | None,
+    ) -> Any:
         options = self._prepared(options, run)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if obstacle(self.model, ids, options):
+        if why := obstacle(self.model, ids, options):
+            if speculation is not None:
+                raise ValueError(f"no draft can be verified here: {why}")
             with run.watching():
                 output = self.model.generate(**inputs, **options)
         else:
-            loop = Loop(run, options.get("streamer"))
+            loop = Loop(run, options.get("streamer"), speculation)
             output = self.model.generate(**inputs, custom_generate=loop, **options)
         if run.trace is not None:
             run.trace.chosen(sequences_of(output))
@@ -283,10 +300,11 @@ class Steered:
         with run.watching():
             yield [SteeringProcessor(run), *again] if self.plan.steerings else again
 
-    def _check_traceable(self, options: dict[str, Any]) -> None:
+    def _check_traceable(self, options: dict[str, Any], speculation: Any) -> None:
         config = options.get("generation_config") or self.model.generation_config
         beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
-        if beams > 1 or options.get("assistant_model") or options.get("prompt_lookup_num_tokens"):
+        drafts = ("assistant_model", "prompt_lookup_num_tokens")
+        if beams > 1 or speculation is not None or any(options.get(name) for name in drafts):
             raise ValueError(
                 "a trace follows rows that grow by one token a step, so it needs greedy decoding "
                 "or sampling; beams and drafts move rows about"

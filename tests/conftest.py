@@ -22,6 +22,11 @@ from transformers import (
     Qwen2Config,
 )
 
+import plugalign as pa
+from plugalign.controller import Controller
+from plugalign.controllers.fudge import Fudge, Predictor
+from plugalign.steering import HeadAttribute, LowRank, MinP, Steering
+
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +91,62 @@ def make_prompts(rows: int = 3, width: int = 7, vocab: int = WORDS, seed: int = 
         pad = min(row * 2, width - 2)
         ids[row, :pad], mask[row, :pad] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+class Declared(Controller):
+    """A controller that is nothing but its declaration."""
+
+    def __init__(self, steering):
+        self.steering = steering
+
+    def steer(self, model, tokenizer):
+        return self.steering
+
+
+def prefix_of(model: Any, first: int) -> Any:
+    """Keys and values of three tokens, as a trained prefix."""
+    with torch.no_grad():
+        cache = model(torch.tensor([[first, first + 1, first + 2]]), use_cache=True).past_key_values
+    return torch.stack([torch.stack([la.keys[0], la.values[0]]) for la in cache.layers])
+
+
+def make_controller(which, model, tiny, architecture):
+    draw = torch.Generator().manual_seed(3)
+    left, right = torch.randn(120, 3, generator=draw), torch.randn(32, 3, generator=draw)
+    match which:
+        case "nothing":
+            return 0 * pa.SelfDebias(["w5"])
+        case "dexperts":
+            return pa.DExperts(tiny(architecture, seed=1), tiny(architecture, seed=2))
+        case "anti-only":
+            return pa.DExperts(antiexpert=tiny(architecture, seed=2), top_p=1.0)
+        case "self-debias":
+            return pa.SelfDebias(["w5 w6 w7", "w8"])
+        case "low-rank":
+            shift = LowRank(left, right, torch.randn(32, generator=draw), alpha=0.3)
+            return Declared(Steering((shift,), (MinP(0.01),)))
+        case "head":
+            state, bias = right[:, 0], left[:, 0]
+            return 4.0 * Declared(Steering((HeadAttribute(left, right, bias, state, 0.5),)))
+        case "fudge":
+            torch.manual_seed(5)
+            return Fudge(Predictor(120, width=16, layers=1, heads=2), k=10, weight=3.0)
+        case "prefix":
+            return pa.PrefixTuning(prefix_of(model, 11))
+        case "prefix-contrast":
+            return pa.PrefixTuning(prefix_of(model, 11), prefix_of(model, 40)).against(top_p=0.95)
+        case "sum":
+            parts = ("dexperts", "self-debias", "low-rank", "prefix", "prefix-contrast")
+            return sum(
+                (make_controller(part, model, tiny, architecture) for part in parts[1:]),
+                make_controller(parts[0], model, tiny, architecture),
+            )
+
+
+@pytest.fixture
+def make() -> Any:
+    """The factory of one controller of each kind: ``make(which, model, tiny, architecture)``."""
+    return make_controller
 
 
 @pytest.fixture

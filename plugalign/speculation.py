@@ -1,0 +1,152 @@
+"""Speculative decoding under the controlled target: a draft, read by all models in one forward.
+
+`plugalign.kernels.spec_verify` decides what stays; the mixture, the processors around it and the
+filters of sampling are those of a plain step, at all places of a draft at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plugalign.choosing import Choice
+from plugalign.drafting import Draft, Drafter, Speculation
+from plugalign.kernels.mixture import Logits
+from plugalign.kernels.spec_verify import spec_verify
+from plugalign.naming import Running
+from plugalign.plan import Plan
+from plugalign.rows import BaseRows
+from plugalign.sources import SourceRunner
+from plugalign.steering import CandidateScores
+from plugalign.step import Step
+from plugalign.stopping import Stopping
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a round has found.
+
+    Attributes:
+        tokens: ``(R, n)``; -1 where none is possible.
+        step: all places of the draft at once.
+        target: ``(R, n, V)``, what each token was drawn from.
+        logits: the base's ``(R, n, V)``.
+    """
+
+    tokens: Tensor
+    step: Step
+    target: Tensor
+    logits: Tensor
+
+
+class Speculator:
+    """The rounds of one ``generate`` call.
+
+    Args:
+        base, sources: read a draft's columns in one forward each.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        speculation: Speculation,
+        drafter: Drafter,
+        base: BaseRows,
+        sources: SourceRunner,
+        choice: Choice,
+        stopping: Stopping,
+    ):
+        self._plan, self._speculation, self._drafter = plan, speculation, drafter
+        self._base, self._sources = base, sources
+        self._choice, self._stopping = choice, stopping
+
+    def round(self, ids: Tensor, mask: Tensor) -> Round | None:
+        """The next tokens of ``ids`` ``(R, T)``, or None where a plain step is due: for the first,
+        for the last, and where nothing was drafted. The mask is as wide as need be."""
+        count = min(self._speculation.tokens, self._stopping.room(ids) - 1)
+        if not self._base.length or count < 1:
+            return None
+        with Running(f"a draft at {self._sources.where(ids)}"):
+            draft = self._drafter.draft(ids, mask, count)
+        if draft is None:
+            return None
+        whole = torch.cat([ids, draft.tokens], 1)
+        step, logits = self._read(draft, whole, mask[:, : whole.shape[1]])
+        target = self._choice.target(whole, step.mixture(), self._plan.truncation)
+        accepted, following = self._verified(ids, draft, target)
+        kept = self._kept(draft, accepted)
+        self._rewind(ids.shape[1] + kept)
+        tokens = draft.tokens[:, : kept + 1]
+        last = following
+        if kept < count:
+            last = torch.where(accepted > kept, draft.tokens[:, kept], following)
+        tokens = torch.cat([tokens[:, :kept], last[:, None]], 1)
+        logits = logits.view(len(ids), count + 1, -1)[:, : kept + 1]
+        return Round(tokens, step, target[:, : kept + 1], logits)
+
+    def forget(self) -> None:
+        """Frees the drafter's keys and values."""
+        self._drafter.forget()
+
+    def _read(self, draft: Draft, ids: Tensor, mask: Tensor) -> tuple[Step, Tensor]:
+        """The step behind the last token and each drafted one, and the base's logits there."""
+        known: dict[Hashable, Logits] = {}
+        if draft.base is not None:
+            logits, hidden = draft.base
+        else:
+            with Running(f"the base model at {self._sources.where(ids)}"):
+                logits, hidden, known = self._base.read(ids, mask)
+        base = self._choice.base(ids, logits)
+        return Step(self._plan, self._sources, ids, mask, base, known, hidden), logits
+
+    def _verified(self, ids: Tensor, draft: Draft, target: Tensor) -> tuple[Tensor, Tensor]:
+        choice, noise = self._choice, self._choice.noise
+        return spec_verify(
+            target, draft.scores if choice.temperature > 0 else None, draft.tokens,
+            seed=noise.seed, prompt=noise.prompt, sample=noise.sample,
+            step=ids.shape[1] - noise.start, lengths=draft.lengths,
+            temperature=choice.temperature, draft_temperature=choice.temperature or 1.0,
+        )  # fmt: skip
+
+    def _kept(self, draft: Draft, accepted: Tensor) -> int:
+        """How many drafted tokens stay in all rows that have not ended."""
+        live = self._stopping.live
+        kept = int(torch.where(live, accepted, draft.tokens.shape[1]).amin())
+        told = self._speculation
+        told.rounds += 1
+        told.drafted += int(draft.lengths[live].sum())
+        told.accepted += int(accepted[live].sum())
+        told.emitted += int(live.sum()) * (kept + 1)
+        return kept
+
+    def _rewind(self, length: int) -> None:
+        """Leaves so many columns of what was read."""
+        columns = self._base.length - length
+        self._base.rewind(columns)
+        self._sources.rewind(columns)
+        self._drafter.rewind(length)
+
+
+def check_verifiable(plan: Plan, split: bool, grows: bool) -> None:
+    """Refuses what cannot verify a draft in one forward.
+
+    Args:
+        split: whether the base's body and head run apart.
+        grows: whether its cache only grows, and can forget its last columns.
+
+    Raises:
+        ValueError: naming what stands in the way.
+    """
+    why = ""
+    for source in plan.sources.values():
+        if isinstance(source, CandidateScores):
+            why = f"'{source.name}' scores candidates at one place at a time"
+    if plan.needs_hidden and not split:
+        why = "a controller reads hidden states, and the model's head is no plain linear layer"
+    if not grows:
+        why = "this cache forgets no columns; leave cache_implementation at its default"
+    if why:
+        raise ValueError(f"no draft can be verified here: {why}")
