@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.costs import Cost, write
+from plugalign.drafting import Speculation
 from plugalign.identity import model_name
+from plugalign.recording import PATIENCE, PROOFS
 from plugalign.stopwatch import timed
 from plugalign.wrapping import wrap
 
@@ -60,12 +62,16 @@ def run_bench(
     new_tokens: int = 32,
     prompt_tokens: int = 16,
     rounds: int = 5,
+    draft: str | None = None,
+    draft_tokens: int = 4,
     threads: int | None = None,
     out: Path | None = None,
 ) -> list[Cost]:
     """Times every method at every batch size, interleaved, sampling with top-p 0.9.
 
     Args:
+        draft: "base" or "prompt" lets the methods that can verify a draft speculate.
+        draft_tokens: at a time.
         threads: CPU threads of torch for the length of the run; None leaves them.
         out: a JSON file, rewritten after every batch size.
 
@@ -81,6 +87,8 @@ def run_bench(
     torch.set_num_threads(threads or before)
     try:
         calls = {m: generation(untrained(m, model, tokenizer), model, tokenizer) for m in methods}
+        if draft is not None:
+            calls = {m: call.drafting(draft, draft_tokens) for m, call in calls.items()}
         calls = {
             PLAIN: generation(None, model, tokenizer),
             LOOP: generation(untrained("none", model, tokenizer), model, tokenizer),
@@ -92,12 +100,14 @@ def run_bench(
         }  # fmt: skip
         costs: list[Cost] = []
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("timing", total=len(batches) * (rounds + 1) * len(calls))
+            turns = rounds + _warming(new_tokens)
+            task = bar.add_task("timing", total=len(batches) * turns * len(calls))
             for batch in batches:
                 prompts = random_prompts(model, batch, prompt_tokens)
                 times = _times(calls, prompts, new_tokens, rounds, bar, task)
                 for method in methods:
                     parts = calls[method].parts(prompts, new_tokens)
+                    conditions["acceptance"] = calls[method].acceptance()
                     costs.append(_cost(method, batch, times, parts, conditions))
                 if out is not None:
                     write(costs, out)
@@ -123,9 +133,28 @@ class Generation:
     generator: Any
     base: Any
     pad: int
+    speculation: Speculation | None = None
 
     def __call__(self, prompts: dict[str, Tensor], new_tokens: int) -> Any:
-        return self.generator.generate(**prompts, **self._options(new_tokens))
+        drafted = {} if self.speculation is None else {"speculation": self.speculation}
+        return self.generator.generate(**prompts, **drafted, **self._options(new_tokens))
+
+    def drafting(self, draft: str, tokens: int) -> Generation:
+        """The same with a draft, where one can be verified."""
+        prompts, told = random_prompts(self.base, 1, 2), Speculation(draft, tokens)
+        try:
+            replace(self, speculation=told)(prompts, 2)
+        except ValueError:
+            return self
+        return replace(self, speculation=told)
+
+    def acceptance(self) -> float | None:
+        """The part of the drafted tokens that stayed since the last call, None without drafts."""
+        told = self.speculation
+        if told is None or not told.drafted:
+            return None
+        part, told.drafted, told.accepted = told.acceptance, 0, 0
+        return part
 
     def parts(self, prompts: dict[str, Tensor], new_tokens: int) -> dict[str, Any]:
         """The path of a steered call and where its time goes, as fields of a `Cost`."""
@@ -157,17 +186,22 @@ def _times(
     bar: Progress,
     task: Any,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round; the first round only warms up."""
+    """Seconds of every call in every round; the first rounds only warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
+    for turn in range(1 - _warming(new_tokens), rounds + 1):
         for name, call in calls.items():
-            torch.manual_seed(turn)
+            torch.manual_seed(abs(turn))
             start = _now(prompts["input_ids"].device)
             call(prompts, new_tokens)
-            if turn:
+            if turn > 0:
                 times[name].append(_now(prompts["input_ids"].device) - start)
             bar.update(task, advance=1, description=f"{name}, batch {len(prompts['input_ids'])}")
     return times
+
+
+def _warming(new_tokens: int) -> int:
+    """Rounds until the loop has recorded its steps."""
+    return -(-(PATIENCE + PROOFS + 2) // new_tokens)
 
 
 def _now(device: torch.device) -> float:

@@ -179,6 +179,10 @@ def bench(
     new_tokens: Annotated[int, typer.Option(help="New tokens a row.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(help="Length of the prompts.")] = 16,
     rounds: Annotated[int, typer.Option(help="Times everything so often, in turn.")] = 5,
+    draft: Annotated[
+        str | None, typer.Option(help="Speculate: base (without controllers) or prompt (look up).")
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted at a time.")] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
@@ -197,7 +201,8 @@ def bench(
     chosen = None if methods is None else [m for m in methods.split(",") if m]
     costs = run_bench(
         loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
-        prompt_tokens=prompt_tokens, rounds=rounds, threads=threads, out=out,
+        prompt_tokens=prompt_tokens, rounds=rounds, draft=draft, draft_tokens=draft_tokens,
+        threads=threads, out=out,
     )  # fmt: skip
     _console().print(table(costs))
 

@@ -24,6 +24,7 @@ class Cost:
         base_ms, auxiliary_ms, tail_ms, host_ms: milliseconds of a step of the whole batch, in one
             more run that is watched: the base's forward with all that rides in it as rows, other
             forwards, reweighting with sampling, and the rest.
+        acceptance: the part of drafted tokens that stayed; None where nothing was drafted.
     """
 
     method: str
@@ -45,10 +46,11 @@ class Cost:
     dtype: str
     device: str
     threads: int
+    acceptance: float | None = None
 
 
 HEADINGS = (
-    "batch", "ms/token", "x plain", "x loop", "path", "base", "others", "tail", "host",
+    "batch", "ms/token", "x plain", "x loop", "path", "base", "others", "tail", "host", "kept",
 )  # fmt: skip
 
 
@@ -57,7 +59,8 @@ def table(costs: Sequence[Cost]) -> Table:
     first = costs[0]
     grid = Table(
         title=f"cost per token on {first.model} ({first.device})",
-        caption="base, others, tail (reweighting and sampling), host: ms of a step, watched",
+        caption="base, others, tail (reweighting and sampling), host: ms of a step, watched; "
+        "kept: of what was drafted",
     )
     grid.add_column("method", no_wrap=True)
     for heading in HEADINGS:
@@ -68,6 +71,7 @@ def table(costs: Sequence[Cost]) -> Table:
             cost.method, str(cost.batch), f"{cost.ms_per_token:.2f}",
             f"{cost.ratio_to_plain:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
             f"{cost.ratio_to_loop:.2f}", cost.path, *(f"{part:.2f}" for part in parts),
+            "-" if cost.acceptance is None else f"{cost.acceptance:.0%}",
             end_section=after.batch != cost.batch,
         )  # fmt: skip
     return grid

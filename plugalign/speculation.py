@@ -76,7 +76,7 @@ class Speculator:
         whole = torch.cat([ids, draft.tokens], 1)
         step, logits = self._read(draft, whole, mask[:, : whole.shape[1]])
         target = self._choice.target(whole, step.mixture(), self._plan.truncation)
-        accepted, following = self._verified(ids, draft, target)
+        accepted, following = self.verified(ids, draft, target)
         kept = self._kept(draft, accepted)
         self._rewind(ids.shape[1] + kept)
         tokens = draft.tokens[:, : kept + 1]
@@ -86,6 +86,16 @@ class Speculator:
         tokens = torch.cat([tokens[:, :kept], last[:, None]], 1)
         logits = logits.view(len(ids), count + 1, -1)[:, : kept + 1]
         return Round(tokens, step, target[:, : kept + 1], logits)
+
+    def verified(self, ids: Tensor, draft: Draft, target: Tensor) -> tuple[Tensor, Tensor]:
+        """How many drafted tokens stay ``(R,)`` behind ``ids`` ``(R, T)``, and what follows."""
+        choice, noise = self._choice, self._choice.noise
+        return spec_verify(
+            target, draft.scores if choice.temperature > 0 else None, draft.tokens,
+            seed=noise.seed, prompt=noise.prompt, sample=noise.sample,
+            step=ids.shape[1] - noise.start, lengths=draft.lengths,
+            temperature=choice.temperature, draft_temperature=choice.temperature or 1.0,
+        )  # fmt: skip
 
     def forget(self) -> None:
         """Frees the drafter's keys and values."""
@@ -101,15 +111,6 @@ class Speculator:
                 logits, hidden, known = self._base.read(ids, mask)
         base = self._choice.base(ids, logits)
         return Step(self._plan, self._sources, ids, mask, base, known, hidden), logits
-
-    def _verified(self, ids: Tensor, draft: Draft, target: Tensor) -> tuple[Tensor, Tensor]:
-        choice, noise = self._choice, self._choice.noise
-        return spec_verify(
-            target, draft.scores if choice.temperature > 0 else None, draft.tokens,
-            seed=noise.seed, prompt=noise.prompt, sample=noise.sample,
-            step=ids.shape[1] - noise.start, lengths=draft.lengths,
-            temperature=choice.temperature, draft_temperature=choice.temperature or 1.0,
-        )  # fmt: skip
 
     def _kept(self, draft: Draft, accepted: Tensor) -> int:
         """How many drafted tokens stay in all rows that have not ended."""

@@ -21,6 +21,7 @@ from plugalign.choosing import Choice
 from plugalign.rows import BaseRows
 from plugalign.run import Run
 from plugalign.sources import SourceRunner
+from plugalign.speculation import Speculator
 from plugalign.step import Step
 
 BASE, AUXILIARY, TAIL, HOST = "base", "auxiliary", "tail", "host"
@@ -33,6 +34,8 @@ SEAMS: tuple[tuple[Any, str, str], ...] = (
     (Step, "mixture", TAIL),
     (Choice, "base", TAIL),
     (Choice, "tokens", TAIL),
+    (Choice, "target", TAIL),
+    (Speculator, "verified", TAIL),
 )
 
 

@@ -38,6 +38,17 @@ def test_rows_are_complete_and_written(tiny, tokenizer, tmp_path):
     assert table(costs).row_count == 4
 
 
+def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
+    costs = run_bench(
+        tiny(), tokenizer, ["none", "nullspace", "fudge"], batches=(1,), new_tokens=12,
+        prompt_tokens=4, rounds=1, draft="base", draft_tokens=3,
+    )  # fmt: skip
+    plain, shifted, fudge = (cost.acceptance for cost in costs)
+    assert plain == 1 and 0 <= shifted < 1 and fudge is None
+    with pytest.raises(ValueError, match=r'draft must be "base", "prompt" or a model'):
+        run_bench(tiny(), tokenizer, ["none"], draft="bse")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
