@@ -64,6 +64,22 @@ def _own_ways(model: Any) -> str:
     return ""
 
 
+def check_traceable(model: Any, options: dict[str, Any], speculation: Any) -> None:
+    """Refuses a ``generate`` call that a trace cannot follow.
+
+    Raises:
+        ValueError: for beams and drafts.
+    """
+    config = options.get("generation_config") or model.generation_config
+    beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
+    drafts = ("assistant_model", "prompt_lookup_num_tokens")
+    if beams > 1 or speculation is not None or any(options.get(name) for name in drafts):
+        raise ValueError(
+            "a trace follows rows that grow by one token a step, so it needs greedy decoding "
+            "or sampling; beams and drafts move rows about"
+        )
+
+
 def described(
     plan: Plan,
     model: Any,

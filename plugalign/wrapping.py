@@ -26,7 +26,7 @@ from plugalign.identity import model_name
 from plugalign.plan import Plan
 from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
 from plugalign.revision import Answers, check_revisable, reusable_cache
-from plugalign.routing import described, obstacle
+from plugalign.routing import check_traceable, described, obstacle
 from plugalign.run import Run, SteeringProcessor
 from plugalign.teacher import Batch, Texts, asked, check_fits, log_probs
 from plugalign.trace import Trace
@@ -101,7 +101,7 @@ class Steered:
                 f"token, got {None if ids is None else tuple(ids.shape)}"
             )
         if trace is not None:
-            self._check_traceable(options, speculation)
+            check_traceable(self.model, options, speculation)
         if self._acting_on("revise"):
             check_revisable(options)
         mask = options.pop("attention_mask", None)
@@ -116,7 +116,13 @@ class Steered:
                 output = self._revised(output, read, read_mask, options, run, extra)
         return output if read is ids else with_prompt(output, read.shape[1], ids)
 
-    def explain(self, inputs: Tensor | None = None, **options: Any) -> str:
+    def explain(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        speculation: Speculation | None = None,
+        **options: Any,
+    ) -> str:
         """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
         what it fuses, or the processor path, with what the loop cannot do. No model runs.
 
@@ -127,7 +133,8 @@ class Steered:
         mask = options.pop("attention_mask", None)
         options = self._prepared(options, self._run(mask, options))
         attached = bool(self._acting_on("attach"))
-        return described(self.plan, self.model, ids, mask, options, attached=attached)
+        lines = described(self.plan, self.model, ids, mask, options, attached=attached)
+        return lines if speculation is None else f"{lines}\ndrafted: {speculation.described}"
 
     def log_probs(
         self, texts: Texts, prompts: Texts | None = None, *, batch_size: int = 32
@@ -299,13 +306,3 @@ class Steered:
         run = self._run(text.mask, options, None, extra)
         with run.watching():
             yield [SteeringProcessor(run), *again] if self.plan.steerings else again
-
-    def _check_traceable(self, options: dict[str, Any], speculation: Any) -> None:
-        config = options.get("generation_config") or self.model.generation_config
-        beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
-        drafts = ("assistant_model", "prompt_lookup_num_tokens")
-        if beams > 1 or speculation is not None or any(options.get(name) for name in drafts):
-            raise ValueError(
-                "a trace follows rows that grow by one token a step, so it needs greedy decoding "
-                "or sampling; beams and drafts move rows about"
-            )

@@ -237,6 +237,14 @@ def test_coupled_samples_do_not_hang_on_the_batch(draft, tiny, tokenizer):
     assert torch.equal(got, both[1:])
 
 
+def test_explain_says_who_drafts(tiny, tokenizer):
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+    assert "drafted: 3 tokens at a time by the base" in steered.explain(
+        speculation=pa.Speculation("base", 3)
+    )
+    assert "drafted" not in steered.explain()
+
+
 def test_last_place_is_the_last_earlier_one():
     ids = torch.tensor(
         [[5, 6, 7, 5, 6, 8, 5, 6], [0, 0, 0, 0, 9, 9, 9, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
