@@ -116,13 +116,7 @@ class Steered:
                 output = self._revised(output, read, read_mask, options, run, extra)
         return output if read is ids else with_prompt(output, read.shape[1], ids)
 
-    def explain(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        speculation: Speculation | None = None,
-        **options: Any,
-    ) -> str:
+    def explain(self, inputs: Tensor | None = None, **options: Any) -> str:
         """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
         what it fuses, or the processor path, with what the loop cannot do. No model runs.
 
@@ -130,11 +124,11 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and one token will do.
         """
         ids = inputs if inputs is not None else options.pop("input_ids", None)
-        mask = options.pop("attention_mask", None)
+        mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
         options = self._prepared(options, self._run(mask, options))
         attached = bool(self._acting_on("attach"))
         lines = described(self.plan, self.model, ids, mask, options, attached=attached)
-        return lines if speculation is None else f"{lines}\ndrafted: {speculation.described}"
+        return lines if drafts is None else f"{lines}\ndrafted: {drafts.described}"
 
     def log_probs(
         self, texts: Texts, prompts: Texts | None = None, *, batch_size: int = 32
