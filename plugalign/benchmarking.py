@@ -159,10 +159,11 @@ class Generation:
     def parts(self, prompts: dict[str, Tensor], new_tokens: int) -> dict[str, Any]:
         """The path of a steered call and where its time goes, as fields of a `Cost`."""
         explained = self.generator.explain(**prompts, **self._options(new_tokens))
-        with timed(self.base) as watch:
+        loop = explained.startswith("the owned loop")
+        with timed(self.base, loop) as watch:
             self(prompts, new_tokens)
         times = {f"{part}_ms": 1000 * t / new_tokens for part, t in watch.seconds.items()}
-        return {"path": "loop" if explained.startswith("the owned loop") else "processor", **times}
+        return {"path": "loop" if loop else "processor", **times}
 
     def _options(self, new_tokens: int) -> dict[str, Any]:
         return {

@@ -69,11 +69,17 @@ class Stopwatch:
 
 
 @contextmanager
-def timed(model: Any) -> Iterator[Stopwatch]:
-    """Watches what runs in the block, with ``model`` as the base; all is as it was afterwards."""
+def timed(model: Any, loop: bool) -> Iterator[Stopwatch]:
+    """Watches what runs in the block, with ``model`` as the base; all is as it was afterwards.
+
+    Args:
+        loop: whether the call takes the loop, which runs the base by a seam of its own. A model
+            whose forward is wrapped would not be run as the loop runs it.
+    """
     watch = Stopwatch(model.device)
+    seams = SEAMS if loop else (*SEAMS, (model, "forward", BASE))
     with ExitStack() as stack:
-        for owner, name, part in (*SEAMS, (model, "forward", BASE)):
+        for owner, name, part in seams:
             stack.enter_context(_replaced(owner, name, _watched(getattr(owner, name), part, watch)))
         yield watch
         watch.leave()

@@ -8,6 +8,7 @@ import torch
 from plugalign.benchmarking import MAKERS, generation, random_prompts, run_bench, untrained
 from plugalign.costs import table
 from plugalign.rows import BaseRows
+from plugalign.sources import SourceRunner
 from plugalign.stopwatch import SEAMS, Stopwatch, timed
 from plugalign.wrapping import wrap
 
@@ -95,16 +96,24 @@ def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeyp
     for module in ("wrapping", "routing"):
         monkeypatch.setattr(f"plugalign.{module}.obstacle", lambda *_: "a test")
     assert call.parts(prompts, 3)["path"] == "processor"
-    with timed(model) as watch:
+    with timed(model, loop=False) as watch:
         call(prompts, 3)
     assert watch.seconds["base"] > 0
     assert (watch.seconds["tail"] > 0) == (method in ("fudge", "dexperts"))
 
 
+def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, monkeypatch):
+    model = tiny()
+    call = generation(untrained("dexperts", model, tokenizer), model, tokenizer)
+    alone = "an expert ran by itself"
+    monkeypatch.setattr(SourceRunner, "_ask", lambda *_: pytest.fail(alone))
+    assert call.parts(random_prompts(model, 2, 4), 6)["path"] == "loop"
+
+
 def test_nothing_stays_wrapped(tiny, tokenizer):
     model = tiny()
     before = [getattr(owner, name) for owner, name, _ in SEAMS]
-    with pytest.raises(ZeroDivisionError), timed(model):
+    with pytest.raises(ZeroDivisionError), timed(model, loop=False):
         assert BaseRows.read is not before[0] and "forward" in vars(model)
         raise ZeroDivisionError
     assert [getattr(owner, name) for owner, name, _ in SEAMS] == before
