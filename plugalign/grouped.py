@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugalign.group_leaves import LINEAR, Normed, Stacked, leaf_for
+from plugalign.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
 from plugalign.heads import Split, Splits
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
@@ -54,6 +54,11 @@ class Grouped:
     def split(self) -> Split:
         """The tree, with the base's head in the place of all."""
         return Split(self.tree, self.base, self.recorder)
+
+    @property
+    def has_one_head(self) -> bool:
+        """Whether all experts have the base's head."""
+        return all(shared(self.base, linear) for linear in self.heads.values())
 
     def refresh(self) -> None:
         """Copies again what the tree holds copies of."""

@@ -20,12 +20,13 @@ from transformers.cache_utils import DynamicLayer
 from plugalign.grouped import Grouped
 from plugalign.heads import Split
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits
+from plugalign.kernels.mixture import Logits, full
 from plugalign.plan import Plan
 from plugalign.steering import PrefixedLogits, PromptedLogits
 from plugalign.streams import Stream, can_repeat, fill, text_config
 
 Rider = PromptedLogits | PrefixedLogits
+FEW = 32  # rows
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class BaseRows:
         self.split, self.cache = split, cache
         self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
         self._front = Front.of(riders.values(), pad_token_id)
+        self._has_one_head = grouped is None or grouped.has_one_head
         self.length = 0
 
     @property
@@ -141,13 +143,16 @@ class BaseRows:
         else:
             answer = self._begin(ids, mask)
         self.length = ids.shape[1]
+        hidden = None
+        if isinstance(answer, Head):
+            hidden = answer.hidden[: len(answer.hidden) // self.count]
+            if self._has_one_head and is_cheap(answer):
+                answer = answer.full()
         parts = split_rows(answer, self.count)
         known = dict(zip([*self._riders, *self._experts], parts[1:], strict=True))
-        if self._grouped is not None:
+        if self._grouped is not None and not self._has_one_head:
             known |= self._grouped.under_own_heads(known)
-        if isinstance(parts[0], Head):
-            return parts[0].full(), parts[0].hidden, known
-        return parts[0], None, known
+        return full(parts[0]), hidden, known
 
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
         """Reads the prompts of the call, behind what each row has in front of them."""
@@ -188,6 +193,12 @@ class BaseRows:
             for layer in self.cache.layers:
                 layer.keys = layer.keys[:rows, :, first:].contiguous()
                 layer.values = layer.values[:rows, :, first:].contiguous()
+
+
+def is_cheap(head: Head) -> bool:
+    """Whether all rows' logits cost little more than one row's: a product of few rows waits for
+    the weights. Where there are many, a head is better evaluated at the tokens that stay."""
+    return not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
 def takes_rows(cache: Any) -> bool:
