@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from plugalign.choosing import Choice
+from plugalign.compiling import Compiling
 from plugalign.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
 from plugalign.kernels import steer
 from plugalign.naming import Running
@@ -63,7 +64,8 @@ class Loop:
         every_step = self._streamer is not None or speculation is not None
         choice = Choice.of(logits_processor, input_ids, config)
         stopping = Stopping(stopping_criteria, input_ids, config._pad_token_tensor, every_step)
-        split = run.splits.of(model)
+        compiling = Compiling.of(model, cache, config, stopping.room(input_ids) - 1)
+        split = run.splits.of(model, compiling)
         if speculation is not None:
             check_verifiable(run.plan, split is not None, can_repeat(cache))
         # A base that drafts runs ahead, and nothing rides with it.
@@ -72,7 +74,7 @@ class Loop:
             model, *riding, cache=cache, split=split, copies=copies,
             pad_token_id=run.pad, every=speculation is not None,
         )  # fmt: skip
-        sources = run.streams(copies, speculation is not None)
+        sources = run.streams(copies, speculation is not None, compiling)
         decoder = Decoder(run, base, sources, choice, stopping)
         if speculation is not None:
             draft = drafter_of(

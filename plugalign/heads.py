@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plugalign.compiling import Compiling
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
 from plugalign.prefixing import Prefixing
@@ -27,13 +28,19 @@ class Split:
         linear: the head.
         recorder: keeps what the body does for one more token.
         fronts: what attachments do to the inputs of the model's forward, in their order.
+        compiling: see `Reading`.
     """
 
     def __init__(
-        self, body: Any, linear: nn.Linear, recorder: Recorder, fronts: Sequence[Prefixing] = ()
+        self,
+        body: Any,
+        linear: nn.Linear,
+        recorder: Recorder,
+        fronts: Sequence[Prefixing] = (),
+        compiling: Compiling | None = None,
     ):
         self.body, self.linear = body, linear
-        self._reading, self._fronts = Reading(body, recorder), fronts
+        self._reading, self._fronts = Reading(body, recorder, compiling), fronts
 
     def last(self, inputs: dict[str, Any], places: int = 1) -> Head:
         """The head of the last columns, ``(R * places, V)``, from the inputs of a forward."""
@@ -65,7 +72,7 @@ class Splits:
         self.recorder = Recorder()
         self._known: dict[int, tuple[Any, bool]] = {}  # keeps the model, so that its id stays its
 
-    def of(self, model: Any) -> Split | None:
+    def of(self, model: Any, compiling: Compiling | None = None) -> Split | None:
         """Body and head of ``model``, or None where it must be run whole: for what its forward does
         to the logits, or because hooks hang on it that a caller wants run."""
         linear = model.get_output_embeddings()
@@ -79,7 +86,7 @@ class Splits:
             self._known[id(model)] = (model, _is_plain(model, linear))
         if not self._known[id(model)][1]:
             return None
-        return Split(model.base_model, linear, self.recorder, fronts)
+        return Split(model.base_model, linear, self.recorder, fronts, compiling)
 
 
 def _hooked(module: Any, own: int = 0) -> bool:

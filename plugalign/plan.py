@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -34,9 +34,11 @@ class Plan:
 
     Attributes:
         steerings: per steering controller its name and its weighted declaration.
+        weights: the state of the base's weights, where declarations are made of them.
     """
 
     steerings: tuple[tuple[str, Steering], ...]
+    weights: tuple[Hashable, ...] = ()
 
     @classmethod
     def of(cls, controller: Controller, model: Any, tokenizer: Any) -> Plan:
@@ -51,7 +53,39 @@ class Plan:
                 steering = part.steer(model, tokenizer).scaled(weight)
                 if steering.shifts or steering.supports:
                     declared.append((type(part).__name__, steering))
-        return cls(tuple(declared))
+        plan = cls(tuple(declared))
+        return replace(plan, weights=plan._state_of(model))
+
+    def renewed(self, controller: Controller, model: Any, tokenizer: Any) -> Plan:
+        """This plan, or a new one where it is made of weights that have changed since. A change
+        through ``parameter.data`` in place tells nobody and is not seen.
+
+        Raises:
+            ValueError: see `of`.
+        """
+        if self.weights == self._state_of(model):
+            return self
+        return Plan.of(controller, model, tokenizer)
+
+    def _state_of(self, model: Any) -> tuple[Hashable, ...]:
+        """Where the base's weights lie and how often they were written, if anything hangs on
+        them: a shift that carries its head, an adapter merged into a copy."""
+        modules = chain.from_iterable(expert.modules() for expert in self.experts.values())
+        if not (self.needs_hidden or any("change" in vars(module) for module in modules)):
+            return ()
+        return tuple(
+            (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
+            for p in model.parameters()
+        )
+
+    def shared_by(self, keys: Iterable[Hashable]) -> str:
+        """In words, the base's forward in which sources with these keys have rows."""
+        names = ", ".join(f"'{self.sources[key].name}'" for key in keys)
+        return f"the base model with the rows of {names}" if names else "the base model"
+
+    def owner(self, shift: Shift) -> str:
+        """The name of the controller that declared a shift."""
+        return next(name for name, s in self.steerings if any(x is shift for x in s.shifts))
 
     @cached_property
     def shifts(self) -> tuple[Shift, ...]:

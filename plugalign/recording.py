@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from plugalign.compiling import Compiled, Compiling
+
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
 PROOFS = 2  # steps at which a recording and the body run side by side
 KEPT = 16  # bodies whose recordings are kept, and kinds of steps of each; the oldest goes first
@@ -43,6 +45,7 @@ class Recorder:
     def __init__(self, patience: int = PATIENCE):
         self._patience = patience
         self._known: dict[int, tuple[State, dict[Any, Recording]]] = {}
+        self._compiled: dict[int, Compiled] = {}
 
     def of(self, body: Any) -> dict[Any, Recording]:
         """The recordings of a body, none if it has changed since they were made."""
@@ -57,6 +60,13 @@ class Recorder:
     def recording(self, body: Any) -> Recording:
         """A new one."""
         return Recording(body, self._patience)
+
+    def compiled(self, body: Any, options: dict[str, Any]) -> Compiled:
+        """The body under ``torch.compile``, which finds out by itself what has changed."""
+        found = self._compiled.get(id(body))
+        if found is None or found.options != options:
+            found = self._compiled[id(body)] = Compiled(body, options)
+        return found
 
 
 class State:
@@ -84,15 +94,18 @@ class Reading:
     Args:
         body: gives ``last_hidden_state`` ``(R, T, D)``.
         recorder: where recordings are kept.
+        compiling: whether forwards over a static cache are compiled, and how.
     """
 
-    def __init__(self, body: Any, recorder: Recorder):
-        self._body, self._recorder = body, recorder
+    def __init__(self, body: Any, recorder: Recorder, compiling: Compiling | None = None):
+        self._body, self._recorder, self._compiling = body, recorder, compiling
         self._recordings: dict[Any, Recording] | None = None  # looked up when a token is read
 
     def last(self, inputs: dict[str, Any]) -> Tensor:
         """The last column's hidden states ``(R, D)``, from the inputs of a forward."""
         ids = inputs["input_ids"]
+        if ids.shape[1] == 1 and self._compiling and _is_static(inputs):
+            return self._recorder.compiled(self._body, self._compiling.options).last(inputs)
         if ids.shape[1] > 1 or "position_ids" not in inputs or not _is_growing(inputs):
             return read(self._body, inputs)
         form = (len(ids), "attention_mask" in inputs)
@@ -219,6 +232,12 @@ def _is_growing(inputs: dict[str, Any]) -> bool:
     if not grows or not layers[0].is_initialized or torch.is_grad_enabled():
         return False
     return bool(layers[0].keys.is_cpu and not torch.is_autocast_enabled("cpu"))
+
+
+def _is_static(inputs: dict[str, Any]) -> bool:
+    """Whether a forward reads on behind a static cache."""
+    cache = inputs["past_key_values"]
+    return bool(cache.is_compileable and cache.layers and cache.layers[0].is_initialized)
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

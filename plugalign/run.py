@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.auxiliary import CachedModel
+from plugalign.compiling import Compiling
 from plugalign.grouped import Grouped
 from plugalign.heads import Splits
 from plugalign.hidden import HiddenWatch
@@ -93,17 +94,27 @@ class Run:
         """The plan's sources, with empty caches, read by readers of one kind."""
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
-    def streams(self, copies: int = 1, every: bool = False) -> SourceRunner:
+    def streams(
+        self, copies: int = 1, every: bool = False, compiling: Compiling | None = None
+    ) -> SourceRunner:
         """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`."""
 
         def stream(model: Any, front: Tensor | None) -> Stream:
-            return self.stream(model, front, copies=copies, every=every)
+            return self.stream(model, front, compiling, copies=copies, every=every)
 
         return self.sources(stream)
 
-    def stream(self, model: Any, front: Tensor | None = None, **options: Any) -> Stream:
+    def stream(
+        self,
+        model: Any,
+        front: Tensor | None = None,
+        compiling: Compiling | None = None,
+        **options: Any,
+    ) -> Stream:
         """A model that reads in step with a loop; see `Stream`."""
-        return Stream(model, front, split=self.splits.of(model), **options)
+        split = self.splits.of(model, compiling)
+        room = compiling.room if compiling and split is not None else None
+        return Stream(model, front, split=split, room=room, **options)
 
     def riding(self, cache: Any) -> tuple[dict[Hashable, Rider], Grouped | None]:
         """What is read in one forward with the base, whose cache is given: prompts and prefixes,

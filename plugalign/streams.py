@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from plugalign.auxiliary import on_device, positions
@@ -33,6 +33,7 @@ class Stream:
         cache: where keys and values go; None makes a dynamic cache.
         copies: so many neighbouring rows are equal in the first call, and are read once.
         every: whether later calls give logits behind each new column, not only the last.
+        room: where given, and no cache is, the cache is static, with so many columns to come.
 
     Attributes:
         length: the columns of ids that were read.
@@ -47,8 +48,10 @@ class Stream:
         cache: Cache | None = None,
         copies: int = 1,
         every: bool = False,
+        room: int | None = None,
     ):
         self.model, self._split, self._every = model, split, every
+        self._room = room if cache is None else None
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
         self._front, self._copies = keys_values, copies if can_repeat(self.cache) else 1
         self.length = 0
@@ -89,6 +92,11 @@ class Stream:
         self.cache.layers.clear()
 
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
+        if self._room is not None:
+            width = mask.shape[1] + (0 if self._front is None else self._front.shape[-2])
+            config = text_config(self.model)
+            self.cache = StaticCache(config=config, max_cache_len=width + self._room)
+            self._options["past_key_values"], self._copies = self.cache, 1
         ids, mask = ids[:: self._copies], mask[:: self._copies]
         if self._front is not None:
             front = self._front.to(self.model.device, self.model.dtype)
