@@ -6,7 +6,8 @@ On a GPU this takes less than eight minutes; on a CPU, where the torch twins run
 kernels, about one. Each operation is first compared with its twin and, where nothing is drawn, with
 the eager formula. Times are medians over interleaved rounds. The floor is what an operation's least
 memory traffic takes at the speed of a large copy on the same device. On a GPU, calls are captured
-in a graph; those marked * are not. The file is valid JSON whenever the run is stopped.
+in a graph; those marked * are not. The file is valid JSON whenever the run is stopped. ``--tune``
+measures a GPU's row of `plugalign.kernels.occupancy.PROGRAMS` instead.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from kernel_timing import (
     quartiles,
     runner,
 )
+from kernel_tuning import save_tuned
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -243,6 +245,7 @@ def main(
     compile: Annotated[
         bool | None, typer.Option(help="time torch.compile too; by default on a GPU alone")
     ] = None,
+    tune: Annotated[bool, typer.Option(help="measure this GPU's row of the launch table")] = False,
 ) -> None:
     """Times the kernels against their papers' formulas, eager and compiled."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -252,6 +255,8 @@ def main(
     for name, value in counts.items():
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"--{name} must be finite and above 0, got {value}")
+    if tune and kind == "cpu":
+        raise typer.BadParameter("--tune needs a GPU: on a CPU no launch is planned")
     batches, vocabs, precision = DEFAULTS[kind]
     if (precision := dtype or precision) not in DTYPES:
         raise typer.BadParameter(f"--dtype must be one of {', '.join(DTYPES)}, got {precision}")
@@ -263,6 +268,9 @@ def main(
     torch.set_num_threads(threads)
     compile = kind == "cuda" if compile is None else compile
     bench = Bench(torch.device(kind), DTYPES[precision], threads, rounds, zipf, budget, compile)
+    if tune:
+        case = partial(Case, *work[0][1], bench.dtype, bench.device, zipf)
+        return save_tuned(case, bench.watch, rounds, bench.conditions(), out)
     report = run(bench, work, out)
     Console(width=140).print(table(report["results"]))
     if report["left"]:

@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels.candidate_sample import Call
-from plugalign.kernels.gumbel_triton import LN2, NEVER, NO_TOKEN, noise_of
+from plugalign.kernels.gumbel_triton import LN2, NO_TOKEN, noise_of
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.row_lse_triton import LOG2E
+from plugalign.kernels.rows_triton import NEVER
 
 INFINITE = tl.constexpr(float("inf"))
 

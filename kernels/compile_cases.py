@@ -27,15 +27,19 @@ class Case:
     """One kernel as one kind of input would launch it.
 
     Args:
+        kernel: its name in the budgets.
         entry: bytes that its main loop loads for one vocabulary entry, of all sources together.
         short: whether it reads no row of the vocabulary.
+        listed: whether `occupancy.PROGRAMS` speaks of it: aligned rows of bfloat16.
     """
 
     name: str
+    kernel: str
     launch: Launch
     entry: int
     budget: Budget
     short: bool
+    listed: bool
 
 
 def cases(nvidia: bool = True, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Iterator[Case]:
@@ -68,7 +72,9 @@ class Inputs:
         """A kernel whose main loop reads so many streams of entries."""
         short = name.split()[0] in SHORT
         whole = f"{name} {str(self.dtype).removeprefix('torch.')} {self.kind}"
-        return Case(whole, launch, streams * self.dtype.itemsize, budget_of(name, self.kind), short)
+        entry, budget = streams * self.dtype.itemsize, budget_of(name, self.kind)
+        listed = self.dtype == torch.bfloat16 and self.kind == "even"
+        return Case(whole, name, launch, entry, budget, short, listed)
 
 
 def unreal(size: int, dtype: torch.dtype) -> Tensor:

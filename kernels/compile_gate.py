@@ -27,6 +27,7 @@ import torch
 from plugalign.kernels.compile_budgets import Budget
 from plugalign.kernels.compile_cases import DTYPES, Case, cases
 from plugalign.kernels.launch import Launch
+from plugalign.kernels.occupancy import PROGRAMS, resident
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -120,7 +121,7 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, str], str]:
         file.flush()
         usage, listing = (
             subprocess.run([tools / name, *flags, file.name], capture_output=True, check=True)
-            for name, *flags in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
+            for name, *flags in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c", "-ndf"))
         )
     return dict(re.findall(r"(REG|STACK):(\d+)", usage.stdout.decode())), listing.stdout.decode()
 
@@ -151,16 +152,28 @@ def compile_all(target: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[str,
     rows = []
     for case in cases(target.startswith("sm_"), dtypes):
         found = read(compile_for(target, case.launch), case.entry)
-        rows.append((line(case, target, found), bool(found.faults(case.budget))))
+        faults = found.faults(case.budget) + stale(case, target, found)
+        rows.append((line(case, target, found, faults), bool(faults)))
     return rows
 
 
-def line(case: Case, target: str, found: Figures) -> str:
+def stale(case: Case, target: str, found: Figures) -> list[str]:
+    """What `occupancy.PROGRAMS` says wrongly of a kernel, in words: more programs than there is
+    room for, or less than half of them."""
+    table = PROGRAMS[target]
+    entry = table.get(case.kernel) or table.get(case.kernel.split()[0])
+    room = resident(target, found.registers, found.shared, case.launch.warps)
+    if entry is None or not case.listed or room / 2 <= entry <= room:
+        return []
+    return [f"room for {room} programs where the table has {entry}"]
+
+
+def line(case: Case, target: str, found: Figures, faults: list[str]) -> str:
     """One row of the table, with what is over the budget or "ok"."""
     count = "-" if found.instructions is None else f"{found.instructions:.1f}"
     return (
         f"{case.name:36} {target:6} {found.registers:4} {found.shared:6} {found.spills:6} "
-        f"{found.load or '-':>4} {count:>6}  {', '.join(found.faults(case.budget)) or 'ok'}"
+        f"{found.load or '-':>4} {count:>6}  {', '.join(faults) or 'ok'}"
     )
 
 

@@ -16,10 +16,10 @@ from plugalign.kernels.noised_triton import (
     value_of,
 )
 from plugalign.kernels.row_lse_triton import pivot_of
+from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
     LOG2E,
     LOW_WORD,
-    NEVER,
     NO_KEY,
     above,
     key_of,
@@ -43,7 +43,7 @@ def finish(
     terms, cut, address, seed: tl.int64, vocab, bound, all_tiles,
     part_above, part_count, parts, keys, rest, tops, goals, top_k, log_min_p, tokens,
     ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    TESTED: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr,
+    TESTED: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr,
     W: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
@@ -59,7 +59,7 @@ def finish(
     low = tl.full((), LOWEST, tl.int64)  # the best entry known to be truncated
     for c in tl.static_range(TESTED):
         key = tl.load(keys + row * TESTED + c)
-        value, token = entry_of(terms, fixed, row, key, vocab, bound, ON, PADDED, FAST)
+        value, token = entry_of(terms, fixed, row, key, vocab, bound, ON, ROWS, FAST)
         at = (row * parts + part) * TESTED + c
         mass, count = 0.0, 0.0
         if MASS:
@@ -79,15 +79,15 @@ def finish(
         # The best noised token above all that is known to be truncated, and, so that the search is
         # short whatever the sources are, the entry halfway from there to the top.
         answer = best_above(
-            terms, fixed, seed, row, vocab, bound, all_tiles, low, ON, PADDED, T, W, FAST
+            terms, fixed, seed, row, vocab, bound, all_tiles, low, ON, ROWS, T, W, FAST
         )
-        value, token = entry_of(terms, fixed, row, answer, vocab, bound, ON, PADDED, FAST)
+        value, token = entry_of(terms, fixed, row, answer, vocab, bound, ON, ROWS, FAST)
         here = key_of(value, token)
         one, other = place_of(here), place_of(high)
         middle = key_at((one >> 1) + (other >> 1) + (one & other & 1))
         mass, count, middle_mass, middle_count = all_above(
             terms, fixed, row, vocab, bound, all_tiles, here, middle, top, scale,
-            ON, MASS, COUNT, PADDED, T, W, FAST,
+            ON, MASS, COUNT, ROWS, T, W, FAST,
         )  # fmt: skip
         kept = passes(mass, goal, count, top_k, value, top, scale, log_min_p)
         middle_kept = passes(
@@ -117,12 +117,12 @@ def key_at(place):
 @triton.jit
 def best_above(
     terms, fixed, seed, row, vocab, bound, all_tiles, low,
-    ON: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ON: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The key of the best noised score among a row's tokens above the entry ``low``."""
     best = tl.full((T, W), NO_KEY, tl.int64)
     for tile in range(0, all_tiles):
-        token, x, z, score = noised(terms, fixed, seed, row, tile, vocab, bound, PADDED, T, W, FAST)
+        token, x, z, score = noised(terms, fixed, seed, row, tile, vocab, bound, ROWS, T, W, FAST)
         value = x if ON == ON_BASE else z
         higher = above(value, token, score_of(low), token_of(low))
         best = tl.maximum(best, key_of(tl.where(higher, score, NEVER), token))
@@ -133,7 +133,7 @@ def best_above(
 def all_above(
     terms, fixed, row, vocab, bound, all_tiles, one, other, top, scale,
     ON: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Mass and number, or zero where not asked for, of a row's tokens above two entries."""
     mass = tl.zeros((T,), tl.float32)
@@ -143,7 +143,7 @@ def all_above(
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     for tile in range(0, all_tiles):
         token = tile * (T * W) + lane
-        value = value_of(terms, fixed, row, token, vocab, bound, ON, PADDED, FAST)
+        value = value_of(terms, fixed, row, token, vocab, bound, ON, ROWS, FAST)
         higher = above(value, token, score_of(one), token_of(one))
         higher_still = above(value, token, score_of(other), token_of(other))
         if MASS:

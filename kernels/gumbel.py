@@ -22,6 +22,7 @@ moves the noise by less than 2e-5 (from the error PTX states for lg2.approx, 2**
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -212,21 +213,22 @@ def check_sampling(seed: int, temperature: Tensor | float) -> None:
     """Raises ValueError for a seed or temperature out of its range."""
     check_seed(seed)
     # Values on a GPU stay unread: reading them would wait for the device.
-    known = temperature.tolist() if isinstance(temperature, Tensor) and temperature.is_cpu else []
-    known = [temperature] if not isinstance(temperature, Tensor) else known
-    if wrong := [t for t in known if not 0 <= t < math.inf]:
-        raise ValueError(f"temperature must be finite and not negative, got {wrong[0]}")
+    known: list[Any] = [temperature]
+    if isinstance(temperature, Tensor):
+        known = temperature.flatten().tolist() if temperature.is_cpu else []
+    if wrong := [t for t in known if not (isinstance(t, Real) and 0 <= float(t) < math.inf)]:
+        raise ValueError(f"temperature must be finite and not negative, got {wrong[0]!r}")
 
 
 def per_row(
     name: str, value: Tensor | float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """``value`` as ``(B,)``, or a ValueError that says what does not fit."""
-    if not isinstance(value, Tensor):
+    wanted = f"{name} must be a number or {dtype} of shape ({rows},) on {device}"
+    if isinstance(value, Real):
         return torch.full((rows,), value, dtype=dtype, device=device)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{wanted}, got {value!r}")
     if value.dtype != dtype or value.device != device or value.shape not in ((), (rows,)):
-        raise ValueError(
-            f"{name} must be a number or {dtype} of shape ({rows},) on {device}, got "
-            f"{value.dtype} {tuple(value.shape)} on {value.device}"
-        )
+        raise ValueError(f"{wanted}, got {value.dtype} {tuple(value.shape)} on {value.device}")
     return value.expand(rows).contiguous()

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 """Gumbel-max sampling in Triton: a sweep over the logits, then a merge of the sweep's parts.
 
-`plugalign.kernels.gumbel` is the specification. A tile is [T, W] with W entries to a 16-byte load,
-so four words of one counter stay in one thread, and nothing crosses threads before the sweep is
-over. Arithmetic is float32 right after each load; row offsets are int64.
+`plugalign.kernels.gumbel` is the specification. A tile is [T, W], and the W entries of a line are
+one thread's, so four words of one counter stay in one thread, and nothing crosses threads before
+the sweep is over. Arithmetic is float32 right after each load; row offsets are int64.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, load_bound, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, split, tiling
+from plugalign.kernels.rows_triton import NEVER, logits_at
 
 TILE = 2048
 WARPS = 8
 
 LN2 = tl.constexpr(0.6931471805599453)
-NEVER = tl.constexpr(float("-inf"))
 NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 
@@ -67,7 +67,7 @@ def tile_noise(
 def sweep(
     logits, stride, vocab, bound, temperature, seed: tl.int64, step, prompt, sample,
     part_score, part_token, tiles,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The best score of one part of a row and its token. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -81,13 +81,9 @@ def sweep(
     best_tile = tl.full((T, W), -1, tl.int32)
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        x = tl.load(logits + row * stride + token, mask=token < bound, other=NEVER)
-        noise = tl.zeros((T, W), tl.float32)
+        score = logits_at(logits + row * stride, token, vocab, bound, ROWS)
         if heat > 0:  # a greedy row pays for no noise
-            noise = tile_noise(tile, seed, now, which, copy, T, W, FAST)
-        score = x.to(tl.float32) + heat * noise
-        if PADDED:
-            score = tl.where(token < vocab, score, NEVER)
+            score += heat * tile_noise(tile, seed, now, which, copy, T, W, FAST)
         best_tile = tl.where(score > best, tile, best_tile)
         best = tl.maximum(best, score, propagate_nan=tl.PropagateNan.ALL)
     # A NaN leaves as the best score there is, with the smallest token: -1.
@@ -137,17 +133,15 @@ def plan(
     device = logits.device
     if fast is None:
         fast = device.type == "cuda" and torch.version.hip is None
-    parts, each = split(triton.cdiv(vocab, tile), rows, device, parts)
+    parts, each = split("gumbel.sweep", triton.cdiv(vocab, tile), rows, device, parts)
     score = temperature.new_empty(rows, parts)
     token = torch.empty_like(score, dtype=torch.int32)
-    width = 16 // logits.element_size()
-    bound = load_bound(logits)
-    swept = {
-        "logits": logits, "stride": logits.stride(0), "vocab": vocab, "bound": bound,
+    swept = tiling((logits,), tile) | {
+        "logits": logits, "stride": logits.stride(0), "vocab": vocab,
         "temperature": temperature, "seed": seed - 2**64 if seed >= 2**63 else seed,
         "step": step, "prompt": prompt, "sample": sample,
         "part_score": score, "part_token": token, "tiles": each,
-        "PADDED": bound > vocab, "T": tile // width, "W": width, "FAST": fast,
+        "FAST": fast,
     }  # fmt: skip
     merged = {
         "part_score": score, "part_token": token, "tokens": tokens, "parts": parts,

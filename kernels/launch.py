@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plugalign.kernels.occupancy import programs_on
+
 MOST_PARTS = 128  # what one small program merges
+EVEN, PADDED, ODD = 0, 1, 2  # rows: loaded 16 bytes at once, so with a surplus, by single entries
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,15 @@ def prepared(
     return Launch(kernel, grid, arguments, warps, fuse, registers)
 
 
-def split(tiles: int, rows: int, device: torch.device, parts: int | None = None) -> tuple[int, int]:
-    """Programs that share a row of ``tiles``, and the tiles of each.
+def split(
+    kernel: str, tiles: int, rows: int, device: torch.device, parts: int | None = None
+) -> tuple[int, int]:
+    """Programs of ``kernel`` that share a row of ``tiles``, and the tiles of each.
 
-    About four programs on each multiprocessor, all resident at once: many rows need little
-    sharing, one row as much as there is. Where there is no GPU, an H200's 132 are assumed.
+    As many as the device holds at once: many rows need little sharing, one row as much as there is.
     """
     if parts is None:
-        cuda = device.type == "cuda"
-        have = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
-        parts = -(-4 * have // max(rows, 1))
+        parts = -(-programs_on(device, kernel) // max(rows, 1))
     each = -(-tiles // min(parts, MOST_PARTS, tiles))
     return -(-tiles // each), each
 
@@ -84,3 +87,14 @@ def load_bound(x: Tensor) -> int:
     end = x.storage_offset() + (rows - 1) * stride + bound
     inside = end * x.element_size() <= x.untyped_storage().nbytes()
     return bound if stride % 16 == 0 and stride >= bound and inside else vocab
+
+
+def tiling(tensors: Sequence[Tensor], tile: int) -> dict[str, int]:
+    """How a kernel loads tiles [T, W] of rows of ``tensors`` ``(R, V)``: what it takes as ``bound``
+    and ``ROWS``, ``T`` and ``W``."""
+    bound, vocab = min(load_bound(x) for x in tensors), tensors[0].shape[1]
+    rows = PADDED if bound > vocab else EVEN
+    width = 16 // min(x.element_size() for x in tensors)
+    if any(x.stride(0) % 16 or x.storage_offset() * x.element_size() % 16 for x in tensors):
+        bound, rows, width = vocab, ODD, 4  # the four words of a counter of the noise
+    return {"bound": bound, "ROWS": rows, "T": tile // width, "W": width}

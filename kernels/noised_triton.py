@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels.gumbel_triton import tile_noise
+from plugalign.kernels.row_lse_triton import add_online
+from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
-    NEVER,
     NO_KEY,
     above,
     mixed,
@@ -53,9 +54,9 @@ def constants_of(terms, cut, address, row, GREEDY: tl.constexpr):
 
 
 @triton.jit
-def kept_score(terms, fixed, row, token, vocab, bound, PADDED: tl.constexpr, FAST: tl.constexpr):
+def kept_score(terms, fixed, row, token, vocab, bound, ROWS: tl.constexpr, FAST: tl.constexpr):
     """The base's logits and z of some tokens; z is -inf from the first (value, token) cut off."""
-    x, z = mixed(terms, fixed[0], row, token, vocab, bound, PADDED, FAST)
+    x, z = mixed(terms, fixed[0], row, token, vocab, bound, ROWS, FAST)
     if len(fixed[1]) > 0:
         z = tl.where(above(x, token, fixed[1][0], fixed[1][1]), z, NEVER)
     return x, z
@@ -64,19 +65,38 @@ def kept_score(terms, fixed, row, token, vocab, bound, PADDED: tl.constexpr, FAS
 @triton.jit
 def noised(
     terms, fixed, seed, row, tile, vocab, bound,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a tile [T, W], the base's logits, z, and z with noise."""
     token = tile * (T * W) + tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
-    x, z = kept_score(terms, fixed, row, token, vocab, bound, PADDED, FAST)
+    x, z = kept_score(terms, fixed, row, token, vocab, bound, ROWS, FAST)
     score = z
     if len(fixed[2]) > 0:
         heat, step, prompt, sample = fixed[2]
-        noise = tl.zeros((T, W), tl.float32)
         if heat > 0:  # a greedy row among others pays for no noise
-            noise = tile_noise(tile, seed, step, prompt, sample, T, W, FAST)
-        score = z + heat * noise
+            score += heat * tile_noise(tile, seed, step, prompt, sample, T, W, FAST)
     return token, x, z, score
+
+
+@triton.jit
+def taken(
+    state, terms, fixed, seed, row, tile, vocab, bound, scale,
+    ON: tl.constexpr, MASS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
+    """What a sweep knows after one more tile, which lies inside the row if there is no ``bound``:
+    the best scores, the best of all others, tiles of the best, and maximum and mass of lines."""
+    best, second, best_tile, top, mass = state
+    _token, x, z, score = noised(terms, fixed, seed, row, tile, vocab, bound, ROWS, T, W, FAST)
+    best_tile = tl.where(score > best, tile, best_tile)
+    if ON != ON_NOTHING:
+        second = tl.maximum(second, tl.max(tl.minimum(best, score), 1))
+        value = x if ON == ON_BASE else z
+        if MASS:
+            top, mass = add_online(value, top, mass, scale)
+        else:
+            top = tl.maximum(top, tl.max(tl.where(value == value, value, float("inf")), 1))
+    return tl.maximum(best, score), second, best_tile, top, mass
 
 
 @triton.jit
@@ -95,21 +115,21 @@ def coldness(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
 @triton.jit
 def value_of(
     terms, fixed, row, token, vocab, bound,
-    ON: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+    ON: tl.constexpr, ROWS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The values of some tokens in the distribution that is truncated."""
-    x, z = kept_score(terms, fixed, row, token, vocab, bound, PADDED, FAST)
+    x, z = kept_score(terms, fixed, row, token, vocab, bound, ROWS, FAST)
     return x if ON == ON_BASE else z
 
 
 @triton.jit
 def entry_of(
     terms, fixed, row, key, vocab, bound,
-    ON: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+    ON: tl.constexpr, ROWS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Value and token of a key; for `NO_KEY` a value that every token is above."""
     token = tl.where(key == NO_KEY, 0, token_of(key)) + tl.zeros((1,), tl.int32)
-    value = tl.max(value_of(terms, fixed, row, token, vocab, bound, ON, PADDED, FAST))
+    value = tl.max(value_of(terms, fixed, row, token, vocab, bound, ON, ROWS, FAST))
     return tl.where(key == NO_KEY, NEVER, value), tl.max(token)
 
 

@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, load_bound, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, split, tiling
+from plugalign.kernels.rows_triton import NEVER, logits_at
 
 TILE = 2048
 WARPS = 8
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-NEVER = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def add_online(x, top, total, scale):
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def sweep(
     sources, strides, vocab, bound, part_top, part_sum, tiles,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Maximum of one part of a row, and its sum relative to that, by source. Grid: (R, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -52,10 +52,7 @@ def sweep(
         total = tl.zeros((T,), tl.float32)
         for tile in range(part * tiles, (part + 1) * tiles):
             token = tile * (T * W) + lane
-            x = tl.load(sources[k] + row * strides[k] + token, mask=token < bound, other=NEVER)
-            x = x.to(tl.float32)
-            if PADDED:
-                x = tl.where(token < vocab, x, NEVER)
+            x = logits_at(sources[k] + row * strides[k], token, vocab, bound, ROWS)
             top, total = add_online(x, top, total, LOG2E)
         highest = tl.max(top)
         slot = (k * tl.num_programs(0) + row) * parts + part
@@ -90,14 +87,11 @@ def plan(
     """The launches that write ``lse`` ``(K, R)`` of sources ``(R, V)``; tile and parts change the
     speed and rounding."""
     rows, vocab = sources[0].shape
-    parts, each = split(triton.cdiv(vocab, tile), rows, lse.device, parts)
+    parts, each = split("row_lse.sweep", triton.cdiv(vocab, tile), rows, lse.device, parts)
     top, total = lse.new_empty(2, aligned(len(sources) * rows * parts))
-    width = 16 // min(x.element_size() for x in sources)
-    bound = min(load_bound(x) for x in sources)
-    swept = {
+    swept = tiling(sources, tile) | {
         "sources": sources, "strides": tuple(x.stride(0) for x in sources),
-        "vocab": vocab, "bound": bound, "part_top": top, "part_sum": total, "tiles": each,
-        "PADDED": bound > vocab, "T": tile // width, "W": width,
+        "vocab": vocab, "part_top": top, "part_sum": total, "tiles": each,
     }  # fmt: skip
     merged = {
         "part_top": top, "part_sum": total, "lse": lse, "parts": parts, "PARTS": MOST_PARTS,

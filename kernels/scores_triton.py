@@ -15,10 +15,10 @@ from torch import Tensor
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.row_lse_triton import add_online, pivot_of
+from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
     LN2,
     LOG2E,
-    NEVER,
     above,
     mixed,
     scales_of,
@@ -35,7 +35,7 @@ WARPS = 8
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def write(
     terms, cut, vocab, bound, tiles, out, part_top, part_sum, RAW: tl.constexpr,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """z of one part of a row, -inf where it is cut off, and its normaliser. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -50,7 +50,7 @@ def write(
     total = tl.zeros((T,), tl.float32)
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        x, z = mixed(terms, scales, row, token, vocab, bound, PADDED, FAST)
+        x, z = mixed(terms, scales, row, token, vocab, bound, ROWS, FAST)
         if len(cut) > 0:
             z = tl.where(above(x, token, limit[0], limit[1]), z, NEVER)
         if RAW:
@@ -114,7 +114,7 @@ def plan(
     if not before.keeps_all(vocab):
         cut, first = threshold_plan(mixture.base, before, tile=tile, parts=parts)
         launches += first
-    parts, each = split(triton.cdiv(vocab, tile), rows, device, parts)
+    parts, each = split("scores.write", triton.cdiv(vocab, tile), rows, device, parts)
     part_top, part_sum = torch.empty(2, aligned(rows * parts), device=device)
     shared = shape_of(terms, tile) | {
         "cut": cut, "tiles": each, "parts": parts, "out": out, "part_top": part_top,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugalign.kernels.gumbel_triton import NEVER
 from plugalign.kernels.row_lse_triton import LOG2E, add_online, pivot_of
+from plugalign.kernels.rows_triton import NEVER, logits_at
 from plugalign.kernels.spec_verify import ACCEPTANCE
 
 PLACES = tl.constexpr(8)  # looked at together
@@ -30,7 +30,7 @@ def scale_of(heat):
 @triton.jit
 def mass(
     scores, bound, vocab, scale, first, tiles,
-    PADDED: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """The best score of some tiles, and their sum of powers relative to it."""
     T: tl.constexpr = TILE // W
@@ -39,9 +39,7 @@ def mass(
     total = tl.zeros((T,), tl.float32)
     for tile in range(first, first + tiles):
         token = tile * TILE + lane
-        x = tl.load(scores + token, mask=token < bound, other=NEVER).to(tl.float32)
-        if PADDED:
-            x = tl.where(token < vocab, x, NEVER)
+        x = logits_at(scores, token, vocab, bound, ROWS)
         top, total = add_online(x, top, total, scale)
     highest = tl.max(top)
     return highest, tl.sum(total * tl.exp2((top - pivot_of(highest)) * scale))
@@ -50,7 +48,7 @@ def mass(
 @triton.jit
 def rivals(
     scores, bound, vocab, own, drafted, first, tiles,
-    PADDED: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """How many entries of some tiles, NaNs among them, come before the drafted token."""
     T: tl.constexpr = TILE // W
@@ -58,9 +56,7 @@ def rivals(
     count = tl.zeros((T,), tl.float32)
     for tile in range(first, first + tiles):
         token = tile * TILE + lane
-        x = tl.load(scores + token, mask=token < bound, other=NEVER).to(tl.float32)
-        if PADDED:
-            x = tl.where(token < vocab, x, NEVER)
+        x = logits_at(scores, token, vocab, bound, ROWS)
         behind = (x < own) | ((x == own) & (token >= drafted))
         count += tl.sum(tl.where(behind, 0.0, 1.0), 1)
     return tl.sum(count)
@@ -70,7 +66,7 @@ def rivals(
 def weigh(
     target, stride, bound, draft, draft_stride, draft_bound, tokens, lengths,
     temperature, draft_temperature, part_top, part_sum, vocab, places, tiles,
-    PADDED: tl.constexpr, W: tl.constexpr, DRAFT_PADDED: tl.constexpr, DRAFT_W: tl.constexpr,
+    ROWS: tl.constexpr, W: tl.constexpr, DRAFT_ROWS: tl.constexpr, DRAFT_W: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """One part of a drafted place's normaliser, in the target and then in the draft; in a greedy
@@ -88,7 +84,7 @@ def weigh(
                 scale = scale_of(tl.load(draft_temperature + row))
                 scores = draft + (row * places + place) * draft_stride
                 top, total = mass(
-                    scores, draft_bound, vocab, scale, first, tiles, DRAFT_PADDED, TILE, DRAFT_W
+                    scores, draft_bound, vocab, scale, first, tiles, DRAFT_ROWS, TILE, DRAFT_W
                 )
                 tl.store(part_top + slot, top)
                 tl.store(part_sum + slot, total)
@@ -96,14 +92,14 @@ def weigh(
             scores = target + (row * (places + 1) + place) * stride
             if heat > 0:
                 scale = scale_of(heat)
-                top, total = mass(scores, bound, vocab, scale, first, tiles, PADDED, TILE, W)
+                top, total = mass(scores, bound, vocab, scale, first, tiles, ROWS, TILE, W)
                 tl.store(part_top + slot, top)
                 tl.store(part_sum + slot, total)
             else:
                 drafted = tl.load(tokens + row * places + place)
                 known = (drafted >= 0) & (drafted < vocab)
                 own = tl.load(scores + drafted, mask=known, other=NEVER).to(tl.float32)
-                count = rivals(scores, bound, vocab, own, drafted, first, tiles, PADDED, TILE, W)
+                count = rivals(scores, bound, vocab, own, drafted, first, tiles, ROWS, TILE, W)
                 tl.store(part_top + slot, 0.0)
                 tl.store(part_sum + slot, count)
 

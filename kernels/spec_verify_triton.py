@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels import gumbel_triton
-from plugalign.kernels.gumbel_triton import LN2, NEVER, NO_TOKEN, log2_of, tile_noise
-from plugalign.kernels.launch import MOST_PARTS, Launch, load_bound, prepared, split
+from plugalign.kernels.gumbel_triton import LN2, NO_TOKEN, log2_of, tile_noise
+from plugalign.kernels.launch import MOST_PARTS, Launch, prepared, split, tiling
+from plugalign.kernels.rows_triton import NEVER, logits_at, values_at
 from plugalign.kernels.spec_accept_triton import INF, PLACES, accept, scale_of, weigh
 from plugalign.kernels.spec_verify import BEHIND, RESIDUAL, TINY, Call
 
@@ -33,7 +34,8 @@ def draw(
     target, stride, bound, draft, draft_stride, draft_bound, lengths, accepted,
     temperature, draft_temperature, seed: tl.int64, prompt, sample, step, norm_top, norm_inverse,
     part_score, part_token, vocab, places, tiles,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, DRAFT_ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """The best score of one part of the place that a row is left at: from the residual where a
     token was rejected, else as `gumbel_triton.sweep` does. Grid: (B, parts)."""
@@ -62,20 +64,17 @@ def draw(
     best_tile = tl.full((T, W), -1, tl.int32)
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        x = tl.load(scores + token, mask=token < bound, other=NEVER).to(tl.float32)
-        if PADDED:
-            x = tl.where(token < vocab, x, NEVER)
+        x = logits_at(scores, token, vocab, bound, ROWS)
         if rejected:
-            y = tl.load(draft_scores + token, mask=token < draft_bound, other=NEVER)
+            y = values_at(draft_scores, token, draft_bound, NEVER, DRAFT_ROWS)
             power = (x - top) * scale
-            q = tl.exp2((y.to(tl.float32) - draft_top) * draft_scale) * draft_inverse
+            q = tl.exp2((y - draft_top) * draft_scale) * draft_inverse
             gap = tl.exp2(power) * inverse - q
             some = log2_of(tl.maximum(gap, SMALLEST), FAST) * LN2
             x = tl.where(gap > SMALLEST, some, power * LN2 - FAR_BEHIND)
-        noise = tl.zeros((T, W), tl.float32)
+        score = tl.where(x == INF, float("nan"), x)
         if heat > 0:
-            noise = tile_noise(tile, seed, now, which, copy, T, W, FAST)
-        score = tl.where(x == INF, float("nan"), x + heat * noise)
+            score += heat * tile_noise(tile, seed, now, which, copy, T, W, FAST)
         best_tile = tl.where(score > best, tile, best_tile)
         best = tl.maximum(best, score, propagate_nan=tl.PropagateNan.ALL)
     # A NaN leaves as the best score there is, with the smallest token: -1.
@@ -137,25 +136,23 @@ def plan(
     draft = call.draft.flatten(0, 1)
     rows, places = call.tokens.shape
     tiles = triton.cdiv(target.shape[1], tile)
-    bound, draft_bound = load_bound(target), load_bound(draft)
-    width, draft_width = 16 // target.element_size(), 16 // draft.element_size()
-    shared = {
-        "target": target, "stride": target.stride(0), "bound": bound,
-        "draft": draft, "draft_stride": draft.stride(0), "draft_bound": draft_bound,
-        "PADDED": bound > target.shape[1], "DRAFT_PADDED": draft_bound > target.shape[1],
-        "W": width, "DRAFT_W": draft_width, "T": tile // width, "TILE": tile, "FAST": fast,
+    drafted = tiling((draft,), tile)
+    shared = tiling((target,), tile) | {
+        "target": target, "stride": target.stride(0),
+        "draft": draft, "draft_stride": draft.stride(0), "draft_bound": drafted["bound"],
+        "DRAFT_ROWS": drafted["ROWS"], "DRAFT_W": drafted["W"], "TILE": tile, "FAST": fast,
         "vocab": target.shape[1], "places": places, "PARTS": MOST_PARTS,
         "tokens": call.tokens, "lengths": call.lengths, "accepted": accepted,
         "temperature": call.temperature, "draft_temperature": call.draft_temperature,
         "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
         "prompt": call.prompt, "sample": call.sample, "step": call.step,
     }  # fmt: skip
-    shares, each = split(tiles, 2 * rows * places, target.device, parts)
+    shares, each = split("spec.weigh", tiles, 2 * rows * places, target.device, parts)
     top, total = call.temperature.new_empty(2, rows, 2, places, shares)
     norm_top, inverse = call.temperature.new_empty(2, rows, 2, places)
     shared |= {"part_top": top, "part_sum": total, "norm_top": norm_top, "norm_inverse": inverse}
     judge = shared | {"tiles": each, "parts": shares}
-    left, each = split(tiles, rows, target.device, parts)
+    left, each = split("spec.draw", tiles, rows, target.device, parts)
     score = call.temperature.new_empty(rows, left)
     best = {"part_score": score, "part_token": torch.empty_like(score, dtype=torch.int32)}
     choose = shared | best | {"tiles": each, "parts": left}

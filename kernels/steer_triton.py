@@ -25,20 +25,19 @@ from plugalign.kernels.finish_triton import finish
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.noised_triton import (
-    ON_BASE,
     ON_NOTHING,
     Address,
     answer_of,
     coldness,
     constants_of,
     entry_of,
-    noised,
+    taken,
     value_of,
 )
-from plugalign.kernels.row_lse_triton import add_online, pivot_of
+from plugalign.kernels.row_lse_triton import pivot_of
+from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
     LOG2E,
-    NEVER,
     NO_KEY,
     above,
     key_of,
@@ -54,6 +53,7 @@ TILE = 2048
 WARPS = 8
 FROM_PART = 4  # noised scores that leave each part of a row
 TESTED = 4  # of them all, so many are tested at once
+DEBIAS_REGISTERS = 128  # of a thread, which leaves room for two programs
 
 
 # Sizes and seeds come in all values: specialising on 1 or on multiples of 16 would only recompile.
@@ -62,7 +62,7 @@ def sweep(
     terms, cut, address, seed: tl.int64, vocab, bound, tiles,
     part_key, part_rest, part_top, part_mass,
     ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, KEYS: tl.constexpr,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The best noised scores of one part of a row, a bound on all others, and the maximum and mass
     of the values that are truncated. Grid: (B, parts)."""
@@ -72,24 +72,21 @@ def sweep(
     scale = coldness(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     best = tl.full((T, W), NEVER, tl.float32)
-    second = tl.full((T, W), NEVER, tl.float32)
     best_tile = tl.zeros((T, W), tl.int32)
-    top = tl.full((T,) if MASS else (T, W), NEVER, tl.float32)
+    highest = tl.full((T,), NEVER, tl.float32)
     mass = tl.zeros((T,), tl.float32)
-    for tile in range(part * tiles, (part + 1) * tiles):
-        _token, x, z, score = noised(
-            terms, fixed, seed, row, tile, vocab, bound, PADDED, T, W, FAST
+    state = (best, highest, best_tile, highest, mass)
+    # Masks cost much where entries are loaded one by one, and all but a row's last tile need none.
+    whole = vocab // (T * W)
+    for tile in range(part * tiles, tl.minimum((part + 1) * tiles, whole)):
+        state = taken(
+            state, terms, fixed, seed, row, tile, vocab, None, scale, ON, MASS, ROWS, T, W, FAST
         )
-        best_tile = tl.where(score > best, tile, best_tile)
-        if ON != ON_NOTHING:
-            second = tl.maximum(second, tl.minimum(best, score))
-            value = x if ON == ON_BASE else z
-            if MASS:
-                top, mass = add_online(value, top, mass, scale)
-            else:
-                # A maximum by thread, as with mass, crashes the compiler for rows of odd stride.
-                top = tl.maximum(top, tl.where(value == value, value, float("inf")))
-        best = tl.maximum(best, score)
+    if part == whole // tiles:
+        state = taken(
+            state, terms, fixed, seed, row, whole, vocab, bound, scale, ON, MASS, ROWS, T, W, FAST
+        )
+    best, second, best_tile, top, mass = state
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     key = key_of(best, best_tile * (T * W) + lane)
     for i in tl.static_range(KEYS):
@@ -141,7 +138,7 @@ def merge(
 def check(
     terms, cut, address, vocab, bound, tiles, keys, tops, part_above, part_count,
     ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    TESTED: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    TESTED: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Mass and number of the tokens above each tested one, in one part. Grid: (B, parts)."""
@@ -156,13 +153,13 @@ def check(
     count = ()
     for c in tl.static_range(TESTED):
         key = tl.load(keys + row * TESTED + c)
-        entries = entries + (entry_of(terms, fixed, row, key, vocab, bound, ON, PADDED, FAST),)
+        entries = entries + (entry_of(terms, fixed, row, key, vocab, bound, ON, ROWS, FAST),)
         mass = mass + (tl.zeros((T,), tl.float32),)
         count = count + (tl.zeros((T,), tl.float32),)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        value = value_of(terms, fixed, row, token, vocab, bound, ON, PADDED, FAST)
+        value = value_of(terms, fixed, row, token, vocab, bound, ON, ROWS, FAST)
         weight = tl.exp2((value - pivot) * scale)
         more_mass = ()
         more_count = ()
@@ -228,7 +225,8 @@ def plan(
     if late.keeps_all(vocab):
         on = 0
     tiles = triton.cdiv(vocab, tile)
-    parts, each = split(tiles, rows, device, parts)
+    kernel = "sweep debias" if mixture.decays else "sweep"
+    parts, each = split(kernel, tiles, rows, device, parts)
     flags = {
         "ON": on, "MASS": on > 0 and late.top_p < 1, "COUNT": on > 0 and 0 < late.top_k < vocab,
         "KEYS": FROM_PART if on else 1, "TESTED": TESTED if on else 1, "PARTS": MOST_PARTS,
@@ -241,7 +239,9 @@ def plan(
         "top_p": float(late.top_p), "top_k": late.top_k or 1,
         "log_min_p": math.log(late.min_p) if late.min_p > 0 else -math.inf,
     } | _scratch(rows, parts, flags, device)  # fmt: skip
-    swept = prepared(sweep, (rows, parts), shared, WARPS, fast)
+    # Self-debiasing holds so much that the assembler, left alone, spills some of it.
+    held = DEBIAS_REGISTERS if fast and mixture.decays else None
+    swept = prepared(sweep, (rows, parts), shared, WARPS, fast, held)
     launches += [swept, prepared(merge, (rows,), shared, 4, fast)]
     if on:
         launches.append(prepared(check, (rows, parts), shared, WARPS, fast))

@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels.gumbel_triton import log2_of
-from plugalign.kernels.launch import Launch, load_bound
+from plugalign.kernels.launch import Launch, tiling
 from plugalign.kernels.mixture import Mixture, full
 from plugalign.kernels.row_lse_triton import plan
+from plugalign.kernels.rows_triton import NEVER, logits_at, values_at
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-NEVER = tl.constexpr(float("-inf"))
 NO_KEY = tl.constexpr(-(2**63))
 LOW_WORD = tl.constexpr(0x7FFFFFFF)
 
@@ -74,34 +74,30 @@ def scales_of(terms, row):
 
 
 @triton.jit
-def mixed(terms, scales, row, token, vocab, bound, PADDED: tl.constexpr, FAST: tl.constexpr):
+def mixed(terms, scales, row, token, vocab, bound, ROWS: tl.constexpr, FAST: tl.constexpr):
     """The base's logits and z at tokens of a row, in float32; a NaN in z becomes +inf."""
-    inside = token < bound
-    x = tl.load(terms.sources[0] + row * terms.strides[0] + token, mask=inside, other=NEVER)
-    x = x.to(tl.float32)
-    if PADDED:
-        x = tl.where(token < vocab, x, NEVER)
+    x = logits_at(terms.sources[0] + row * terms.strides[0], token, vocab, bound, ROWS)
     z = x * scales[0][0]
     for k in tl.static_range(1, len(terms.sources)):
-        y = tl.load(terms.sources[k] + row * terms.strides[k] + token, mask=inside, other=0.0)
-        z += y.to(tl.float32) * scales[0][k]
+        y = values_at(terms.sources[k] + row * terms.strides[k], token, bound, None, ROWS)
+        z += y * scales[0][k]
     if len(terms.biased) > 0:
-        z += decayed(terms, scales[1], x, row, token, inside)
+        z += decayed(terms, scales[1], x, row, token, bound, ROWS)
     for k in tl.static_range(len(terms.attributes)):
-        place = row * terms.attribute_strides[k] + token
-        y = tl.load(terms.attributes[k] + place, mask=inside, other=0.0).to(tl.float32)
+        start = terms.attributes[k] + row * terms.attribute_strides[k]
+        y = values_at(start, token, bound, None, ROWS)
         z += terms.attribute_weights[k] * log_sigmoid(y, FAST)
     z = tl.where(z != z, float("inf"), z)
     return x, tl.where(x == NEVER, NEVER, z)
 
 
 @triton.jit
-def decayed(terms, normalisers, x, row, token, inside):
+def decayed(terms, normalisers, x, row, token, bound, ROWS: tl.constexpr):
     """The weighted shift of self-debiasing, from the base's logits ``x``."""
     worst = tl.zeros_like(x)
     for k in tl.static_range(len(terms.biased)):
-        place = row * terms.biased_strides[k] + token
-        y = tl.load(terms.biased[k] + place, mask=inside, other=NEVER).to(tl.float32)
+        start = terms.biased[k] + row * terms.biased_strides[k]
+        y = values_at(start, token, bound, None, ROWS)
         p = tl.exp2((y - normalisers[k + 1]) * LOG2E)
         worst = tl.maximum(worst, p, propagate_nan=tl.PropagateNan.ALL)
     own = tl.exp2((x - normalisers[0]) * LOG2E)
@@ -175,10 +171,4 @@ def terms_of(mixture: Mixture) -> tuple[Terms, list[Launch]]:
 def shape_of(terms: Terms, tile: int) -> dict[str, Any]:
     """What every kernel that evaluates ``terms`` wants to know of their shape."""
     tensors = (*terms.sources, *terms.biased, *terms.attributes)
-    vocab = tensors[0].shape[1]
-    width = 16 // min(x.element_size() for x in tensors)
-    bound = min(load_bound(x) for x in tensors)
-    return {
-        "terms": terms, "vocab": vocab, "bound": bound, "PADDED": bound > vocab,
-        "T": tile // width, "W": width,
-    }  # fmt: skip
+    return {"terms": terms, "vocab": tensors[0].shape[1]} | tiling(tensors, tile)

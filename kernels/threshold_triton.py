@@ -17,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, load_bound, prepared, split
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split, tiling
 from plugalign.kernels.row_lse_triton import plan as lse_plan
-from plugalign.kernels.terms_triton import LOG2E, NEVER
+from plugalign.kernels.rows_triton import NEVER, logits_at
+from plugalign.kernels.terms_triton import LOG2E
 from plugalign.kernels.truncation import Truncation
 
 TILE = 2048
@@ -94,18 +95,12 @@ def interval_of(
     return low, high
 
 
-@triton.jit
-def loaded(x, stride, row, token, vocab, bound, PADDED: tl.constexpr):
-    value = tl.load(x + row * stride + token, mask=token < bound, other=NEVER).to(tl.float32)
-    return tl.where(token < vocab, value, NEVER) if PADDED else value
-
-
 @triton.jit(do_not_specialize=["vocab", "tiles", "parts", "top_k"])
 def ladder(
     x, stride, vocab, bound, tiles, parts, lse, top_p, top_k,
     state, mass, count, new_state, new_mass, new_count, FIRST: tl.constexpr,
     MASS: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr,
-    PARTS: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """One round for one part: probability and number of the tokens above each pivot. Every program
     of a row works the interval out for itself. Grid: (B, parts)."""
@@ -127,7 +122,7 @@ def ladder(
         number = number + (tl.zeros((T,), tl.float32),)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     for tile in range(part * tiles, (part + 1) * tiles):
-        value = loaded(x, stride, row, tile * (T * W) + lane, vocab, bound, PADDED)
+        value = logits_at(x + row * stride, tile * (T * W) + lane, vocab, bound, ROWS)
         p = tl.exp2((value - normaliser) * LOG2E)
         more_over = ()
         more_number = ()
@@ -154,7 +149,7 @@ def edge(
     x, stride, vocab, bound, tiles, parts, lse, top_p, top_k, state, mass, count,
     least, part_over, part_number, part_ties,
     MASS: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr,
-    PARTS: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """The last kept value, and in one part what is above it and how often it occurs.
     Grid: (B, parts)."""
@@ -170,7 +165,7 @@ def edge(
     ties = tl.zeros((T,), tl.float32)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     for tile in range(part * tiles, (part + 1) * tiles):
-        value = loaded(x, stride, row, tile * (T * W) + lane, vocab, bound, PADDED)
+        value = logits_at(x + row * stride, tile * (T * W) + lane, vocab, bound, ROWS)
         higher = value > limit
         p = tl.exp2((value - normaliser) * LOG2E)
         over += tl.sum(tl.where(higher, p, 0.0), 1)
@@ -187,7 +182,7 @@ def edge(
 @triton.jit
 def nth_tie(
     x, stride, row, vocab, bound, tiles, tied, n, ties,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """The token of a row's n-th entry that equals ``tied``; ``ties`` are the parts' numbers."""
     seen = tl.cumsum(ties)
@@ -197,7 +192,7 @@ def nth_tie(
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        equal = loaded(x, stride, row, token, vocab, bound, PADDED) == tied
+        equal = logits_at(x + row * stride, token, vocab, bound, ROWS) == tied
         flat = tl.reshape(equal.to(tl.float32), (T * W,))
         hit = (tl.cumsum(flat) == left) & (flat > 0.0)
         found += tl.sum(tl.where(hit, tl.reshape(token, (T * W,)), 0))
@@ -210,7 +205,7 @@ def settle(
     x, stride, vocab, bound, tiles, parts, lse, top_p, top_k, log_min_p,
     least, last, part_over, part_number, part_ties, part_top,
     MASS: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """How many of the tied last values are kept, and the token of the last one. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
@@ -231,7 +226,7 @@ def settle(
             number = tl.sum(tl.load(part_number + at, mask=part < parts, other=0.0))
             room = tl.minimum(room, top_k - number)
         if (room < tl.sum(ties)) & (value > NEVER):
-            token = nth_tie(x, stride, row, vocab, bound, tiles, value, room, ties, PADDED, T, W)
+            token = nth_tie(x, stride, row, vocab, bound, tiles, value, room, ties, ROWS, T, W)
     top = tl.max(tl.load(part_top + at, mask=part < parts, other=NEVER))
     limit = top + log_min_p
     value_kept = tl.where(limit > value, limit, value)
@@ -252,24 +247,21 @@ def threshold_plan(
     rows, vocab = x.shape
     device = x.device
     tiles = triton.cdiv(vocab, tile)
-    parts, each = split(tiles, rows, device, parts)
+    parts, each = split("threshold.ladder", tiles, rows, device, parts)
     lse = torch.empty(1, rows, device=device)
     launches = lse_plan((x,), lse, tile=tile, parts=parts)
-    width = 16 // x.element_size()
-    bound = load_bound(x)
     least = torch.full((rows,), -math.inf, device=device)
     last = torch.empty(rows, dtype=torch.int32, device=device)
     part_sums = torch.empty(3, aligned(rows * parts), device=device)
     shared = {
-        "x": x, "stride": x.stride(0), "vocab": vocab, "bound": bound, "tiles": each,
+        "x": x, "stride": x.stride(0), "vocab": vocab, "tiles": each,
         "parts": parts, "lse": lse, "top_p": float(cut.top_p), "top_k": cut.top_k or 1,
         "log_min_p": math.log(cut.min_p) if cut.min_p > 0 else -math.inf,
         "least": least, "last": last, "part_top": launches[0].arguments["part_top"],
         "part_over": part_sums[0], "part_number": part_sums[1], "part_ties": part_sums[2],
         "MASS": cut.top_p < 1, "COUNT": 0 < cut.top_k < vocab, "SHIFT": LOWEST_BITS[x.dtype],
-        "PIVOTS": PIVOTS, "PARTS": MOST_PARTS, "PADDED": bound > vocab,
-        "T": tile // width, "W": width,
-    }  # fmt: skip
+        "PIVOTS": PIVOTS, "PARTS": MOST_PARTS,
+    } | tiling((x,), tile)  # fmt: skip
     if shared["MASS"] or shared["COUNT"]:
         launches += _rounds(shared, (rows, parts), device)
     launches.append(prepared(settle, (rows,), shared, WARPS))

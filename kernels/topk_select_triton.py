@@ -18,14 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.launch import Launch, load_bound, prepared, split
+from plugalign.kernels.launch import Launch, prepared, split, tiling
+from plugalign.kernels.rows_triton import NEVER, logits_at
 
 TILE = 2048
 WARPS = 8
 SIZES = (8, 16, 32, 64)  # entries of a group
 SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # bits that carry nothing
 
-NEVER = tl.constexpr(float("-inf"))
 LAST = tl.constexpr(0x7FFFFFFF)
 NO_ENTRY = tl.constexpr(-(2**62))
 NOTHING = tl.constexpr(-0x80000000)  # ranks below all numbers
@@ -50,7 +50,7 @@ def halve(x):
 @triton.jit(do_not_specialize=["vocab", "groups", "tiles"])
 def sweep(
     logits, stride, vocab, bound, tops, groups, tiles,
-    PADDED: tl.constexpr, T: tl.constexpr, W: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """The best rank of each group, of one part of a row. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -59,10 +59,7 @@ def sweep(
     place = tl.arange(0, T * W // SIZE)
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
-        x = tl.load(logits + row * stride + token, mask=token < bound, other=NEVER)
-        x = x.to(tl.float32)
-        if PADDED:
-            x = tl.where(token < vocab, x, NEVER)
+        x = logits_at(logits + row * stride, token, vocab, bound, ROWS)
         x = halve(halve(x))
         if W == 8:
             x = halve(x)
@@ -176,14 +173,13 @@ def plan(
     size = size or group_size(vocab, most)
     groups = triton.cdiv(vocab, size)
     all_groups = max(16, triton.next_power_of_2(groups))
-    parts, each = split(triton.cdiv(vocab, tile), rows, logits.device, parts)
+    parts, each = split("topk.sweep", triton.cdiv(vocab, tile), rows, logits.device, parts)
     chosen, places = ids.new_empty(2, rows, most, dtype=torch.int32)
-    width, bound = 16 // logits.element_size(), load_bound(logits)
-    shared = {
-        "logits": logits, "stride": logits.stride(0), "vocab": vocab, "bound": bound,
+    shared = tiling((logits,), tile) | {
+        "logits": logits, "stride": logits.stride(0), "vocab": vocab,
         "tops": chosen.new_empty(rows, groups), "groups": groups, "tiles": each, "k": k,
         "chosen": chosen, "low": chosen.new_empty(rows), "places": places,
-        "values": values, "ids": ids, "PADDED": bound > vocab, "T": tile // width, "W": width,
+        "values": values, "ids": ids,
         "SIZE": size, "GROUPS": all_groups, "K": most, "SHIFT": SHIFTS[logits.dtype],
     }  # fmt: skip
     return [

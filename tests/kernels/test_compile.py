@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from plugalign.kernels.compile_budgets import budget_of
+from plugalign.kernels.compile_cases import VOCABULARIES
+
 pytest.importorskip("triton")
 
 WORSE = {
@@ -21,8 +24,16 @@ WORSE = {
         "spills",
     ),
     "loads that stop at an odd vocabulary": (
-        "gumbel_triton.load_bound = lambda x: x.shape[1]",
+        "launch.load_bound = lambda x: x.shape[1]",
         "loads below 16 bytes",
+    ),
+    "more programs in the table than there is room for": (
+        "occupancy.PROGRAMS['sm_90']['gumbel.sweep'] = 9",
+        "room for 6 programs where the table has 9",
+    ),
+    "less than half of them": (
+        "occupancy.PROGRAMS['sm_90']['gumbel.sweep'] = 2",
+        "room for 6 programs where the table has 2",
     ),
 }
 
@@ -33,6 +44,11 @@ def run_python(*arguments):
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("sweep K=3 top-p", 60), ("sweep K=3 greedy", 30)])
+def test_what_sampling_may_cost_at_most(kernel, most):
+    assert all(budget_of(kernel, kind).instructions <= most for kind in VOCABULARIES)
 
 
 def test_kernels_are_within_their_budgets():
@@ -48,7 +64,7 @@ def test_the_gate_fails_for_a_worse_kernel(change):
     code, fault = WORSE[change]
     script = (
         "import functools, sys\n"
-        "from plugalign.kernels import compile_gate, gumbel_triton\n"
+        "from plugalign.kernels import compile_gate, gumbel_triton, launch, occupancy\n"
         f"{code}\n"
         "whole = compile_gate.cases\n"
         "wanted = 'gumbel.sweep bfloat16'\n"

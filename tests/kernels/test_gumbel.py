@@ -176,11 +176,14 @@ def test_a_row_does_not_see_its_batch(monkeypatch):
     assert torch.equal(sample(padded[:, :3001], temperature=heat, **call), whole)
 
 
-def test_steps_of_rows_and_of_the_batch():
+def test_steps_and_temperatures_of_rows_and_of_the_batch():
     logits, call = make_logits(3, 50), make_address(3) | {"seed": 1}
     plain = sample(logits, **call)
     for step in (torch.tensor(11), torch.full((3,), 11)):
         assert torch.equal(sample(logits, **(call | {"step": step})), plain)
+    for heat in (torch.tensor(0.7), torch.full((3,), 0.7)):
+        same = sample(logits, temperature=heat, **call)
+        assert torch.equal(same, sample(logits, temperature=0.7, **call))
 
 
 def test_noise_on_survivors_is_the_same_draw():
@@ -229,6 +232,9 @@ def test_an_empty_batch():
         ({"step": torch.zeros(2, dtype=torch.int64, device="meta")}, "step must be .*on meta"),
         ({"temperature": -0.5}, "temperature must be finite and not negative, got -0.5"),
         ({"temperature": torch.tensor([1.0, NAN])}, "temperature .* got nan"),
+        ({"temperature": "hot"}, "temperature must be finite and not negative, got 'hot'"),
+        ({"prompt": [1, 2]}, r"prompt must be a number or torch.int64 .*, got \[1, 2\]"),
+        ({"step": None}, "step must be a number or .*, got None"),
         ({"seed": -3}, "seed must be an int"),
         ({"backend": "cuda"}, "backend must be .*got 'cuda'"),
         ({"backend": "triton"}, 'needs a CUDA tensor, got one on cpu; take "auto"'),

@@ -88,6 +88,13 @@ def test_padding_is_never_drawn(stride, bound, dtype):
         assert_equal_to_the_twin(call, tile=256, parts=2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_begin_anywhere(dtype):
+    for first in (1, 4, 8):
+        call = make_call(3, 700 + first, dtype, stride=720)
+        assert_equal_to_the_twin(call | {"logits": call["logits"][:, first:]}, tile=128, parts=2)
+
+
 def test_the_last_row_may_end_its_storage():
     whole = make_call(3, 1001, stride=1008)
     short = torch.empty(2 * 1008 + 1001, device=DEVICE).as_strided((3, 1001), (1008, 1))

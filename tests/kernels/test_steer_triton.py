@@ -132,6 +132,17 @@ def test_large_vocabularies(vocab):
     assert_equal_to_the_twin(m, draw(1), ALL, tile=tile)
 
 
+@pytest.mark.parametrize("vocab", [255, 256, 257])
+@pytest.mark.parametrize(("stride", "first"), [(272, 0), (261, 0), (288, 16), (288, 3)])
+def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, stride, first):
+    x = [logits(2, vocab + first, seed, torch.bfloat16, stride)[:, first:] for seed in range(3)]
+    for x_k in x:
+        x_k[1, vocab - 1] += 9  # where the row ends, something is drawn too
+    m = Mixture(tuple(x), (1.0, 2.0, -1.0))
+    for parts in (1, 3):
+        assert_equal_to_the_twin(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
+
+
 def test_seeds_of_64_bits_and_greedy_calls():
     m = mixture(2, 257)
     for seed in (0, 2**32 + 5, 2**64 - 1):
