@@ -27,7 +27,7 @@ from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.steer import COLDEST
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_mask
-from plugalign.naming import Running
+from plugalign.naming import Running, name_of
 from plugalign.run import SteeringProcessor
 from plugalign.sampling import CoupledSampler
 
@@ -120,7 +120,7 @@ class Choice:
 
     def described(self) -> list[str]:
         """What is fused and what is not, a line each."""
-        front, behind = (", ".join(map(_name, p)) for p in (self._front, self._behind))
+        front, behind = (", ".join(map(name_of, p)) for p in (self._front, self._behind))
         why = behind or "output_scores"
         draw = "one fused draw" if self.fused else f"a draw from whole scores, for {why}"
         return ([f"on the base's logits: {front}"] if front else []) + [f"tokens come from {draw}"]
@@ -232,10 +232,6 @@ def _is_plain(filter_: Any) -> bool:
 
 def _through(processors: Sequence[Any], ids: Tensor, scores: Tensor, step: int) -> Tensor:
     for processor in processors:
-        with Running(f"the logits processor {_name(processor)} at step {step}"):
+        with Running(f"the logits processor {name_of(processor)} at step {step}"):
             scores = processor(ids, scores)
     return scores
-
-
-def _name(processor: Any) -> str:
-    return str(getattr(processor, "__name__", type(processor).__name__))

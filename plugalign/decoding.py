@@ -116,6 +116,7 @@ class Decoder:
     ):
         self._run, self._base, self._sources = run, base, sources
         self._choice, self._stopping = choice, stopping
+        self._who = run.plan.shared_by(base.aboard)
         self.scores: tuple[Tensor, ...] | None = () if choice.want_scores else None
         self.logits: tuple[Tensor, ...] | None = None
         self.speculator: Speculator | None = None
@@ -182,7 +183,7 @@ class Decoder:
 
     def _read(self, ids: Tensor, mask: Tensor) -> Step:
         """Runs the base and all sources on what they have not read."""
-        with Running(f"the base model at {self._sources.where(ids)}"):
+        with Running(f"{self._who} at {self._sources.where(ids)}"):
             logits, hidden, known = self._base.read(ids, mask)
         if self.logits is not None:
             self.logits += (logits.float(),)

@@ -7,7 +7,7 @@ left; `Revision` is what becomes of them, with a `Report` of what was done and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
+from plugalign.naming import Running
 from plugalign.transcript import Continuation, Transcript
 
 PROMPT = "{prompt}"
@@ -51,6 +52,29 @@ class Answers:
     continuation: Continuation
     context: int | None = None
     prefix: int = 0
+
+    @classmethod
+    def of(
+        cls, output: Any, ids: Tensor, mask: Tensor, tokenizer: Any, *,
+        special: tuple[int | None, list[int]], **others: Any,
+    ) -> Answers:  # fmt: skip
+        """The answers in what ``generate`` returned for prompts ``ids`` ``(B, T)``.
+
+        Args:
+            special: the pad token and the end tokens.
+            others: the attributes that stand behind ``end_token_ids``, and ``cache``.
+        """
+        pad, ends = special
+        again = output.sequences.shape[0] // ids.shape[0]
+        return cls(
+            tokenizer=tokenizer,
+            prompt_ids=ids.repeat_interleave(again, 0),
+            prompt_mask=mask.repeat_interleave(again, 0),
+            ids=output.sequences[:, ids.shape[1] :],
+            pad_token_id=pad if pad is not None else next(iter(ends), 0),
+            end_token_ids=tuple(ends),
+            **others,
+        )
 
     def __post_init__(self) -> None:
         if not len(self.prompt_ids) == len(self.prompt_mask) == len(self.ids):
@@ -171,6 +195,16 @@ class Revision:
     ids: Tensor
     report: Report = field(default_factory=Report)
     faults: Tensor | None = None
+
+
+def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Revision]]:
+    """Hands answers from one controller to the next."""
+    revisions = []
+    for part in revisers:
+        with Running(f"the revision by {type(part).__name__}"):
+            revisions.append(part.revise(answers))
+        answers = replace(answers, ids=revisions[-1].ids, cache=None)
+    return answers, revisions
 
 
 def check_revisable(options: dict[str, Any]) -> None:

@@ -126,6 +126,11 @@ class BaseRows:
         """The rows of the forward for each row of the call."""
         return 1 + len(self._riders) + len(self._experts)
 
+    @property
+    def aboard(self) -> list[Hashable]:
+        """The keys of the sources that are read with the base."""
+        return [*self._riders, *self._experts]
+
     def read(
         self, ids: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor | None, dict[Hashable, Logits]]:
@@ -149,7 +154,7 @@ class BaseRows:
             if self._has_one_head and is_cheap(answer):
                 answer = answer.full()
         parts = split_rows(answer, self.count)
-        known = dict(zip([*self._riders, *self._experts], parts[1:], strict=True))
+        known = dict(zip(self.aboard, parts[1:], strict=True))
         if self._grouped is not None and not self._has_one_head:
             known |= self._grouped.under_own_heads(known)
         return full(parts[0]), hidden, known

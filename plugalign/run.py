@@ -82,9 +82,13 @@ class Run:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
         step = Step(self.plan, self._sources, ids, self.mask_for(ids), scores)
-        steered = steer.scores(step.mixture(), before=self.plan.truncation)
+        # Without a controller the base's scores are only looked at.
+        steered = scores
+        if self.plan.steerings:
+            steered = steer.scores(step.mixture(), before=self.plan.truncation)
         if not torch.isfinite(steered.amax(-1)).all():
             step.check()
+            raise FloatingPointError(f"no token is possible at {self._sources.where(ids)}")
         if self.trace is not None:
             self.trace.chosen(ids)
             self.record(step, steered)

@@ -107,7 +107,8 @@ class Speculator:
         if draft.base is not None:
             logits, hidden = draft.base
         else:
-            with Running(f"the base model at {self._sources.where(ids)}"):
+            who = self._plan.shared_by(self._base.aboard)
+            with Running(f"{who} at {self._sources.where(ids)}"):
                 logits, hidden, known = self._base.read(ids, mask)
         base = self._choice.base(ids, logits)
         return Step(self._plan, self._sources, ids, mask, base, known, hidden), logits

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from plugalign.kernels import reweighting
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture
+from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture, mix
 from plugalign.kernels.topk_select import topk_select
+from plugalign.naming import Running
 from plugalign.plan import Plan
 from plugalign.sources import SourceRunner
 from plugalign.steering import (
@@ -56,24 +57,25 @@ class Step:
         terms: dict[Hashable, Logits] = {BASE: self.base}
         decays, attributes = [], []
         for shift in self._plan.shifts if shifts is None else shifts:
-            match shift:
-                case LogLinear():
-                    for coefficient, source in shift.terms:
-                        terms[source.key] = self._logits[source.key]
-                        weights[source.key] = (
-                            weights.get(source.key, 0.0) + shift.weight * coefficient
-                        )
-                case BiasDecay():
-                    biased = tuple(self._logits[source.key] for source in shift.biased)
-                    decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
-                case LowRank():
-                    terms[id(shift)] = self._low_rank(shift)
-                    weights[id(shift)] = shift.weight
-                case Attribute() | HeadAttribute():
-                    attributes.append(AttributeLogits(self._attribute(shift), shift.weight))
-                case _:
-                    kind = type(shift).__name__
-                    raise TypeError(f"no engine knows how to evaluate the shift {kind}")
+            with self._evaluating(shift):
+                match shift:
+                    case LogLinear():
+                        for coefficient, source in shift.terms:
+                            terms[source.key] = self._logits[source.key]
+                            weights[source.key] = (
+                                weights.get(source.key, 0.0) + shift.weight * coefficient
+                            )
+                    case BiasDecay():
+                        biased = tuple(self._logits[source.key] for source in shift.biased)
+                        decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
+                    case LowRank():
+                        terms[id(shift)] = self._low_rank(shift)
+                        weights[id(shift)] = shift.weight
+                    case Attribute() | HeadAttribute():
+                        attributes.append(AttributeLogits(self._attribute(shift), shift.weight))
+                    case _:
+                        kind = type(shift).__name__
+                        raise TypeError(f"no engine knows how to evaluate the shift {kind}")
         sources = tuple(terms.values())
         return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
 
@@ -81,11 +83,20 @@ class Step:
         """Finds out who is to blame where no token could be chosen.
 
         Raises:
-            FloatingPointError: naming a model with NaN or infinite logits, and the step.
+            FloatingPointError: naming a model or controller with NaN or infinite logits, and the
+                step.
         """
         self._sources.check_base(self.base, self.ids)
         for key, logits in self._logits.items():
             self._sources.check_source(self._plan.sources[key].name, logits, self.ids)
+        for name, steering in self._plan.steerings:
+            alone = mix(self.mixture(steering.shifts))
+            self._sources.check(f"the controller {name}", alone, self.ids)
+
+    def _evaluating(self, shift: Shift) -> Running:
+        return Running(
+            f"the controller {self._plan.owner(shift)} at {self._sources.where(self.ids)}"
+        )
 
     @property
     def hidden(self) -> Tensor:

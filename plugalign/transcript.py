@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
+from plugalign.naming import Calling
+
 
 @dataclass(frozen=True, eq=False)
 class Transcript:
@@ -158,14 +160,18 @@ class Continuation:
             processors = [*processors, *(rest.pop("logits_processor", None) or [])]
             if seen:
                 processors = [partial(_on_whole, text.ids[:, :seen], p) for p in processors]
-            output = self.model.generate(
-                input_ids=text.ids[:, seen:],
-                attention_mask=text.mask,
-                past_key_values=cache,
-                generation_config=config,
-                logits_processor=LogitsProcessorList(processors),
-                **rest,
+            calling = Calling(
+                self.model, {**rest, "logits_processor": processors}, text.ids.shape[1] - seen
             )
+            with calling:
+                output = self.model.generate(
+                    input_ids=text.ids[:, seen:],
+                    attention_mask=text.mask,
+                    past_key_values=cache,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList(processors),
+                    **rest,
+                )
         if beams > 1:
             output.past_key_values = None
         return output.sequences[:, text.ids.shape[1] - seen :], output

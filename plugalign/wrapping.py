@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,10 @@ from plugalign.decoding import Loop
 from plugalign.drafting import Speculation
 from plugalign.heads import Splits
 from plugalign.identity import model_name
+from plugalign.naming import Calling, freeing
 from plugalign.plan import Plan
 from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
-from plugalign.revision import Answers, check_revisable, reusable_cache
+from plugalign.revision import Answers, check_revisable, reusable_cache, revised
 from plugalign.routing import check_traceable, described, obstacle
 from plugalign.run import Run, SteeringProcessor
 from plugalign.teacher import Batch, Texts, asked, check_fits, log_probs
@@ -73,6 +73,7 @@ class Steered:
             raise AttributeError(name)
         return getattr(self.model, name)
 
+    @freeing
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -130,6 +131,7 @@ class Steered:
         lines = described(self.plan, self.model, ids, mask, options, attached=attached)
         return lines if drafts is None else f"{lines}\ndrafted: {drafts.described}"
 
+    @freeing
     def log_probs(
         self, texts: Texts, prompts: Texts | None = None, *, batch_size: int = 32
     ) -> list[Tensor]:
@@ -199,16 +201,20 @@ class Steered:
         options: dict[str, Any],
         speculation: Speculation | None,
     ) -> Any:
+        calling = Calling(self.model, options, ids.shape[1])
         options = self._prepared(options, run)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if why := obstacle(self.model, ids, options):
             if speculation is not None:
                 raise ValueError(f"no draft can be verified here: {why}")
-            with run.watching():
+            if not run.plan.steerings:  # then nobody looks at what the base gives
+                options["logits_processor"].insert(0, SteeringProcessor(run))
+            with run.watching(), calling:
                 output = self.model.generate(**inputs, **options)
         else:
             loop = Loop(run, options.get("streamer"), speculation)
-            output = self.model.generate(**inputs, custom_generate=loop, **options)
+            with calling:
+                output = self.model.generate(**inputs, custom_generate=loop, **options)
         if run.trace is not None:
             run.trace.chosen(sequences_of(output))
         return output
@@ -232,6 +238,9 @@ class Steered:
         trace: Trace | None = None,
         extra_positions: int = 0,
     ) -> Run:
+        plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
+        if plan is not self.plan:
+            self.plan, self.splits = plan, Splits()
         pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,
@@ -263,30 +272,19 @@ class Steered:
         extra: int,
     ) -> Any:
         """Hands finished answers to every reviser, and puts theirs in the place of the drafts."""
-        pad, ends = special_tokens(self.model, self.tokenizer, options)
-        pad = pad if pad is not None else next(iter(ends), 0)
-        again = output.sequences.shape[0] // ids.shape[0]
-        prompts = ids.repeat_interleave(again, 0)
         own = {k: v for k, v in options.items() if k != "logits_processor"}
         steering = partial(self._steering, options.get("logits_processor") or [], options, extra)
-        answers = Answers(
-            tokenizer=self.tokenizer,
-            prompt_ids=prompts,
-            prompt_mask=mask.repeat_interleave(again, 0),
-            ids=output.sequences[:, ids.shape[1] :],
+        answers = Answers.of(
+            output, ids, mask, self.tokenizer,
+            special=special_tokens(self.model, self.tokenizer, options),
             cache=reusable_cache(output, options),
-            pad_token_id=pad,
-            end_token_ids=tuple(ends),
             continuation=Continuation(self.model, own, steering),
-            context=context_of_all(self.plan, self.model),
-            prefix=extra,
-        )
-        for part in self._acting_on("revise"):
-            revision = part.revise(answers)
-            answers = replace(answers, ids=revision.ids, cache=None)
-            if run.trace is not None:
-                run.trace.revisions.append(revision)
-        output.sequences = torch.cat([prompts, answers.ids], dim=1)
+            context=context_of_all(self.plan, self.model), prefix=extra,
+        )  # fmt: skip
+        answers, revisions = revised(self._acting_on("revise"), answers)
+        if run.trace is not None:
+            run.trace.revisions += revisions
+        output.sequences = torch.cat([answers.prompt_ids, answers.ids], dim=1)
         output.past_key_values = None  # it belongs to the drafts
         return output if options.get("return_dict_in_generate") else output.sequences
 
