@@ -151,6 +151,10 @@ class SelfCritique(Controller):
         cost += Report(encoded_tokens=text.unread)
         _, output = answers.critic.generate(text, 1, output_logits=True)
         fault, fine = (output.logits[0][:, tokens[0]].float() for tokens in verdicts[1:])
+        if not bool((fault - fine).isfinite().all()):
+            raise FloatingPointError(
+                "the model gave no finite logits for a verdict; try float32, or look at its weights"
+            )
         return replace(text, cache=output.past_key_values), (fault - fine).sigmoid(), cost
 
     def _rewrite(

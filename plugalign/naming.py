@@ -110,8 +110,8 @@ class Calling:
 
 def freeing(call: Callable[P, R]) -> Callable[P, R]:
     """A function whose errors keep nothing alive that lived in it, keys and values above all,
-    however long they are kept themselves: the frames that they came through are emptied. (A debugger
-    that comes after the fact sees no variables below the call; one that is in it sees all.)"""
+    however long they are kept themselves: the frames that they came through are emptied. (A
+    debugger that comes after the fact sees no variables below the call.)"""
 
     @wraps(call)
     def called(*args: P.args, **options: P.kwargs) -> R:
