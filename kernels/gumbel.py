@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import Backend, check_logits, use_triton
-from plugalign.kernels.philox import check_seed, philox4x32
+from plugalign.kernels.philox import WORD, check_seed, philox4x32, rounds
 
 LN2 = math.log(2)
 SQRT_HALF_BITS = 0x3F3504F3
@@ -55,9 +55,24 @@ def gumbel_noise(
     Returns:
         float32 of the broadcast shape, between -2.9 and 22.9.
     """
+    if tokens.is_cpu:
+        return _noise_on_cpu(tokens, (step, prompt, sample), seed)
     words = torch.stack(philox4x32(tokens >> 2, step, prompt, sample, seed))
     place = (tokens & 3).to(torch.int64).expand(words.shape[1:])
     return noise_of(words.gather(0, place[None])[0])
+
+
+def _noise_on_cpu(tokens: Tensor, address: tuple[Tensor | int, ...], seed: int) -> Tensor:
+    """`gumbel_noise` in operations of NumPy: a small one costs a third of torch's."""
+    check_seed(seed)
+    token = np.atleast_1d(tokens.numpy())
+    rest = [np.atleast_1d(np.asarray(x)).astype(np.int64) & WORD for x in address]
+    # Only one of a counter's four words is asked for.
+    word = np.choose(token & 3, rounds([(token >> 2).astype(np.int64) & WORD, *rest], seed))
+    u = np.float32(2.0**-32) * word.astype(np.float32) + np.float32(2.0**-33)
+    found = _noise(np.minimum(u, np.float32(1 - 2.0**-24)), np, np.int32, np.float32)
+    shape = np.broadcast_shapes(tokens.shape, *(np.shape(x) for x in address))
+    return torch.from_numpy(found).view(shape)
 
 
 def noise_of(words: Tensor) -> Tensor:
@@ -202,11 +217,25 @@ def _noise_ceiling(u: Tensor) -> Tensor:
 
 
 def argmax_by_row(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tensor:
-    """Per row the token with the best score, the smaller id among equals; -1 for no token."""
+    """Per row the token with the best score, the smaller id among equals; -1 for no token, and
+    where a score is NaN. Entries stand in the order of (row, token)."""
+    if scores.is_cpu:
+        return _argmax_on_cpu(scores, row, token, rows)
     best = scores.new_full((rows,), -math.inf).scatter_reduce(0, row, scores, "amax")
     wins = scores == best[row]
     winner = token.new_full((rows,), -1)
     return winner.scatter_reduce(0, row[wins], token[wins], "amin", include_self=False)
+
+
+def _argmax_on_cpu(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tensor:
+    values, winner = scores.numpy(), np.full(rows, -1)
+    ends = np.searchsorted(row.numpy(), np.arange(rows), side="right").tolist()
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if start < end:
+            place = start + int(values[start:end].argmax())  # of equals the first, or a NaN
+            if not np.isnan(values[place]):
+                winner[number] = token[place]
+    return torch.from_numpy(winner)
 
 
 def check_sampling(seed: int, temperature: Tensor | float) -> None:

@@ -93,6 +93,12 @@ class Mixture:
         assert isinstance(base, Tensor)
         return base
 
+    @property
+    def is_base(self) -> bool:
+        """Whether z is known to be the base's logits."""
+        more = self.decays or self.attributes or isinstance(self.weights, Tensor)
+        return not more and list(self.weights) == [1]
+
     def inputs(self) -> Iterator[tuple[str, Logits]]:
         """Every ``(B, V)`` input with its name."""
         for k, source in enumerate(self.sources):
@@ -112,7 +118,9 @@ class Mixture:
 
 
 def mix(mixture: Mixture) -> Tensor:
-    """The scores z, a new float32 ``(B, V)``."""
+    """The scores z, float32 ``(B, V)``; the base itself where nothing is added to it."""
+    if mixture.is_base:
+        return mixture.base.float()
     weights = mixture.row_weights()
     z = mixture.base.float() * weights[:, :1]
     for k, source in enumerate(mixture.sources[1:], 1):

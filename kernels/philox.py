@@ -43,9 +43,9 @@ def philox4x32(
     words = [_as_word(word, tensors[0].device) for word in counter]
     if words[0].device.type == "cpu":
         # The rounds are a hundred small operations, and one of NumPy's costs half of torch's.
-        found = [torch.from_numpy(word) for word in _rounds([w.numpy() for w in words], seed)]
+        found = [torch.from_numpy(word) for word in rounds([w.numpy() for w in words], seed)]
     else:
-        found = _rounds(words, seed)
+        found = rounds(words, seed)
     w0, w1, w2, w3 = (word.reshape(shape) for word in found)
     return w0, w1, w2, w3
 
@@ -63,8 +63,9 @@ def _as_word(value: Tensor | int, device: torch.device) -> Tensor:
     return (value.to(torch.int64) & WORD).reshape(value.shape or (1,))
 
 
-def _rounds(counter: list[Any], seed: int) -> list[Any]:
-    """Ten rounds on int64 arrays of NumPy or torch, whose products wrap modulo 2**64.
+def rounds(counter: list[Any], seed: int) -> list[Any]:
+    """Ten rounds on int64 arrays of NumPy or torch with values in [0, 2**32), none of them
+    zero-dimensional, that broadcast. Products wrap modulo 2**64.
 
     c1 and c3 keep rubbish above their 32 bits until the end: each is only xored into a word that
     is masked next, and that saves a sixth of the work.

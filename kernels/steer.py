@@ -177,19 +177,21 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
     if before.keeps_all(vocab):
         z = mix(mixture)
         row, token = kept_entries(z, after, heat)
-        value = z[row, token]
+        value = z[row, token]  # never infinite: such tokens and rows are not kept
     else:
         row, token = kept_entries(mixture.base, before)
         value = mix_at(mixture, row, token)
         if not after.keeps_all(vocab) and rows:
             kept = _kept_again(value, row, rows, after, heat)
             row, token, value = row[kept], token[kept], value[kept]
-    possible = value != NEVER
-    row, token, value = row[possible], token[possible], value[possible]
-    value = value.masked_fill(value == math.inf, math.nan)  # no answer, and no winner either
+        possible = value != NEVER
+        row, token, value = row[possible], token[possible], value[possible]
+        value = value.masked_fill(value == math.inf, math.nan)  # no answer, and no winner either
     if not draw.greedy:
-        noise = gumbel_noise(token, draw.step[row], draw.prompt[row], draw.sample[row], draw.seed)
-        value = value + draw.temperature.clamp_max(HOTTEST)[row] * noise
+        each = slice(None) if rows == 1 else row
+        address = (draw.step[each], draw.prompt[each], draw.sample[each])
+        noise = gumbel_noise(token, *address, draw.seed)
+        value = value + draw.temperature.clamp_max(HOTTEST)[each] * noise
     return argmax_by_row(value, row, token, rows)
 
 

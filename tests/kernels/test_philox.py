@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugalign.kernels.philox import _rounds, philox4x32
+from plugalign.kernels.philox import philox4x32, rounds
 
 ONES = 0xFFFFFFFF
 # Random123, kat_vectors, philox4x32 10: counter, key (low word first), words.
@@ -71,8 +71,8 @@ def test_counters_are_taken_modulo_2_to_32():
 
 def test_rounds_of_torch_and_numpy_agree():
     counter = list(torch.randint(0, 2**32, (4, 64), generator=torch.Generator().manual_seed(1)))
-    by_torch = _rounds(counter, 2**63 + 11)
-    by_numpy = _rounds([c.numpy() for c in counter], 2**63 + 11)
+    by_torch = rounds(counter, 2**63 + 11)
+    by_numpy = rounds([c.numpy() for c in counter], 2**63 + 11)
     assert all((a.numpy() == b).all() for a, b in zip(by_torch, by_numpy, strict=True))
 
 
