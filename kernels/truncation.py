@@ -102,13 +102,12 @@ def kept_tokens(x: Row, cut: Truncation, heat: float = 1.0) -> NDArray[np.int64]
     if cut.chained:
         limit = np.float32(-math.inf)  # what min-p cuts off still has mass in the top-k
     elif cut.top_p < 1:
-        total = float(np.exp((x - top) * np.float32(1 / heat)).sum(dtype=np.float64))
+        total = float(_masses(x, top, heat).sum(dtype=np.float64))
         least = (1 - cut.top_p) * total / len(x) * (1 - ROUNDING)
         limit = max(limit, top + np.float32(heat * (math.log(least) - ROUNDING)))
-    places = np.flatnonzero((x >= limit) & (x > -math.inf))
+    places = np.flatnonzero(x >= limit if limit > -math.inf else x > -math.inf)
     kept: NDArray[np.int64] = places[_best(x[places], top, total, cut, heat)]
-    inside: NDArray[np.bool_] = x[kept] >= floor
-    return kept[inside]
+    return kept[x[kept] >= floor] if cut.min_p > 0 else kept
 
 
 def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -> NDArray[np.bool_]:
@@ -119,16 +118,23 @@ def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -
     else:
         descending = np.sort(x)[::-1]
     if cut.top_p < 1:
-        mass = np.exp((descending - top) * np.float32(1 / heat)).cumsum(dtype=np.float64)
+        mass = _masses(descending, top, heat).cumsum(dtype=np.float64)
         goal = cut.top_p * (total if math.isfinite(total) else mass[-1])
         count = min(int(np.searchsorted(mass, goal)) + 1, count)
     least = descending[count - 1]
-    above: NDArray[np.bool_] = x > least
-    tied: NDArray[np.bool_] = x == least
-    room = count - np.count_nonzero(above)
-    tied[np.flatnonzero(tied)[room:]] = False
-    tied |= above
-    return tied
+    kept: NDArray[np.bool_] = x >= least
+    if (surplus := np.count_nonzero(kept) - count) > 0:  # of those tied for the last place
+        kept[np.flatnonzero(x == least)[-surplus:]] = False
+    return kept
+
+
+def _masses(x: Row, top: np.float32, heat: float) -> Row:
+    """exp((x - top) / heat) in float32."""
+    apart = x - top
+    if heat != 1:
+        apart *= np.float32(1 / heat)
+    masses: Row = np.exp(apart)
+    return masses
 
 
 def _mask_by_topk(x: Tensor, cut: Truncation, heat: Tensor | None = None) -> Tensor:
