@@ -10,61 +10,7 @@ from transformers import LogitsProcessor, StoppingCriteria, TopKLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
-from plugalign.controller import Controller
-from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.sampling import CoupledSampler
-from plugalign.steering import HeadAttribute, LowRank, MinP, Steering
-
-
-class Declared(Controller):
-    """A controller that is nothing but its declaration."""
-
-    def __init__(self, steering):
-        self.steering = steering
-
-    def steer(self, model, tokenizer):
-        return self.steering
-
-
-def prefix_of(model, first):
-    """Keys and values of three tokens, as a trained prefix."""
-    with torch.no_grad():
-        cache = model(torch.tensor([[first, first + 1, first + 2]]), use_cache=True).past_key_values
-    return torch.stack([torch.stack([la.keys[0], la.values[0]]) for la in cache.layers])
-
-
-def make(which, model, tiny, architecture):
-    draw = torch.Generator().manual_seed(3)
-    left, right = torch.randn(120, 3, generator=draw), torch.randn(32, 3, generator=draw)
-    match which:
-        case "nothing":
-            return 0 * pa.SelfDebias(["w5"])
-        case "dexperts":
-            return pa.DExperts(tiny(architecture, seed=1), tiny(architecture, seed=2))
-        case "anti-only":
-            return pa.DExperts(antiexpert=tiny(architecture, seed=2), top_p=1.0)
-        case "self-debias":
-            return pa.SelfDebias(["w5 w6 w7", "w8"])
-        case "low-rank":
-            shift = LowRank(left, right, torch.randn(32, generator=draw), alpha=0.3)
-            return Declared(Steering((shift,), (MinP(0.01),)))
-        case "head":
-            state, bias = right[:, 0], left[:, 0]
-            return 4.0 * Declared(Steering((HeadAttribute(left, right, bias, state, 0.5),)))
-        case "fudge":
-            torch.manual_seed(5)
-            return Fudge(Predictor(120, width=16, layers=1, heads=2), k=10, weight=3.0)
-        case "prefix":
-            return pa.PrefixTuning(prefix_of(model, 11))
-        case "prefix-contrast":
-            return pa.PrefixTuning(prefix_of(model, 11), prefix_of(model, 40)).against(top_p=0.95)
-        case "sum":
-            parts = ("dexperts", "self-debias", "low-rank", "prefix", "prefix-contrast")
-            return sum(
-                (make(part, model, tiny, architecture) for part in parts[1:]),
-                make(parts[0], model, tiny, architecture),
-            )
-
 
 CONTROLLERS = (
     "nothing", "dexperts", "anti-only", "self-debias", "low-rank", "head", "fudge", "prefix",
@@ -100,7 +46,7 @@ def assert_alike(mine, theirs):
 
 
 @pytest.mark.parametrize("which", CONTROLLERS)
-def test_greedy_is_the_processor_path(which, both, tiny, tokenizer, prompts, architecture):
+def test_greedy_is_the_processor_path(which, both, tiny, tokenizer, prompts, architecture, make):
     model = tiny(architecture)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))
     batch = prompts(rows=3, width=6)
@@ -125,7 +71,9 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("which", ["nothing", "sum"])
-def test_arguments_of_generate_mean_what_they_mean(which, options, both, tiny, tokenizer, prompts):
+def test_arguments_of_generate_mean_what_they_mean(
+    which, options, both, tiny, tokenizer, prompts, make
+):
     model = tiny("llama-gqa")
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
     options = {"max_new_tokens": 7, **options}
@@ -239,7 +187,7 @@ WARPERS = {
 @pytest.mark.parametrize("warpers", WARPERS.values(), ids=WARPERS)
 @pytest.mark.parametrize("which", ["nothing", "dexperts", "self-debias", "low-rank"])
 def test_samples_follow_the_processor_paths_distribution(
-    which, warpers, both, tiny, tokenizer, prompts
+    which, warpers, both, tiny, tokenizer, prompts, make
 ):
     """The first token of many samples, against the softmax of the processor path's scores."""
     model, many = tiny(), 4000
@@ -262,7 +210,7 @@ def test_samples_follow_the_processor_paths_distribution(
         assert stats.chisquare(got, want).pvalue > 1e-3
 
 
-def test_later_tokens_are_drawn_after_the_earlier_ones(tiny, tokenizer, prompts):
+def test_later_tokens_are_drawn_after_the_earlier_ones(tiny, tokenizer, prompts, make):
     """Pairs of tokens against the product of two exact conditional distributions."""
     model, many = tiny(), 6000
     steered = pa.wrap(model, tokenizer, make("dexperts", model, tiny, "llama-gqa"))
@@ -304,7 +252,7 @@ def test_manual_seed_decides_and_greedy_draws_nothing(tiny, tokenizer, prompts):
 
 
 @pytest.mark.parametrize("which", ["nothing", "dexperts", "self-debias", "head", "prefix"])
-def test_coupled_noise_gives_the_same_tokens(which, both, tiny, tokenizer, prompts):
+def test_coupled_noise_gives_the_same_tokens(which, both, tiny, tokenizer, prompts, make):
     model = tiny()
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
     for settings in ({}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 5, "temperature": 1.3}):
@@ -450,7 +398,7 @@ def forwards(model):
     return seen, handle
 
 
-def test_prompts_and_prefixes_ride_with_the_base(tiny, tokenizer, prompts):
+def test_prompts_and_prefixes_ride_with_the_base(tiny, tokenizer, prompts, make):
     model = tiny()
     riding = pa.SelfDebias(["w5 w6", "w7"]) + make("prefix-contrast", model, tiny, "llama-gqa")
     steered = pa.wrap(model, tokenizer, riding)
@@ -467,7 +415,9 @@ def test_prompts_and_prefixes_ride_with_the_base(tiny, tokenizer, prompts):
     handle.remove()
 
 
-def test_experts_heads_are_read_only_where_the_nucleus_is(tiny, tokenizer, prompts, monkeypatch):
+def test_experts_heads_are_read_only_where_the_nucleus_is(
+    tiny, tokenizer, prompts, monkeypatch, make
+):
     from plugalign.kernels.head import Head
 
     monkeypatch.setattr("plugalign.kernels.head.GATHERED", 0)  # few, even of a small vocabulary
