@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from plugalign.controller import Controller
-from plugalign.drafting import Speculation
+from plugalign.engine.drafting import Speculation
 from plugalign.evaluation.loading import load_model
 from plugalign.evaluation.prompts import load_prompts
 from plugalign.wrapping import Steered, wrap

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plugalign.controller import Controller
-from plugalign.group_leaves import Change
+from plugalign.engine.group_leaves import Change
 from plugalign.identity import Identity, model_name, vocabulary_hash
 from plugalign.steering import BaseLogits, LogLinear, ModelLogits, Source, Steering, TopP
 

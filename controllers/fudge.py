@@ -14,8 +14,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from plugalign.auxiliary import positions
 from plugalign.controller import Controller
+from plugalign.engine.auxiliary import positions
 from plugalign.identity import Identity, model_name
 from plugalign.steering import Attribute, CandidateScores, Steering, TopK
 

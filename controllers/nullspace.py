@@ -22,8 +22,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from plugalign.auxiliary import head_input
 from plugalign.controller import Controller
+from plugalign.engine.auxiliary import head_input
 from plugalign.identity import Identity, model_name
 from plugalign.steering import Adaptive, LowRank, Steering
 

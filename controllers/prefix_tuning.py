@@ -15,8 +15,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from plugalign.controller import Controller
+from plugalign.engine.prefixing import Prefixing, cache_shape
 from plugalign.identity import Identity, model_name
-from plugalign.prefixing import Prefixing, cache_shape
 from plugalign.steering import LogLinear, PrefixedLogits, Steering, TopP
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
-    from plugalign.drafting import Speculation
+    from plugalign.engine.drafting import Speculation
     from plugalign.evaluation.compare import compare
     from plugalign.trace import Trace
     from plugalign.wrapping import Steered, wrap
@@ -40,7 +40,7 @@ _HOMES = {
     "PrefixTuning": "plugalign.controllers.prefix_tuning",
     "SelfCritique": "plugalign.controllers.self_critique",
     "SelfDebias": "plugalign.controllers.self_debias",
-    "Speculation": "plugalign.drafting",
+    "Speculation": "plugalign.engine.drafting",
     "Steered": "plugalign.wrapping",
     "Trace": "plugalign.trace",
     "compare": "plugalign.evaluation.compare",

@@ -31,9 +31,9 @@ from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.costs import Cost, write
-from plugalign.drafting import Speculation
+from plugalign.engine.drafting import Speculation
+from plugalign.engine.recording import PATIENCE, PROOFS
 from plugalign.identity import model_name
-from plugalign.recording import PATIENCE, PROOFS
 from plugalign.stopwatch import timed
 from plugalign.wrapping import wrap
 

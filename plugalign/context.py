@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from plugalign.engine.plan import Plan
 from plugalign.identity import model_name
-from plugalign.plan import Plan
 from plugalign.steering import ModelLogits
 
 

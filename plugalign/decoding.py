@@ -3,7 +3,7 @@
 transformers prepares a call as always (configuration, cache, processors, stopping criteria) and
 hands it over through its ``custom_generate`` hook; here the models run, one fused draw chooses the
 tokens without sorting a vocabulary. What the loop does not do takes the processor path
-(`plugalign.routing` decides), which follows the same plan.
+(`plugalign.engine.routing` decides), which follows the same plan.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from plugalign.choosing import Choice
-from plugalign.compiling import Compiling
-from plugalign.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
+from plugalign.engine.choosing import Choice
+from plugalign.engine.compiling import Compiling
+from plugalign.engine.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
+from plugalign.engine.naming import Running
+from plugalign.engine.rows import BaseRows
+from plugalign.engine.run import Run
+from plugalign.engine.sources import SourceRunner
+from plugalign.engine.speculation import Round, Speculator, check_verifiable
+from plugalign.engine.step import Step
+from plugalign.engine.stopping import Stopping
+from plugalign.engine.streams import can_repeat
 from plugalign.kernels import steer
-from plugalign.naming import Running
-from plugalign.rows import BaseRows
-from plugalign.run import Run
-from plugalign.sources import SourceRunner
-from plugalign.speculation import Round, Speculator, check_verifiable
-from plugalign.step import Step
-from plugalign.stopping import Stopping
-from plugalign.streams import can_repeat
 
 ROOM = 64  # columns by which a mask grows
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from plugalign.choosing import Choice
-from plugalign.rows import BaseRows
-from plugalign.run import Run
-from plugalign.sources import SourceRunner
-from plugalign.speculation import Speculator
-from plugalign.step import Step
+from plugalign.engine.choosing import Choice
+from plugalign.engine.rows import BaseRows
+from plugalign.engine.run import Run
+from plugalign.engine.sources import SourceRunner
+from plugalign.engine.speculation import Speculator
+from plugalign.engine.step import Step
 
 BASE, AUXILIARY, TAIL, HOST = "base", "auxiliary", "tail", "host"
 SEAMS: tuple[tuple[Any, str, str], ...] = (

@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.auxiliary import PrefixCache, head_input, positions
 from plugalign.context import context_of
 from plugalign.controller import Controller
-from plugalign.heads import Split
+from plugalign.engine.auxiliary import PrefixCache, head_input, positions
+from plugalign.engine.heads import Split
+from plugalign.engine.naming import Running
+from plugalign.engine.plan import Plan
+from plugalign.engine.rows import Front
+from plugalign.engine.run import Run
+from plugalign.engine.step import Step
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
-from plugalign.naming import Running
-from plugalign.plan import Plan
 from plugalign.prompting import reworded
-from plugalign.rows import Front
-from plugalign.run import Run
 from plugalign.steering import CandidateScores, ModelLogits, PrefixedLogits
-from plugalign.step import Step
 
 ENTRIES = 2**25  # logits of one model at a time
 Texts = Sequence[str] | tuple[Tensor, Tensor]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
-from plugalign.auxiliary import CachedModel, CachedScorer, positions
 from plugalign.controllers.fudge import Predictor
-from plugalign.star import LlamaStar, MaskedStar, star_of
+from plugalign.engine.auxiliary import CachedModel, CachedScorer, positions
+from plugalign.engine.star import LlamaStar, MaskedStar, star_of
 
 
 def uncached(model, ids, mask):

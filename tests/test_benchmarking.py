@@ -7,8 +7,8 @@ import torch
 
 from plugalign.benchmarking import MAKERS, generation, random_prompts, run_bench, untrained
 from plugalign.costs import table
-from plugalign.rows import BaseRows
-from plugalign.sources import SourceRunner
+from plugalign.engine.rows import BaseRows
+from plugalign.engine.sources import SourceRunner
 from plugalign.stopwatch import SEAMS, Stopwatch, timed
 from plugalign.wrapping import wrap
 
@@ -93,13 +93,12 @@ def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeyp
     assert parts.pop("path") == "loop"
     found = {part.removesuffix("_ms") for part, time in parts.items() if time > 1e-4}
     assert PARTS[method] <= found
-    for module in ("wrapping", "routing"):
+    for module in ("wrapping", "engine.routing"):
         monkeypatch.setattr(f"plugalign.{module}.obstacle", lambda *_: "a test")
     assert call.parts(prompts, 3)["path"] == "processor"
     with timed(model, loop=False) as watch:
         call(prompts, 3)
-    assert watch.seconds["base"] > 0
-    assert (watch.seconds["tail"] > 0) == (method in ("fudge", "dexperts"))
+    assert min(watch.seconds["base"], watch.seconds["tail"]) > 0
 
 
 def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from transformers import CompileConfig
 
 import plugalign as pa
-from plugalign.compiling import Compiled
+from plugalign.engine.compiling import Compiled
 
 graphs: list[int] = []
 

@@ -345,7 +345,7 @@ def test_a_model_with_inputs_of_its_own_takes_the_processor_path(tiny, tokenizer
 def seldom(monkeypatch):
     """The loop looks at end tokens and faults now and then, as on a device it would wait for."""
     from plugalign import decoding
-    from plugalign.stopping import Stopping
+    from plugalign.engine.stopping import Stopping
 
     class Seldom(Stopping):
         def __init__(self, *args):
@@ -437,7 +437,7 @@ def test_experts_heads_are_read_only_where_the_nucleus_is(
 def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompts):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from plugalign.heads import Splits
+    from plugalign.engine.heads import Splits
 
     def gemma(seed):
         torch.manual_seed(seed)

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import plugalign as pa
-from plugalign import grouped
 from plugalign.controllers.dexperts import with_adapter
-from plugalign.group_leaves import Change, Changed, Normed, Rows, Stacked
-from plugalign.grouped import Groups, obstacle
-from plugalign.heads import Splits
+from plugalign.engine import grouped
+from plugalign.engine.group_leaves import Change, Changed, Normed, Rows, Stacked
+from plugalign.engine.grouped import Groups, obstacle
+from plugalign.engine.heads import Splits
 
 
 @pytest.fixture

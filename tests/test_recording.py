@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaModel
 
 import plugalign as pa
-from plugalign import recording
-from plugalign.recording import KNOWN, Recorder, Recording, is_repeatable, read
+from plugalign.engine import recording
+from plugalign.engine.recording import KNOWN, Recorder, Recording, is_repeatable, read
 
 SIZES = {
     "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

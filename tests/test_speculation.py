@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
-from plugalign.drafting import last_place
+from plugalign.engine.drafting import last_place
 
 STEERED = (
     "nothing",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-from plugalign.auxiliary import positions
 from plugalign.controllers.fudge import Fudge, Predictor
+from plugalign.engine.auxiliary import positions
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.training import (
     batches,

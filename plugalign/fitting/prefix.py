@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from plugalign.controllers.dexperts import shared_copy
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
+from plugalign.engine.prefixing import cache_shape
 from plugalign.fitting.data import Labelled, encode
 from plugalign.fitting.fudge import labelled_batches
 from plugalign.fitting.training import (
@@ -29,7 +30,6 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
-from plugalign.prefixing import cache_shape
 
 
 def fit_prefix(

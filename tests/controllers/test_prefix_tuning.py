@@ -17,8 +17,8 @@ from transformers import (
 import plugalign as pa
 from plugalign.controller import Controller
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
+from plugalign.engine.prefixing import cache_shape
 from plugalign.identity import Identity
-from plugalign.prefixing import cache_shape
 from plugalign.steering import LogLinear, TopP
 
 WIDTH, NEW = 3, 5

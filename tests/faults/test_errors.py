@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from plugalign.recording import Recorder
+from plugalign.engine.recording import Recorder
 
 
 @pytest.fixture(scope="module", autouse=True)

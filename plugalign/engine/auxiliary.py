@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from plugalign.heads import Split
+from plugalign.engine.heads import Split
+from plugalign.engine.star import star_of
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full
-from plugalign.star import star_of
 
 REWIND = 32  # answers remembered behind the longest prefix
 
@@ -180,8 +180,8 @@ def on_device(logits: Logits, device: torch.device) -> Logits:
 class CachedScorer:
     """A causal classifier that scores many candidate continuations of each prefix in one forward.
 
-    The candidates are read under a star mask (`plugalign.star`) and do not enter the cache. When
-    a prefix has grown by one of them in every row, its keys and values are taken over.
+    The candidates are read under a star mask (`plugalign.engine.star`) and do not enter the cache.
+    When a prefix has grown by one of them in every row, its keys and values are taken over.
 
     Args:
         predictor: a module with ``backbone`` and ``head``, see `CandidateScores`.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from plugalign.compiling import Compiled, Compiling
+from plugalign.engine.compiling import Compiled, Compiling
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
 PROOFS = 2  # steps at which a recording and the body run side by side

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plugalign.controller import Controller
-from plugalign.grouped import Groups
+from plugalign.engine.grouped import Groups
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import (
     HeadAttribute,

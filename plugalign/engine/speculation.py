@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plugalign.choosing import Choice
-from plugalign.drafting import Draft, Drafter, Speculation
+from plugalign.engine.choosing import Choice
+from plugalign.engine.drafting import Draft, Drafter, Speculation
+from plugalign.engine.naming import Running
+from plugalign.engine.plan import Plan
+from plugalign.engine.rows import BaseRows
+from plugalign.engine.sources import SourceRunner
+from plugalign.engine.step import Step
+from plugalign.engine.stopping import Stopping
 from plugalign.kernels.mixture import Logits
 from plugalign.kernels.spec_verify import spec_verify
-from plugalign.naming import Running
-from plugalign.plan import Plan
-from plugalign.rows import BaseRows
-from plugalign.sources import SourceRunner
 from plugalign.steering import CandidateScores
-from plugalign.step import Step
-from plugalign.stopping import Stopping
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from plugalign.auxiliary import CachedModel
-from plugalign.compiling import Compiling
-from plugalign.grouped import Grouped
-from plugalign.heads import Splits
-from plugalign.hidden import HiddenWatch
+from plugalign.engine.auxiliary import CachedModel
+from plugalign.engine.compiling import Compiling
+from plugalign.engine.grouped import Grouped
+from plugalign.engine.heads import Splits
+from plugalign.engine.hidden import HiddenWatch
+from plugalign.engine.plan import Plan
+from plugalign.engine.rows import Rider, riders, takes_rows
+from plugalign.engine.sources import ReaderKind, SourceRunner
+from plugalign.engine.step import Step
+from plugalign.engine.streams import Stream
 from plugalign.kernels import steer
-from plugalign.plan import Plan
-from plugalign.rows import Rider, riders, takes_rows
-from plugalign.sources import ReaderKind, SourceRunner
-from plugalign.step import Step
-from plugalign.streams import Stream
 from plugalign.trace import Trace
 
 

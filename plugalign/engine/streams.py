@@ -1,7 +1,7 @@
 """Models that read a growing batch in step with a loop: each column once, nothing compared.
 
-`plugalign.auxiliary.CachedModel` works out by itself what it has already read. In a loop that only
-ever appends, that is known, so a `Stream` asks for no more than the new columns.
+`plugalign.engine.auxiliary.CachedModel` works out by itself what it has already read. In a loop
+that only ever appends, that is known, so a `Stream` asks for no more than the new columns.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from plugalign.auxiliary import on_device, positions
-from plugalign.heads import Split
+from plugalign.engine.auxiliary import on_device, positions
+from plugalign.engine.heads import Split
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits

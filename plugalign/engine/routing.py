@@ -11,10 +11,10 @@ from transformers.generation import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from plugalign.choosing import Choice
+from plugalign.engine.choosing import Choice
+from plugalign.engine.plan import Plan
+from plugalign.engine.rows import takes_rows
 from plugalign.kernels.truncation import Truncation
-from plugalign.plan import Plan
-from plugalign.rows import takes_rows
 from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)

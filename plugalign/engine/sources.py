@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plugalign.auxiliary import CachedModel, CachedScorer
-from plugalign.hidden import HiddenWatch
+from plugalign.engine.auxiliary import CachedModel, CachedScorer
+from plugalign.engine.hidden import HiddenWatch
+from plugalign.engine.naming import Running
+from plugalign.engine.plan import Plan
+from plugalign.engine.rows import Front, split_rows
 from plugalign.identity import model_name
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full
-from plugalign.naming import Running
-from plugalign.plan import Plan
-from plugalign.rows import Front, split_rows
 from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
 
 

@@ -1,9 +1,9 @@
 """Rows, not forwards: the base under prompts and behind prefixes rides with the base itself.
 
 One batch of ``(1 + K + G) R`` rows: the texts as they are, then the texts behind each of K prompts
-or trained prefixes, then the texts again for each of G experts (`plugalign.grouped`). In front of
-all stand P cache columns for the prefixes and W token columns for the prompts; a row masks what is
-not its own, and positions count what it sees.
+or trained prefixes, then the texts again for each of G experts (`plugalign.engine.grouped`). In
+front of all stand P cache columns for the prefixes and W token columns for the prompts; a row masks
+what is not its own, and positions count what it sees.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from plugalign.grouped import Grouped
-from plugalign.heads import Split
+from plugalign.engine.grouped import Grouped
+from plugalign.engine.heads import Split
+from plugalign.engine.plan import Plan
+from plugalign.engine.streams import Stream, can_repeat, fill, text_config
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full
-from plugalign.plan import Plan
 from plugalign.steering import PrefixedLogits, PromptedLogits
-from plugalign.streams import Stream, can_repeat, fill, text_config
 
 Rider = PromptedLogits | PrefixedLogits
 FEW = 32  # rows

@@ -2,8 +2,9 @@
 
 A batch holds the base's rows, then those of each expert. A tree of modules mirrors the base's body:
 it has the base's own modules where all models have the same weights in the same memory, and leaves
-for all models (`plugalign.group_leaves`) where they have not. No model is touched. Weights are read
-where they lie, but for norms and, in small models, linear layers: those are copied at every call.
+for all models (`plugalign.engine.group_leaves`) where they have not. No model is touched. Weights
+are read where they lie, but for norms and, in small models, linear layers: those are copied at
+every call.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugalign.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
-from plugalign.heads import Split, Splits
+from plugalign.engine.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
+from plugalign.engine.heads import Split, Splits
+from plugalign.engine.recording import Recorder, is_tampered_with
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
-from plugalign.recording import Recorder, is_tampered_with
 
 MOST_STACKED = 2**24  # numbers in weights of all models together that may be copied
 # What a configuration says beside how its model computes.

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugalign.compiling import Compiling
+from plugalign.engine.compiling import Compiling
+from plugalign.engine.prefixing import Prefixing
+from plugalign.engine.recording import Reading, Recorder
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
-from plugalign.prefixing import Prefixing
-from plugalign.recording import Reading, Recorder
 
 
 class Split:

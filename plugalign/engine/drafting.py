@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plugalign.choosing import Choice
+from plugalign.engine.choosing import Choice
+from plugalign.engine.naming import Running
+from plugalign.engine.rows import BaseRows
+from plugalign.engine.sources import fit_width
+from plugalign.engine.streams import Stream
 from plugalign.identity import model_name
 from plugalign.kernels import gumbel
 from plugalign.kernels.mixture import Mixture, full
 from plugalign.kernels.truncation import Truncation
-from plugalign.naming import Running
-from plugalign.rows import BaseRows
-from plugalign.sources import fit_width
-from plugalign.streams import Stream
 
 BASE, PROMPT = "base", "prompt"
 MOST_DRAFTED = 32
