@@ -31,6 +31,7 @@ SEAMS: tuple[tuple[Any, str, str], ...] = (
     (SourceRunner, "scores", AUXILIARY),
     (SourceRunner, "hidden", AUXILIARY),
     (Run, "step", TAIL),
+    (Run, "check", TAIL),
     (Step, "mixture", TAIL),
     (Choice, "base", TAIL),
     (Choice, "tokens", TAIL),

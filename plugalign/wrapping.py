@@ -24,7 +24,7 @@ from plugalign.engine.heads import Splits
 from plugalign.engine.naming import Calling, freeing
 from plugalign.engine.plan import Plan
 from plugalign.engine.routing import check_traceable, described, obstacle
-from plugalign.engine.run import Run, SteeringProcessor
+from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
 from plugalign.identity import model_name
 from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
 from plugalign.revision import Answers, check_revisable, reusable_cache, revised
@@ -208,7 +208,7 @@ class Steered:
             if speculation is not None:
                 raise ValueError(f"no draft can be verified here: {why}")
             if not run.plan.steerings:  # then nobody looks at what the base gives
-                options["logits_processor"].insert(0, SteeringProcessor(run))
+                options["logits_processor"].insert(0, CheckingProcessor(run))
             with run.watching(), calling:
                 output = self.model.generate(**inputs, **options)
         else:

@@ -82,17 +82,28 @@ class Run:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
         step = Step(self.plan, self._sources, ids, self.mask_for(ids), scores)
-        # Without a controller the base's scores are only looked at.
-        steered = scores
-        if self.plan.steerings:
-            steered = steer.scores(step.mixture(), before=self.plan.truncation)
-        if not torch.isfinite(steered.amax(-1)).all():
-            step.check()
-            raise FloatingPointError(f"no token is possible at {self._sources.where(ids)}")
+        steered = steer.scores(step.mixture(), before=self.plan.truncation)
+        self._refuse_nonsense(step, steered)
         if self.trace is not None:
             self.trace.chosen(ids)
             self.record(step, steered)
         return steered
+
+    @torch.no_grad()
+    def check(self, ids: Tensor, scores: Tensor) -> None:
+        """Only looks at the base's scores ``(R, V)``, where nothing steers.
+
+        Raises:
+            FloatingPointError: as `step` does.
+        """
+        self._refuse_nonsense(
+            Step(self.plan, self._sources, ids, self.mask_for(ids), scores), scores
+        )
+
+    def _refuse_nonsense(self, step: Step, scores: Tensor) -> None:
+        if not torch.isfinite(scores.amax(-1)).all():
+            step.check()
+            raise FloatingPointError(f"no token is possible at {self._sources.where(step.ids)}")
 
     def sources(self, reader: ReaderKind) -> SourceRunner:
         """The plan's sources, with empty caches, read by readers of one kind."""
@@ -160,3 +171,15 @@ class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Steers ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
         return self.run.step(input_ids, scores)
+
+
+class CheckingProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Leaves scores as they are, and refuses such as are NaN or infinite."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Looks at ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
+        self.run.check(input_ids, scores)
+        return scores
