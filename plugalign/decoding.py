@@ -17,7 +17,6 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from plugalign.engine.choosing import Choice
 from plugalign.engine.compiling import Compiling
 from plugalign.engine.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
-from plugalign.engine.naming import Running
 from plugalign.engine.rows import BaseRows
 from plugalign.engine.run import Run
 from plugalign.engine.sources import SourceRunner
@@ -26,6 +25,7 @@ from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
 from plugalign.engine.streams import can_repeat
 from plugalign.kernels import steer
+from plugalign.naming import Running
 
 ROOM = 64  # columns by which a mask grows
 

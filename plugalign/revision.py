@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
-from plugalign.engine.naming import Running
+from plugalign.naming import Running
 from plugalign.transcript import Continuation, Transcript
 
 PROMPT = "{prompt}"

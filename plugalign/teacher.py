@@ -20,7 +20,6 @@ from plugalign.context import context_of
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import PrefixCache, head_input, positions
 from plugalign.engine.heads import Split
-from plugalign.engine.naming import Running
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import Front
 from plugalign.engine.run import Run
@@ -30,6 +29,7 @@ from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
+from plugalign.naming import Running
 from plugalign.prompting import reworded
 from plugalign.steering import CandidateScores, ModelLogits, PrefixedLogits
 

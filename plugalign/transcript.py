@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from plugalign.engine.naming import Calling
+from plugalign.naming import Calling
 
 
 @dataclass(frozen=True, eq=False)

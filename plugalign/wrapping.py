@@ -21,11 +21,11 @@ from plugalign.controller import Controller
 from plugalign.decoding import Loop
 from plugalign.engine.drafting import Speculation
 from plugalign.engine.heads import Splits
-from plugalign.engine.naming import Calling, freeing
 from plugalign.engine.plan import Plan
 from plugalign.engine.routing import check_traceable, described, obstacle
 from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
 from plugalign.identity import model_name
+from plugalign.naming import Calling, freeing
 from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
 from plugalign.revision import Answers, check_revisable, reusable_cache, revised
 from plugalign.teacher import Batch, Texts, asked, check_fits, log_probs

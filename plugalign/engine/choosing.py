@@ -23,12 +23,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from plugalign.engine.naming import Running, name_of
 from plugalign.engine.run import SteeringProcessor
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.steer import COLDEST
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_mask
+from plugalign.naming import Running, name_of
 from plugalign.sampling import CoupledSampler
 
 # In the order in which they act: a list that ends in some of these is one truncation.

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from plugalign.engine.choosing import Choice
-from plugalign.engine.naming import Running
 from plugalign.engine.rows import BaseRows
 from plugalign.engine.sources import fit_width
 from plugalign.engine.streams import Stream
@@ -18,6 +17,7 @@ from plugalign.identity import model_name
 from plugalign.kernels import gumbel
 from plugalign.kernels.mixture import Mixture, full
 from plugalign.kernels.truncation import Truncation
+from plugalign.naming import Running
 
 BASE, PROMPT = "base", "prompt"
 MOST_DRAFTED = 32

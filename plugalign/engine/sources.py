@@ -16,12 +16,12 @@ from torch import Tensor
 
 from plugalign.engine.auxiliary import CachedModel, CachedScorer
 from plugalign.engine.hidden import HiddenWatch
-from plugalign.engine.naming import Running
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import Front, split_rows
 from plugalign.identity import model_name
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full
+from plugalign.naming import Running
 from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
 
 

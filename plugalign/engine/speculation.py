@@ -14,7 +14,6 @@ from torch import Tensor
 
 from plugalign.engine.choosing import Choice
 from plugalign.engine.drafting import Draft, Drafter, Speculation
-from plugalign.engine.naming import Running
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import BaseRows
 from plugalign.engine.sources import SourceRunner
@@ -22,6 +21,7 @@ from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
 from plugalign.kernels.mixture import Logits
 from plugalign.kernels.spec_verify import spec_verify
+from plugalign.naming import Running
 from plugalign.steering import CandidateScores
 
 

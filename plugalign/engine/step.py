@@ -7,13 +7,13 @@ from collections.abc import Hashable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from plugalign.engine.naming import Running
 from plugalign.engine.plan import Plan
 from plugalign.engine.sources import SourceRunner
 from plugalign.kernels import reweighting
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture, mix
 from plugalign.kernels.topk_select import topk_select
+from plugalign.naming import Running
 from plugalign.steering import (
     BASE,
     Adaptive,
