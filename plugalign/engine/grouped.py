@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from plugalign.engine.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
 from plugalign.engine.heads import Split, Splits
-from plugalign.engine.recording import Recorder, is_tampered_with
+from plugalign.engine.recording import Recorder
+from plugalign.engine.tracing import is_tampered_with
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
 

@@ -4,34 +4,24 @@ Most of what a small model's step costs on a CPU is Python around its operations
 (``torch.jit.trace``) holds the operations alone; keys and values are its arguments. It belongs to
 one body, number of rows and kind of mask. It is made after some steps, compared with the body
 itself at the next lengths, and used from then on; where anything is in doubt the body runs. Weights
-are read where they lie, so what changes in place is seen.
+are read where they lie, or compared with what the recording holds when a call begins.
 """
 
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.engine.compiling import Compiled, Compiling
+from plugalign.engine.tracing import Copies, is_repeatable, keys_values, read, record, replay
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
 PROOFS = 2  # steps at which a recording and the body run side by side
 KEPT = 16  # bodies whose recordings are kept, and kinds of steps of each; the oldest goes first
-# Architectures that do the same operations for a token at any length.
-KNOWN = {
-    "gemma", "gpt2", "gpt_neo", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi",
-    "qwen2", "qwen3", "starcoder2",
-}  # fmt: skip
-MAKERS = ("torch", "transformers", "plugalign")  # of modules whose forwards are known
-MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text grows long
-# The hooks of this module stay once they were wanted, and idle until they are wanted again.
-RECORDERS = "transformers.utils.output_capturing"
 ROUNDING = 64  # float32 roundings by which a recording may differ, relative to the largest number
 
 
@@ -55,6 +45,8 @@ class Recorder:
             self._known.pop(id(body), None)
             _make_room(self._known)
             self._known[id(body)] = known = (state, {})
+        for form in [form for form, made in known[1].items() if made.is_stale]:
+            del known[1][form]
         return known[1]
 
     def recording(self, body: Any) -> Recording:
@@ -128,7 +120,13 @@ class Recording:
     def __init__(self, body: Any, patience: int):
         self._body, self._patience, self._proofs = body, patience, PROOFS
         self._graph: Any = None
+        self._copies: Copies | None = None
         self._refused = not is_repeatable(body)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a weight that the recording has a copy of has changed since."""
+        return self._copies is not None and not self._copies.agree
 
     def last(self, inputs: dict[str, Any]) -> Tensor:
         """See `Reading.last`; the cache in ``inputs`` grows by a column."""
@@ -137,13 +135,15 @@ class Recording:
             return read(self._body, inputs)
         arguments = _flat(inputs)
         if self._graph is None:
-            self._graph = _record(self._body, arguments, "attention_mask" in inputs)
-            self._refused = self._graph is None
+            self._graph = record(self._body, arguments, "attention_mask" in inputs)
+            if self._graph is not None:
+                self._copies = Copies(self._body, self._graph)
+            self._refused = self._copies is None or not self._copies.can_be_checked
         if self._proofs and not self._refused:
             return self._compared(arguments, inputs)
         if self._refused:
             return read(self._body, inputs)
-        state, *keys_values = _replay(self._graph, arguments)
+        state, *keys_values = replay(self._graph, arguments)
         layers = inputs["past_key_values"].layers
         for layer, keys, values in zip(layers, keys_values[::2], keys_values[1::2], strict=True):
             layer.keys, layer.values = keys, values
@@ -151,78 +151,13 @@ class Recording:
 
     def _compared(self, arguments: list[Tensor], inputs: dict[str, Any]) -> Tensor:
         """Runs the body, and finds out whether the recording would have given the same."""
-        found = _replay(self._graph, arguments)
+        found = replay(self._graph, arguments)
         state = read(self._body, inputs)
-        same = map(_is_same, found, [state, *_keys_values(inputs)])
+        same = map(_is_same, found, [state, *keys_values(inputs)])
         self._refused, self._proofs = not all(same), self._proofs - 1
         if self._refused:
             self._graph = None
         return state
-
-
-class Step(nn.Module):
-    """A body's step as a function of tensors."""
-
-    def __init__(self, body: nn.Module, masked: bool):
-        super().__init__()
-        self.body, self._masked = body, masked
-
-    def forward(self, ids: Tensor, place: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """Tokens and positions ``(R, 1)``, a mask ``(R, T)`` if masked, each layer's keys and
-        values; gives the hidden states ``(R, D)``, and keys and values again."""
-        flat = list(rest)
-        mask = flat.pop(0) if self._masked else None
-        cache = DynamicCache()
-        cache.layers = [Layer(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
-        inputs = {"input_ids": ids, "position_ids": place, "past_key_values": cache}
-        state = read(self.body, {**inputs, "attention_mask": mask, "use_cache": True})
-        return (state, *_keys_values(inputs))
-
-
-class Layer(DynamicLayer):  # type: ignore[misc]
-    """A layer's cache that begins with given keys and values."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-        self.dtype, self.device = keys.dtype, keys.device
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends ``(R, H_kv, n, D_head)``."""
-        self.keys = torch.cat([self.keys, keys], dim=-2)
-        self.values = torch.cat([self.values, values], dim=-2)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> Any:
-        """The columns held; a traced number, so it is not looked at here."""
-        return self.keys.shape[-2]
-
-
-def read(body: Any, inputs: dict[str, Any]) -> Tensor:
-    """What a body itself gives for the last column, ``(R, D)``."""
-    state: Tensor = body(**inputs).last_hidden_state[:, -1]
-    return state
-
-
-def is_repeatable(body: Any) -> bool:
-    """Whether a body's step may be recorded at all."""
-    if getattr(body.config, "model_type", "") not in KNOWN:
-        return False
-    parts = list(body.modules())
-    moving = any(getattr(m, "rope_type", "") in MOVING for m in parts)
-    return not moving and all(map(_is_plain, parts))
-
-
-def _is_plain(module: nn.Module) -> bool:
-    made_by = type(module).__module__.split(".")[0]
-    return made_by in MAKERS and not module.training and not is_tampered_with(module)
-
-
-def is_tampered_with(module: nn.Module) -> bool:
-    """Whether a module does more, for somebody else, than its class does."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    own = {"forward", "_hf_hook"} & vars(module).keys()
-    return bool(own) or any(getattr(hook, "__module__", "") != RECORDERS for hook in hooks)
 
 
 def _is_growing(inputs: dict[str, Any]) -> bool:
@@ -249,32 +184,7 @@ def _flat(inputs: dict[str, Any]) -> list[Tensor]:
     front = [inputs["input_ids"], inputs["position_ids"]]
     if "attention_mask" in inputs:
         front.append(inputs["attention_mask"])
-    return front + _keys_values(inputs)
-
-
-def _keys_values(inputs: dict[str, Any]) -> list[Tensor]:
-    return [x for layer in inputs["past_key_values"].layers for x in (layer.keys, layer.values)]
-
-
-def _record(body: Any, arguments: list[Tensor], masked: bool) -> Any:
-    """The body's step as operations, or None where torch cannot trace it."""
-    with warnings.catch_warnings():
-        # The tracer warns of every number it takes for constant: `Recording` compares instead.
-        warnings.simplefilter("ignore")
-        step, given = Step(body, masked).eval(), tuple(arguments)
-        try:
-            traced = torch.jit.trace(step, given, check_trace=False)  # type: ignore[no-untyped-call]
-            # Freezing takes the modules out and leaves the weights where they are.
-            return torch.jit.freeze(traced, optimize_numerics=False)
-        except (RuntimeError, TypeError):
-            return None
-
-
-def _replay(graph: Any, arguments: list[Tensor]) -> tuple[Tensor, ...]:
-    # As recorded: nothing is fused, and nothing is made anew for a shape.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        found: tuple[Tensor, ...] = graph(*arguments)
-    return found
+    return front + keys_values(inputs)
 
 
 def _is_same(found: Tensor, wanted: Tensor) -> bool:
