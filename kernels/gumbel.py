@@ -228,7 +228,7 @@ def argmax_by_row(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tens
 
 
 def _argmax_on_cpu(scores: Tensor, row: Tensor, token: Tensor, rows: int) -> Tensor:
-    values, winner = scores.numpy(), np.full(rows, -1)
+    values, winner = scores.detach().numpy(), np.full(rows, -1)
     ends = np.searchsorted(row.numpy(), np.arange(rows), side="right").tolist()
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if start < end:

@@ -17,13 +17,12 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from plugalign.engine.choosing import Choice
 from plugalign.engine.compiling import Compiling
 from plugalign.engine.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
-from plugalign.engine.rows import BaseRows
+from plugalign.engine.rows import BaseRows, takes_rows
 from plugalign.engine.run import Run
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculation import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
-from plugalign.engine.streams import can_repeat
 from plugalign.kernels import steer
 from plugalign.naming import Running
 
@@ -67,7 +66,7 @@ class Loop:
         compiling = Compiling.of(model, cache, config, stopping.room(input_ids) - 1)
         split = run.splits.of(model, compiling)
         if speculation is not None:
-            check_verifiable(run.plan, split is not None, can_repeat(cache))
+            check_verifiable(run.plan, speculation, split is not None, cache, choice, stopping)
         # A base that drafts runs ahead, and nothing rides with it.
         riding = ({}, None) if speculation and speculation.draft == BASE else run.riding(cache)
         base = BaseRows(
@@ -145,7 +144,8 @@ class Decoder:
                     streamer.put(tokens.cpu())
                 if self._run.trace is not None:
                     self._run.trace.chosen(ids)
-                if done := self._stopping(ids, tokens, self.scores):
+                known = self.scores and self.scores[: ids.shape[1] - first]
+                if done := self._stopping(ids, tokens, known):
                     break
             if (column := self._stopping.failed(ids, done)) is not None:
                 self._blame(ids[:, :column], mask[:, :column])
@@ -204,7 +204,8 @@ class Decoder:
     def _cut(self, ids: Tensor, first: int) -> Tensor:
         """Forgets what is not behind one of ``ids`` ``(R, T)``, the first of which were given, in
         what was recorded and in the cache too."""
-        self._base.rewind(self._base.length - (ids.shape[1] - 1))
+        if takes_rows(self._base.cache):  # others cannot forget
+            self._base.rewind(self._base.length - (ids.shape[1] - 1))
         self.scores = self.scores and self.scores[: ids.shape[1] - first]
         self.logits = self.logits and self.logits[: ids.shape[1] - first]
         return ids

@@ -19,7 +19,7 @@ from transformers import LogitsProcessorList
 from plugalign.context import check_length, context_of_all
 from plugalign.controller import Controller
 from plugalign.decoding import Loop
-from plugalign.engine.drafting import Speculation
+from plugalign.engine.drafting import BASE, Speculation
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.routing import check_traceable, described, obstacle
@@ -127,9 +127,10 @@ class Steered:
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
         options = self._prepared(options, self._run(mask, options))
-        attached = bool(self._acting_on("attach"))
-        lines = described(self.plan, self.model, ids, mask, options, attached=attached)
-        return lines if drafts is None else f"{lines}\ndrafted: {drafts.described}"
+        apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
+        lines = described(self.plan, self.model, ids, mask, options, attached=apart)
+        who = drafts.described if lines.startswith("the owned loop") and drafts else "nothing there"
+        return lines if drafts is None else f"{lines}\ndrafted: {who}"
 
     @freeing
     def log_probs(
@@ -201,8 +202,8 @@ class Steered:
         options: dict[str, Any],
         speculation: Speculation | None,
     ) -> Any:
-        calling = Calling(self.model, options, ids.shape[1])
-        options = self._prepared(options, run)
+        given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
+        calling, options = Calling(self.model, given, ids.shape[1]), self._prepared(given, run)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if why := obstacle(self.model, ids, options):
             if speculation is not None:

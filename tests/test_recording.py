@@ -74,8 +74,8 @@ def test_every_known_architecture_is_recorded_and_gives_the_same(kind, masked, m
     made = Recording(body, 3)
     runs = runs_of(body, monkeypatch)
     assert_walks_alike(body, masked, made.last)
-    # Three before it is made, two side by side with it.
-    assert sum(runs) == 3 + 2, "the recording was not used"
+    # Three before it is made, and some side by side with it.
+    assert sum(runs) == 3 + recording.PROOFS, "the recording was not used"
 
 
 @pytest.mark.parametrize("kind", sorted(KNOWN))
@@ -84,10 +84,12 @@ def test_every_weight_may_change_in_place(kind):
     body, recorder = body_of(kind), Recorder(patience=1)
     walk(body, False, steps=6, last=Reading(body, recorder).last)
     for name, tensor in body.named_parameters():
+        before = tensor.data.clone()
         tensor.data.add_(torch.linspace(0.3, 1.0, tensor.numel()).view(tensor.shape))
         want, _ = walk(body, False, steps=6)
         got, _ = walk(body, False, steps=6, last=Reading(body, recorder).last)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, msg=name)
+        tensor.data.copy_(before)
 
 
 def test_a_step_that_changes_with_the_length_is_found_out(monkeypatch):
@@ -162,8 +164,11 @@ def test_processor_path_gives_the_same_tokens_with_recordings(steered, prompts):
             m.model.layers[1].mlp.up_proj, "weight", nn.Parameter(torch.ones(48, 32))
         ),
         lambda m: m.model.layers[0].mlp.register_forward_hook(lambda _m, _a, out: -out),
+        lambda m: m.model.layers[0].mlp.register_forward_pre_hook(lambda _m, args: (-args[0],)),
+        lambda m: setattr(m.model.layers[0].self_attn, "scaling", 3.0),
+        lambda m: setattr(m.model.norm, "variance_epsilon", 1e3),
     ],
-    ids=["in place", "data", "module", "parameter", "hook"],
+    ids=["in place", "data", "module", "parameter", "hook", "pre-hook", "scaling", "epsilon"],
 )
 def test_a_changed_model_is_never_replayed_as_it_was(steered, prompts, change):
     before = call(steered, prompts)
@@ -185,6 +190,28 @@ def test_experts_of_one_forward_follow_their_weights(tiny, tokenizer, prompts):
     after = call(steered, prompts)
     assert torch.equal(after, call(steered, prompts, False))
     assert not torch.equal(after, before)
+
+
+def test_a_processor_that_is_kept_follows_its_models(tiny, tokenizer, prompts):
+    expert, base = tiny(seed=1), tiny()
+    steered = pa.wrap(base, tokenizer, pa.DExperts(expert))
+    steered.splits.recorder = Recorder(patience=0)
+    options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    mask = prompts()["attention_mask"]
+    kept = steered.processor(mask)
+    base.generate(**prompts(), logits_processor=[kept], **options)
+    expert.model.norm.weight.data.neg_()
+    other = {**prompts(seed=4), "attention_mask": mask}
+    fresh = pa.wrap(base, tokenizer, pa.DExperts(expert)).processor(mask)
+    want = base.generate(**other, logits_processor=[fresh], **options)
+    assert torch.equal(base.generate(**other, logits_processor=[kept], **options), want)
+
+
+def test_a_recording_that_breaks_lets_the_body_say_why(tiny, tokenizer, prompts):
+    steered = pa.wrap(tiny("gpt2-tied"), tokenizer, 0 * pa.SelfDebias(["w5"]))
+    steered.splits.recorder = Recorder(patience=0)
+    with pytest.raises(IndexError):
+        call(steered, prompts, max_new_tokens=130, use_model_defaults=None)
 
 
 def test_recordings_made_in_inference_mode_serve_outside(steered, prompts):

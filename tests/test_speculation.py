@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import AutoModelForCausalLM, LogitsProcessor, MistralConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
@@ -242,6 +242,8 @@ def test_explain_says_who_drafts(tiny, tokenizer):
     lines = steered.explain(max_new_tokens=3, speculation=pa.Speculation("base", 3))
     assert "drafted: 3 tokens at a time by the base" in lines
     assert "drafted" not in steered.explain(max_new_tokens=3)
+    beams = steered.explain(max_new_tokens=3, num_beams=2, speculation=pa.Speculation())
+    assert "drafted: nothing there" in beams
 
 
 def test_last_place_is_the_last_earlier_one():
@@ -280,6 +282,28 @@ class TestBadInput:
         self.refused(plain, prompts(), "trace", speculation=told, trace=pa.Trace())
         assert told.rounds == 0
 
+    def test_models_whose_caches_forget_nothing(self, tiny, tokenizer, prompts):
+        config = MistralConfig(
+            vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=8, pad_token_id=0,
+        )  # fmt: skip
+        sliding = AutoModelForCausalLM.from_config(config).eval()
+        plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+        self.refused(plain, prompts(), "forgets no columns", speculation=pa.Speculation(sliding))
+        expert = pa.wrap(tiny(), tokenizer, pa.DExperts(sliding))
+        self.refused(expert, prompts(), "forgets no columns", speculation=pa.Speculation())
+
+    def test_a_draft_model_without_room(self, tiny, tokenizer, prompts):
+        small = tiny("gpt2-tied")  # 128 positions
+        plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+        long = {"max_new_tokens": 125, "speculation": pa.Speculation(small)}
+        self.refused(plain, prompts(), "reads 128 tokens, and a text may have 132", **long)
+
+    def test_processors_with_a_memory(self, tiny, tokenizer, prompts):
+        plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+        remembering = {"guidance_scale": 1.5, "speculation": pa.Speculation()}
+        self.refused(plain, prompts(), "remembers what it was asked", **remembering)
+
     def test_a_head_that_is_not_plain(self, tiny, tokenizer, prompts, make):
         model = tiny()
         hook = model.lm_head.register_forward_hook(lambda _m, _a, out: out)
@@ -287,6 +311,26 @@ class TestBadInput:
         self.refused(steered, prompts(), "no plain linear", speculation=pa.Speculation())
         hook.remove()
         assert generate(steered, prompts(), speculation=pa.Speculation()) is not None
+
+
+def test_a_draft_model_may_know_fewer_tokens(tiny, tokenizer, prompts):
+    model, told = tiny(), pa.Speculation(tiny("gpt2-tied", vocab=40))
+    steered = pa.wrap(model, tokenizer, pa.DExperts(tiny(seed=1)))
+    got = generate(steered, prompts(), speculation=told)
+    assert torch.equal(got, generate(steered, prompts())) and told.rounds
+
+
+def test_criteria_see_the_scores_of_what_is_written(tiny, tokenizer, prompts):
+    class Counts(StoppingCriteria):
+        def __call__(self, ids, scores, **_):
+            assert len(scores) == ids.shape[1] - 7
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    steered = pa.wrap(tiny(), tokenizer, 0 * pa.SelfDebias(["w5"]))
+    options = {"output_scores": True, "return_dict_in_generate": True}
+    told = pa.Speculation("base", 5)
+    generate(steered, prompts(), stopping_criteria=[Counts()], speculation=told, **options)
+    assert told.acceptance == 1
 
 
 @pytest.mark.parametrize("spoiled", ["expert", "base", "draft"])

@@ -114,6 +114,11 @@ class Choice:
         )  # fmt: skip
 
     @property
+    def processors(self) -> list[Any]:
+        """All that look at scores, but for the filters that were taken over."""
+        return [*self._front, *self._behind]
+
+    @property
     def fused(self) -> bool:
         """Whether a step's scores never exist as a whole."""
         return not (self._behind or self.want_scores)

@@ -30,7 +30,8 @@ class Speculation:
     Each of a round's tokens is drafted from those before it; then all models that a controller
     asks for read the draft in one forward, and what the controlled distribution does not bear out
     is drawn anew (see `plugalign.kernels.spec_verify`). The text is distributed as without. Rows
-    go on together, as far as the row with the fewest tokens that stay.
+    go on together, as far as the row with the fewest tokens that stay. Processors of the caller's
+    must be functions of (ids, scores) alone: they are asked about texts that do not stay.
 
     Args:
         draft: "base", the model without controllers, which runs ahead of the others; "prompt", what
@@ -41,7 +42,7 @@ class Speculation:
 
     Attributes:
         rounds: of all calls, without the first step of each.
-        drafted, accepted, emitted: tokens, added up over rows that had not ended.
+        drafted, accepted, emitted: tokens of rows that had not ended before the round.
     """
 
     draft: Any = BASE
@@ -169,13 +170,16 @@ class ModelDrafter:
 
     def __init__(self, stream: Stream, drawn: Drawn, vocab: int):
         self._stream, self._drawn, self._vocab = stream, drawn, vocab
+        self._last = stream.model.get_input_embeddings().weight.shape[0] - 1
         self._name = model_name(stream.model)
 
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft:
         length, scores = ids.shape[1], []
         for _ in range(count):
             with Running(f"the draft model '{self._name}'"):
-                logits = self._stream.logits(ids, mask[:, : ids.shape[1]])
+                # A token that it does not know is read as some other: it only guesses.
+                known = ids.clamp_max(self._last)
+                logits = self._stream.logits(known, mask[:, : ids.shape[1]])
             some, tokens = self._drawn.draw(ids, full(fit_width(logits, self._vocab)))
             scores.append(some)
             ids = torch.cat([ids, tokens[:, None]], 1)

@@ -117,6 +117,8 @@ class Groups:
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
             group = Grouped(models, tree, apart[0].linear, heads, splits.recorder)
+            if self._last is not None:
+                splits.recorder.forget(self._last.tree)
             self._key, self._last = key, group if proven else None
             self._refused = "" if proven else "the model does not treat its rows alike"
         elif self._last is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class Splits:
 
     def __init__(self) -> None:
         self.recorder = Recorder()
-        self._known: dict[int, tuple[Any, bool]] = {}  # keeps the model, so that its id stays its
+        self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def of(self, model: Any, compiling: Compiling | None = None) -> Split | None:
         """Body and head of ``model``, or None where it must be run whole: for what its forward does
@@ -82,9 +83,9 @@ class Splits:
         fronts = [hook for hook in before if isinstance(hook, Prefixing)]
         if _hooked(model, len(fronts)) or _hooked(linear):
             return None
-        if id(model) not in self._known:
-            self._known[id(model)] = (model, _is_plain(model, linear))
-        if not self._known[id(model)][1]:
+        if model not in self._known:
+            self._known[model] = _is_plain(model, linear)
+        if not self._known[model]:
             return None
         return Split(model.base_model, linear, self.recorder, fronts, compiling)
 

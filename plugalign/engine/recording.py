@@ -4,7 +4,7 @@ Most of what a small model's step costs on a CPU is Python around its operations
 (``torch.jit.trace``) holds the operations alone; keys and values are its arguments. It belongs to
 one body, number of rows and kind of mask. It is made after some steps, compared with the body
 itself at the next lengths, and used from then on; where anything is in doubt the body runs. Weights
-are read where they lie, or compared with what the recording holds when a call begins.
+are read where they lie, so what changes in place is seen.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.engine.compiling import Compiled, Compiling
-from plugalign.engine.tracing import Copies, is_repeatable, keys_values, read, record, replay
+from plugalign.engine.tracing import is_repeatable, keys_values, read, record
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
-PROOFS = 2  # steps at which a recording and the body run side by side
+PROOFS = 3  # steps at which a recording and the body run side by side
 KEPT = 16  # bodies whose recordings are kept, and kinds of steps of each; the oldest goes first
 ROUNDING = 64  # float32 roundings by which a recording may differ, relative to the largest number
 
@@ -45,13 +46,16 @@ class Recorder:
             self._known.pop(id(body), None)
             _make_room(self._known)
             self._known[id(body)] = known = (state, {})
-        for form in [form for form, made in known[1].items() if made.is_stale]:
-            del known[1][form]
         return known[1]
 
     def recording(self, body: Any) -> Recording:
         """A new one."""
         return Recording(body, self._patience)
+
+    def forget(self, body: Any) -> None:
+        """Lets go of a body that will not be read again."""
+        self._known.pop(id(body), None)
+        self._compiled.pop(id(body), None)
 
     def compiled(self, body: Any, options: dict[str, Any]) -> Compiled:
         """The body under ``torch.compile``, which finds out by itself what has changed."""
@@ -69,8 +73,9 @@ class State:
         self._modules = tuple(body.modules())
         self._tensors = (*body.parameters(), *body.buffers())
         self._values = (
-            *((m.training, len(m._forward_hooks), "forward" in vars(m)) for m in self._modules),
+            *map(_settings, self._modules),
             *((t.data_ptr(), t.dtype, t.shape) for t in self._tensors),
+            getattr(body.config, "_attn_implementation", None),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -78,6 +83,13 @@ class State:
             return False
         mine, theirs = ((*s._modules, *s._tensors) for s in (self, other))
         return len(mine) == len(theirs) and all(map(operator.is_, mine, theirs))
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What of a module decides what it does, beside its tensors."""
+    plain = ((name, x) for name, x in vars(module).items() if type(x) in (bool, int, float, str))
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return (type(module).forward, *plain, *map(id, hooks), "forward" in vars(module))
 
 
 class Reading:
@@ -98,6 +110,8 @@ class Reading:
         ids = inputs["input_ids"]
         if ids.shape[1] == 1 and self._compiling and _is_static(inputs):
             return self._recorder.compiled(self._body, self._compiling.options).last(inputs)
+        if ids.shape[1] > 1:
+            self._recordings = None  # another text may be of another call
         if ids.shape[1] > 1 or "position_ids" not in inputs or not _is_growing(inputs):
             return read(self._body, inputs)
         form = (len(ids), "attention_mask" in inputs)
@@ -120,13 +134,7 @@ class Recording:
     def __init__(self, body: Any, patience: int):
         self._body, self._patience, self._proofs = body, patience, PROOFS
         self._graph: Any = None
-        self._copies: Copies | None = None
         self._refused = not is_repeatable(body)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether a weight that the recording has a copy of has changed since."""
-        return self._copies is not None and not self._copies.agree
 
     def last(self, inputs: dict[str, Any]) -> Tensor:
         """See `Reading.last`; the cache in ``inputs`` grows by a column."""
@@ -136,25 +144,35 @@ class Recording:
         arguments = _flat(inputs)
         if self._graph is None:
             self._graph = record(self._body, arguments, "attention_mask" in inputs)
-            if self._graph is not None:
-                self._copies = Copies(self._body, self._graph)
-            self._refused = self._copies is None or not self._copies.can_be_checked
+            self._refused = self._graph is None
         if self._proofs and not self._refused:
             return self._compared(arguments, inputs)
         if self._refused:
             return read(self._body, inputs)
-        state, *keys_values = replay(self._graph, arguments)
+        found = self._replayed(arguments)
+        if found is None:
+            return read(self._body, inputs)
         layers = inputs["past_key_values"].layers
-        for layer, keys, values in zip(layers, keys_values[::2], keys_values[1::2], strict=True):
+        for layer, keys, values in zip(layers, found[1::2], found[2::2], strict=True):
             layer.keys, layer.values = keys, values
-        return state
+        return found[0]
+
+    def _replayed(self, arguments: list[Tensor]) -> tuple[Tensor, ...] | None:
+        """What the recording gives; None where it breaks, and then the body shall say why."""
+        try:
+            found: tuple[Tensor, ...] = self._graph(*arguments)
+        except RuntimeError:
+            self._refused, self._graph = True, None
+            return None
+        return found
 
     def _compared(self, arguments: list[Tensor], inputs: dict[str, Any]) -> Tensor:
         """Runs the body, and finds out whether the recording would have given the same."""
-        found = replay(self._graph, arguments)
+        found = self._replayed(arguments)
         state = read(self._body, inputs)
-        same = map(_is_same, found, [state, *keys_values(inputs)])
-        self._refused, self._proofs = not all(same), self._proofs - 1
+        if found is not None:
+            same = map(_is_same, found, [state, *keys_values(inputs)])
+            self._refused, self._proofs = not all(same), self._proofs - 1
         if self._refused:
             self._graph = None
         return state
@@ -165,6 +183,8 @@ def _is_growing(inputs: dict[str, Any]) -> bool:
     layers: Any = getattr(inputs["past_key_values"], "layers", ())
     grows = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
     if not grows or not layers[0].is_initialized or torch.is_grad_enabled():
+        return False
+    if _global_forward_hooks or _global_forward_pre_hooks:
         return False
     return bool(layers[0].keys.is_cpu and not torch.is_autocast_enabled("cpu"))
 

@@ -8,21 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import (
+    DynamicCache,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
+from plugalign.context import context_of
 from plugalign.engine.choosing import Choice
 from plugalign.engine.drafting import Draft, Drafter, Speculation
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import BaseRows
+from plugalign.engine.rows import BaseRows, takes_rows
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
+from plugalign.engine.streams import text_config
+from plugalign.identity import model_name
 from plugalign.kernels.mixture import Logits
 from plugalign.kernels.spec_verify import spec_verify
 from plugalign.naming import Running
-from plugalign.steering import CandidateScores
+from plugalign.steering import CandidateScores, ModelLogits
+
+# Processors with a memory of the text that they have seen: a draft would be part of it.
+STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,23 +144,41 @@ class Speculator:
         self._drafter.rewind(length)
 
 
-def check_verifiable(plan: Plan, split: bool, grows: bool) -> None:
-    """Refuses what cannot verify a draft in one forward.
+def check_verifiable(
+    plan: Plan,
+    speculation: Speculation,
+    split: bool,
+    cache: Any,
+    choice: Choice,
+    stopping: Stopping,
+) -> None:
+    """Refuses what cannot verify a draft in one forward, before any model runs.
 
     Args:
-        split: whether the base's body and head run apart.
-        grows: whether its cache only grows, and can forget its last columns.
+        split: whether the base's body and head run apart. cache: the base's.
 
     Raises:
         ValueError: naming what stands in the way.
     """
+    readers = [source.model for source in plan.sources.values() if isinstance(source, ModelLogits)]
     why = ""
+    if not isinstance(speculation.draft, str):
+        readers.append(speculation.draft)
+        room, longest = context_of(speculation.draft), stopping.max_length
+        if room is not None and longest is not None and longest > room:
+            why = f"the draft model reads {room} tokens, and a text may have {longest}"
     for source in plan.sources.values():
         if isinstance(source, CandidateScores):
             why = f"'{source.name}' scores candidates at one place at a time"
+    for processor in choice.processors:
+        if isinstance(processor, STATEFUL):
+            why = f"{type(processor).__name__} remembers what it was asked before"
     if plan.needs_hidden and not split:
         why = "a controller reads hidden states, and the model's head is no plain linear layer"
-    if not grows:
+    for model in readers:
+        if not takes_rows(DynamicCache(config=text_config(model))):
+            why = f"'{model_name(model)}' keeps a cache that forgets no columns"
+    if not takes_rows(cache):
         why = "this cache forgets no columns; leave cache_implementation at its default"
     if why:
         raise ValueError(f"no draft can be verified here: {why}")

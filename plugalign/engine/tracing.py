@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,63 +16,26 @@ KNOWN = {
     "qwen2", "qwen3", "starcoder2",
 }  # fmt: skip
 MAKERS = ("torch", "transformers", "plugalign")  # of modules whose forwards are known
+ATTENTION = ("eager", "sdpa")
 MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text grows long
 # The hooks of this module stay once they were wanted, and idle until they are wanted again.
 RECORDERS = "transformers.utils.output_capturing"
-SMALL = 2**16  # numbers of a tensor whose values are compared; of a larger one, torch's own count
 
 
 def record(body: Any, arguments: list[Tensor], masked: bool) -> Any:
-    """The body's step as operations, or None where torch cannot trace it."""
+    """The body's step as operations, or None where torch cannot trace it.
+
+    It reads the body's weights where they lie. (A frozen graph would be quicker by a little; but it
+    merges weights that are equal, and its memory is never freed.)
+    """
     with warnings.catch_warnings():
         # The tracer warns of every number it takes for constant: `Recording` compares instead.
         warnings.simplefilter("ignore")
         step, given = Step(body, masked).eval(), tuple(arguments)
         try:
-            traced = torch.jit.trace(step, given, check_trace=False)  # type: ignore[no-untyped-call]
-            # Freezing takes the modules out. Most weights stay where they are, see `Copies`.
-            return torch.jit.freeze(traced, optimize_numerics=False)
+            return torch.jit.trace(step, given, check_trace=False)  # type: ignore[no-untyped-call]
         except (RuntimeError, TypeError):
             return None
-
-
-def replay(graph: Any, arguments: list[Tensor]) -> tuple[Tensor, ...]:
-    # As recorded: nothing is fused, and nothing is made anew for a shape.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        found: tuple[Tensor, ...] = graph(*arguments)
-    return found
-
-
-class Copies:
-    """The weights that a recording does not read where they lie, or reads in the place of others:
-    freezing evaluates what hangs on weights alone, and keeps one of several that are equal."""
-
-    def __init__(self, body: Any, graph: Any):
-        known = set(_addresses(graph.graph))
-        tensors = (*body.parameters(), *body.buffers())
-        copied = [t for t in tensors if t.data_ptr() not in known]
-        watched = [t for t in tensors if any(_is_equal(t, other) for other in copied)]
-        self._small = [(t, t.detach().clone()) for t in watched if t.numel() <= SMALL]
-        large = [t for t in watched if t.numel() > SMALL]
-        self.can_be_checked = not any(t.is_inference() for t in large)
-        self._large = [(t, t._version) for t in large] if self.can_be_checked else []
-
-    @property
-    def agree(self) -> bool:
-        """Whether all originals are as they were."""
-        counted = all(t._version == version for t, version in self._large)
-        return counted and all(torch.equal(t, copy) for t, copy in self._small)
-
-
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
-
-
-def _addresses(graph: Any) -> Iterator[int]:
-    """Where the constant tensors of a graph lie."""
-    for node in graph.findAllNodes("prim::Constant"):
-        if "value" in node.attributeNames() and node.kindOf("value") == "t":
-            yield node.t("value").data_ptr()
 
 
 class Step(nn.Module):
@@ -127,6 +89,8 @@ def keys_values(inputs: dict[str, Any]) -> list[Tensor]:
 def is_repeatable(body: Any) -> bool:
     """Whether a body's step may be recorded at all."""
     if getattr(body.config, "model_type", "") not in KNOWN:
+        return False
+    if body.config._attn_implementation not in ATTENTION:
         return False
     parts = list(body.modules())
     moving = any(getattr(m, "rope_type", "") in MOVING for m in parts)

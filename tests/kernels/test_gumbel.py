@@ -256,3 +256,9 @@ def test_works_without_triton():
         "assert sample(torch.zeros(1, 3), seed=1, prompt=one, sample=one, step=0) >= 0"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_scores_may_want_a_gradient():
+    logits, number = torch.randn(2, 50, requires_grad=True), torch.arange(2)
+    drawn = sample(logits, seed=3, prompt=number, sample=number, step=0)
+    assert torch.equal(drawn, sample(logits.detach(), seed=3, prompt=number, sample=number, step=0))
