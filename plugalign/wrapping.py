@@ -195,25 +195,20 @@ class Steered:
         return [part for part in self._active() if part.overrides(surface)]
 
     def _generate(
-        self,
-        run: Run,
-        ids: Tensor,
-        mask: Tensor,
-        options: dict[str, Any],
-        speculation: Speculation | None,
+        self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any], told: Speculation | None
     ) -> Any:
         given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
         calling, options = Calling(self.model, given, ids.shape[1]), self._prepared(given, run)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if why := obstacle(self.model, ids, options):
-            if speculation is not None:
+            if told is not None:
                 raise ValueError(f"no draft can be verified here: {why}")
             if not run.plan.steerings:  # then nobody looks at what the base gives
                 options["logits_processor"].insert(0, CheckingProcessor(run))
             with run.watching(), calling:
                 output = self.model.generate(**inputs, **options)
         else:
-            loop = Loop(run, options.get("streamer"), speculation)
+            loop = Loop(run, options.get("streamer"), told)
             with calling:
                 output = self.model.generate(**inputs, custom_generate=loop, **options)
         if run.trace is not None:

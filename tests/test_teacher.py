@@ -9,20 +9,9 @@ import plugalign as pa
 from plugalign import teacher
 from plugalign.controller import Controller
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.steering import HeadAttribute, LowRank, MinP, Steering
 
 TEXTS = ["w3 w9 w40 w7 Yes w11", "w5 w60", "w8 w8 w21 w100 No"]
 PROMPTS = ["w1 w2", "w30 w31 w32 w33 w34", "w7"]
-
-
-class Declared(Controller):
-    """A controller that is nothing but its declaration."""
-
-    def __init__(self, steering):
-        self.steering = steering
-
-    def steer(self, model, tokenizer):
-        return self.steering
 
 
 class Polite(Controller):
@@ -32,41 +21,28 @@ class Polite(Controller):
         return f"w90 w91 {text}"
 
 
-def prefix_of(model, first):
-    """Keys and values of three tokens, as a trained prefix."""
-    with torch.no_grad():
-        cache = model(torch.tensor([[first, first + 1, first + 2]]), use_cache=True).past_key_values
-    return torch.stack([torch.stack([la.keys[0], la.values[0]]) for la in cache.layers])
+@pytest.fixture
+def make(make):
+    """The factory; its sum also rewords prompts, and candidates are many."""
 
+    def go(which, model, tiny, architecture):
+        match which:
+            case "fudge":
+                torch.manual_seed(5)
+                return Fudge(Predictor(120, width=16, layers=1, heads=2), k=60, weight=3.0)
+            case "sum":
+                parts = (
+                    "self-debias",
+                    "low-rank",
+                    "fudge",
+                    "prefix",
+                    "prefix-contrast",
+                    "dexperts",
+                )
+                return sum((go(p, model, tiny, architecture) for p in parts), 0.0 * Polite())
+        return make(which, model, tiny, architecture)
 
-def make(which, model, tiny, architecture):
-    draw = torch.Generator().manual_seed(3)
-    left, right = torch.randn(120, 3, generator=draw), torch.randn(32, 3, generator=draw)
-    match which:
-        case "nothing":
-            return 0 * pa.SelfDebias(["w5"])
-        case "dexperts":
-            return pa.DExperts(tiny(architecture, seed=1), tiny(architecture, seed=2))
-        case "anti-only":
-            return pa.DExperts(antiexpert=tiny(architecture, seed=2), top_p=1.0)
-        case "self-debias":
-            return pa.SelfDebias(["w5 w6 w7", "w8"])
-        case "low-rank":
-            shift = LowRank(left, right, torch.randn(32, generator=draw), alpha=0.3)
-            return Declared(Steering((shift,), (MinP(0.001),)))
-        case "head":
-            shift = HeadAttribute(left, right, left[:, 0], right[:, 0], 0.5)
-            return 4.0 * Declared(Steering((shift,)))
-        case "fudge":
-            torch.manual_seed(5)
-            return Fudge(Predictor(120, width=16, layers=1, heads=2), k=60, weight=3.0)
-        case "prefix":
-            return pa.PrefixTuning(prefix_of(model, 11))
-        case "prefix-contrast":
-            return pa.PrefixTuning(prefix_of(model, 11), prefix_of(model, 40)).against(top_p=0.95)
-        case "sum":
-            parts = ("self-debias", "low-rank", "fudge", "prefix", "prefix-contrast", "dexperts")
-            return sum((make(p, model, tiny, architecture) for p in parts), 0.0 * Polite())
+    return go
 
 
 CONTROLLERS = (
@@ -99,7 +75,7 @@ def ids_of(tokenizer, texts):
 
 
 @pytest.mark.parametrize("which", CONTROLLERS)
-def test_all_at_once_is_step_by_step(which, tiny, tokenizer, architecture):
+def test_all_at_once_is_step_by_step(which, tiny, tokenizer, architecture, make):
     model = tiny(architecture)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))
     prompts, texts = ids_of(tokenizer, PROMPTS), ids_of(tokenizer, TEXTS)
@@ -110,7 +86,7 @@ def test_all_at_once_is_step_by_step(which, tiny, tokenizer, architecture):
 
 
 @pytest.mark.parametrize("which", ["dexperts", "self-debias", "sum"])
-def test_blocks_batches_and_padding_change_nothing(which, tiny, tokenizer, monkeypatch):
+def test_blocks_batches_and_padding_change_nothing(which, tiny, tokenizer, monkeypatch, make):
     model = tiny("gpt2-tied")
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, "gpt2-tied"))
     whole = steered.log_probs(TEXTS, PROMPTS)
@@ -140,7 +116,7 @@ def test_what_a_support_leaves_out_is_impossible(tiny, tokenizer):
     assert values <= {0.0, -torch.inf} and -torch.inf in values
 
 
-def test_capped_logits_are_read_from_the_whole_model(tiny, tokenizer):
+def test_capped_logits_are_read_from_the_whole_model(tiny, tokenizer, make):
     model = tiny()
     head = model.get_output_embeddings()
     handle = head.register_forward_hook(lambda _, __, logits: 3 * torch.tanh(logits / 3))
