@@ -93,7 +93,7 @@ def sample(
         per_row("temperature", temperature, rows, torch.float32, device),
         greedy=not isinstance(temperature, Tensor) and temperature == 0,
     )
-    if use_triton(backend, mixture.base) and not unfused(mixture, before, after):
+    if use_triton(backend, mixture.base) and not unfused(len(mixture.decays), before, after):
         from plugalign.kernels.steer_triton import sample_triton
 
         return sample_triton(mixture, draw, before, after)
@@ -117,7 +117,7 @@ def scores(
     Raises:
         ValueError: for arguments whose shape, dtype, device or value does not fit.
     """
-    if use_triton(backend, mixture.base) and not unfused(mixture, before, EVERYTHING):
+    if use_triton(backend, mixture.base) and not unfused(len(mixture.decays), before, EVERYTHING):
         from plugalign.kernels.scores_triton import scores_triton
 
         return scores_triton(mixture, before)
@@ -142,7 +142,7 @@ def explain(
 ) -> str:
     """How `sample` would run: the Triton launches it is planned into, or why torch computes it."""
     if use_triton(backend, mixture.base):
-        if reason := unfused(mixture, before, after):
+        if reason := unfused(len(mixture.decays), before, after):
             return f"torch, because Triton's kernels do not fuse {reason}"
         from plugalign.kernels.steer_triton import launches_of
 
@@ -154,10 +154,10 @@ def explain(
     return f"torch, because {missing}"
 
 
-def unfused(mixture: Mixture, before: Truncation, after: Truncation) -> str:
-    """What of a call Triton's kernels do not fuse, or nothing."""
-    if len(mixture.decays) > 1:
-        return f"{len(mixture.decays)} self-debiasing terms into one sweep"
+def unfused(decays: int, before: Truncation, after: Truncation) -> str:
+    """What of a call with so many decays Triton's kernels do not fuse, or nothing."""
+    if decays > 1:
+        return f"{decays} self-debiasing terms into one sweep"
     if before.chained:
         return "top-p of the base's top-k"
     if after.chained and after.top_k > MOST_CANDIDATES:

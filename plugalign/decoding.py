@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from plugalign.engine import capturing
 from plugalign.engine.choosing import Choice
-from plugalign.engine.compiling import Compiling
+from plugalign.engine.compiling import Static
 from plugalign.engine.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
-from plugalign.engine.rows import BaseRows, takes_rows
+from plugalign.engine.rows import BaseRows, is_growing
 from plugalign.engine.run import Run
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculation import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
+from plugalign.engine.streams import is_static
 from plugalign.kernels import steer
 from plugalign.naming import Running
 
@@ -62,19 +64,25 @@ class Loop:
         run, speculation = self._run, self._speculation
         every_step = self._streamer is not None or speculation is not None
         choice = Choice.of(logits_processor, input_ids, config)
-        stopping = Stopping(stopping_criteria, input_ids, config._pad_token_tensor, every_step)
-        compiling = Compiling.of(model, cache, config, stopping.room(input_ids) - 1)
-        split = run.splits.of(model, compiling)
+        graph = self._graph(model, cache, choice, stopping_criteria, config)
+        stopping = Stopping(
+            stopping_criteria, input_ids, config._pad_token_tensor, every_step, graph is not None
+        )
+        static = Static.of(
+            model, cache, config, stopping.room(input_ids) - 1, captured=graph is not None
+        )
+        split = run.splits.of(model, static)
         if speculation is not None:
             check_verifiable(run.plan, speculation, split is not None, cache, choice, stopping)
         # A base that drafts runs ahead, and nothing rides with it.
-        riding = ({}, None) if speculation and speculation.draft == BASE else run.riding(cache)
+        alone = speculation is not None and speculation.draft == BASE
+        riding = ({}, None) if alone else run.riding(cache, graph is not None)
         base = BaseRows(
             model, *riding, cache=cache, split=split, copies=copies,
             pad_token_id=run.pad, every=speculation is not None,
         )  # fmt: skip
-        sources = run.streams(copies, speculation is not None, compiling)
-        decoder = Decoder(run, base, sources, choice, stopping)
+        sources = run.streams(copies, speculation is not None, static)
+        decoder = Decoder(run, base, sources, choice, stopping, graph)
         if speculation is not None:
             draft = drafter_of(
                 speculation, base, choice, run.plan.truncation, run.stream, sources.check
@@ -95,6 +103,19 @@ class Loop:
             sequences=ids, scores=decoder.scores, logits=decoder.logits, past_key_values=cache
         )
 
+    def _graph(
+        self, model: Any, cache: Any, choice: Choice, criteria: Any, config: Any
+    ) -> capturing.Graph | None:
+        """What the steps of this call can be captured in, if they can be."""
+        run, watched = self._run, config.return_dict_in_generate and config.output_logits
+        if self._speculation is not None or run.trace is not None or watched:
+            return None
+        if capturing.obstacle(
+            model, run.plan, run.splits, cache, choice, criteria, run.extra_positions
+        ):
+            return None
+        return capturing.graph_on(model.device)
+
 
 class Decoder:
     """The loop itself, and what it keeps between two steps.
@@ -112,9 +133,10 @@ class Decoder:
         sources: SourceRunner,
         choice: Choice,
         stopping: Stopping,
+        graph: capturing.Graph | None = None,
     ):
         self._run, self._base, self._sources = run, base, sources
-        self._choice, self._stopping = choice, stopping
+        self._choice, self._stopping, self._graph = choice, stopping, graph
         self._who = run.plan.shared_by(base.aboard)
         self.scores: tuple[Tensor, ...] | None = () if choice.want_scores else None
         self.logits: tuple[Tensor, ...] | None = None
@@ -132,11 +154,9 @@ class Decoder:
 
     def decode(self, ids: Tensor, mask: Tensor, streamer: Any = None) -> Tensor:
         """The prompts ``(R, T)`` with what follows them ``(R, T')``; ``mask`` ``(R, T)``."""
-        room = torch.ones(len(ids), ROOM, dtype=mask.dtype, device=mask.device)
         first, done = ids.shape[1], False
         while not done:
-            if mask.shape[1] < ids.shape[1] + MOST_DRAFTED:
-                mask = torch.cat([mask, room], dim=1)
+            mask = self._wide(mask, ids.shape[1] + MOST_DRAFTED)
             for tokens in self._next(ids, mask).unbind(1):
                 tokens = self._stopping.padded(tokens, ids.shape[1])
                 ids = torch.cat([ids, tokens[:, None]], dim=1)
@@ -147,11 +167,49 @@ class Decoder:
                 known = self.scores and self.scores[: ids.shape[1] - first]
                 if done := self._stopping(ids, tokens, known):
                     break
-            if (column := self._stopping.failed(ids, done)) is not None:
-                self._blame(ids[:, :column], mask[:, :column])
+            self._look(ids, mask, done)
+            if self._graph is not None and not done:
+                graph, self._graph = self._graph, None
+                ids, done = self._replayed(graph, ids, mask, streamer)
         if streamer is not None:
             streamer.end()
         return self._cut(ids[:, : ids.shape[1] - self._stopping.surplus(ids)], first)
+
+    def _replayed(
+        self, graph: capturing.Graph, ids: Tensor, mask: Tensor, streamer: Any
+    ) -> tuple[Tensor, bool]:
+        """All further tokens by replays of one step, and whether these were all; they are not where
+        no step could be captured."""
+        room, done = self._stopping.room(ids), False
+        steps = capturing.Captured(graph, self._drawn, self._at, self._stopping, ids, room)
+        for ids in steps.texts():
+            done = self._stopping.is_over(ids)
+            self._look(ids, mask, done)
+            if streamer is not None:
+                streamer.put(ids[:, -1].cpu())
+            if done:
+                break
+        return ids, done
+
+    def _drawn(self, ids: Tensor, column: Tensor) -> Tensor:
+        """The tokens ``(R,)`` after texts, as `capturing.Captured` asks for them."""
+        step = self._read(ids, ids, column)  # every model has begun, so none asks for the mask
+        return self._choice.tokens(ids, step.mixture(), self._run.plan.truncation, column)[0]
+
+    def _at(self, length: int) -> None:
+        self._base.at(length)
+        self._sources.at(length)
+
+    def _look(self, ids: Tensor, mask: Tensor, done: bool) -> None:
+        """Looks now and then for a column that has no token."""
+        if (column := self._stopping.failed(ids, done)) is not None:
+            self._blame(ids[:, :column], self._wide(mask, column)[:, :column])
+
+    def _wide(self, mask: Tensor, columns: int) -> Tensor:
+        """The mask ``(R, T)`` with so many columns at least."""
+        if (missing := columns - mask.shape[1]) <= 0:
+            return mask
+        return torch.cat([mask, mask.new_ones(len(mask), max(missing, ROOM))], dim=1)
 
     def _next(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The tokens ``(R, n)`` that follow ``ids`` ``(R, T)``; -1 where none is possible. The mask
@@ -181,15 +239,15 @@ class Decoder:
             self.logits += found.logits.float().unbind(1)
         return found.tokens
 
-    def _read(self, ids: Tensor, mask: Tensor) -> Step:
-        """Runs the base and all sources on what they have not read."""
+    def _read(self, ids: Tensor, mask: Tensor, column: Tensor | None = None) -> Step:
+        """Runs the base and all sources on what they have not read; see `Choice.base`."""
         with Running(f"{self._who} at {self._sources.where(ids)}"):
             logits, hidden, known = self._base.read(ids, mask)
         if self.logits is not None:
             self.logits += (logits.float(),)
         if hidden is None:  # watched, and asked for before a processor runs the base too
             hidden = self._base.own_rows(self._run.hidden(), len(ids))
-        base = self._choice.base(ids, logits)
+        base = self._choice.base(ids, logits, column)
         return Step(self._run.plan, self._sources, ids, mask, base, known, hidden)
 
     def _refuse(self, step: Step) -> None:
@@ -204,7 +262,7 @@ class Decoder:
     def _cut(self, ids: Tensor, first: int) -> Tensor:
         """Forgets what is not behind one of ``ids`` ``(R, T)``, the first of which were given, in
         what was recorded and in the cache too."""
-        if takes_rows(self._base.cache):  # others cannot forget
+        if is_growing(self._base.cache) or is_static(self._base.cache):  # others cannot forget
             self._base.rewind(self._base.length - (ids.shape[1] - 1))
         self.scores = self.scores and self.scores[: ids.shape[1] - first]
         self.logits = self.logits and self.logits[: ids.shape[1] - first]

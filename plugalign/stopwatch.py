@@ -4,7 +4,8 @@ While `timed` is open the seams between the engine's parts are wrapped: the base
 of other models, and what makes a token of logits. Time inside a wrapped call counts for it alone,
 not for the one around it; all else is the host. Both engines have the same seams but for the end:
 on the processor path transformers chooses the token, and that counts as the host's. Watching costs
-a little by itself, and on a GPU it waits for the device at every seam.
+a little by itself, on a GPU it waits for the device at every seam, and no step is captured: a graph
+has no seams.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from plugalign.engine import capturing
 from plugalign.engine.choosing import Choice
 from plugalign.engine.rows import BaseRows
 from plugalign.engine.run import Run
@@ -82,6 +84,7 @@ def timed(model: Any, loop: bool) -> Iterator[Stopwatch]:
     with ExitStack() as stack:
         for owner, name, part in seams:
             stack.enter_context(_replaced(owner, name, _watched(getattr(owner, name), part, watch)))
+        stack.enter_context(_replaced(capturing, "graph_on", lambda device: None))
         yield watch
         watch.leave()
 

@@ -137,6 +137,9 @@ class CachedModel:
     def rewind(self, columns: int) -> None:
         """Nothing: what it holds is compared with what it is asked for."""
 
+    def at(self, length: int) -> None:
+        """Nothing, see `rewind`."""
+
     def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)

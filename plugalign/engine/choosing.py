@@ -130,30 +130,45 @@ class Choice:
         draw = "one fused draw" if self.fused else f"a draw from whole scores, for {why}"
         return ([f"on the base's logits: {front}"] if front else []) + [f"tokens come from {draw}"]
 
-    def base(self, ids: Tensor, logits: Tensor) -> Tensor:
+    @property
+    def waits_for(self) -> list[str]:
+        """What looks at whole texts or scores, so that no step can go without the host."""
+        own = [p for p in self._front if not isinstance(p, LeastLength)]
+        scores = ["output_scores"] if self.want_scores else []
+        return [*scores, *map(name_of, own), *map(name_of, self._behind)]
+
+    def base(self, ids: Tensor, logits: Tensor, column: Tensor | None = None) -> Tensor:
         """What the processors in front of the controllers make of the base's logits ``(R * n, V)``
-        behind the last n columns of ``ids`` ``(R, T)``."""
-        if not self._front:
+        behind the last n columns of ``ids`` ``(R, T)``.
+
+        Args:
+            column: T on the device, where it grows though ``ids`` do not; nothing is waited for.
+        """
+        if column is not None:
+            for processor in self._front:
+                logits = processor.at(column, logits)
+        if not self._front or column is not None:
             return logits
         return self._each_place(self._front, ids, logits.to(torch.float32, copy=True))
 
     def tokens(
-        self, ids: Tensor, mixture: Mixture, before: Truncation
+        self, ids: Tensor, mixture: Mixture, before: Truncation, column: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The tokens ``(R,)`` after ``ids`` ``(R, T)``, -1 where none is possible, and the
         processed scores ``(R, V)`` if wanted.
 
         Args:
             before: which tokens of the base the controllers leave possible.
+            column: see `base`.
         """
         whole = None
         if not self.fused:
             whole = self._whole(ids, mixture, before)
             mixture, before = Mixture((whole,), (1.0,)), EVERYTHING
+        step = (ids.shape[1] if column is None else column) - self.noise.start
         drawn = steer.sample(
             mixture, seed=self.noise.seed, prompt=self.noise.prompt, sample=self.noise.sample,
-            step=ids.shape[1] - self.noise.start, temperature=self.temperature, before=before,
-            after=self.after,
+            step=step, temperature=self.temperature, before=before, after=self.after,
         )  # fmt: skip
         return drawn, whole if self.want_scores else None
 
@@ -211,6 +226,11 @@ class LeastLength:
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         short = ids.shape[1] < self._least
         return scores.index_fill(1, self._ends, -torch.inf) if short else scores
+
+    def at(self, length: Tensor, scores: Tensor) -> Tensor:
+        """The same for texts of a length that only the device knows."""
+        ends = scores.index_select(1, self._ends).masked_fill_(length < self._least, -torch.inf)
+        return scores.index_copy(1, self._ends, ends)
 
 
 def _lean(processor: Any) -> Any:

@@ -1,8 +1,8 @@
-"""One-token forwards under ``torch.compile``, over a static cache: on a GPU one CUDA graph each.
+"""One-token forwards over static caches: under ``torch.compile`` where transformers would compile.
 
-`transformers` compiles a model's forward where a cache is static, and so does the loop, under the
-same conditions, for the base and for every other model of a call. Shapes are the same at all steps:
-a mask has as many columns as the cache.
+Shapes and memory are the same at all steps: a mask has as many columns as the cache. So a forward
+can be compiled, on a GPU to a CUDA graph of its own, or be part of one graph of the whole step
+(`plugalign.engine.capturing`).
 """
 
 from __future__ import annotations
@@ -15,29 +15,46 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
+# Modes of torch.compile that make CUDA graphs, and what they are without.
+WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
 
 @dataclass(frozen=True, eq=False)
-class Compiling:
-    """How the models of one ``generate`` call are compiled.
+class Static:
+    """How the models of one ``generate`` call are read behind static caches.
 
     Attributes:
-        options: of ``torch.compile``.
         room: columns that are read behind the prompts, at most.
+        options: of ``torch.compile``; None runs the models as they are.
+        captured: whether a graph of the whole step is made.
     """
 
-    options: dict[str, Any]
     room: int
+    options: dict[str, Any] | None
+    captured: bool
 
     @classmethod
-    def of(cls, model: Any, cache: Any, config: Any, room: int) -> Compiling | None:
-        """What a call with this ``GenerationConfig`` wants; None where transformers would not
-        compile the model, or makes its masks in a way of its own."""
-        if hasattr(model, "create_masks_for_generate"):
-            return None
-        if not model._valid_auto_compile_criteria({"past_key_values": cache}, config):
-            return None
-        chosen = config.compile_config or model._default_compile_config()
-        return cls(chosen.to_dict(), room)
+    def of(
+        cls, model: Any, cache: Any, config: Any, room: int, captured: bool = False
+    ) -> Static | None:
+        """What a call with this ``GenerationConfig`` wants; None where nothing is gained."""
+        options = _compile_options(model, cache, config)
+        if not captured:
+            return None if options is None else cls(room, options, captured)
+        if options is not None:
+            mode = options.get("mode") or "default"
+            options["mode"] = WITHOUT_GRAPHS.get(mode, mode)
+        return cls(room, options, captured)
+
+
+def _compile_options(model: Any, cache: Any, config: Any) -> dict[str, Any] | None:
+    """None where transformers would not compile the model, or makes its masks in its own way."""
+    if hasattr(model, "create_masks_for_generate"):
+        return None
+    if not model._valid_auto_compile_criteria({"past_key_values": cache}, config):
+        return None
+    chosen = config.compile_config or model._default_compile_config()
+    return dict(chosen.to_dict())
 
 
 class Compiled:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from plugalign.engine.compiling import Compiling
+from plugalign.engine.compiling import Static
 from plugalign.engine.prefixing import Prefixing
 from plugalign.engine.recording import Reading, Recorder
 from plugalign.kernels.backend import FLOATS
@@ -29,7 +29,7 @@ class Split:
         linear: the head.
         recorder: keeps what the body does for one more token.
         fronts: what attachments do to the inputs of the model's forward, in their order.
-        compiling: see `Reading`.
+        static: see `Reading`.
     """
 
     def __init__(
@@ -38,17 +38,21 @@ class Split:
         linear: nn.Linear,
         recorder: Recorder,
         fronts: Sequence[Prefixing] = (),
-        compiling: Compiling | None = None,
+        static: Static | None = None,
     ):
         self.body, self.linear = body, linear
-        self._reading, self._fronts = Reading(body, recorder, compiling), fronts
+        self._reading, self._fronts = Reading(body, recorder, static), fronts
 
-    def last(self, inputs: dict[str, Any], places: int = 1) -> Head:
-        """The head of the last columns, ``(R * places, V)``, from the inputs of a forward."""
+    def last(self, inputs: dict[str, Any], places: int = 1, further: bool = False) -> Head:
+        """The head of the last columns, ``(R * places, V)``, from the inputs of a forward.
+
+        Args:
+            further: the cache holds what stands before, of this very text.
+        """
         if places > 1:
             state = self.states(inputs)[:, -places:].flatten(0, 1)
         else:
-            state = self._reading.last(self._behind_fronts(inputs))
+            state = self._reading.last(self._behind_fronts(inputs, further))
         return Head(state, self.linear.weight, self.linear.bias)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
@@ -56,9 +60,9 @@ class Split:
         states: Tensor = self.body(**self._behind_fronts(inputs)).last_hidden_state
         return states
 
-    def _behind_fronts(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _behind_fronts(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
         for front in self._fronts:
-            inputs = front.behind(self.body, inputs)
+            inputs = (front.further if further else front.behind)(self.body, inputs)
         return inputs
 
 
@@ -73,7 +77,7 @@ class Splits:
         self.recorder = Recorder()
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
-    def of(self, model: Any, compiling: Compiling | None = None) -> Split | None:
+    def of(self, model: Any, static: Static | None = None) -> Split | None:
         """Body and head of ``model``, or None where it must be run whole: for what its forward does
         to the logits, or because hooks hang on it that a caller wants run."""
         linear = model.get_output_embeddings()
@@ -87,7 +91,7 @@ class Splits:
             self._known[model] = _is_plain(model, linear)
         if not self._known[model]:
             return None
-        return Split(model.base_model, linear, self.recorder, fronts, compiling)
+        return Split(model.base_model, linear, self.recorder, fronts, static)
 
 
 def _hooked(module: Any, own: int = 0) -> bool:

@@ -51,20 +51,31 @@ class Prefixing:
         read = (
             inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         )
-        if not self._ours(cache) and not self._begin(cache, model, read.shape[0]):
+        begun = self._is_in(cache) and int(cache.get_seq_length()) > 0
+        if not begun and not self._begin(cache, model, read.shape[0]):
             return inputs
+        return self._moved(model, inputs, read)
+
+    def further(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`behind`, for a text that goes on in its cache; nothing waits for a device."""
+        if not self._is_in(inputs["past_key_values"]):
+            return inputs
+        return self._moved(model, dict(inputs), inputs["input_ids"])
+
+    def _moved(self, model: Any, inputs: dict[str, Any], read: Tensor) -> dict[str, Any]:
+        """The inputs of a forward that reads ``read`` ``(R, n, ...)``, so many columns later."""
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + self.width
         if inputs.get("attention_mask") is not None:
-            inputs["attention_mask"] = self._widened(inputs, cache, model, read)
+            inputs["attention_mask"] = self._widened(inputs, model, read)
         return inputs
 
-    def _ours(self, cache: Any) -> bool:
-        return self._key in getattr(cache, "prefixes", {}) and int(cache.get_seq_length()) > 0
+    def _is_in(self, cache: Any) -> bool:
+        return self._key in prefixes_in(cache)
 
     def _begin(self, cache: Any, model: Any, rows: int) -> bool:
         """Fills a cache that holds no token yet; False leaves one of another owner alone."""
-        prefixes, held = getattr(cache, "prefixes", {}), int(cache.get_seq_length())
+        prefixes, held = prefixes_in(cache), int(cache.get_seq_length())
         spare = 0
         if held == 0:  # new, or reset and with the room that an earlier prefix had
             prefixes, spare = {}, sum(prefixes.values())
@@ -76,15 +87,15 @@ class Prefixing:
                 )
             return False
         if isinstance(cache, StaticCache) and self.width > spare:
-            _enlarge(cache, _text_config(model), self.width - spare)
+            enlarge(cache, _text_config(model), self.width - spare)
         for layer, (keys, values) in enumerate(self.keys_values):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
         cache.prefixes = {**prefixes, self._key: self.width}
         return True
 
-    def _widened(self, inputs: dict[str, Any], cache: Any, model: Any, read: Tensor) -> Any:
+    def _widened(self, inputs: dict[str, Any], model: Any, read: Tensor) -> Any:
         """The mask with the prefix's columns in front: 2-D, or built anew for a static cache."""
-        mask = inputs["attention_mask"]
+        mask, cache = inputs["attention_mask"], inputs["past_key_values"]
         if isinstance(mask, Tensor) and mask.ndim == 2:
             return torch.cat([mask.new_ones(len(mask), self.width), mask], dim=1)
         real = self._real_columns(mask, cache, read.shape[1])
@@ -114,6 +125,12 @@ class Prefixing:
         return real
 
 
+def prefixes_in(cache: Any) -> dict[str, int]:
+    """The columns of each attached prefix that a cache holds, by the prefix's key."""
+    found: dict[str, int] = getattr(cache, "prefixes", {})
+    return found
+
+
 def cache_shape(model: Any) -> tuple[int, int, int]:
     """``(layers, H_kv, D_head)`` of the model's key/value cache.
 
@@ -139,7 +156,7 @@ def _text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def _enlarge(cache: Any, config: Any, more: int) -> None:
+def enlarge(cache: Any, config: Any, more: int) -> None:
     """Gives a static cache room for ``more`` positions; it keeps what it holds."""
     longer = StaticCache(config=config, max_cache_len=cache.get_max_length() + more).layers
     for new, old in zip(longer, cache.layers, strict=True):

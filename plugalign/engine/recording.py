@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.cache_utils import DynamicLayer
 
-from plugalign.engine.compiling import Compiled, Compiling
+from plugalign.engine.compiling import Compiled, Static
 from plugalign.engine.tracing import is_repeatable, keys_values, read, record
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
@@ -98,18 +98,19 @@ class Reading:
     Args:
         body: gives ``last_hidden_state`` ``(R, T, D)``.
         recorder: where recordings are kept.
-        compiling: whether forwards over a static cache are compiled, and how.
+        static: whether forwards over a static cache are compiled, and how.
     """
 
-    def __init__(self, body: Any, recorder: Recorder, compiling: Compiling | None = None):
-        self._body, self._recorder, self._compiling = body, recorder, compiling
+    def __init__(self, body: Any, recorder: Recorder, static: Static | None = None):
+        self._body, self._recorder = body, recorder
+        self._options = None if static is None else static.options
         self._recordings: dict[Any, Recording] | None = None  # looked up when a token is read
 
     def last(self, inputs: dict[str, Any]) -> Tensor:
         """The last column's hidden states ``(R, D)``, from the inputs of a forward."""
         ids = inputs["input_ids"]
-        if ids.shape[1] == 1 and self._compiling and _is_static(inputs):
-            return self._recorder.compiled(self._body, self._compiling.options).last(inputs)
+        if ids.shape[1] == 1 and self._options is not None and _is_static(inputs):
+            return self._recorder.compiled(self._body, self._options).last(inputs)
         if ids.shape[1] > 1:
             self._recordings = None  # another text may be of another call
         if ids.shape[1] > 1 or "position_ids" not in inputs or not _is_growing(inputs):

@@ -11,6 +11,7 @@ from transformers.generation import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from plugalign.engine import capturing
 from plugalign.engine.choosing import Choice
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
@@ -87,12 +88,14 @@ def described(
     mask: Tensor | None,
     options: dict[str, Any],
     attached: bool = False,
+    speculates: bool = False,
 ) -> str:
     """Which path a ``generate`` call takes, why, and what the loop would fuse. Nothing runs but
     transformers' own preparation of the call; without prompts, of one with a single token.
 
     Args:
         attached: whether an attachment has a say in how the base reads.
+        speculates: whether a draft is wanted.
     """
     if ids is None:
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -101,18 +104,24 @@ def described(
         return f"the processor path: {why}"
     options = {k: v for k, v in options.items() if k != "streamer"}
     with torch.random.fork_rng(devices=[]):  # a choice draws its seed
-        choice, cache = model.generate(
+        choice, cache, criteria = model.generate(
             input_ids=ids, attention_mask=mask, custom_generate=_choice, **options
         )
+    why = "a draft is as long as it happens to be" if speculates else ""
+    why = why or capturing.obstacle(model, plan, None, cache, choice, criteria, int(attached))
+    graphs = capturing.graph_on(model.device) is not None
     beside = [source.name for source in plan.sources.values() if source.name != "base"]
     lines = [
         f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
-        *_experts(plan, model, takes_rows(cache) and not attached),
+        *_experts(plan, model, takes_rows(cache, graphs and not why) and not attached),
         *choice.described(),
         f"kept of the base: {_words(plan.truncation)}",
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
     ]
+    if graphs:
+        how = f"launched by the host: {why}" if why else "the third is captured, and then replayed"
+        lines.append(f"steps: {how}")
     return "\n".join(lines)
 
 
@@ -124,10 +133,11 @@ def _choice(
     stopping_criteria: Any,
     generation_config: Any,
     **inputs: Any,
-) -> tuple[Choice, Any]:
-    """Takes the loop's place: returns how it would choose, with the base's cache; runs no model."""
+) -> tuple[Choice, Any, Any]:
+    """Takes the loop's place: returns how it would choose, with the base's cache and the criteria;
+    runs no model."""
     choice = Choice.of(logits_processor, input_ids, generation_config)
-    return choice, inputs["past_key_values"]
+    return choice, inputs["past_key_values"], stopping_criteria
 
 
 def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:

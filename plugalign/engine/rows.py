@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Split
 from plugalign.engine.plan import Plan
-from plugalign.engine.streams import Stream, can_repeat, fill, text_config
+from plugalign.engine.prefixing import enlarge
+from plugalign.engine.streams import Stream, can_repeat, fill, is_static, text_config
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full
 from plugalign.steering import PrefixedLogits, PromptedLogits
@@ -111,13 +112,15 @@ class BaseRows:
         pad_token_id: int,
         every: bool = False,
     ):
-        self.model, self._riders, self._copies = model, riders, copies
+        self.model, self._riders = model, riders
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
         if grouped is not None:
             split = grouped.split
         self.split, self.cache = split, cache
         self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
         self._front = Front.of(riders.values(), pad_token_id)
+        if is_static(cache) and (more := self._front.depth + self._front.width):
+            enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
         self.length = 0
 
@@ -165,7 +168,7 @@ class BaseRows:
         whole, masks = zip(*(self._front.row(r, ids, mask) for r in rows), strict=True)
         if self._front.depth:
             filled = self._front.keys_values(rows, self.model.dtype).to(self.model.device)
-            fill(self.cache, filled.repeat_interleave(len(ids) // self._copies, 2))
+            fill(self.cache, filled.repeat_interleave(len(ids) // self._stream.copies, 2))
         return self._stream.logits(torch.cat(whole), torch.cat(masks))
 
     def own_rows(self, seen: Tensor | None, rows: int) -> Tensor | None:
@@ -191,13 +194,28 @@ class BaseRows:
         self._stream.rewind(columns)
         self.length -= columns
 
+    def at(self, length: int) -> None:
+        """Says that so many columns were read, by a graph's replay."""
+        self._stream.at(self._stream.length + length - self.length)
+        self.length = length
+
     def own_cache(self, rows: int) -> None:
         """Leaves in the cache what a forward of the base alone would have left there."""
-        if self.count > 1:
-            first = self._front.depth + self._front.width
-            for layer in self.cache.layers:
-                layer.keys = layer.keys[:rows, :, first:].contiguous()
-                layer.values = layer.values[:rows, :, first:].contiguous()
+        if self.count == 1:
+            return
+        first, last = self._front.depth + self._front.width, int(self.cache.get_seq_length())
+        parts = [
+            (layer.keys[:rows, :, first:last], layer.values[:rows, :, first:last])
+            for layer in self.cache.layers
+        ]
+        if is_static(self.cache):
+            room, config = self.cache.get_max_length() - first, text_config(self.model)
+            self.cache.layers = StaticCache(config=config, max_cache_len=room).layers
+            for layer, (keys, values) in zip(self.cache.layers, parts, strict=True):
+                layer.update(keys, values)
+        else:
+            for layer, (keys, values) in zip(self.cache.layers, parts, strict=True):
+                layer.keys, layer.values = keys.contiguous(), values.contiguous()
 
 
 def is_cheap(head: Head) -> bool:
@@ -206,9 +224,15 @@ def is_cheap(head: Head) -> bool:
     return not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
-def takes_rows(cache: Any) -> bool:
-    """Whether rows can be added to what transformers has prepared for the base: not to a static
-    cache or to sliding windows."""
+def takes_rows(cache: Any, captured: bool = False) -> bool:
+    """Whether rows can be added to what transformers has prepared for the base: not to sliding
+    windows, and to a static cache only where the whole step is captured. Else each model with a
+    static cache is compiled, which cannot be said of several models as rows of one."""
+    return (captured and is_static(cache)) or is_growing(cache)
+
+
+def is_growing(cache: Any) -> bool:
+    """Whether all layers of a cache keep every column that they were ever given."""
     return can_repeat(cache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 

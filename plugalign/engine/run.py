@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.engine.auxiliary import CachedModel
-from plugalign.engine.compiling import Compiling
+from plugalign.engine.compiling import Static
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Splits
 from plugalign.engine.hidden import HiddenWatch
@@ -110,12 +110,12 @@ class Run:
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
     def streams(
-        self, copies: int = 1, every: bool = False, compiling: Compiling | None = None
+        self, copies: int = 1, every: bool = False, static: Static | None = None
     ) -> SourceRunner:
         """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`."""
 
         def stream(model: Any, front: Tensor | None) -> Stream:
-            return self.stream(model, front, compiling, copies=copies, every=every)
+            return self.stream(model, front, static, copies=copies, every=every)
 
         return self.sources(stream)
 
@@ -123,18 +123,20 @@ class Run:
         self,
         model: Any,
         front: Tensor | None = None,
-        compiling: Compiling | None = None,
+        static: Static | None = None,
         **options: Any,
     ) -> Stream:
         """A model that reads in step with a loop; see `Stream`."""
-        split = self.splits.of(model, compiling)
-        room = compiling.room if compiling and split is not None else None
+        split = self.splits.of(model, static)
+        room = static.room if static and split is not None else None
         return Stream(model, front, split=split, room=room, **options)
 
-    def riding(self, cache: Any) -> tuple[dict[Hashable, Rider], Grouped | None]:
+    def riding(
+        self, cache: Any, captured: bool = False
+    ) -> tuple[dict[Hashable, Rider], Grouped | None]:
         """What is read in one forward with the base, whose cache is given: prompts and prefixes,
         and experts. Nothing is where an attachment has a say in how the base reads."""
-        if self.extra_positions or not takes_rows(cache):
+        if self.extra_positions or not takes_rows(cache, captured):
             return {}, None
         riding, plan = riders(self.plan), self.plan
         return riding, plan.groups.of(self._model, plan.experts, self.splits, 1 + len(riding))

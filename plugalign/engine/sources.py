@@ -37,6 +37,9 @@ class Reader(Protocol):
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that were read."""
 
+    def at(self, length: int) -> None:
+        """Says that so many columns of ids were read, by a graph's replay."""
+
 
 ReaderKind = Callable[[Any, Tensor | None], Reader]
 
@@ -125,6 +128,12 @@ class SourceRunner:
         """Forgets the last columns that all models have read."""
         for reader in self._readers.values():
             reader.rewind(columns)
+
+    def at(self, length: int) -> None:
+        """Says that all models have read so many columns, by a graph's replay. None of them reads
+        prompts: those are rows of the base, where a step is captured."""
+        for reader in self._readers.values():
+            reader.at(length)
 
     def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
         """Refuses logits ``(R, V)``, or ``(R * n, V)`` behind the last n columns of ``ids``

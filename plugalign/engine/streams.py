@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from plugalign.engine.auxiliary import on_device, positions
 from plugalign.engine.heads import Split
+from plugalign.engine.prefixing import prefixes_in
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits
@@ -36,6 +37,7 @@ class Stream:
         room: where given, and no cache is, the cache is static, with so many columns to come.
 
     Attributes:
+        copies: so many rows of the first call are read once.
         length: the columns of ids that were read.
     """
 
@@ -53,10 +55,10 @@ class Stream:
         self.model, self._split, self._every = model, split, every
         self._room = room if cache is None else None
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
-        self._front, self._copies = keys_values, copies if can_repeat(self.cache) else 1
+        self._front, self.copies = keys_values, copies if can_repeat(self.cache) else 1
         self.length = 0
         self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
-        self._held = 0  # columns of the cache
+        self._ahead = 0  # columns of the cache in front of those of ids
         self._position = torch.empty(0)
         accepts = inspect.signature(model.forward).parameters
         self._positioned = "position_ids" in accepts
@@ -71,21 +73,40 @@ class Stream:
         call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already.
         """
         new = ids[:, self.length :].to(self.model.device)
-        answer = self._go_on(new) if self.length else self._begin(new, mask.to(self.model.device))
+        answer = self.append(new) if self.length else self._begin(new, mask.to(self.model.device))
         self.length = ids.shape[1]
         return on_device(answer, ids.device)
 
     def append(self, ids: Tensor) -> Logits:
         """`logits` after some more columns ``(R, n)``."""
-        self.length += ids.shape[1]
-        return self._go_on(ids)
+        width = ids.shape[1]
+        held = self._ahead + self.length + width
+        if self._mask is not None and self._mask.shape[1] < held:
+            more = self._mask.new_ones(len(self._mask), max(ROOM, width))
+            self._mask = torch.cat([self._mask, more], 1)
+        # In place, so that a graph of this step goes on where it stopped.
+        place = self._position.add_(1)
+        if width > 1:
+            place = place + torch.arange(width, device=place.device)
+            self._position = place[:, -1:].clone()
+        answer = self._forward(ids, place, held, width if self._every else 1, further=True)
+        self.length += width
+        return answer
 
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that were read."""
-        if columns:
+        if not columns:
+            return
+        if is_static(self.cache):  # what stands behind the last column is masked
+            for layer in self.cache.layers:
+                layer.cumulative_length.sub_(columns)
+        else:
             self.cache.crop(-columns)
-            self.length, self._held = self.length - columns, self._held - columns
-            self._position = self._position - columns
+        self.length, self._position = self.length - columns, self._position - columns
+
+    def at(self, length: int) -> None:
+        """Says that so many columns of ids were read, by a graph's replay."""
+        self.length = length
 
     def forget(self) -> None:
         """Frees keys and values; nothing can be read on from here."""
@@ -96,44 +117,41 @@ class Stream:
             width = mask.shape[1] + (0 if self._front is None else self._front.shape[-2])
             config = text_config(self.model)
             self.cache = StaticCache(config=config, max_cache_len=width + self._room)
-            self._options["past_key_values"], self._copies = self.cache, 1
-        ids, mask = ids[:: self._copies], mask[:: self._copies]
+            self._options["past_key_values"], self.copies = self.cache, 1
+        ids, mask = ids[:: self.copies], mask[:: self.copies]
         if self._front is not None:
             front = self._front.to(self.model.device, self.model.dtype)
             fill(self.cache, front[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
             mask = torch.cat([mask.new_ones(len(mask), front.shape[-2]), mask], 1)
         place = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
-        self._held = mask.shape[1]
+        held = mask.shape[1]
+        self._ahead = held - ids.shape[1]
         if not bool(mask.all()):
             self._mask = mask
-        answer = self._forward(ids, place)
-        self._position = place[:, -1:]
-        if self._copies > 1:
-            self.cache.batch_repeat_interleave(self._copies)
+        answer = self._forward(ids, place, held)
+        self._position = place[:, -1:].clone()
+        if self.copies > 1:
+            self.cache.batch_repeat_interleave(self.copies)
             self._position, answer = self._repeated(self._position), self._repeated(answer)
             self._mask = None if self._mask is None else self._repeated(self._mask)
+        if is_static(self.cache):  # of one shape from here on, and some models miss one
+            columns = self.cache.get_max_length() - sum(prefixes_in(self.cache).values())
+            mask = mask if self._mask is None else self._mask
+            self._mask = torch.cat([mask, mask.new_ones(len(mask), columns - held)], 1)
         return answer
 
-    def _go_on(self, ids: Tensor) -> Logits:
-        width = ids.shape[1]
-        self._held += width
-        if self._mask is not None and self._mask.shape[1] < self._held:
-            more = self._mask.new_ones(len(self._mask), max(ROOM, width))
-            self._mask = torch.cat([self._mask, more], 1)
-        place = self._position + 1
-        if width > 1:
-            place = place + torch.arange(width, device=place.device)
-        self._position = place[:, -1:]
-        return self._forward(ids, place, width if self._every else 1)
-
-    def _forward(self, ids: Tensor, place: Tensor, places: int = 1) -> Logits:
+    def _forward(
+        self, ids: Tensor, place: Tensor, held: int, places: int = 1, further: bool = False
+    ) -> Logits:
+        """The logits behind the last ``places`` columns, of ``held`` that the cache will hold."""
         inputs = {"input_ids": ids, **self._options}
         if self._positioned:
             inputs["position_ids"] = place
         if self._mask is not None:
-            inputs["attention_mask"] = self._mask[:, : self._held]
+            whole = further and is_static(self.cache)
+            inputs["attention_mask"] = self._mask if whole else self._mask[:, :held]
         if self._split is not None:
-            return self._split.last(inputs, places)
+            return self._split.last(inputs, places, further)
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = places
         logits: Tensor = self.model(**inputs).logits[:, -places:].flatten(0, 1)
@@ -142,13 +160,19 @@ class Stream:
     def _repeated(self, rows: Any) -> Any:
         if isinstance(rows, Head):
             return Head(self._repeated(rows.hidden), rows.weight, rows.bias)
-        return rows.repeat_interleave(self._copies, 0)
+        return rows.repeat_interleave(self.copies, 0)
 
 
 def fill(cache: Any, keys_values: Tensor) -> None:
     """Puts keys and values ``(layers, 2, R, H_kv, P, D_head)`` into a cache."""
     for layer, (keys, values) in enumerate(keys_values):
         cache.update(keys, values, layer)
+
+
+def is_static(cache: Any) -> bool:
+    """Whether all layers of a cache keep keys and values in one place, with room for more."""
+    layers = cache.layers if isinstance(cache, StaticCache) else ()
+    return bool(layers) and all(type(layer) is StaticLayer for layer in layers)
 
 
 def can_repeat(cache: Any) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted(Path(__file__).parent.glob("test_*_triton.py"))
+FILES = sorted(Path(__file__).parents[1].rglob("test_*_triton.py"))
 
 
 @pytest.fixture(scope="module")

@@ -262,11 +262,11 @@ def test_explain_says_why_torch_computes():
     assert steer.explain(m, backend="torch") == 'torch, because of backend="torch"'
     two = Mixture((m.base,), (1.0,), (Decay((m.base,), 1.0, 0.1), Decay((m.base,), 1.0, 0.1)))
     everything = Truncation()
-    assert steer.unfused(m, everything, everything) == ""
-    assert "2 self-debiasing terms" in steer.unfused(two, everything, everything)
-    assert "top-k" in steer.unfused(m, CUTS["chained"], everything)
-    assert "1024" in steer.unfused(m, everything, Truncation(0.5, 1025))
-    assert "min-p" in steer.unfused(m, everything, Truncation(0.5, 10, 0.1))
+    assert steer.unfused(len(m.decays), everything, everything) == ""
+    assert "2 self-debiasing terms" in steer.unfused(len(two.decays), everything, everything)
+    assert "top-k" in steer.unfused(len(m.decays), CUTS["chained"], everything)
+    assert "1024" in steer.unfused(len(m.decays), everything, Truncation(0.5, 1025))
+    assert "min-p" in steer.unfused(len(m.decays), everything, Truncation(0.5, 10, 0.1))
 
 
 @pytest.mark.parametrize(

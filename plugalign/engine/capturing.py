@@ -1,0 +1,196 @@
+"""The whole step as one CUDA graph: forwards, heads, mixture, draw and what ends a row.
+
+On a GPU a step of few rows is mostly the host's: hundreds of launches, each dearer than the work
+that it starts. With static caches every step does the same operations in the same memory, so one
+step is captured and replayed, a launch a token. Tokens, their column and all that counts steps are
+on the device, and the host looks only now and then whether all rows have ended. A graph lives as
+long as its call: none can meet another batch, length, cache or controller.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import StaticCache
+
+from plugalign.engine.choosing import Choice
+from plugalign.engine.heads import Splits
+from plugalign.engine.plan import Plan
+from plugalign.engine.stopping import Stopping, others
+from plugalign.engine.streams import is_static, text_config
+from plugalign.identity import model_name
+from plugalign.kernels import steer
+from plugalign.naming import name_of
+from plugalign.steering import Adaptive, Attribute, BiasDecay, LowRank
+
+GROWING = "cache_implementation='static' is not asked for"
+
+
+class Graph(Protocol):
+    """Operations on a device that are launched together."""
+
+    def warm(self, step: Callable[[], None]) -> None:
+        """Runs a step as it will be captured, so that nothing is set up later."""
+
+    def capture(self, step: Callable[[], None]) -> None:
+        """Takes a step down, and changes nothing on the device.
+
+        Raises:
+            RuntimeError: if the step waits for the device.
+        """
+
+    def replay(self) -> None:
+        """Runs what was captured, in the same memory."""
+
+
+class CudaGraph:
+    """A `Graph` of a CUDA device."""
+
+    def __init__(self, device: torch.device):
+        self._graph, self._device = torch.cuda.CUDAGraph(), device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def warm(self, step: Callable[[], None]) -> None:
+        """See `Graph.warm`."""
+        outside = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            step()
+        outside.wait_stream(self._stream)
+
+    def capture(self, step: Callable[[], None]) -> None:
+        """See `Graph.capture`. Other threads may go on with what they do."""
+        # A capture that fails leaves its stream behind as the current one.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            step()
+
+    def replay(self) -> None:
+        """See `Graph.replay`."""
+        self._graph.replay()
+
+
+def graph_on(device: torch.device) -> Graph | None:
+    """A new graph, or None on a device that has none."""
+    return CudaGraph(device) if device.type == "cuda" else None
+
+
+class Captured:
+    """The steps that follow the first of a call.
+
+    Args:
+        tokens: the tokens ``(R,)`` that follow texts ``(R, T)``, and of these only the last column
+            may be read; the second argument is T on the device.
+        at: is told how many columns have been read, where a replay did.
+        ids: the texts so far ``(R, T)``, whose last column has not been read.
+        room: tokens that may follow, at most.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tokens: Callable[[Tensor, Tensor], Tensor],
+        at: Callable[[int], None],
+        stopping: Stopping,
+        ids: Tensor,
+        room: int,
+    ):
+        self._graph, self._tokens, self._at, self._stopping = graph, tokens, at, stopping
+        rows, self._length = ids.shape
+        self._last = ids[:, -1:].clone()
+        self._column = torch.full((), self._length, device=ids.device)
+        self._texts = torch.cat([ids, ids.new_zeros(rows, room)], 1)
+
+    def texts(self) -> Iterator[Tensor]:
+        """``(R, T + 1)``, ``(R, T + 2)`` and so on, one buffer's; ends early where no step can be
+        captured."""
+        self._graph.warm(self._step)
+        yield self._grown()
+        try:
+            self._graph.capture(self._step)
+        except RuntimeError as error:
+            self._at(self._length - 1)  # nothing has run
+            warnings.warn(
+                f"no CUDA graph of a step can be made, so each is launched by the host: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        while True:
+            self._graph.replay()
+            self._at(self._length)
+            yield self._grown()
+
+    def _grown(self) -> Tensor:
+        self._length += 1
+        return self._texts[:, : self._length]
+
+    def _step(self) -> None:
+        """One token more for every row. What it reads and writes stays where it is."""
+        ids = self._last.expand(-1, self._length)
+        tokens = self._stopping.padded(self._tokens(ids, self._column), self._column)
+        self._stopping.note(tokens)
+        self._texts.index_copy_(1, self._column.view(1), tokens[:, None])
+        self._last.copy_(tokens[:, None])
+        self._column += 1
+
+
+def obstacle(
+    model: Any,
+    plan: Plan,
+    splits: Splits | None,
+    cache: Any,
+    choice: Choice,
+    criteria: Any,
+    extra: int,
+) -> str:
+    """Why no step of a call can be captured, in words, or nothing.
+
+    Args:
+        splits: of the models; None looks at nothing that a model would have to be run for.
+        cache: what transformers has prepared for the base.
+        criteria: a ``StoppingCriteriaList``.
+        extra: cache positions that attachments put in front of the prompt.
+    """
+    if not is_static(cache):
+        return GROWING
+    looking = [*choice.waits_for, *map(name_of, others(criteria))]
+    if looking:
+        return f"{looking[0]} is looked at by the host at every step"
+    if extra and plan.prompts:
+        return "a prompt behind a trained prefix is read anew at every step"
+    return _of_shifts(plan, choice) or _of_models([model, *plan.experts.values()], splits)
+
+
+def _of_shifts(plan: Plan, choice: Choice) -> str:
+    """What of the controllers' formulas waits for the device, or nothing."""
+    for shift in plan.shifts:
+        if isinstance(shift, Attribute):
+            return f"the candidates of {plan.owner(shift)} are read behind a cache that grows"
+        if isinstance(shift, LowRank) and isinstance(shift.alpha, Adaptive):
+            return f"{plan.owner(shift)} adapts to how wide the base's nucleus is"
+    decays = sum(isinstance(shift, BiasDecay) for shift in plan.shifts)
+    if parts := steer.unfused(decays, plan.truncation, choice.after):
+        return f"no kernel fuses {parts}"
+    return ""
+
+
+def _of_models(models: Sequence[Any], splits: Splits | None) -> str:
+    """Which model cannot be read in a fixed way, or nothing."""
+    for model in models:
+        name = f"'{model_name(model)}'"
+        if model.device != models[0].device:
+            return f"{name} is on {model.device} and the base is on {models[0].device}"
+        if not is_static(StaticCache(config=text_config(model), max_cache_len=1)):
+            return f"{name} has layers that no static cache holds"
+        if splits is not None and splits.of(model) is None:
+            return f"{name} is not a body under a linear head"
+        if not getattr(model, "_can_compile_fullgraph", False):
+            return f"{name} does other operations at other steps"
+    return ""

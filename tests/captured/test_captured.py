@@ -1,0 +1,237 @@
+"""A step is captured once and replayed: the same texts, and nothing that is stale or stays."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+import plugalign as pa
+from plugalign.controller import Controller
+from plugalign.sampling import CoupledSampler
+from plugalign.steering import Adaptive, LowRank, Steering
+
+CONTROLLERS = (
+    "nothing", "dexperts", "anti-only", "self-debias", "low-rank", "head", "prefix",
+    "prefix-contrast",
+)  # fmt: skip
+
+ASKED = {"do_sample": True, "cache_implementation": "static", "max_new_tokens": 12}
+
+
+def generate(steered, inputs, static=True, **options):
+    torch.manual_seed(1)
+    options = {"max_new_tokens": 12, "do_sample": True, "top_p": 0.9, "pad_token_id": 0} | options
+    cache = {"cache_implementation": "static", "disable_compile": True} if static else {}
+    return steered.generate(**inputs, **cache, **options)
+
+
+@pytest.fixture
+def steered(tiny, tokenizer):
+    """A model with experts whose rows ride with its own."""
+    return pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
+
+
+@pytest.mark.parametrize("which", CONTROLLERS)
+def test_replays_give_the_same_texts(which, tiny, tokenizer, prompts, make, tapes, architecture):
+    model = tiny(architecture)
+    steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))
+    for rows, width in ((3, 7), (1, 5)):
+        inputs, every = prompts(rows=rows, width=width), {"min_new_tokens": 12}
+        want = generate(steered, inputs, static=False, **every)
+        assert not tapes
+        assert torch.equal(generate(steered, inputs, **every), want)
+        assert [tape.replays for tape in tapes] == [10]  # the first two set all up
+        tapes.clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"num_return_sequences": 3},
+        {"top_k": 5, "temperature": 0.7},
+        {"min_p": 0.1, "top_p": 1.0},
+        {"min_new_tokens": 6},
+        {"max_new_tokens": 2},
+        {"max_new_tokens": 3},
+        {"eos_token_id": list(range(3, 40)), "max_new_tokens": 30},
+        {"eos_token_id": list(range(3, 9)), "max_new_tokens": 30},
+    ],
+    ids=str,
+)
+def test_options_of_generate(options, steered, prompts, tapes):
+    want = generate(steered, prompts(), static=False, **options)
+    assert torch.equal(generate(steered, prompts(), **options), want)
+    assert tapes
+
+
+def test_coupled_noise_is_the_same(tiny, tokenizer, prompts, tapes):
+    steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
+    inputs = prompts()
+
+    def sampled(**options):
+        sampler = CoupledSampler(7, torch.arange(3), torch.ones(3).long(), top_p=0.8)
+        options |= {"do_sample": False, "top_p": None, "logits_processor": [sampler]}
+        return generate(steered, inputs, **options)
+
+    assert torch.equal(sampled(), sampled(static=False))
+    assert tapes
+
+
+@pytest.mark.parametrize("which", ["nothing", "dexperts", "self-debias", "prefix-contrast"])
+def test_the_cache_is_that_of_the_base_alone(which, tiny, tokenizer, prompts, make, tapes):
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
+    options = {"return_dict_in_generate": True, "eos_token_id": list(range(3, 40))}
+    output = generate(steered, prompts(), max_new_tokens=20, **options)
+    cache, ids = output.past_key_values, output.sequences
+    mask = torch.cat([prompts()["attention_mask"], torch.ones_like(ids[:, 7:])], 1)
+    assert int(cache.get_seq_length()) == ids.shape[1] - 1
+    place = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        alone = model(ids, attention_mask=mask, position_ids=place).logits[:, -1]
+        further = model(
+            ids[:, -1:], attention_mask=mask, past_key_values=cache, position_ids=place[:, -1:]
+        ).logits[:, -1]
+    torch.testing.assert_close(further, alone, rtol=1e-4, atol=1e-4)
+    assert tapes
+
+
+class Streamer(BaseStreamer):
+    """Keeps what it is given, and may stop everything."""
+
+    def __init__(self, stop_at=None):
+        self.parts, self.ended, self._stop_at = [], False, stop_at
+
+    def put(self, value):
+        self.parts.append(value.reshape(1, -1))
+        if len(self.parts) == self._stop_at:
+            raise KeyboardInterrupt
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_gets_every_token_and_no_more(steered, prompts, tapes):
+    streamer, inputs = Streamer(), prompts(rows=1)
+    options = {"eos_token_id": list(range(3, 30)), "max_new_tokens": 30}
+    ids = generate(steered, inputs, streamer=streamer, **options)
+    assert torch.equal(torch.cat(streamer.parts, 1), ids)
+    assert streamer.ended
+    assert torch.equal(ids, generate(steered, inputs, static=False, **options))
+    assert tapes
+
+
+def test_nothing_of_a_call_is_stale_in_the_next(steered, tiny, prompts, tapes):
+    calls = [(3, 7, 12), (1, 7, 12), (3, 5, 9), (2, 9, 5), (3, 7, 12)]
+    for number, (rows, width, new) in enumerate(calls):
+        inputs = prompts(rows=rows, width=width, seed=number)
+        want = generate(steered, inputs, static=False, max_new_tokens=new)
+        assert torch.equal(generate(steered, inputs, max_new_tokens=new), want)
+        with torch.no_grad():
+            steered.model.model.layers[0].mlp.up_proj.weight.neg_()
+    steered.controller = 2.0 * steered.controller
+    other = pa.wrap(steered.model, steered.tokenizer, steered.controller)
+    assert torch.equal(generate(other, inputs), generate(other, inputs, static=False))
+    assert len(tapes) == len(calls) + 1
+
+
+def test_a_graph_dies_with_its_call(steered, prompts, tapes):
+    generate(steered, prompts())
+    with pytest.raises(KeyboardInterrupt):
+        generate(steered, prompts(rows=1), streamer=Streamer(stop_at=6))
+    ends = [weakref.ref(tape) for tape in tapes]
+    assert len(ends) == 2
+    tapes.clear()
+    gc.collect()
+    assert [end() for end in ends] == [None, None]
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured(tiny, tokenizer, prompts, tapes):
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, pa.DExperts(tiny("gpt2-tied"), tiny("gpt2-tied", seed=2)))
+    want = generate(steered, prompts(), static=False)
+    expert = steered.controller.expert.transformer.h[1]
+    hook = expert.register_forward_hook(lambda _, __, found: print(float(found[0].sum())))
+    with pytest.warns(RuntimeWarning, match="no CUDA graph of a step .* waits for the device"):
+        assert torch.equal(generate(steered, prompts()), want)
+    hook.remove()
+    assert [tape.replays for tape in tapes] == [0]
+    assert torch.equal(generate(steered, prompts()), want)
+
+
+def test_numbers_that_go_wrong_name_the_step(tiny, tokenizer, prompts, tapes):
+    model, expert = tiny("gpt2-tied"), tiny("gpt2-tied", seed=1)
+    with torch.no_grad():
+        expert.transformer.wpe.weight[12] = torch.nan
+    steered = pa.wrap(model, tokenizer, pa.DExperts(expert, tiny("gpt2-tied", seed=2)))
+    with pytest.raises(FloatingPointError, match=r"expert GPT2LMHeadModel.* gave NaN .* step 6"):
+        generate(steered, prompts(rows=1), min_new_tokens=12)
+    assert tapes[0].replays > 2
+    with pytest.raises(FloatingPointError, match="step 6"):
+        generate(steered, prompts(rows=1), min_new_tokens=12, static=False)
+
+
+class Declared(Controller):
+    def __init__(self, shift):
+        self.steering = Steering((shift,))
+
+    def steer(self, model, tokenizer):
+        return self.steering
+
+
+class Looks(LogitsProcessor):
+    def __call__(self, ids, scores):
+        return scores.index_fill(1, ids[0, -1:], -torch.inf)
+
+
+class Waits(StoppingCriteria):
+    def __call__(self, ids, scores, **_):
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("which", "options", "why"),
+    [
+        ("dexperts", {"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+        ("dexperts", {"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
+        ("dexperts", {"logits_processor": [Looks()]}, "Looks"),
+        ("dexperts", {"stopping_criteria": [Waits()]}, "Waits"),
+        ("fudge", {}, "candidates of Fudge"),
+        ("sum", {}, "behind a trained prefix"),
+    ],
+)
+def test_what_the_host_looks_at_is_not_captured(
+    which, options, why, tiny, tokenizer, prompts, make, tapes
+):
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
+    got, want = (generate(steered, prompts(), static=s, **options) for s in (True, False))
+    same = (getattr(x, "sequences", x) for x in (got, want))
+    assert torch.equal(*same)
+    assert not tapes
+    explained = steered.explain(**prompts(), **ASKED, **options)
+    assert re.search(f"steps: launched by the host: .*{why}", explained)
+
+
+def test_an_adaptive_share_is_not_captured(tiny, tokenizer, prompts, tapes):
+    shift = LowRank(torch.randn(120, 3), torch.randn(32, 3), alpha=Adaptive(torch.randn(120)))
+    steered = pa.wrap(tiny(), tokenizer, Declared(shift))
+    assert torch.equal(generate(steered, prompts()), generate(steered, prompts(), static=False))
+    assert not tapes
+    assert "Declared adapts to" in steered.explain(**prompts(), **ASKED)
+
+
+def test_explain_says_what_is_captured(steered, prompts, tapes):
+    explained = steered.explain(**prompts(), **ASKED)
+    assert "steps: the third is captured" in explained
+    assert "expert LlamaForCausalLM: rows of the base's forward" in explained
+    assert "cache_implementation" in steered.explain(**prompts(), max_new_tokens=12)
+    told = pa.Speculation("prompt")
+    assert "a draft" in steered.explain(**prompts(), speculation=told, **ASKED)
