@@ -17,6 +17,7 @@ from typing import Any, Self
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from plugalign.controller import Controller
 from plugalign.engine.group_leaves import Change
@@ -152,15 +153,23 @@ def with_adapter(base: Any, folder: Path) -> Any:
     merged = shared_copy(base)
     for key in [key for key in learned if key.endswith("lora_A.weight")]:
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        module = merged.get_submodule(name)
-        origin = module.weight
-        down = learned[key].float().T.to(origin.device)  # (in, r)
-        up = scale * learned[key.replace("lora_A", "lora_B")].float().T.to(origin.device)
-        change = down @ up
-        weight = origin.float() + (change if config.get("fan_in_fan_out") else change.T)
-        module.weight = nn.Parameter(weight.to(origin.dtype), requires_grad=False)
-        module.change = Change(origin, down.to(origin.dtype), up.to(origin.dtype))
+        up = scale * learned[key.replace("lora_A", "lora_B")].float().T
+        adapt(merged.get_submodule(name), learned[key].float().T, up)
     return merged.eval()
+
+
+def adapt(module: Any, down: Tensor, up: Tensor) -> None:
+    """Merges a low-rank change into a linear layer of a `shared_copy`, which remembers it:
+    ``x W`` becomes ``x W + (x down) up``.
+
+    Args:
+        down: ``(i, r)``. up: ``(r, o)``, scaled; both float32.
+    """
+    origin = module.weight
+    down, up = down.to(origin.device), up.to(origin.device)
+    change = down @ up if isinstance(module, Conv1D) else (down @ up).T
+    module.weight = nn.Parameter((origin.float() + change).to(origin.dtype), requires_grad=False)
+    module.change = Change(origin, down.to(origin.dtype), up.to(origin.dtype))
 
 
 def _check_plain(config: dict[str, Any], folder: Path) -> None:

@@ -1,9 +1,9 @@
 """What each controller costs per token, beside plain ``generate`` and the bare loop.
 
-Cost does not depend on learned values, so nothing needs to be fitted: `untrained` makes parts of
-the right shape for any model. Every round times plain ``generate``, the bare loop and every method
-in turn, so a machine that slows down slows all of them; ratios are medians over rounds. Where a
-step's time goes is found out in one more run of each.
+Cost does not depend on learned values, so nothing needs to be fitted (`plugalign.untrained`). Every
+round times plain ``generate``, the bare loop and every method in turn, so a machine that slows down
+slows all of them; ratios are medians over rounds. Where a step's time goes is found out in one more
+run of each.
 """
 
 from __future__ import annotations
@@ -11,46 +11,24 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
 from plugalign.controller import Controller
-from plugalign.controllers.dexperts import DExperts, shared_copy
-from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.controllers.fudge_head import FudgeHead
-from plugalign.controllers.nullspace import Nullspace
-from plugalign.controllers.prefix_tuning import PrefixTuning
-from plugalign.controllers.self_critique import SelfCritique
-from plugalign.controllers.self_debias import SelfDebias
 from plugalign.costs import Cost, write
 from plugalign.engine.drafting import Speculation
 from plugalign.engine.recording import PATIENCE, PROOFS
 from plugalign.identity import model_name
 from plugalign.stopwatch import timed
+from plugalign.untrained import MAKERS, untrained
 from plugalign.wrapping import wrap
-
-RANK = 16  # of adapters, heads and removed subspaces
-PREFIX_LENGTH = 10
-DEBIAS_PROMPTS = ("The following text is rude:\n", "The following text is a threat:\n")
-
-
-def untrained(method: str, model: Any, tokenizer: Any) -> Controller | None:
-    """A controller with random parts of the right shape for ``model``; None for "none".
-
-    Raises:
-        ValueError: for an unknown method; names the known ones.
-    """
-    if method not in MAKERS:
-        raise ValueError(f"unknown method '{method}'; known are {', '.join(MAKERS)}")
-    return MAKERS[method](model)
 
 
 def run_bench(
@@ -64,6 +42,9 @@ def run_bench(
     rounds: int = 5,
     draft: str | None = None,
     draft_tokens: int = 4,
+    cache: str = "dynamic",
+    plain_cache: str = "dynamic",
+    compiled: bool = True,
     threads: int | None = None,
     out: Path | None = None,
 ) -> list[Cost]:
@@ -72,6 +53,8 @@ def run_bench(
     Args:
         draft: "base" or "prompt" lets the methods that can verify a draft speculate.
         draft_tokens: at a time.
+        cache: "static" lets a GPU replay whole steps; plain ``generate`` has ``plain_cache``.
+        compiled: whether models behind a static cache are compiled, where transformers would.
         threads: CPU threads of torch for the length of the run; None leaves them.
         out: a JSON file, rewritten after every batch size.
 
@@ -83,6 +66,9 @@ def run_bench(
     for name, value in [*settings.items(), *(("batch", b) for b in batches)]:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, kind in (("cache", cache), ("plain_cache", plain_cache)):
+        if kind not in CACHES:
+            raise ValueError(f"{name} must be {' or '.join(CACHES)}, got '{kind}'")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -94,8 +80,11 @@ def run_bench(
             LOOP: generation(untrained("none", model, tokenizer), model, tokenizer),
             **calls,
         }
+        caches = {name: plain_cache if name == PLAIN else cache for name in calls}
+        calls = {name: call.behind(caches[name], compiled) for name, call in calls.items()}
         conditions = {
-            **settings, "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
+            **settings, "cache": cache, "plain_cache": plain_cache, "compiled": compiled,
+            "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
             "device": device_name(model.device), "threads": torch.get_num_threads(),
         }  # fmt: skip
         costs: list[Cost] = []
@@ -124,6 +113,7 @@ def device_name(device: torch.device) -> str:
 # --------------------------------------------------------------------------- timing
 
 PLAIN, LOOP = "plain generate", "the bare loop"  # beside the methods' names
+CACHES = ("dynamic", "static")
 
 
 @dataclass(frozen=True)
@@ -134,6 +124,7 @@ class Generation:
     base: Any
     pad: int
     speculation: Speculation | None = None
+    cache: dict[str, Any] = field(default_factory=dict)  # arguments of generate
 
     def __call__(self, prompts: dict[str, Tensor], new_tokens: int) -> Any:
         drafted = {} if self.speculation is None else {"speculation": self.speculation}
@@ -147,6 +138,11 @@ class Generation:
         except ValueError:
             return self
         return replace(self, speculation=told)
+
+    def behind(self, cache: str, compiled: bool) -> Generation:
+        """The same with a cache of this kind."""
+        static = {"cache_implementation": "static", "disable_compile": not compiled}
+        return replace(self, cache=static if cache == "static" else {})
 
     def acceptance(self) -> float | None:
         """The part of the drafted tokens that stayed since the last call, None without drafts."""
@@ -163,12 +159,13 @@ class Generation:
         with timed(self.base, loop) as watch:
             self(prompts, new_tokens)
         times = {f"{part}_ms": 1000 * t / new_tokens for part, t in watch.seconds.items()}
-        return {"path": "loop" if loop else "processor", **times}
+        path = "graph" if "steps: the third is captured" in explained else "loop"
+        return {"path": path if loop else "processor", **times}
 
     def _options(self, new_tokens: int) -> dict[str, Any]:
         return {
             "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": True,
-            "top_p": 0.9, "top_k": 0, "pad_token_id": self.pad,
+            "top_p": 0.9, "top_k": 0, "pad_token_id": self.pad, **self.cache,
         }  # fmt: skip
 
 
@@ -237,62 +234,3 @@ def random_prompts(model: Any, batch: int, length: int) -> dict[str, Tensor]:
     ids = torch.randint(vocab // 10, vocab, (batch, length), generator=generator)
     ids = ids.to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-# --------------------------------------------------------------------------- untrained parts
-
-
-def _twin(model: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(model.device).eval()
-
-
-def _adapted(model: Any, seed: int) -> Any:
-    """What a merged LoRA adapter is: the base with other weights in its linear layers."""
-    generator = torch.Generator().manual_seed(seed)
-    twin, head = shared_copy(model), model.get_output_embeddings().weight
-    for module in twin.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(module, nn.Embedding):
-            continue
-        if weight.data_ptr() != head.data_ptr():
-            down, up = (torch.randn(RANK, n, generator=generator) for n in weight.shape)
-            change = (0.01 * down.T @ up).to(weight.device, weight.dtype)
-            module.weight = nn.Parameter(weight + change, requires_grad=False)
-    return twin
-
-
-def _fudge_head(model: Any) -> FudgeHead:
-    vocab, hidden = model.get_output_embeddings().weight.shape
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((hidden, RANK), (hidden, RANK), (vocab,), (hidden,))
-    left, right, token_bias, state = (torch.randn(s, generator=generator) for s in shapes)
-    return FudgeHead(0.1 * left, 0.1 * right, token_bias, 0.1 * state, 0.0)
-
-
-def _nullspace(model: Any) -> Nullspace:
-    hidden = model.get_output_embeddings().weight.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(hidden, min(RANK, hidden), generator=generator)).Q
-    return Nullspace(basis)
-
-
-def _prefix(model: Any) -> PrefixTuning:
-    ids = torch.arange(PREFIX_LENGTH, device=model.device)[None]
-    with torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-    layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
-    return PrefixTuning(torch.stack(layers).float())
-
-
-MAKERS: dict[str, Callable[[Any], Controller | None]] = {
-    "none": lambda model: 0 * SelfDebias(DEBIAS_PROMPTS),
-    "fudge": lambda model: Fudge(Predictor(model.get_output_embeddings().weight.shape[0])),
-    "fudge_head": _fudge_head,
-    "dexperts": lambda model: DExperts(_twin(model, 1), _twin(model, 2)),
-    "dexperts_lora": lambda model: DExperts(_adapted(model, 1), _adapted(model, 2)),
-    "self_debias": lambda model: SelfDebias(DEBIAS_PROMPTS),
-    "nullspace": _nullspace,
-    "prefix": _prefix,
-    "self_critique": lambda model: SelfCritique(threshold=0.0),  # every answer is rewritten
-}

@@ -183,6 +183,16 @@ def bench(
         str | None, typer.Option(help="Speculate: base (without controllers) or prompt (look up).")
     ] = None,
     draft_tokens: Annotated[int, typer.Option(help="Tokens drafted at a time.")] = 4,
+    cache: Annotated[
+        str, typer.Option(help="dynamic, or static: a GPU then replays whole steps.")
+    ] = "dynamic",
+    plain_cache: Annotated[str, typer.Option(help="The same for plain generate.")] = "dynamic",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Behind static caches.")
+    ] = True,
+    random_weights: Annotated[
+        bool, typer.Option(help="Of the model's configuration alone; costs are the same.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
@@ -194,15 +204,18 @@ def bench(
     from plugalign import pocket
     from plugalign.benchmarking import run_bench
     from plugalign.costs import table
-    from plugalign.evaluation.loading import load_model
+    from plugalign.evaluation.loading import load_model, random_model
 
     _silence_libraries()
-    loaded, tokenizer = pocket.load() if model is None else load_model(model)
+    if model is None:
+        loaded, tokenizer = pocket.load()
+    else:
+        loaded, tokenizer = (random_model if random_weights else load_model)(model)
     chosen = None if methods is None else [m for m in methods.split(",") if m]
     costs = run_bench(
         loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
         prompt_tokens=prompt_tokens, rounds=rounds, draft=draft, draft_tokens=draft_tokens,
-        threads=threads, out=out,
+        cache=cache, plain_cache=plain_cache, compiled=compiled, threads=threads, out=out,
     )  # fmt: skip
     _console().print(table(costs))
 

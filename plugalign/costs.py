@@ -20,11 +20,13 @@ class Cost:
         ratio_to_plain: median over rounds of the method's time over plain ``generate``'s.
         low, high: the smallest and the largest of these ratios.
         ratio_to_loop: the same median over the time of our loop without a controller.
-        path: "loop" or "processor".
+        path: "loop", "graph" (the loop, whose steps are replayed on a GPU) or "processor".
         base_ms, auxiliary_ms, tail_ms, host_ms: milliseconds of a step of the whole batch, in one
-            more run that is watched: the base's forward with all that rides in it as rows, other
-            forwards, reweighting with sampling, and the rest.
+            more run that is watched, step by step: the base's forward with all that rides in it as
+            rows, other forwards, reweighting with sampling, and the rest.
         acceptance: the part of drafted tokens that stayed; None where nothing was drafted.
+        cache, plain_cache: "dynamic" or "static", of steered calls and of plain ``generate``.
+        compiled: whether models behind static caches may be compiled.
     """
 
     method: str
@@ -47,6 +49,9 @@ class Cost:
     device: str
     threads: int
     acceptance: float | None = None
+    cache: str = "dynamic"
+    plain_cache: str = "dynamic"
+    compiled: bool = True
 
 
 HEADINGS = (

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from plugalign.benchmarking import MAKERS, generation, random_prompts, run_bench, untrained
+from plugalign.benchmarking import generation, random_prompts, run_bench
 from plugalign.costs import table
 from plugalign.engine.rows import BaseRows
 from plugalign.engine.sources import SourceRunner
 from plugalign.stopwatch import SEAMS, Stopwatch, timed
+from plugalign.untrained import MAKERS, untrained
 from plugalign.wrapping import wrap
 
 
@@ -39,6 +40,20 @@ def test_rows_are_complete_and_written(tiny, tokenizer, tmp_path):
     assert table(costs).row_count == 4
 
 
+def test_caches_are_chosen_apart_for_plain_generate(tiny, tokenizer, monkeypatch):
+    model, asked = tiny(), []
+    prepare = type(model)._prepare_static_cache
+    monkeypatch.setattr(
+        type(model), "_prepare_static_cache", lambda *a, **k: asked.append(1) or prepare(*a, **k)
+    )
+    settings = {"batches": (1,), "new_tokens": 3, "prompt_tokens": 4, "rounds": 1}
+    (cost,) = run_bench(model, tokenizer, ["none"], cache="static", compiled=False, **settings)
+    assert (cost.cache, cost.plain_cache, cost.compiled) == ("static", "dynamic", False)
+    steered = len(asked)
+    run_bench(model, tokenizer, ["none"], plain_cache="static", **settings)
+    assert 0 < len(asked) - steered < steered
+
+
 def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
     costs = run_bench(
         tiny(), tokenizer, ["none", "nullspace", "fudge"], batches=(1,), new_tokens=12,
@@ -54,6 +69,7 @@ def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
     ("options", "message"),
     [
         ({"methods": ["magic"]}, "unknown method 'magic'; known are none, fudge"),
+        ({"cache": "sliding"}, "cache must be dynamic or static, got 'sliding'"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"batches": (1, -8)}, "batch must be at least 1, got -8"),
     ],

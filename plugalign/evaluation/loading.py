@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,50 @@ def load_model(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: if there is no such model, or it is an encoder-decoder model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if AutoConfig.from_pretrained(name).is_encoder_decoder:
-            raise ValueError(
-                f"'{name}' is an encoder-decoder model; controllers steer causal language models"
-            )
+    device = _device()
+    with _told(name):
+        _decoder_config(name)
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto" if device == "cuda" else torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def random_model(name: str) -> tuple[Any, Any]:
+    """A model of this name's configuration with random weights, and its tokenizer; see
+    `load_model`. A folder with both and without weights will do.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    with _told(name):
+        config, tokenizer = _decoder_config(name), AutoTokenizer.from_pretrained(name)
+    dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
+    with torch.device(_device()):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _decoder_config(name: str) -> Any:
+    config = AutoConfig.from_pretrained(name)
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"'{name}' is an encoder-decoder model; controllers steer causal language models"
+        )
+    return config
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """One clear error where there is no such model."""
+    try:
+        yield
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load the model '{name}': {reason}") from error
-    return model.to(device).eval(), tokenizer
 
 
 def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
