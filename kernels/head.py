@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,3 +75,26 @@ class Head:
         if self.bias is not None:
             found += self.bias[token]
         return found
+
+
+def weighted_sum(heads: Sequence[Head], weights: Sequence[float]) -> Head:
+    """The sum of heads that share their weights, each times a number: since a head is linear, one
+    head on the sum of what they read, ``sum_k w_k (W h_k + b) = W (sum_k w_k h_k) + b sum_k w_k``.
+    """
+    first, total = heads[0], sum(weights)
+    states = [head.hidden.float() * weight for head, weight in zip(heads, weights, strict=True)]
+    hidden = torch.stack(states).sum(0).to(first.hidden.dtype)
+    bias = None if first.bias is None or total == 0 else first.bias * total
+    return Head(hidden, first.weight, bias)
+
+
+def is_same(one: Head, other: Head) -> bool:
+    """Whether two heads have the same weights, in one place."""
+    pairs = ((one.weight, other.weight), (one.bias, other.bias))
+    return all(a is b or _lies_on(a, b) for a, b in pairs)
+
+
+def _lies_on(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return False
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())

@@ -8,6 +8,7 @@ tokens without sorting a vocabulary. What the loop does not do takes the process
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Loop:
         riding = ({}, None) if alone else run.riding(cache, graph is not None)
         base = BaseRows(
             model, *riding, cache=cache, split=split, copies=copies,
-            pad_token_id=run.pad, every=speculation is not None,
+            pad_token_id=run.pad, every=speculation is not None, linear=run.plan.linear,
         )  # fmt: skip
         sources = run.streams(copies, speculation is not None, static)
         decoder = Decoder(run, base, sources, choice, stopping, graph)
@@ -242,13 +243,13 @@ class Decoder:
     def _read(self, ids: Tensor, mask: Tensor, column: Tensor | None = None) -> Step:
         """Runs the base and all sources on what they have not read; see `Choice.base`."""
         with Running(f"{self._who} at {self._sources.where(ids)}"):
-            logits, hidden, known = self._base.read(ids, mask)
+            known = self._base.read(ids, mask)
         if self.logits is not None:
-            self.logits += (logits.float(),)
-        if hidden is None:  # watched, and asked for before a processor runs the base too
-            hidden = self._base.own_rows(self._run.hidden(), len(ids))
-        base = self._choice.base(ids, logits, column)
-        return Step(self._run.plan, self._sources, ids, mask, base, known, hidden)
+            self.logits += (known.base.float(),)
+        if known.hidden is None:  # watched, and asked for before a processor runs the base too
+            known = replace(known, hidden=self._base.own_rows(self._run.hidden(), len(ids)))
+        base = self._choice.base(ids, known.base, column)
+        return Step(self._run.plan, self._sources, ids, mask, base, known)
 
     def _refuse(self, step: Step) -> None:
         step.check()

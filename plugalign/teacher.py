@@ -19,16 +19,17 @@ from torch import Tensor
 from plugalign.context import context_of
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import PrefixCache, head_input, positions
+from plugalign.engine.fronts import Front
 from plugalign.engine.heads import Split
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import Front
+from plugalign.engine.rows import Known
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits
+from plugalign.kernels.mixture import Logits, full
 from plugalign.naming import Running
 from plugalign.prompting import reworded
 from plugalign.steering import CandidateScores, ModelLogits, PrefixedLogits
@@ -152,16 +153,14 @@ class Sources:
             self._others[key] = Passage(model, run.splits.of(model), *behind, front=front.width)
         self._names = {key: plan.sources[key].name for key in self._others}
 
-    def read(
-        self, stop: int, row: Tensor, column: Tensor
-    ) -> tuple[Tensor, Tensor | None, dict[Hashable, Logits]]:
-        """The base's logits, what its head reads, and the sources' logits; see `Passage.logits`."""
+    def read(self, stop: int, row: Tensor, column: Tensor) -> Known:
+        """What all models tell of these places; see `Passage.logits`."""
         base = self._base.logits(stop, row, column)
-        known = {}
+        known: dict[Hashable, Logits] = {}
         for key, passage in self._others.items():
             with Running(f"the source '{self._names[key]}' on given texts"):
                 known[key] = passage.logits(stop, row, column)
-        return base.full() if isinstance(base, Head) else base, self._base.hidden, known
+        return Known(full(base), self._base.hidden, known)
 
 
 @torch.no_grad()
@@ -181,9 +180,9 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         stop = min(start + width, last)
         here = batch.wanted[:, start:stop]
         row, column = (torch.ones_like(here) if stepwise else here).nonzero(as_tuple=True)
-        base, hidden, known = sources.read(stop, row, column + start)
+        known = sources.read(stop, row, column + start)
         ids, mask = batch.ids[:, :stop], batch.mask[:, :stop]
-        step = Step(run.plan, runner, ids, mask, base, known, hidden)
+        step = Step(run.plan, runner, ids, mask, known.base, known)
         token = batch.ids[row, column + start + 1]
         chosen = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, token[:, None])
         found[row, column + start] = chosen[:, 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugalign.engine.choosing import Choice
-from plugalign.engine.rows import BaseRows
+from plugalign.engine.rows import BaseRows, Known
 from plugalign.engine.sources import fit_width
 from plugalign.engine.streams import Stream
 from plugalign.identity import model_name
@@ -86,13 +86,13 @@ class Draft:
         scores: ``(R, G, V)``, what they were drawn from, before division by the temperature; None
             where nothing was drawn.
         lengths: int64 ``(R,)``, how many are meant.
-        base: the base's logits ``(R * (G + 1), V)`` and what its head read, if it was run already.
+        base: what the base has told of all ``R * (G + 1)`` places, if it was run already.
     """
 
     tokens: Tensor
     scores: Tensor | None
     lengths: Tensor
-    base: tuple[Tensor, Tensor | None] | None = None
+    base: Known | None = None
 
 
 Check = Callable[[str, Tensor, Tensor], None]  # of who, logits and ids, see `SourceRunner.check`
@@ -146,17 +146,16 @@ class BaseDrafter:
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft:
         length, scores, reads = ids.shape[1], [], []
         for place in range(count + 1):
-            logits, hidden, _ = self._base.read(ids, mask[:, : ids.shape[1]])
-            reads.append((logits, hidden))
+            reads.append(self._base.read(ids, mask[:, : ids.shape[1]]))
             if place < count:
-                some, tokens = self._drawn.draw(ids, logits)
+                some, tokens = self._drawn.draw(ids, reads[-1].base)
                 scores.append(some)
                 ids = torch.cat([ids, tokens[:, None]], 1)
-        states = [hidden for _, hidden in reads if hidden is not None]
-        base = torch.stack([logits for logits, _ in reads], 1).flatten(0, 1)
+        states = [known.hidden for known in reads if known.hidden is not None]
+        base = torch.stack([known.base for known in reads], 1).flatten(0, 1)
         hidden = torch.stack(states, 1).flatten(0, 1) if states else None
         lengths = torch.full((len(ids),), count, device=ids.device)
-        return Draft(ids[:, length:], torch.stack(scores, 1), lengths, (base, hidden))
+        return Draft(ids[:, length:], torch.stack(scores, 1), lengths, Known(base, hidden, {}))
 
     def rewind(self, length: int) -> None:
         """Nothing: the loop rewinds its base itself."""

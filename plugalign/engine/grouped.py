@@ -23,7 +23,6 @@ from plugalign.engine.heads import Split, Splits
 from plugalign.engine.recording import Recorder
 from plugalign.engine.tracing import is_tampered_with
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits
 
 MOST_STACKED = 2**24  # numbers in weights of all models together that may be copied
 # What a configuration says beside how its model computes.
@@ -68,14 +67,12 @@ class Grouped:
             if isinstance(module, (Stacked, Normed)):
                 module.refresh()
 
-    def under_own_heads(self, known: Mapping[Hashable, Logits]) -> dict[Hashable, Logits]:
+    def under_own_heads(self, known: Mapping[Hashable, Head]) -> dict[Hashable, Head]:
         """The experts' logits ``(R, V)`` under their own heads, from those under the base's."""
-        own: dict[Hashable, Logits] = {}
-        for key, linear in self.heads.items():
-            logits = known[key]
-            assert isinstance(logits, Head)
-            own[key] = Head(logits.hidden, linear.weight, linear.bias)
-        return own
+        return {
+            key: Head(known[key].hidden, linear.weight, linear.bias)
+            for key, linear in self.heads.items()
+        }
 
 
 class Groups:

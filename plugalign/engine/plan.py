@@ -15,7 +15,9 @@ from plugalign.controller import Controller
 from plugalign.engine.grouped import Groups
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import (
+    BASE,
     HeadAttribute,
+    LogLinear,
     MinP,
     ModelLogits,
     PromptedLogits,
@@ -123,6 +125,21 @@ class Plan:
     def groups(self) -> Groups:
         """Which of these models run as rows of the base's forward."""
         return Groups()
+
+    @cached_property
+    def linear(self) -> dict[Hashable, float]:
+        """The weights in z of the sources that are only added to it, but for the base."""
+        weights: dict[Hashable, float] = {}
+        for shift in self.shifts:
+            if isinstance(shift, LogLinear):
+                for coefficient, source in shift.terms:
+                    weights.setdefault(source.key, 0.0)
+                    weights[source.key] += shift.weight * coefficient
+        others = (shift for shift in self.shifts if not isinstance(shift, LogLinear))
+        for source in chain.from_iterable(shift.sources for shift in others):
+            weights.pop(source.key, None)
+        weights.pop(BASE, None)
+        return weights
 
     @cached_property
     def needs_hidden(self) -> bool:

@@ -8,8 +8,8 @@ what is not its own, and positions count what it sees.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,71 +17,33 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from plugalign.engine.fronts import Front, Rider
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Split
-from plugalign.engine.plan import Plan
 from plugalign.engine.prefixing import enlarge
 from plugalign.engine.streams import Stream, can_repeat, fill, is_static, text_config
-from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits, full
-from plugalign.steering import PrefixedLogits, PromptedLogits
+from plugalign.kernels.head import Head, weighted_sum
+from plugalign.kernels.mixture import Logits
 
-Rider = PromptedLogits | PrefixedLogits
+Weights = frozenset[tuple[Hashable, float]]
 FEW = 32  # rows
 
 
-@dataclass(frozen=True)
-class Front:
-    """What stands in front of texts, the same number of columns for each.
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What one forward tells of a step.
 
     Attributes:
-        depth: P, columns of trained keys and values, which are in a cache and have no token ids.
-        width: W, columns of prompts.
-        pad: the token that fills them.
+        base: the base's logits ``(R, V)``.
+        hidden: what its head read ``(R, D)``, where that is at hand.
+        logits: other sources' logits by their keys.
+        sums: logits of weighted sums of sources, by their keys and weights.
     """
 
-    depth: int
-    width: int
-    pad: int
-
-    @classmethod
-    def of(cls, riders: Iterable[Rider], pad: int) -> Front:
-        """Room for the longest of each kind."""
-        depths, widths = [0], [0]
-        for rider in riders:
-            match rider:
-                case PrefixedLogits():
-                    depths.append(rider.keys_values.shape[-2])
-                case PromptedLogits():
-                    widths.append(len(rider.prefix))
-        return cls(max(depths), max(widths), pad)
-
-    def row(self, rider: Rider | None, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids ``(R, W + T)`` and mask ``(R, P + W + T)`` of the texts ``ids`` ``(R, T)`` behind a
-        rider's front, or as they are. What a row does not use is masked, so positions run on
-        without a gap."""
-        prefix: tuple[int, ...] = ()
-        depth = 0
-        if isinstance(rider, PromptedLogits):
-            prefix, mask = rider.prefix, without_start(rider, ids, mask)
-        elif isinstance(rider, PrefixedLogits):
-            depth = rider.keys_values.shape[-2]
-        gap = self.width - len(prefix)
-        front = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
-        ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
-        shown = mask.new_tensor(ones).expand(len(ids), -1)
-        return torch.cat([front, ids], 1), torch.cat([shown, mask], 1)
-
-    def keys_values(self, riders: Sequence[Rider | None], dtype: torch.dtype) -> Tensor:
-        """``(layers, 2, K, H_kv, P, D_head)``: the prefixes right-aligned, zeros where masked."""
-        shape = next(r.keys_values.shape for r in riders if isinstance(r, PrefixedLogits))
-        layers, both, heads, _, size = shape
-        whole = torch.zeros(layers, both, len(riders), heads, self.depth, size, dtype=dtype)
-        for k, rider in enumerate(riders):
-            if isinstance(rider, PrefixedLogits):
-                first = self.depth - rider.keys_values.shape[-2]
-                whole[:, :, k, :, first:] = rider.keys_values
-        return whole
+    base: Tensor
+    hidden: Tensor | None
+    logits: Mapping[Hashable, Logits]
+    sums: Mapping[Weights, Logits] = field(default_factory=dict)
 
 
 class BaseRows:
@@ -95,6 +57,7 @@ class BaseRows:
         copies: so many neighbouring rows are equal in the first call.
         pad_token_id: fills the front of rows.
         every: see `Stream`.
+        linear: the weights of sources whose sum is all that is asked for, see `Plan.linear`.
 
     Attributes:
         length: the columns of ids that were read.
@@ -111,6 +74,7 @@ class BaseRows:
         copies: int,
         pad_token_id: int,
         every: bool = False,
+        linear: Mapping[Hashable, float] | None = None,
     ):
         self.model, self._riders = model, riders
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
@@ -122,6 +86,7 @@ class BaseRows:
         if is_static(cache) and (more := self._front.depth + self._front.width):
             enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
+        self._linear = {key: w for key, w in (linear or {}).items() if key in self.aboard}
         self.length = 0
 
     @property
@@ -134,16 +99,9 @@ class BaseRows:
         """The keys of the sources that are read with the base."""
         return [*self._riders, *self._experts]
 
-    def read(
-        self, ids: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor | None, dict[Hashable, Logits]]:
-        """What is known after ``ids`` ``(R, T)``, which begin with those of the call before.
-
-        Returns:
-            The base's logits ``(R, V)``, what its head read ``(R, D)`` where that is at hand, and
-            the riders' and experts' logits by source key; for each new column where every one is
-            wanted.
-        """
+    def read(self, ids: Tensor, mask: Tensor) -> Known:
+        """What is known after ``ids`` ``(R, T)``, which begin with those of the call before; for
+        each new column where every one is wanted."""
         if self.count == 1:
             answer = self._stream.logits(ids, mask)
         elif self.length:
@@ -151,16 +109,37 @@ class BaseRows:
         else:
             answer = self._begin(ids, mask)
         self.length = ids.shape[1]
-        hidden = None
         if isinstance(answer, Head):
-            hidden = answer.hidden[: len(answer.hidden) // self.count]
-            if self._has_one_head and is_cheap(answer):
-                answer = answer.full()
-        parts = split_rows(answer, self.count)
-        known = dict(zip(self.aboard, parts[1:], strict=True))
+            return self._under_heads(answer)
+        first, *others = answer.chunk(self.count)
+        return Known(first, None, dict(zip(self.aboard, others, strict=True)))
+
+    def _under_heads(self, answer: Head) -> Known:
+        base, *others = split_head(answer, self.count)
+        known = dict(zip(self.aboard, others, strict=True))
         if self._grouped is not None and not self._has_one_head:
-            known |= self._grouped.under_own_heads(known)
-        return full(parts[0]), hidden, known
+            own = known | self._grouped.under_own_heads(known)
+            return Known(base.full(), base.hidden, own)
+        if not is_cheap(answer):
+            return Known(base.full(), base.hidden, known)
+        if len(self._linear) < 2 or base.bias is not None:
+            first, *each = answer.full().chunk(self.count)
+            return Known(first, base.hidden, dict(zip(self.aboard, each, strict=True)))
+        return self._added_up(base, known)
+
+    def _added_up(self, base: Head, known: dict[Hashable, Head]) -> Known:
+        """All logits by one product, where of the sources that are only added up the sum is enough.
+        What each of them would have given can still be asked for."""
+        added = [known[key] for key in self._linear]
+        apart = [key for key in known if key not in self._linear]
+        heads = [base, *(known[key] for key in apart)]
+        heads.append(weighted_sum(added, list(self._linear.values())))
+        states = torch.cat([head.hidden for head in heads])
+        first, *others, total = Head(states, base.weight).full().chunk(len(heads))
+        return Known(
+            first, base.hidden, known | dict(zip(apart, others, strict=True)),
+            {frozenset(self._linear.items()): total},
+        )  # fmt: skip
 
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
         """Reads the prompts of the call, behind what each row has in front of them."""
@@ -236,25 +215,13 @@ def is_growing(cache: Any) -> bool:
     return can_repeat(cache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def riders(plan: Plan) -> dict[Hashable, Rider]:
-    """The plan's sources that are the base itself with something in front of the texts."""
-    return {
-        k: s for k, s in plan.sources.items() if isinstance(s, (PromptedLogits, PrefixedLogits))
-    }
-
-
-def without_start(rider: PromptedLogits, ids: Tensor, mask: Tensor) -> Tensor:
-    """The mask ``(R, T)`` without the start token that a row's own text begins with, where the
-    prompt in front of it begins with one."""
-    if rider.start_token is None:
-        return mask
-    first = (mask.cumsum(-1) == 1) & mask.bool()
-    return mask.masked_fill(first & (ids == rider.start_token), 0)
-
-
 def split_rows(logits: Logits, count: int) -> list[Logits]:
     """``count`` equal blocks of rows."""
     if isinstance(logits, Head):
-        blocks = logits.hidden.chunk(count)
-        return [Head(hidden, logits.weight, logits.bias) for hidden in blocks]
-    return list(logits.chunk(count))
+        return [*split_head(logits, count)]
+    return [*logits.chunk(count)]
+
+
+def split_head(head: Head, count: int) -> list[Head]:
+    """``count`` equal blocks of rows, under the same head."""
+    return [Head(hidden, head.weight, head.bias) for hidden in head.hidden.chunk(count)]

@@ -17,11 +17,12 @@ from transformers import LogitsProcessor
 
 from plugalign.engine.auxiliary import CachedModel
 from plugalign.engine.compiling import Static
+from plugalign.engine.fronts import Rider, riders
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Splits
 from plugalign.engine.hidden import HiddenWatch
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import Rider, riders, takes_rows
+from plugalign.engine.rows import takes_rows
 from plugalign.engine.sources import ReaderKind, SourceRunner
 from plugalign.engine.step import Step
 from plugalign.engine.streams import Stream

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from plugalign.engine.auxiliary import CachedModel, CachedScorer
+from plugalign.engine.fronts import Front
 from plugalign.engine.hidden import HiddenWatch
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import Front, split_rows
+from plugalign.engine.rows import split_rows
 from plugalign.identity import model_name
 from plugalign.kernels.head import Head
 from plugalign.kernels.mixture import Logits, full

@@ -6,7 +6,6 @@ filters of sampling are those of a plain step, at all places of a draft at once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,6 @@ from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
 from plugalign.engine.streams import text_config
 from plugalign.identity import model_name
-from plugalign.kernels.mixture import Logits
 from plugalign.kernels.spec_verify import spec_verify
 from plugalign.naming import Running
 from plugalign.steering import CandidateScores, ModelLogits
@@ -115,15 +113,13 @@ class Speculator:
 
     def _read(self, draft: Draft, ids: Tensor, mask: Tensor) -> tuple[Step, Tensor]:
         """The step behind the last token and each drafted one, and the base's logits there."""
-        known: dict[Hashable, Logits] = {}
-        if draft.base is not None:
-            logits, hidden = draft.base
-        else:
+        known = draft.base
+        if known is None:
             who = self._plan.shared_by(self._base.aboard)
             with Running(f"{who} at {self._sources.where(ids)}"):
-                logits, hidden, known = self._base.read(ids, mask)
-        base = self._choice.base(ids, logits)
-        return Step(self._plan, self._sources, ids, mask, base, known, hidden), logits
+                known = self._base.read(ids, mask)
+        base = self._choice.base(ids, known.base)
+        return Step(self._plan, self._sources, ids, mask, base, known), known.base
 
     def _kept(self, draft: Draft, accepted: Tensor) -> int:
         """How many drafted tokens stay in all rows that have not ended."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 from plugalign.engine.plan import Plan
+from plugalign.engine.rows import Known
 from plugalign.engine.sources import SourceRunner
 from plugalign.kernels import reweighting
-from plugalign.kernels.head import Head
+from plugalign.kernels.head import Head, is_same, weighted_sum
 from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture, mix
 from plugalign.kernels.topk_select import topk_select
 from plugalign.naming import Running
@@ -32,8 +33,7 @@ class Step:
     Args:
         ids: the prefixes ``(R, T)``. mask: ``(R, T)``.
         base: the base's scores ``(R, V)``; ``(R * n, V)`` for the places behind the last n columns.
-        known: logits by source key that have been computed already.
-        hidden: the base's last hidden state ``(R, D)`` where it is at hand; ``(R * n, D)``.
+        known: what a forward has told already, if any.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Step:
         ids: Tensor,
         mask: Tensor,
         base: Tensor,
-        known: Mapping[Hashable, Logits] | None = None,
-        hidden: Tensor | None = None,
+        known: Known | None = None,
     ):
+        known = known or Known(base, None, {})
         self._plan, self._sources = plan, sources
         self.ids, self.mask, self.base = ids, mask, base
-        self._logits = sources.logits(ids, mask, base, known or {})
-        self._hidden = None if hidden is None else hidden.float()
+        self._logits, self._sums = sources.logits(ids, mask, base, known.logits), known.sums
+        self._hidden = None if known.hidden is None else known.hidden.float()
 
     def mixture(self, shifts: Iterable[Shift] | None = None) -> Mixture:
         """The base's scores plus some shifts (None: all), equal sources added up."""
@@ -76,8 +76,26 @@ class Step:
                     case _:
                         kind = type(shift).__name__
                         raise TypeError(f"no engine knows how to evaluate the shift {kind}")
+        self._add_heads(terms, weights)
         sources = tuple(terms.values())
         return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
+
+    def _add_heads(self, terms: dict[Hashable, Logits], weights: dict[Hashable, float]) -> None:
+        """Puts one head in the place of all that share their weights. Others stay as they are, and
+        so do logits that are no head's: of a model that caps them, say."""
+        heads = {key: term for key, term in terms.items() if isinstance(term, Head)}
+        while heads:
+            first = next(iter(heads.values()))
+            keys = [key for key, head in heads.items() if is_same(first, head)]
+            parts = [heads.pop(key) for key in keys]
+            if len(keys) > 1:
+                added = [weights.pop(key) for key in keys]
+                what = frozenset(zip(keys, added, strict=True))
+                for key in keys:
+                    del terms[key]
+                known = self._sums.get(what)
+                terms[what] = weighted_sum(parts, added) if known is None else known
+                weights[what] = 1.0
 
     def check(self) -> None:
         """Finds out who is to blame where no token could be chosen.
