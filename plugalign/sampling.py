@@ -69,7 +69,8 @@ class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
         """0 at the token drawn from scores ``(R, V)`` after ``input_ids`` ``(R, T)``, else -inf.
 
         Raises:
-            ValueError: for another number of rows than the sampler was made for.
+            ValueError: for another number of rows than the sampler was made for, or a text that is
+                shorter than the prompts.
             FloatingPointError: for scores without a finite maximum; names the prompt and the step.
         """
         if scores.shape[0] != len(self.prompts):
@@ -79,7 +80,7 @@ class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
             )
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]
-        step = self.first_step + input_ids.shape[1] - self.prompt_length
+        step = input_ids.shape[1] - self.start(input_ids.shape[1])
         drawn = sample(
             Mixture((scores,), (1.0,)),
             seed=self.seed,
@@ -95,6 +96,20 @@ class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
                 f"step {step}; try float32, or look at its weights"
             )
         return torch.full_like(scores, NEVER).scatter_(1, drawn[:, None], 0.0)
+
+    def start(self, columns: int) -> int:
+        """The columns in front of the token of step 0, in texts that have so many.
+
+        Raises:
+            ValueError: if these are fewer than the prompts'.
+        """
+        length = columns if self.prompt_length is None else self.prompt_length
+        if length > columns:
+            raise ValueError(
+                f"the sampler counts steps from column {length} (prompt_length) and the text has "
+                f"{columns} columns; make a sampler for each call"
+            )
+        return length - self.first_step
 
     def restarted(self, rows: Tensor) -> CoupledSampler:
         """A sampler for some rows ``(R',)`` that are written anew, behind texts of any length.

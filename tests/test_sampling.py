@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from transformers import LogitsProcessorList
 
+import plugalign as pa
 from plugalign.kernels.gumbel import gumbel_noise
 from plugalign.sampling import CoupledSampler
 
@@ -122,6 +123,21 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     sampler = CoupledSampler(0, [0], [0])
     with pytest.raises(ValueError, match="made for 1 rows and got 2"):
         sampler(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 5))
+
+
+def test_a_text_shorter_than_the_prompts_is_refused_before_any_token(tiny, prompts, tokenizer):
+    steered = pa.wrap(tiny(), tokenizer, 0 * pa.SelfDebias(["w5"]))
+    for options in ({}, {"speculation": pa.Speculation("prompt")}, {"num_beams": 2}):
+        rows = 3 * options.get("num_beams", 1)
+        sampler = CoupledSampler(0, [0] * rows, range(rows), prompt_length=9)
+        with pytest.raises(ValueError, match=r"column 9 .* has 7 columns; make a sampler for each"):
+            steered.generate(
+                **prompts(),
+                logits_processor=[sampler],
+                max_new_tokens=5,
+                do_sample=False,
+                **options,
+            )
 
 
 def test_broken_logits_name_the_prompt_and_the_step() -> None:

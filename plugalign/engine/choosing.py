@@ -62,9 +62,8 @@ class Noise:
     @classmethod
     def of(cls, sampler: CoupledSampler, ids: Tensor) -> Noise:
         """What a coupled sampler would use."""
-        length = ids.shape[1] if sampler.prompt_length is None else sampler.prompt_length
         prompt, sample = sampler.prompts.to(ids.device), sampler.samples.to(ids.device)
-        return cls(sampler.seed, prompt, sample, length - sampler.first_step)
+        return cls(sampler.seed, prompt, sample, sampler.start(ids.shape[1]))
 
 
 class Choice:
