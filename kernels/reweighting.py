@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from plugalign.kernels.truncation import Truncation, kept_mask
+from plugalign.kernels import steer
+from plugalign.kernels.truncation import Truncation
 
 
 def adaptive_alpha(
@@ -18,7 +19,7 @@ def adaptive_alpha(
     ``b`` is the expected sensitivity over the top-p set of the base's logits ``(B, V)``; the share
     is 1 where ``low <= b <= high``, else ``max(1 - |b|, floor)``.
     """
-    p = base.float().softmax(-1) * kept_mask(base, Truncation(top_p))
+    p = base.float().softmax(-1) * steer.kept(base, Truncation(top_p))
     bias = (p * sensitivity).sum(-1, keepdim=True)
     kept = (1.0 - bias.abs()).clamp_min(floor)
     return torch.where((bias >= low) & (bias <= high), torch.ones_like(bias), kept)

@@ -28,7 +28,13 @@ from plugalign.kernels.gumbel import (
     sample_torch,
 )
 from plugalign.kernels.mixture import NEVER, Mixture, mix, mix_at
-from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_entries, kept_tokens
+from plugalign.kernels.truncation import (
+    EVERYTHING,
+    Truncation,
+    kept_entries,
+    kept_mask,
+    kept_tokens,
+)
 
 COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond which float32 overflows
 
@@ -131,6 +137,19 @@ def scores(
     found = torch.full(mixture.base.shape, NEVER, device=value.device) - lse[:, None]
     found.view(-1)[row * found.shape[1] + token] = value - lse[row]
     return found
+
+
+def kept(logits: Tensor, cut: Truncation, *, backend: Backend = "auto") -> Tensor:
+    """`plugalign.kernels.truncation.kept_mask`, by Triton where it can: nothing waits for a device.
+
+    Args:
+        logits: ``(B, V)`` in float32, float16 or bfloat16; each row contiguous, any row stride.
+        cut: which tokens of their distribution stay.
+        backend: "torch" is the specification; "auto" takes Triton for CUDA tensors.
+    """
+    if use_triton(backend, logits) and not unfused(0, cut, EVERYTHING):
+        return scores(Mixture((logits,), (1.0,)), before=cut, backend=backend).isfinite()
+    return kept_mask(logits, cut)
 
 
 def explain(

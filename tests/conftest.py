@@ -25,7 +25,7 @@ from transformers import (
 import plugalign as pa
 from plugalign.controller import Controller
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.steering import HeadAttribute, LowRank, MinP, Steering
+from plugalign.steering import Adaptive, HeadAttribute, LowRank, MinP, Steering
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 
@@ -125,6 +125,9 @@ def make_controller(which, model, tiny, architecture):
         case "low-rank":
             shift = LowRank(left, right, torch.randn(32, generator=draw), alpha=0.3)
             return Declared(Steering((shift,), (MinP(0.01),)))
+        case "adaptive":
+            rule = Adaptive(torch.randn(120, generator=draw), low=0.0, high=0.05)
+            return Declared(Steering((LowRank(left, right, alpha=rule),)))
         case "head":
             state, bias = right[:, 0], left[:, 0]
             return 4.0 * Declared(Steering((HeadAttribute(left, right, bias, state, 0.5),)))

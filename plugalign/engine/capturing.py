@@ -25,7 +25,7 @@ from plugalign.engine.streams import is_static, text_config
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.naming import name_of
-from plugalign.steering import Adaptive, Attribute, BiasDecay, LowRank
+from plugalign.steering import Attribute, BiasDecay
 
 GROWING = "cache_implementation='static' is not asked for"
 
@@ -173,8 +173,6 @@ def _of_shifts(plan: Plan, choice: Choice) -> str:
     for shift in plan.shifts:
         if isinstance(shift, Attribute):
             return f"the candidates of {plan.owner(shift)} are read behind a cache that grows"
-        if isinstance(shift, LowRank) and isinstance(shift.alpha, Adaptive):
-            return f"{plan.owner(shift)} adapts to how wide the base's nucleus is"
     decays = sum(isinstance(shift, BiasDecay) for shift in plan.shifts)
     if parts := steer.unfused(decays, plan.truncation, choice.after):
         return f"no kernel fuses {parts}"

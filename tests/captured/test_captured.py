@@ -12,9 +12,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
-from plugalign.controller import Controller
 from plugalign.sampling import CoupledSampler
-from plugalign.steering import Adaptive, LowRank, Steering
 
 CONTROLLERS = (
     "nothing", "dexperts", "anti-only", "self-debias", "low-rank", "head", "prefix",
@@ -178,14 +176,6 @@ def test_numbers_that_go_wrong_name_the_step(tiny, tokenizer, prompts, tapes):
         generate(steered, prompts(rows=1), min_new_tokens=12, static=False)
 
 
-class Declared(Controller):
-    def __init__(self, shift):
-        self.steering = Steering((shift,))
-
-    def steer(self, model, tokenizer):
-        return self.steering
-
-
 class Looks(LogitsProcessor):
     def __call__(self, ids, scores):
         return scores.index_fill(1, ids[0, -1:], -torch.inf)
@@ -218,14 +208,6 @@ def test_what_the_host_looks_at_is_not_captured(
     assert not tapes
     explained = steered.explain(**prompts(), **ASKED, **options)
     assert re.search(f"steps: launched by the host: .*{why}", explained)
-
-
-def test_an_adaptive_share_is_not_captured(tiny, tokenizer, prompts, tapes):
-    shift = LowRank(torch.randn(120, 3), torch.randn(32, 3), alpha=Adaptive(torch.randn(120)))
-    steered = pa.wrap(tiny(), tokenizer, Declared(shift))
-    assert torch.equal(generate(steered, prompts()), generate(steered, prompts(), static=False))
-    assert not tapes
-    assert "Declared adapts to" in steered.explain(**prompts(), **ASKED)
 
 
 def test_explain_says_what_is_captured(steered, prompts, tapes):

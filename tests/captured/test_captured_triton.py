@@ -28,7 +28,8 @@ pytestmark = [
 
 NEW = 6
 CONTROLLERS = (
-    "nothing", "dexperts", "self-debias", "low-rank", "head", "prefix", "prefix-contrast",
+    "nothing", "dexperts", "self-debias", "low-rank", "adaptive", "head", "prefix",
+    "prefix-contrast",
 )  # fmt: skip
 
 

@@ -263,6 +263,8 @@ def test_the_public_functions_take_triton_and_say_so():
     assert steer.sample(two, **address, backend="triton").min() >= 0
     scores = steer.scores(m, before=NUCLEUS, backend="triton")
     torch.testing.assert_close(scores, steer.scores(m, before=NUCLEUS, backend="torch"))
+    kept = steer.kept(m.base, NUCLEUS, backend="triton")
+    assert torch.equal(kept, kept_mask(m.base, NUCLEUS))
 
 
 def test_weights_by_row():
