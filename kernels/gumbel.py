@@ -67,8 +67,10 @@ def _noise_on_cpu(tokens: Tensor, address: tuple[Tensor | int, ...], seed: int) 
     check_seed(seed)
     token = np.atleast_1d(tokens.numpy())
     rest = [np.atleast_1d(np.asarray(x)).astype(np.int64) & WORD for x in address]
-    # Only one of a counter's four words is asked for.
-    word = np.choose(token & 3, rounds([(token >> 2).astype(np.int64) & WORD, *rest], seed))
+    words = rounds([(token >> 2).astype(np.int64) & WORD, *rest], seed)
+    # Only one of a counter's four words is asked for; np.choose would take as long as the rounds.
+    odd, late = (token & 1).astype(bool), (token & 2).astype(bool)
+    word = np.where(late, np.where(odd, words[3], words[2]), np.where(odd, words[1], words[0]))
     u = np.float32(2.0**-32) * word.astype(np.float32) + np.float32(2.0**-33)
     found = _noise(np.minimum(u, np.float32(1 - 2.0**-24)), np, np.int32, np.float32)
     shape = np.broadcast_shapes(tokens.shape, *(np.shape(x) for x in address))

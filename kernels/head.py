@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-GATHERED = 4  # the cost of a gathered entry, in those of a product of one row with all weights
-CHUNK = 2**20  # gathered weights at a time, few enough to stay in a core's cache
+from plugalign.kernels.product import product
+
+GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
+CHUNK = 2**17  # gathered weights at a time, few enough to stay in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +57,13 @@ class Head:
     def device(self) -> torch.device:
         return self.hidden.device
 
-    def full(self) -> Tensor:
-        """All logits ``(B, V)``."""
-        return torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+    def full(self, exact: bool = False) -> Tensor:
+        """All logits ``(B, V)``.
+
+        Args:
+            exact: rounded as the linear layer itself rounds them, which may take longer.
+        """
+        return (linear if exact else product)(self.hidden, self.weight, self.bias)
 
     def at(self, row: Tensor, token: Tensor) -> Tensor:
         """The logits ``(N,)`` of some entries, in float32.
@@ -64,7 +71,7 @@ class Head:
         Many entries are cheaper by all logits: a matrix product reads each weight once for all
         rows and at full speed, and what is gathered is read once for each entry.
         """
-        if GATHERED * len(row) > len(self.weight) * (1 + len(self.hidden) / 16):
+        if GATHERED * len(row) > len(self.weight) * (1 + len(self.hidden) / 8):
             return self.full()[row, token].float()
         size = max(1, CHUNK // self.hidden.shape[1])
         found = torch.empty(len(row), dtype=torch.float32, device=self.device)

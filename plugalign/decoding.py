@@ -62,6 +62,7 @@ class Loop:
         """
         config, cache = generation_config, inputs["past_key_values"]
         whole, copies = bool(config.return_dict_in_generate), config.num_return_sequences or 1
+        shown = whole and bool(config.output_scores or config.output_logits)
         run, speculation = self._run, self._speculation
         every_step = self._streamer is not None or speculation is not None
         choice = Choice.of(logits_processor, input_ids, config)
@@ -81,6 +82,7 @@ class Loop:
         base = BaseRows(
             model, *riding, cache=cache, split=split, copies=copies,
             pad_token_id=run.pad, every=speculation is not None, linear=run.plan.linear,
+            exact=shown,
         )  # fmt: skip
         sources = run.streams(copies, speculation is not None, static)
         decoder = Decoder(run, base, sources, choice, stopping, graph)

@@ -423,7 +423,7 @@ def test_experts_heads_are_read_only_where_the_nucleus_is(
     monkeypatch.setattr("plugalign.kernels.head.GATHERED", 0)  # few, even of a small vocabulary
     whole, entries = [], []
     full, at = Head.full, Head.at
-    monkeypatch.setattr(Head, "full", lambda head: whole.append(1) or full(head))
+    monkeypatch.setattr(Head, "full", lambda *args: whole.append(1) or full(*args))
     monkeypatch.setattr(
         Head, "at", lambda head, row, token: entries.append(len(row)) or at(head, row, token)
     )

@@ -58,6 +58,7 @@ class BaseRows:
         pad_token_id: fills the front of rows.
         every: see `Stream`.
         linear: the weights of sources whose sum is all that is asked for, see `Plan.linear`.
+        exact: the base's logits shall be the model's own, bit for bit.
 
     Attributes:
         length: the columns of ids that were read.
@@ -75,6 +76,7 @@ class BaseRows:
         pad_token_id: int,
         every: bool = False,
         linear: Mapping[Hashable, float] | None = None,
+        exact: bool = False,
     ):
         self.model, self._riders = model, riders
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
@@ -86,6 +88,7 @@ class BaseRows:
         if is_static(cache) and (more := self._front.depth + self._front.width):
             enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
+        self._exact = exact
         self._linear = {key: w for key, w in (linear or {}).items() if key in self.aboard}
         self.length = 0
 
@@ -119,9 +122,9 @@ class BaseRows:
         known = dict(zip(self.aboard, others, strict=True))
         if self._grouped is not None and not self._has_one_head:
             own = known | self._grouped.under_own_heads(known)
-            return Known(base.full(), base.hidden, own)
-        if not is_cheap(answer):
-            return Known(base.full(), base.hidden, known)
+            return Known(base.full(self._exact), base.hidden, own)
+        if self._exact or not is_cheap(answer):
+            return Known(base.full(self._exact), base.hidden, known)
         if len(self._linear) < 2 or base.bias is not None:
             first, *each = answer.full().chunk(self.count)
             return Known(first, base.hidden, dict(zip(self.aboard, each, strict=True)))

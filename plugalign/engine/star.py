@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 from transformers import LlamaModel
+
+from plugalign.kernels.product import product
 
 TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
 
@@ -135,10 +137,12 @@ class LlamaStar:
         states = self._backbone.embed_tokens(candidates)
         cos, sin = self._backbone.rotary_emb(states, place)
         self._held, self._turn = [], (cos[:, None], sin[:, None])
+        # The prefix as seen from the candidates' position, so that these need not be turned.
+        past = [(_turned(x.keys, cos[:, None], -sin[:, None]), x.values) for x in cache.layers]
         hidden = None if bool(mask.all()) else (mask == 0)[:, None, None]
         size = max(1, TOKENS // count) if states.is_cpu else rows
         parts = (slice(i, i + size) for i in range(0, rows, size))
-        return torch.cat([self._chunk(states[part], part, cache, hidden) for part in parts])
+        return torch.cat([self._chunk(states[part], part, past, hidden) for part in parts])
 
     def chosen(self, index: Tensor) -> list[KeysValues]:
         parts = torch.split(index, [len(chunk[0][0]) for chunk in self._held])
@@ -152,25 +156,25 @@ class LlamaStar:
             chosen.append((_turned(keys, *self._turn), values))
         return chosen
 
-    def _chunk(self, x: Tensor, rows: slice, cache: Any, hidden: Tensor | None) -> Tensor:
+    def _chunk(
+        self, x: Tensor, rows: slice, past: list[KeysValues], hidden: Tensor | None
+    ) -> Tensor:
         """The hidden states ``(R', K, D)`` of some rows, from their embeddings (used up)."""
         held: list[KeysValues] = []
         shape = (*x.shape[:2], 3, self._heads, -1)
-        cos, sin = self._turn[0][rows], self._turn[1][rows]
-        for layer, past in zip(self._layers, cache.layers, strict=True):
-            joint = linear(_normed(x, layer.epsilons[0]), layer.attend).view(shape)
+        for layer, (past_keys, past_values) in zip(self._layers, past, strict=True):
+            joint = product(_normed(x, layer.epsilons[0]), layer.attend).view(shape)
             queries, keys, values = joint.permute(2, 0, 3, 1, 4)
             held.append((keys, values))
-            # The prefix as seen from the candidates' position, so that these need not be turned.
-            seen = queries @ _turned(past.keys[rows], cos, -sin).transpose(2, 3)
+            seen = queries @ past_keys[rows].transpose(2, 3)
             if hidden is not None:
                 seen = seen.masked_fill_(hidden[rows], -torch.inf)
-            own = torch.linalg.vecdot(queries, keys)[..., None]
+            own = (queries * keys).sum(-1, keepdim=True)
             shares = torch.cat([seen, own], dim=-1).softmax(-1)
-            mixed = (shares[..., :-1] @ past.values[rows]).addcmul_(shares[..., -1:], values)
-            _add(x, mixed.transpose(1, 2).flatten(2), layer.out)
-            gate, up = linear(_normed(x, layer.epsilons[1]), layer.widen).chunk(2, -1)
-            _add(x, silu(gate, inplace=True).mul_(up), layer.narrow)
+            mixed = (shares[..., :-1] @ past_values[rows]).addcmul_(shares[..., -1:], values)
+            x += product(mixed.transpose(1, 2).flatten(2), layer.out)
+            gate, up = product(_normed(x, layer.epsilons[1]), layer.widen).chunk(2, -1)
+            x += product(silu(gate).mul_(up), layer.narrow)
         self._held.append(held)
         normed: Tensor = self._backbone.norm(x)
         return normed
@@ -189,8 +193,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _normed(x: Tensor, epsilon: float) -> Tensor:
     return rms_norm(x, x.shape[-1:], None, epsilon)
-
-
-def _add(x: Tensor, states: Tensor, weight: Tensor) -> None:
-    """``x += linear(states, weight)`` in one pass."""
-    x.view(-1, x.shape[-1]).addmm_(states.flatten(0, 1), weight.T)
