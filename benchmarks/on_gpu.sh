@@ -28,11 +28,12 @@ LlamaConfig(
 PYTHON
 }
 
+failed=0
 [ $# -gt 0 ] || set -- tests kernels methods
 for part in "$@"; do
   case $part in
     tests) python -m pytest -q tests/kernels tests/captured --ignore tests/kernels/test_interpreted.py \
-      --ignore tests/kernels/test_compile.py | tee "$out/tests.log" ;;
+      --ignore tests/kernels/test_compile.py | tee "$out/tests.log" || failed=1 ;;
     kernels) python benchmarks/bench_kernels.py --device cuda --tune --out "$out/tuning.json"
       python benchmarks/bench_kernels.py --device cuda --out "$out/kernels.json" ;;
     methods) shape "$out/llama-8b"
@@ -41,3 +42,4 @@ for part in "$@"; do
     *) echo "unknown part $part; known are tests, kernels and methods" >&2; exit 2 ;;
   esac
 done
+exit $failed

@@ -24,7 +24,7 @@ from plugalign.engine.run import Run
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculation import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
-from plugalign.engine.stopping import Stopping
+from plugalign.engine.stopping import Stopping, limit
 from plugalign.engine.streams import is_static
 from plugalign.kernels import steer
 from plugalign.naming import Running
@@ -66,10 +66,11 @@ class Loop:
         run, speculation = self._run, self._speculation
         every_step = self._streamer is not None or speculation is not None
         choice = Choice.of(logits_processor, input_ids, config)
-        graph = self._graph(model, cache, choice, stopping_criteria, config)
+        graph = self._graph(model, input_ids, cache, choice, stopping_criteria, config)
         stopping = Stopping(
-            stopping_criteria, input_ids, config._pad_token_tensor, every_step, graph is not None
-        )
+            stopping_criteria, input_ids, config._pad_token_tensor, every_step, graph is not None,
+            most=cache.get_max_length() + 1 if is_static(cache) else None,
+        )  # fmt: skip
         static = Static.of(
             model, cache, config, stopping.room(input_ids) - 1, captured=graph is not None
         )
@@ -107,17 +108,29 @@ class Loop:
         )
 
     def _graph(
-        self, model: Any, cache: Any, choice: Choice, criteria: Any, config: Any
+        self, model: Any, ids: Tensor, cache: Any, choice: Choice, criteria: Any, config: Any
     ) -> capturing.Graph | None:
         """What the steps of this call can be captured in, if they can be."""
-        run, watched = self._run, config.return_dict_in_generate and config.output_logits
-        if self._speculation is not None or run.trace is not None or watched:
-            return None
-        if capturing.obstacle(
-            model, run.plan, run.splits, cache, choice, criteria, run.extra_positions
+        run, room = self._run, (limit(criteria) or ids.shape[1]) - ids.shape[1]
+        models = (model, *run.plan.experts.values())
+        if (
+            self._speculation is not None
+            or run.trace is not None
+            or capturing.obstacle(
+                model,
+                run.plan,
+                run.splits,
+                cache,
+                choice,
+                criteria,
+                config,
+                room,
+                run.extra_positions,
+            )
         ):
             return None
-        return capturing.graph_on(model.device)
+        graph = capturing.graph_on(model.device)
+        return graph if graph and all(run.splits.of(each) for each in models) else None
 
 
 class Decoder:
@@ -176,7 +189,8 @@ class Decoder:
                 ids, done = self._replayed(graph, ids, mask, streamer)
         if streamer is not None:
             streamer.end()
-        return self._cut(ids[:, : ids.shape[1] - self._stopping.surplus(ids)], first)
+        ids = ids[:, : ids.shape[1] - self._stopping.surplus(ids)].contiguous()
+        return self._cut(ids, first)
 
     def _replayed(
         self, graph: capturing.Graph, ids: Tensor, mask: Tensor, streamer: Any
@@ -184,7 +198,9 @@ class Decoder:
         """All further tokens by replays of one step, and whether these were all; they are not where
         no step could be captured."""
         room, done = self._stopping.room(ids), False
-        steps = capturing.Captured(graph, self._drawn, self._at, self._stopping, ids, room)
+        steps = capturing.Captured(
+            graph, self._drawn, self._at, self._refused, self._stopping, ids, room
+        )
         for ids in steps.texts():
             done = self._stopping.is_over(ids)
             self._look(ids, mask, done)
@@ -202,6 +218,9 @@ class Decoder:
     def _at(self, length: int) -> None:
         self._base.at(length)
         self._sources.at(length)
+
+    def _refused(self, why: str) -> None:
+        self._run.splits.uncapturable = why
 
     def _look(self, ids: Tensor, mask: Tensor, done: bool) -> None:
         """Looks now and then for a column that has no token."""

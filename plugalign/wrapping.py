@@ -129,8 +129,9 @@ class Steered:
         options = self._prepared(options, self._run(mask, options))
         apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
         lines = described(
-            self.plan, self.model, ids, mask, options, attached=apart, speculates=drafts is not None
-        )
+            self.plan, self.splits, self.model, ids, mask, options,
+            attached=apart, speculates=drafts is not None,
+        )  # fmt: skip
         who = drafts.described if lines.startswith("the owned loop") and drafts else "nothing there"
         return lines if drafts is None else f"{lines}\ndrafted: {who}"
 

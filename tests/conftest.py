@@ -21,10 +21,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 import plugalign as pa
 from plugalign.controller import Controller
+from plugalign.controllers.dexperts import adapt, shared_copy
 from plugalign.controllers.fudge import Fudge, Predictor
+from plugalign.engine.group_leaves import LINEAR
 from plugalign.steering import Adaptive, HeadAttribute, LowRank, MinP, Steering
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
@@ -106,13 +109,27 @@ class Declared(Controller):
 def prefix_of(model: Any, first: int) -> Any:
     """Keys and values of three tokens, as a trained prefix."""
     with torch.no_grad():
-        cache = model(torch.tensor([[first, first + 1, first + 2]]), use_cache=True).past_key_values
+        ids = torch.tensor([[first, first + 1, first + 2]], device=model.device)
+        cache = model(ids, use_cache=True).past_key_values
     return torch.stack([torch.stack([la.keys[0], la.values[0]]) for la in cache.layers])
 
 
+def with_lora(model, seed):
+    """The model under a LoRA adapter of its second layer; all other weights are shared."""
+    draw = torch.Generator().manual_seed(seed)
+    expert = shared_copy(model)
+    for name, module in expert.named_modules():
+        if type(module) in LINEAR and ".1." in name:
+            shape = module.weight.shape if type(module) is Conv1D else module.weight.shape[::-1]
+            down, up = (torch.randn(n, 4, generator=draw) for n in shape)
+            adapt(module, down, up.T)
+    return expert
+
+
 def make_controller(which, model, tiny, architecture):
-    draw = torch.Generator().manual_seed(3)
-    left, right = torch.randn(120, 3, generator=draw), torch.randn(32, 3, generator=draw)
+    draw, device = torch.Generator().manual_seed(3), model.device
+    random = lambda *shape: torch.randn(*shape, generator=draw).to(device)  # noqa: E731
+    left, right = random(120, 3), random(32, 3)
     match which:
         case "nothing":
             return 0 * pa.SelfDebias(["w5"])
@@ -120,13 +137,21 @@ def make_controller(which, model, tiny, architecture):
             return pa.DExperts(tiny(architecture, seed=1), tiny(architecture, seed=2))
         case "anti-only":
             return pa.DExperts(antiexpert=tiny(architecture, seed=2), top_p=1.0)
+        case "lora":
+            return pa.DExperts(with_lora(model, 1), with_lora(model, 2))
+        case "several":
+            parts = ("self-debias", "head", "prefix-contrast")
+            return sum(
+                (make_controller(part, model, tiny, architecture) for part in parts),
+                make_controller("dexperts", model, tiny, architecture),
+            )
         case "self-debias":
             return pa.SelfDebias(["w5 w6 w7", "w8"])
         case "low-rank":
-            shift = LowRank(left, right, torch.randn(32, generator=draw), alpha=0.3)
+            shift = LowRank(left, right, random(32), alpha=0.3)
             return Declared(Steering((shift,), (MinP(0.01),)))
         case "adaptive":
-            rule = Adaptive(torch.randn(120, generator=draw), low=0.0, high=0.05)
+            rule = Adaptive(random(120), low=0.0, high=0.05)
             return Declared(Steering((LowRank(left, right, alpha=rule),)))
         case "head":
             state, bias = right[:, 0], left[:, 0]

@@ -348,8 +348,8 @@ def seldom(monkeypatch):
     from plugalign.engine.stopping import Stopping
 
     class Seldom(Stopping):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             self.deferred = True
 
     monkeypatch.setattr(decoding, "Stopping", Seldom)

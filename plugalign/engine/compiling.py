@@ -41,10 +41,17 @@ class Static:
         options = _compile_options(model, cache, config)
         if not captured:
             return None if options is None else cls(room, options, captured)
-        if options is not None:
-            mode = options.get("mode") or "default"
-            options["mode"] = WITHOUT_GRAPHS.get(mode, mode)
-        return cls(room, options, captured)
+        return cls(room, None if options is None else without_graphs(options), captured)
+
+
+def without_graphs(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The same options of ``torch.compile`` without CUDA graphs of its own; None where nothing else
+    is asked for."""
+    if options.get("backend") == "cudagraphs":
+        return None
+    mode, inner = options.get("mode"), options.get("options")
+    changed = {} if inner is None else {"options": {**inner, "triton.cudagraphs": False}}
+    return {**options, "mode": WITHOUT_GRAPHS.get(mode or "", mode), **changed}
 
 
 def _compile_options(model: Any, cache: Any, config: Any) -> dict[str, Any] | None:

@@ -71,27 +71,39 @@ class Splits:
 
     Attributes:
         recorder: of all of them.
+        uncapturable: why no step of these models is to be captured, if one could not be.
     """
 
     def __init__(self) -> None:
-        self.recorder = Recorder()
+        self.recorder, self.uncapturable = Recorder(), ""
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def of(self, model: Any, static: Static | None = None) -> Split | None:
         """Body and head of ``model``, or None where it must be run whole: for what its forward does
         to the logits, or because hooks hang on it that a caller wants run."""
+        if not self.may_split(model):
+            return None
         linear = model.get_output_embeddings()
-        if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
-            return None
-        before = model._forward_pre_hooks.values()
-        fronts = [hook for hook in before if isinstance(hook, Prefixing)]
-        if _hooked(model, len(fronts)) or _hooked(linear):
-            return None
         if model not in self._known:
             self._known[model] = _is_plain(model, linear)
         if not self._known[model]:
             return None
-        return Split(model.base_model, linear, self.recorder, fronts, static)
+        return Split(model.base_model, linear, self.recorder, _fronts(model), static)
+
+    def may_split(self, model: Any) -> bool:
+        """Whether ``model`` has a body and a head, as far as is known without running it."""
+        linear = model.get_output_embeddings()
+        if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
+            return False
+        if _hooked(model, len(_fronts(model))) or _hooked(linear):
+            return False
+        return self._known.get(model, True)
+
+
+def _fronts(model: Any) -> list[Prefixing]:
+    """What attachments do to the inputs of a model's forward, in their order."""
+    before = list(model._forward_pre_hooks.values())
+    return [hook for hook in before if isinstance(hook, Prefixing)]
 
 
 def _hooked(module: Any, own: int = 0) -> bool:

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.engine.compiling import Compiled, Static
-from plugalign.engine.tracing import is_repeatable, keys_values, read, record
+from plugalign.engine.tracing import has_global_hooks, is_repeatable, keys_values, read, record
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
 PROOFS = 3  # steps at which a recording and the body run side by side
@@ -87,8 +86,10 @@ class State:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """What of a module decides what it does, beside its tensors."""
-    plain = ((name, x) for name, x in vars(module).items() if type(x) in (bool, int, float, str))
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # Copies, since another thread may be about to add to them.
+    mine = list(vars(module).items())
+    plain = ((name, x) for name, x in mine if type(x) in (bool, int, float, str))
+    hooks = (*list(module._forward_hooks.values()), *list(module._forward_pre_hooks.values()))
     return (type(module).forward, *plain, *map(id, hooks), "forward" in vars(module))
 
 
@@ -185,7 +186,7 @@ def _is_growing(inputs: dict[str, Any]) -> bool:
     grows = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
     if not grows or not layers[0].is_initialized or torch.is_grad_enabled():
         return False
-    if _global_forward_hooks or _global_forward_pre_hooks:
+    if has_global_hooks():
         return False
     return bool(layers[0].keys.is_cpu and not torch.is_autocast_enabled("cpu"))
 
@@ -197,8 +198,9 @@ def _is_static(inputs: dict[str, Any]) -> bool:
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
-    if len(kept) == KEPT:
-        del kept[next(iter(kept))]
+    if len(kept) >= KEPT:
+        oldest, *_ = tuple(kept)  # a copy, since another thread may be about to add to it
+        kept.pop(oldest, None)
 
 
 def _flat(inputs: dict[str, Any]) -> list[Tensor]:

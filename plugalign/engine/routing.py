@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,13 +15,16 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from plugalign.engine import capturing
 from plugalign.engine.choosing import Choice
+from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
+from plugalign.engine.stopping import limit
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
+CACHE_LENGTH = "_previous_max_cache_length"
 ARGUMENTS = {  # of generate, beside those of its GenerationConfig
     "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
     "streamer", "assistant_model", "tokenizer", "assistant_tokenizer",
@@ -83,6 +88,7 @@ def check_traceable(model: Any, options: dict[str, Any], speculation: Any) -> No
 
 def described(
     plan: Plan,
+    splits: Splits,
     model: Any,
     ids: Tensor | None,
     mask: Tensor | None,
@@ -103,12 +109,15 @@ def described(
     if why := obstacle(model, ids, options):
         return f"the processor path: {why}"
     options = {k: v for k, v in options.items() if k != "streamer"}
-    with torch.random.fork_rng(devices=[]):  # a choice draws its seed
-        choice, cache, criteria = model.generate(
+    with torch.random.fork_rng(devices=[]), _as_it_was(model):  # a choice draws its seed
+        choice, cache, criteria, config = model.generate(
             input_ids=ids, attention_mask=mask, custom_generate=_choice, **options
         )
     why = "a draft is as long as it happens to be" if speculates else ""
-    why = why or capturing.obstacle(model, plan, None, cache, choice, criteria, int(attached))
+    room = (limit(criteria) or ids.shape[1]) - ids.shape[1]
+    why = why or capturing.obstacle(
+        model, plan, splits, cache, choice, criteria, config, room, int(attached)
+    )
     graphs = capturing.graph_on(model.device) is not None
     beside = [source.name for source in plan.sources.values() if source.name != "base"]
     lines = [
@@ -133,11 +142,24 @@ def _choice(
     stopping_criteria: Any,
     generation_config: Any,
     **inputs: Any,
-) -> tuple[Choice, Any, Any]:
-    """Takes the loop's place: returns how it would choose, with the base's cache and the criteria;
-    runs no model."""
+) -> tuple[Choice, Any, Any, Any]:
+    """Takes the loop's place: returns how it would choose, with the base's cache, the criteria and
+    the configuration; runs no model."""
     choice = Choice.of(logits_processor, input_ids, generation_config)
-    return choice, inputs["past_key_values"], stopping_criteria
+    return choice, inputs["past_key_values"], stopping_criteria, generation_config
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """transformers makes every later static cache of a model as long as the longest it prepared."""
+    before = getattr(model, CACHE_LENGTH, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(model, CACHE_LENGTH, before)
+        elif hasattr(model, CACHE_LENGTH):
+            delattr(model, CACHE_LENGTH)
 
 
 def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:

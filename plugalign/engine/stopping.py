@@ -29,6 +29,7 @@ class Stopping:
         pad_token_id: follows the end of a row.
         every_step: look at every step, as a streamer must.
         captured: steps are replayed, so nothing can be looked at within one.
+        most: columns that fit a static cache; transformers lets a criterion ask for more.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class Stopping:
         pad_token_id: Tensor | None,
         every_step: bool = False,
         captured: bool = False,
+        most: int | None = None,
     ):
         ends = [c.eos_token_id for c in criteria if type(c) is EosTokenCriteria]
-        limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
         self._others = others(criteria)
         self._ends = torch.cat([end.to(ids.device) for end in ends]) if ends else None
-        self.max_length = min(limits, default=None)
+        self.max_length = limit(criteria, most)
         self._pad = pad_token_id if any(hasattr(c, "eos_token_id") for c in criteria) else None
         self.live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         self._length = torch.full((), ids.shape[1], device=ids.device)  # columns with a live row
@@ -105,3 +106,9 @@ class Stopping:
 def others(criteria: Any) -> list[Any]:
     """Those of a ``StoppingCriteriaList`` that are neither length nor end tokens."""
     return [c for c in criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
+
+
+def limit(criteria: Any, most: int | None = None) -> int | None:
+    """The columns at which all texts end, if they do, ``most`` at most."""
+    limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    return min([*limits, *([] if most is None else [most])], default=None)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.utils.generic import is_flash_attention_requested
 
 from plugalign.engine.auxiliary import on_device, positions
 from plugalign.engine.heads import Split
@@ -58,6 +59,8 @@ class Stream:
         self._front, self.copies = keys_values, copies if can_repeat(self.cache) else 1
         self.length = 0
         self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
+        # Flash attention takes a text to be as long as its mask, or else as a static cache.
+        self._flash = is_flash_attention_requested(model.config)
         self._ahead = 0  # columns of the cache in front of those of ids
         self._position = torch.empty(0)
         accepts = inspect.signature(model.forward).parameters
@@ -126,7 +129,7 @@ class Stream:
         place = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
         held = mask.shape[1]
         self._ahead = held - ids.shape[1]
-        if not bool(mask.all()):
+        if not bool(mask.all()) or (self._flash and is_static(self.cache)):
             self._mask = mask
         answer = self._forward(ids, place, held)
         self._position = place[:, -1:].clone()
@@ -134,7 +137,7 @@ class Stream:
             self.cache.batch_repeat_interleave(self.copies)
             self._position, answer = self._repeated(self._position), self._repeated(answer)
             self._mask = None if self._mask is None else self._repeated(self._mask)
-        if is_static(self.cache):  # of one shape from here on, and some models miss one
+        if self._is_fixed:  # of one shape from here on, and some models miss one
             columns = self.cache.get_max_length() - sum(prefixes_in(self.cache).values())
             mask = mask if self._mask is None else self._mask
             self._mask = torch.cat([mask, mask.new_ones(len(mask), columns - held)], 1)
@@ -148,7 +151,7 @@ class Stream:
         if self._positioned:
             inputs["position_ids"] = place
         if self._mask is not None:
-            whole = further and is_static(self.cache)
+            whole = further and self._is_fixed
             inputs["attention_mask"] = self._mask if whole else self._mask[:, :held]
         if self._split is not None:
             return self._split.last(inputs, places, further)
@@ -156,6 +159,11 @@ class Stream:
             inputs["logits_to_keep"] = places
         logits: Tensor = self.model(**inputs).logits[:, -places:].flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether every step reads keys, values and a mask of one shape."""
+        return is_static(self.cache) and not self._flash
 
     def _repeated(self, rows: Any) -> Any:
         if isinstance(rows, Head):

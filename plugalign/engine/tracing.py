@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import DynamicLayer
@@ -121,3 +122,8 @@ def is_tampered_with(module: nn.Module) -> bool:
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     own = {"forward", "_hf_hook"} & vars(module).keys()
     return bool(own) or any(getattr(hook, "__module__", "") != RECORDERS for hook in hooks)
+
+
+def has_global_hooks() -> bool:
+    """Whether every module's forward does more, for somebody else."""
+    return bool(_global_forward_hooks or _global_forward_pre_hooks)

@@ -28,8 +28,8 @@ pytestmark = [
 
 NEW = 6
 CONTROLLERS = (
-    "nothing", "dexperts", "self-debias", "low-rank", "adaptive", "head", "prefix",
-    "prefix-contrast",
+    "nothing", "dexperts", "lora", "self-debias", "low-rank", "adaptive", "head", "prefix",
+    "prefix-contrast", "several",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def graphs(monkeypatch, tape):
         make = lambda device: tape()  # noqa: E731
         monkeypatch.setattr(steer, "use_triton", lambda backend, tensor: backend != "torch")
     monkeypatch.setattr(capturing, "graph_on", lambda device: made.append(make(device)) or made[-1])
+    monkeypatch.setattr(capturing, "LEAST", 1)
     return made
 
 
@@ -68,6 +69,7 @@ def test_kernels_in_a_captured_step(which, tiny, tokenizer, prompts, make, graph
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiles for a GPU")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 def test_a_compiled_body_in_a_captured_step(tiny, tokenizer, prompts, graphs):
     model = tiny().to(DEVICE)
     steered = pa.wrap(model, tokenizer, 0 * pa.SelfDebias(["w5"]))
