@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from plugalign.engine import capturing
+from plugalign.engine.call import Call
 from plugalign.engine.choosing import Choice
 from plugalign.engine.compiling import Static
 from plugalign.engine.drafting import BASE, MOST_DRAFTED, Speculation, drafter_of
@@ -24,7 +25,7 @@ from plugalign.engine.run import Run
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculation import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
-from plugalign.engine.stopping import Stopping, limit
+from plugalign.engine.stopping import Stopping
 from plugalign.engine.streams import is_static
 from plugalign.kernels import steer
 from plugalign.naming import Running
@@ -44,93 +45,78 @@ class Loop:
     def __init__(self, run: Run, streamer: Any = None, speculation: Speculation | None = None):
         self._run, self._streamer, self._speculation = run, streamer, speculation
 
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        *,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **inputs: Any,
-    ) -> Any:
+    def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Any:
         """What ``generate`` returns, from arguments as transformers prepares them.
 
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
             ValueError: if a draft is wanted and cannot be verified.
         """
-        config, cache = generation_config, inputs["past_key_values"]
-        whole, copies = bool(config.return_dict_in_generate), config.num_return_sequences or 1
-        shown = whole and bool(config.output_scores or config.output_logits)
-        run, speculation = self._run, self._speculation
-        every_step = self._streamer is not None or speculation is not None
-        choice = Choice.of(logits_processor, input_ids, config)
-        graph = self._graph(model, input_ids, cache, choice, stopping_criteria, config)
-        stopping = Stopping(
-            stopping_criteria, input_ids, config._pad_token_tensor, every_step, graph is not None,
-            most=cache.get_max_length() + 1 if is_static(cache) else None,
-        )  # fmt: skip
-        static = Static.of(
-            model, cache, config, stopping.room(input_ids) - 1, captured=graph is not None
-        )
-        split = run.splits.of(model, static)
-        if speculation is not None:
-            check_verifiable(run.plan, speculation, split is not None, cache, choice, stopping)
-        # A base that drafts runs ahead, and nothing rides with it.
-        alone = speculation is not None and speculation.draft == BASE
-        riding = ({}, None) if alone else run.riding(cache, graph is not None)
-        base = BaseRows(
-            model, *riding, cache=cache, split=split, copies=copies,
-            pad_token_id=run.pad, every=speculation is not None, linear=run.plan.linear,
-            exact=shown,
-        )  # fmt: skip
-        sources = run.streams(copies, speculation is not None, static)
-        decoder = Decoder(run, base, sources, choice, stopping, graph)
-        if speculation is not None:
-            draft = drafter_of(
-                speculation, base, choice, run.plan.truncation, run.stream, sources.check
-            )
-            decoder.speculator = Speculator(
-                run.plan, speculation, draft, base, sources, choice, stopping
-            )
-        decoder.logits = () if whole and config.output_logits else None
+        call = Call.of(model, input_ids, **inputs)
+        base, decoder = self._prepared(call)
         mask = inputs.get("attention_mask")
-        with run.watching(base.split is None), decoder:
+        with self._run.watching(base.split is None), decoder:
             ids = decoder.decode(
                 input_ids, torch.ones_like(input_ids) if mask is None else mask, self._streamer
             )
-        if not whole:
+        if not call.whole:
             return ids
         base.own_cache(len(ids))
         return GenerateDecoderOnlyOutput(
-            sequences=ids, scores=decoder.scores, logits=decoder.logits, past_key_values=cache
+            sequences=ids, scores=decoder.scores, logits=decoder.logits, past_key_values=call.cache
         )
 
-    def _graph(
-        self, model: Any, ids: Tensor, cache: Any, choice: Choice, criteria: Any, config: Any
-    ) -> capturing.Graph | None:
-        """What the steps of this call can be captured in, if they can be."""
-        run, room = self._run, (limit(criteria) or ids.shape[1]) - ids.shape[1]
-        models = (model, *run.plan.experts.values())
-        if (
-            self._speculation is not None
-            or run.trace is not None
-            or capturing.obstacle(
-                model,
-                run.plan,
-                run.splits,
-                cache,
-                choice,
-                criteria,
-                config,
-                room,
-                run.extra_positions,
-            )
-        ):
+    def _prepared(self, call: Call) -> tuple[BaseRows, Decoder]:
+        run, told = self._run, self._speculation
+        graph = self._graph(call)
+        stopping = Stopping(
+            call.criteria, call.ids, call.config._pad_token_tensor,
+            every_step=self._streamer is not None or told is not None, captured=graph is not None,
+            most=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
+        )  # fmt: skip
+        room = stopping.room(call.ids) - 1
+        static = Static.of(call.model, call.cache, call.config, room, captured=graph is not None)
+        split = run.splits.of(call.model, static)
+        if told is not None:
+            check_verifiable(run.plan, told, split is not None, call.cache, call.choice, stopping)
+        # A base that drafts runs ahead, and nothing rides with it.
+        alone = told is not None and told.draft == BASE
+        riding = ({}, None) if alone else run.riding(call.cache, graph is not None)
+        base = BaseRows(
+            call.model, *riding, cache=call.cache, split=split, copies=call.copies,
+            pad_token_id=run.pad, every=told is not None, linear=run.plan.linear,
+            exact=call.shows_logits or call.choice.want_scores,
+        )  # fmt: skip
+        sources = run.streams(call.copies, told is not None, static)
+        decoder = Decoder(run, base, sources, call.choice, stopping, graph)
+        decoder.logits = () if call.shows_logits else None
+        if told is not None:
+            parts = (base, sources, call.choice, stopping)
+            decoder.speculator = self._speculator(told, *parts)
+        return base, decoder
+
+    def _graph(self, call: Call) -> capturing.Graph | None:
+        """What the steps of a call can be captured in, if they can be."""
+        run = self._run
+        if self._speculation is not None or run.trace is not None:
             return None
-        graph = capturing.graph_on(model.device)
-        return graph if graph and all(run.splits.of(each) for each in models) else None
+        if capturing.obstacle(call, run.plan, run.splits, run.extra_positions):
+            return None
+        graph, models = capturing.graph_on(call.model.device), run.plan.experts.values()
+        split = graph and all(run.splits.of(each) for each in (call.model, *models))
+        return graph if split else None
+
+    def _speculator(
+        self,
+        told: Speculation,
+        base: BaseRows,
+        sources: SourceRunner,
+        choice: Choice,
+        stopping: Stopping,
+    ) -> Speculator:
+        plan, run = self._run.plan, self._run
+        draft = drafter_of(told, base, choice, plan.truncation, run.stream, sources.check)
+        return Speculator(plan, told, draft, base, sources, choice, stopping)
 
 
 class Decoder:

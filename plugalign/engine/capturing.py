@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
+from plugalign.engine.call import Call
 from plugalign.engine.choosing import Choice
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
@@ -172,40 +173,27 @@ class Captured:
         self._column += 1
 
 
-def obstacle(
-    model: Any,
-    plan: Plan,
-    splits: Splits,
-    cache: Any,
-    choice: Choice,
-    criteria: Any,
-    config: Any,
-    room: int,
-    extra: int,
-) -> str:
+def obstacle(call: Call, plan: Plan, splits: Splits, extra: int) -> str:
     """Why no step of a call can be captured, in words, or nothing. No model is run for it.
 
     Args:
         splits: of the models, as far as they are known.
-        cache: what transformers has prepared for the base.
-        criteria: a ``StoppingCriteriaList``. config: a ``GenerationConfig``.
-        room: tokens that may follow, at most.
         extra: cache positions that attachments put in front of the prompt.
     """
-    if not is_static(cache):
-        return "the cache has sliding windows" if isinstance(cache, StaticCache) else GROWING
-    if room < LEAST:
-        return f"for {room} tokens it does not pay"
-    shown = config.return_dict_in_generate and config.output_logits
-    looking = [*choice.waits_for, *map(name_of, others(criteria))]
-    if shown or looking:
-        return f"{'output_logits' if shown else looking[0]} is looked at by the host at every step"
+    if not is_static(call.cache):
+        return "the cache has sliding windows" if isinstance(call.cache, StaticCache) else GROWING
+    if call.room < LEAST:
+        return f"for {call.room} tokens it does not pay"
+    looking = [*call.choice.waits_for, *map(name_of, others(call.criteria))]
+    if call.shows_logits or looking:
+        what = "output_logits" if call.shows_logits else looking[0]
+        return f"{what} is looked at by the host at every step"
     if extra and plan.prompts:
         return "a prompt behind a trained prefix is read anew at every step"
     return (
         splits.uncapturable
-        or _of_shifts(plan, choice)
-        or _of_models([model, *plan.experts.values()], splits)
+        or _of_shifts(plan, call.choice)
+        or _of_models([call.model, *plan.experts.values()], splits)
     )
 
 

@@ -14,11 +14,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from plugalign.engine import capturing
-from plugalign.engine.choosing import Choice
+from plugalign.engine.call import Call
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
-from plugalign.engine.stopping import limit
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import ModelLogits
 
@@ -110,20 +109,18 @@ def described(
         return f"the processor path: {why}"
     options = {k: v for k, v in options.items() if k != "streamer"}
     with torch.random.fork_rng(devices=[]), _as_it_was(model):  # a choice draws its seed
-        choice, cache, criteria, config = model.generate(
-            input_ids=ids, attention_mask=mask, custom_generate=_choice, **options
+        call = model.generate(
+            input_ids=ids, attention_mask=mask, custom_generate=Call.of, **options
         )
+    choice = call.choice
     why = "a draft is as long as it happens to be" if speculates else ""
-    room = (limit(criteria) or ids.shape[1]) - ids.shape[1]
-    why = why or capturing.obstacle(
-        model, plan, splits, cache, choice, criteria, config, room, int(attached)
-    )
+    why = why or capturing.obstacle(call, plan, splits, int(attached))
     graphs = capturing.graph_on(model.device) is not None
     beside = [source.name for source in plan.sources.values() if source.name != "base"]
     lines = [
         f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
-        *_experts(plan, model, takes_rows(cache, graphs and not why) and not attached),
+        *_experts(plan, model, takes_rows(call.cache, graphs and not why) and not attached),
         *choice.described(),
         f"kept of the base: {_words(plan.truncation)}",
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
@@ -132,21 +129,6 @@ def described(
         how = f"launched by the host: {why}" if why else "the third is captured, and then replayed"
         lines.append(f"steps: {how}")
     return "\n".join(lines)
-
-
-def _choice(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: Any,
-    **inputs: Any,
-) -> tuple[Choice, Any, Any, Any]:
-    """Takes the loop's place: returns how it would choose, with the base's cache, the criteria and
-    the configuration; runs no model."""
-    choice = Choice.of(logits_processor, input_ids, generation_config)
-    return choice, inputs["past_key_values"], stopping_criteria, generation_config
 
 
 @contextmanager
