@@ -31,15 +31,19 @@ PYTHON
 failed=0
 [ $# -gt 0 ] || set -- tests kernels methods
 for part in "$@"; do
+  case $part in tests | kernels | methods) ;;
+    *) echo "unknown part $part; known are tests, kernels and methods" >&2; exit 2 ;;
+  esac
+done
+for part in "$@"; do
   case $part in
     tests) python -m pytest -q tests/kernels tests/captured --ignore tests/kernels/test_interpreted.py \
       --ignore tests/kernels/test_compile.py | tee "$out/tests.log" || failed=1 ;;
-    kernels) python benchmarks/bench_kernels.py --device cuda --tune --out "$out/tuning.json"
-      python benchmarks/bench_kernels.py --device cuda --out "$out/kernels.json" ;;
+    kernels) python benchmarks/bench_kernels.py --device cuda --tune --out "$out/tuning.json" || failed=1
+      python benchmarks/bench_kernels.py --device cuda --out "$out/kernels.json" || failed=1 ;;
     methods) shape "$out/llama-8b"
-      plugalign bench --model "$out/llama-8b" --random-weights --batch 1,8 --new-tokens 64 --rounds 5 \
-        --cache static "${COMPILE:---no-compile}" ${METHODS:+--methods "$METHODS"} --out "$out/methods.json" ;;
-    *) echo "unknown part $part; known are tests, kernels and methods" >&2; exit 2 ;;
+      python -c 'from plugalign.cli import main; main()' bench --model "$out/llama-8b" --random-weights --batch 1,8 --new-tokens 64 --rounds 5 \
+        --cache static "${COMPILE:---no-compile}" ${METHODS:+--methods "$METHODS"} --out "$out/methods.json" || failed=1 ;;
   esac
 done
 exit $failed

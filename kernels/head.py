@@ -84,6 +84,11 @@ class Head:
         return found
 
 
+def can_add(head: Head) -> bool:
+    """Whether sums of what such heads read stay within their numbers: float16's end at 65504."""
+    return head.hidden.dtype != torch.float16
+
+
 def weighted_sum(heads: Sequence[Head], weights: Sequence[float]) -> Head:
     """The sum of heads that share their weights, each times a number: since a head is linear, one
     head on the sum of what they read, ``sum_k w_k (W h_k + b) = W (sum_k w_k h_k) + b sum_k w_k``.

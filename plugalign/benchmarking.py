@@ -73,15 +73,15 @@ def run_bench(
     torch.set_num_threads(threads or before)
     try:
         calls = {m: generation(untrained(m, model, tokenizer), model, tokenizer) for m in methods}
+        calls = {m: call.behind(cache, compiled) for m, call in calls.items()}
         if draft is not None:
             calls = {m: call.drafting(draft, draft_tokens) for m, call in calls.items()}
+        bare = generation(untrained("none", model, tokenizer), model, tokenizer)
         calls = {
-            PLAIN: generation(None, model, tokenizer),
-            LOOP: generation(untrained("none", model, tokenizer), model, tokenizer),
+            PLAIN: generation(None, model, tokenizer).behind(plain_cache, compiled),
+            LOOP: bare.behind(cache, compiled),
             **calls,
         }
-        caches = {name: plain_cache if name == PLAIN else cache for name in calls}
-        calls = {name: call.behind(caches[name], compiled) for name, call in calls.items()}
         conditions = {
             **settings, "cache": cache, "plain_cache": plain_cache, "compiled": compiled,
             "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],

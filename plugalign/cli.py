@@ -207,6 +207,8 @@ def bench(
     from plugalign.evaluation.loading import load_model, random_model
 
     _silence_libraries()
+    if model is None and random_weights:
+        raise ValueError("--random-weights needs --model, whose configuration it takes")
     if model is None:
         loaded, tokenizer = pocket.load()
     else:

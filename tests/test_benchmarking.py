@@ -61,6 +61,11 @@ def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
     )  # fmt: skip
     plain, shifted, fudge = (cost.acceptance for cost in costs)
     assert plain == 1 and 0 <= shifted < 1 and fudge is None
+    (static,) = run_bench(
+        tiny(), tokenizer, ["none"], batches=(1,), new_tokens=3, prompt_tokens=4, rounds=1,
+        draft="prompt", cache="static", compiled=False,
+    )  # fmt: skip
+    assert static.acceptance is None
     with pytest.raises(ValueError, match=r'draft must be "base", "prompt" or a model'):
         run_bench(tiny(), tokenizer, ["none"], draft="bse")
 

@@ -471,3 +471,14 @@ def test_half_precision_stays_a_distribution(tiny, tokenizer, prompts, architect
     steered = pa.wrap(model, tokenizer, pa.DExperts(expert) + pa.SelfDebias(["w5"]))
     ids = steered.generate(**prompts(), max_new_tokens=5)
     assert ids.shape == (3, 12) and ids.dtype == torch.long
+
+
+@pytest.mark.parametrize("kind", [bool, int, torch.tensor, lambda x: torch.full((3,), int(x))])
+def test_criteria_may_answer_in_any_way(kind, tiny, tokenizer, prompts):
+    class Short(StoppingCriteria):
+        def __call__(self, ids, scores, **_):
+            return kind(ids.shape[1] >= 10)
+
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+    ids = steered.generate(**prompts(), max_new_tokens=9, stopping_criteria=[Short()])
+    assert ids.shape == (3, 10)

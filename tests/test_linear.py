@@ -7,10 +7,13 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import plugalign as pa
+from plugalign.controller import Controller
 from plugalign.controllers.dexperts import adapt, shared_copy
 from plugalign.engine.rows import FEW
 from plugalign.engine.step import Step
 from plugalign.kernels.head import Head, is_same, weighted_sum
+from plugalign.kernels.mixture import mix
+from plugalign.steering import BiasDecay, LogLinear, PromptedLogits, Steering
 
 
 def adapted(model, seed):
@@ -88,6 +91,12 @@ def test_experts_under_the_base_head_are_one_source(rows, tiny, tokenizer, promp
     kept = got.isfinite()
     want = z.masked_fill(~kept, -torch.inf).log_softmax(-1)
     torch.testing.assert_close(got[kept].double(), want[kept], rtol=1e-4, atol=1e-4)
+    # And what the loop made of its rows, in one product where there are few.
+    mixed = mix(mixtures[0])
+    raw = base + 1.5 * (wide[1].logits - wide[2].logits)[:, -1]
+    torch.testing.assert_close(
+        mixed.double().log_softmax(-1), raw.log_softmax(-1), rtol=1e-4, atol=1e-4
+    )
     assert step.shape == (len(inputs["input_ids"]), 8)
 
 
@@ -110,8 +119,38 @@ def test_it_is_refused_where_logits_are_capped(tokenizer, prompts, mixtures):
     assert {len(m.sources) for m in mixtures} == {3}
 
 
+class Declared(Controller):
+    def __init__(self, *shifts):
+        self.steering = Steering(shifts)
+
+    def steer(self, model, tokenizer):
+        return self.steering
+
+
 def test_a_prompt_that_also_debiases_stays_a_source_of_its_own(tiny, tokenizer, prompts, mixtures):
+    rude, polite = PromptedLogits("rude", (5, 6)), PromptedLogits("polite", (7,))
+    other = PromptedLogits("other", (8, 9))
+    added = LogLinear(((1.0, polite), (-1.0, rude), (0.5, other)))
+    both = Declared(added, BiasDecay((rude,), decay=10.0, floor=0.01))
     model = tiny()
-    both = pa.DExperts(adapted(model, 1), adapted(model, 2)) + pa.SelfDebias(["w5 w6"])
-    generate(pa.wrap(model, tokenizer, both), prompts())
-    assert {(len(m.sources), len(m.decays)) for m in mixtures} == {(2, 1)}
+    steered = pa.wrap(model, tokenizer, both)
+    assert set(steered.plan.linear) == {polite.key, other.key}
+    generate(steered, prompts())
+    assert {(len(m.sources), len(m.decays)) for m in mixtures} == {(3, 1)}
+    apart = pa.wrap(model, tokenizer, both)
+    apart.plan.__dict__["linear"] = {}
+    got, want = (mix(step_of(each, prompts(), mixtures)) for each in (steered, apart))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def step_of(steered, inputs, mixtures):
+    mixtures.clear()
+    generate(steered, inputs, max_new_tokens=1)
+    return mixtures[0]
+
+
+def test_it_is_refused_where_sums_may_overflow(tiny, tokenizer, prompts, mixtures):
+    model = tiny().half()
+    controller = pa.DExperts(adapted(model, 1), adapted(model, 2), alpha=3e4)
+    generate(pa.wrap(model, tokenizer, controller), prompts())
+    assert {len(m.sources) for m in mixtures} == {3}

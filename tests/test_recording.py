@@ -247,3 +247,20 @@ def test_only_so_many_recordings_are_kept(steered, prompts):
         call(steered, prompts, rows=rows, max_new_tokens=3)
     ((_, kept),) = steered.splits.recorder._known.values()
     assert len(kept) == recording.KEPT
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "llama"])
+def test_logits_that_are_shown_are_the_models_own(kind, tokenizer, prompts):
+    sizes = {k: v for k, v in SIZES.items() if k in AutoConfig.for_model(kind).to_dict()}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**sizes, "eos_token_id": None, "bos_token_id": None})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    steered = pa.wrap(model, tokenizer, 0 * pa.SelfDebias(["w5"]))
+    steered.splits.recorder = Recorder(patience=2)
+    options = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    inputs = prompts(rows=1)
+    want = model.generate(**inputs, max_new_tokens=20, **options).logits
+    got = steered.generate(**inputs, max_new_tokens=20, **options).logits
+    assert torch.equal(torch.stack(got), torch.stack(want))
+    (recordings,) = (known for _, known in steered.splits.recorder._known.values())
+    assert [form[2] for form in recordings] == [True]

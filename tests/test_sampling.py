@@ -130,6 +130,7 @@ def test_a_text_shorter_than_the_prompts_is_refused_before_any_token(tiny, promp
     for options in ({}, {"speculation": pa.Speculation("prompt")}, {"num_beams": 2}):
         rows = 3 * options.get("num_beams", 1)
         sampler = CoupledSampler(0, [0] * rows, range(rows), prompt_length=9)
+        assert "the owned loop" in steered.explain(logits_processor=[sampler], max_new_tokens=5)
         with pytest.raises(ValueError, match=r"column 9 .* has 7 columns; make a sampler for each"):
             steered.generate(
                 **prompts(),

@@ -22,14 +22,16 @@ from plugalign.kernels.head import Head
 
 
 class Split:
-    """A body and a linear head that together give the model's logits, bit for bit.
+    """A body and a linear head that together give the model's logits: to rounding, and bit for bit
+    where they are asked to be exact.
 
     Args:
         body: gives ``last_hidden_state`` ``(R, T, D)``.
         linear: the head.
         recorder: keeps what the body does for one more token.
-        fronts: what attachments do to the inputs of the model's forward, in their order.
+        attached: what attachments do to the inputs of the model's forward, in their order.
         static: see `Reading`.
+        exact: whether recordings compute what the body does bit for bit.
     """
 
     def __init__(
@@ -37,11 +39,19 @@ class Split:
         body: Any,
         linear: nn.Linear,
         recorder: Recorder,
-        fronts: Sequence[Prefixing] = (),
+        attached: Sequence[Prefixing] = (),
         static: Static | None = None,
+        exact: bool = False,
     ):
         self.body, self.linear = body, linear
-        self._reading, self._fronts = Reading(body, recorder, static), fronts
+        self._recorder, self._static, self._attached = recorder, static, attached
+        self._reading = Reading(body, recorder, static, exact)
+
+    def exactly(self) -> Split:
+        """The same, exact."""
+        return Split(
+            self.body, self.linear, self._recorder, self._attached, self._static, exact=True
+        )
 
     def last(self, inputs: dict[str, Any], places: int = 1, further: bool = False) -> Head:
         """The head of the last columns, ``(R * places, V)``, from the inputs of a forward.
@@ -52,17 +62,17 @@ class Split:
         if places > 1:
             state = self.states(inputs)[:, -places:].flatten(0, 1)
         else:
-            state = self._reading.last(self._behind_fronts(inputs, further))
+            state = self._reading.last(self._behind(inputs, further))
         return Head(state, self.linear.weight, self.linear.bias)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
         """What the head reads of all columns, ``(R, T, D)``."""
-        states: Tensor = self.body(**self._behind_fronts(inputs)).last_hidden_state
+        states: Tensor = self.body(**self._behind(inputs)).last_hidden_state
         return states
 
-    def _behind_fronts(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
-        for front in self._fronts:
-            inputs = (front.further if further else front.behind)(self.body, inputs)
+    def _behind(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
+        for prefix in self._attached:
+            inputs = (prefix.further if further else prefix.behind)(self.body, inputs)
         return inputs
 
 
@@ -88,19 +98,19 @@ class Splits:
             self._known[model] = _is_plain(model, linear)
         if not self._known[model]:
             return None
-        return Split(model.base_model, linear, self.recorder, _fronts(model), static)
+        return Split(model.base_model, linear, self.recorder, _attached(model), static)
 
     def may_split(self, model: Any) -> bool:
         """Whether ``model`` has a body and a head, as far as is known without running it."""
         linear = model.get_output_embeddings()
         if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
             return False
-        if _hooked(model, len(_fronts(model))) or _hooked(linear):
+        if _hooked(model, len(_attached(model))) or _hooked(linear):
             return False
         return self._known.get(model, True)
 
 
-def _fronts(model: Any) -> list[Prefixing]:
+def _attached(model: Any) -> list[Prefixing]:
     """What attachments do to the inputs of a model's forward, in their order."""
     before = list(model._forward_pre_hooks.values())
     return [hook for hook in before if isinstance(hook, Prefixing)]

@@ -47,9 +47,9 @@ class Recorder:
             self._known[id(body)] = known = (state, {})
         return known[1]
 
-    def recording(self, body: Any) -> Recording:
+    def recording(self, body: Any, exact: bool) -> Recording:
         """A new one."""
-        return Recording(body, self._patience)
+        return Recording(body, self._patience, exact)
 
     def forget(self, body: Any) -> None:
         """Lets go of a body that will not be read again."""
@@ -100,10 +100,13 @@ class Reading:
         body: gives ``last_hidden_state`` ``(R, T, D)``.
         recorder: where recordings are kept.
         static: whether forwards over a static cache are compiled, and how.
+        exact: whether recordings compute what the body does bit for bit.
     """
 
-    def __init__(self, body: Any, recorder: Recorder, static: Static | None = None):
-        self._body, self._recorder = body, recorder
+    def __init__(
+        self, body: Any, recorder: Recorder, static: Static | None = None, exact: bool = False
+    ):
+        self._body, self._recorder, self._exact = body, recorder, exact
         self._options = None if static is None else static.options
         self._recordings: dict[Any, Recording] | None = None  # looked up when a token is read
 
@@ -116,13 +119,13 @@ class Reading:
             self._recordings = None  # another text may be of another call
         if ids.shape[1] > 1 or "position_ids" not in inputs or not _is_growing(inputs):
             return read(self._body, inputs)
-        form = (len(ids), "attention_mask" in inputs)
+        form = (len(ids), "attention_mask" in inputs, self._exact)
         if self._recordings is None:
             self._recordings = self._recorder.of(self._body)
         recording = self._recordings.get(form)
         if recording is None:
             _make_room(self._recordings)
-            recording = self._recordings[form] = self._recorder.recording(self._body)
+            recording = self._recordings[form] = self._recorder.recording(self._body, self._exact)
         return recording.last(inputs)
 
 
@@ -131,10 +134,12 @@ class Recording:
 
     Args:
         patience: steps before it is made.
+        exact: whether it computes what the body does bit for bit.
     """
 
-    def __init__(self, body: Any, patience: int):
+    def __init__(self, body: Any, patience: int, exact: bool = False):
         self._body, self._patience, self._proofs = body, patience, PROOFS
+        self._exact = exact
         self._graph: Any = None
         self._refused = not is_repeatable(body)
 
@@ -145,7 +150,7 @@ class Recording:
             return read(self._body, inputs)
         arguments = _flat(inputs)
         if self._graph is None:
-            self._graph = record(self._body, arguments, "attention_mask" in inputs)
+            self._graph = record(self._body, arguments, "attention_mask" in inputs, self._exact)
             self._refused = self._graph is None
         if self._proofs and not self._refused:
             return self._compared(arguments, inputs)
@@ -173,7 +178,8 @@ class Recording:
         found = self._replayed(arguments)
         state = read(self._body, inputs)
         if found is not None:
-            same = map(_is_same, found, [state, *keys_values(inputs)])
+            alike = torch.equal if self._exact else _is_same
+            same = map(alike, found, [state, *keys_values(inputs)])
             self._refused, self._proofs = not all(same), self._proofs - 1
         if self._refused:
             self._graph = None

@@ -19,6 +19,7 @@ from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
 from plugalign.kernels.truncation import Truncation
+from plugalign.sampling import CoupledSampler
 from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -103,7 +104,9 @@ def described(
         speculates: whether a draft is wanted.
     """
     if ids is None:
-        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        samplers = [p for p in options["logits_processor"] if isinstance(p, CoupledSampler)]
+        columns = max((p.prompt_length or 1 for p in samplers), default=1)
+        ids = torch.zeros(1, columns, dtype=torch.long, device=model.device)
     mask = torch.ones_like(ids) if mask is None else mask
     if why := obstacle(model, ids, options):
         return f"the processor path: {why}"

@@ -22,7 +22,7 @@ from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Split
 from plugalign.engine.prefixing import enlarge
 from plugalign.engine.streams import Stream, can_repeat, fill, is_static, text_config
-from plugalign.kernels.head import Head, weighted_sum
+from plugalign.kernels.head import Head, can_add, weighted_sum
 from plugalign.kernels.mixture import Logits
 
 Weights = frozenset[tuple[Hashable, float]]
@@ -58,7 +58,8 @@ class BaseRows:
         pad_token_id: fills the front of rows.
         every: see `Stream`.
         linear: the weights of sources whose sum is all that is asked for, see `Plan.linear`.
-        exact: the base's logits shall be the model's own, bit for bit.
+        exact: the base's logits are shown, so they shall be the model's own: bit for bit where
+            nothing rides with it.
 
     Attributes:
         length: the columns of ids that were read.
@@ -82,6 +83,8 @@ class BaseRows:
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
         if grouped is not None:
             split = grouped.split
+        if exact and split is not None:
+            split = split.exactly()
         self.split, self.cache = split, cache
         self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
         self._front = Front.of(riders.values(), pad_token_id)
@@ -125,7 +128,7 @@ class BaseRows:
             return Known(base.full(self._exact), base.hidden, own)
         if self._exact or not is_cheap(answer):
             return Known(base.full(self._exact), base.hidden, known)
-        if len(self._linear) < 2 or base.bias is not None:
+        if len(self._linear) < 2 or base.bias is not None or not can_add(base):
             first, *each = answer.full().chunk(self.count)
             return Known(first, base.hidden, dict(zip(self.aboard, each, strict=True)))
         return self._added_up(base, known)
@@ -164,7 +167,7 @@ class BaseRows:
         cache = DynamicCache(config=text_config(self.model))
         return BaseRows(
             self.model, self._riders, self._grouped, cache=cache, split=self.split, copies=1,
-            pad_token_id=self._front.pad,
+            pad_token_id=self._front.pad, linear=self._linear, exact=self._exact,
         )  # fmt: skip
 
     def forget(self) -> None:

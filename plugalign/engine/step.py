@@ -11,7 +11,7 @@ from plugalign.engine.plan import Plan
 from plugalign.engine.rows import Known
 from plugalign.engine.sources import SourceRunner
 from plugalign.kernels import reweighting
-from plugalign.kernels.head import Head, is_same, weighted_sum
+from plugalign.kernels.head import Head, can_add, is_same, weighted_sum
 from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture, mix
 from plugalign.kernels.topk_select import topk_select
 from plugalign.naming import Running
@@ -83,7 +83,7 @@ class Step:
     def _add_heads(self, terms: dict[Hashable, Logits], weights: dict[Hashable, float]) -> None:
         """Puts one head in the place of all that share their weights. Others stay as they are, and
         so do logits that are no head's: of a model that caps them, say."""
-        heads = {key: term for key, term in terms.items() if isinstance(term, Head)}
+        heads = {k: x for k, x in terms.items() if isinstance(x, Head) and can_add(x)}
         while heads:
             first = next(iter(heads.values()))
             keys = [key for key, head in heads.items() if is_same(first, head)]

@@ -80,7 +80,8 @@ class Stopping:
         """Whether ``ids`` ``(R, T)``, which end with ``tokens`` ``(R,)``, are complete."""
         self.note(tokens)
         for criterion in self._others:
-            self.live &= ~criterion(ids, scores)
+            done = torch.as_tensor(criterion(ids, scores), device=self.live.device)
+            self.live &= done.logical_not()  # some say it with a bool of Python, or in numbers
         return self.is_over(ids)
 
     def note(self, tokens: Tensor) -> None:

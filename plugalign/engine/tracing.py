@@ -25,7 +25,7 @@ MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text gr
 RECORDERS = "transformers.utils.output_capturing"
 
 
-def record(body: Any, arguments: list[Tensor], masked: bool) -> Any:
+def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False) -> Any:
     """The body's step as operations, or None where torch cannot trace it.
 
     It reads the body's weights where they lie. (A frozen graph would be quicker by a little; but it
@@ -34,7 +34,7 @@ def record(body: Any, arguments: list[Tensor], masked: bool) -> Any:
     with warnings.catch_warnings():
         # The tracer warns of every number it takes for constant: `Recording` compares instead.
         warnings.simplefilter("ignore")
-        if arguments[-1].dtype == torch.float32:  # others must agree bit for bit
+        if arguments[-1].dtype == torch.float32 and not exact:  # others must agree bit for bit
             body = fused(body)
         step, given = Step(body, masked).eval(), tuple(arguments)
         try:
@@ -44,7 +44,7 @@ def record(body: Any, arguments: list[Tensor], masked: bool) -> Any:
 
 
 def fused(module: nn.Module) -> nn.Module:
-    """The module itself, around the same parameters, but for GELUs that are written out in eight
+    """A copy of the modules around the same parameters, but for GELUs that are written out in eight
     operations: one gives the same to rounding."""
     if type(module) is NewGELUActivation:
         return nn.GELU("tanh").eval()

@@ -51,9 +51,9 @@ def random_model(name: str) -> tuple[Any, Any]:
     """
     with _told(name):
         config, tokenizer = _decoder_config(name), AutoTokenizer.from_pretrained(name)
-    dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
-    with torch.device(_device()):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
+        dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
+        with torch.device(_device()):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
 
 
 def _device() -> str:
@@ -63,18 +63,16 @@ def _device() -> str:
 def _decoder_config(name: str) -> Any:
     config = AutoConfig.from_pretrained(name)
     if config.is_encoder_decoder:
-        raise ValueError(
-            f"'{name}' is an encoder-decoder model; controllers steer causal language models"
-        )
+        raise ValueError("an encoder-decoder model; controllers steer causal language models")
     return config
 
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """One clear error where there is no such model."""
+    """One clear error where there is no such model, or it is of another kind."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot load the model '{name}': {reason}") from error
 

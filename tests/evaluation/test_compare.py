@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration, ViTConfig
 
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.evaluation.compare import compare
 from plugalign.evaluation.judges import Judge
+from plugalign.evaluation.loading import random_model
 from plugalign.evaluation.records import read_json, read_whole
 from plugalign.steering import LogLinear, ModelLogits, Steering
 
@@ -337,6 +338,22 @@ def test_an_encoder_decoder_model_is_refused(world: Any, tokenizer: Any, tmp_pat
     with pytest.raises(ValueError, match="encoder-decoder"):
         compare(**world | {"model": str(tmp_path / "t5")}, out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_model_of_random_weights_needs_a_configuration_and_a_tokenizer(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny().config.save_pretrained(tmp_path / "shape")
+    with pytest.raises(ValueError, match=r"cannot load the model '.*shape'"):
+        random_model(str(tmp_path / "shape"))
+    tokenizer.save_pretrained(tmp_path / "shape")
+    model, loaded = random_model(str(tmp_path / "shape"))
+    assert type(model) is LlamaForCausalLM and len(loaded) == len(tokenizer)
+    assert not model.training and model.dtype == torch.float32
+    ViTConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / "seeing")
+    tokenizer.save_pretrained(tmp_path / "seeing")
+    with pytest.raises(ValueError, match=r"cannot load the model '.*seeing'"):
+        random_model(str(tmp_path / "seeing"))
 
 
 def test_a_full_disk_is_one_error_that_names_the_folder(
