@@ -25,6 +25,7 @@ from plugalign.controller import Controller
 from plugalign.costs import Cost, write
 from plugalign.engine.drafting import Speculation
 from plugalign.engine.recording import PATIENCE, PROOFS
+from plugalign.engine.routing import REPLAYED
 from plugalign.identity import model_name
 from plugalign.stopwatch import timed
 from plugalign.untrained import MAKERS, untrained
@@ -59,29 +60,23 @@ def run_bench(
         out: a JSON file, rewritten after every batch size.
 
     Raises:
-        ValueError: for an unknown method, or counts that are not positive.
+        ValueError: for an unknown method or cache, or counts that are not positive.
     """
     methods = list(MAKERS) if methods is None else list(methods)
     settings = {"new_tokens": new_tokens, "prompt_tokens": prompt_tokens, "rounds": rounds}
-    for name, value in [*settings.items(), *(("batch", b) for b in batches)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, kind in (("cache", cache), ("plain_cache", plain_cache)):
-        if kind not in CACHES:
-            raise ValueError(f"{name} must be {' or '.join(CACHES)}, got '{kind}'")
+    _check([*settings.items(), *(("batch", b) for b in batches)], cache, plain_cache)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        calls = {m: generation(untrained(m, model, tokenizer), model, tokenizer) for m in methods}
-        calls = {m: call.behind(cache, compiled) for m, call in calls.items()}
-        if draft is not None:
-            calls = {m: call.drafting(draft, draft_tokens) for m, call in calls.items()}
-        bare = generation(untrained("none", model, tokenizer), model, tokenizer)
-        calls = {
-            PLAIN: generation(None, model, tokenizer).behind(plain_cache, compiled),
-            LOOP: bare.behind(cache, compiled),
-            **calls,
+        made = {name: untrained(name, model, tokenizer) for name in ("none", *methods)}
+        steered = {
+            name: generation(controller, model, tokenizer).behind(cache, compiled)
+            for name, controller in made.items()
         }
+        plain = generation(None, model, tokenizer).behind(plain_cache, compiled)
+        calls = {PLAIN: plain, LOOP: steered["none"], **{m: steered[m] for m in methods}}
+        if draft is not None:
+            calls |= {m: calls[m].drafting(draft, draft_tokens) for m in methods}
         conditions = {
             **settings, "cache": cache, "plain_cache": plain_cache, "compiled": compiled,
             "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
@@ -103,6 +98,15 @@ def run_bench(
         return costs
     finally:
         torch.set_num_threads(before)
+
+
+def _check(counts: Sequence[tuple[str, int]], *caches: str) -> None:
+    for name, value in counts:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for kind in caches:
+        if kind not in CACHES:
+            raise ValueError(f"cache must be {' or '.join(CACHES)}, got '{kind}'")
 
 
 def device_name(device: torch.device) -> str:
@@ -159,7 +163,7 @@ class Generation:
         with timed(self.base, loop) as watch:
             self(prompts, new_tokens)
         times = {f"{part}_ms": 1000 * t / new_tokens for part, t in watch.seconds.items()}
-        path = "graph" if "steps: the third is captured" in explained else "loop"
+        path = "graph" if REPLAYED in explained else "loop"
         return {"path": path if loop else "processor", **times}
 
     def _options(self, new_tokens: int) -> dict[str, Any]:

@@ -26,22 +26,24 @@ class Static:
     Attributes:
         room: columns that are read behind the prompts, at most.
         options: of ``torch.compile``; None runs the models as they are.
-        captured: whether a graph of the whole step is made.
     """
 
     room: int
     options: dict[str, Any] | None
-    captured: bool
 
     @classmethod
     def of(
         cls, model: Any, cache: Any, config: Any, room: int, captured: bool = False
     ) -> Static | None:
-        """What a call with this ``GenerationConfig`` wants; None where nothing is gained."""
+        """What a call with this ``GenerationConfig`` wants; None where nothing is gained.
+
+        Args:
+            captured: whether a graph of the whole step is made.
+        """
         options = _compile_options(model, cache, config)
         if not captured:
-            return None if options is None else cls(room, options, captured)
-        return cls(room, None if options is None else without_graphs(options), captured)
+            return None if options is None else cls(room, options)
+        return cls(room, None if options is None else without_graphs(options))
 
 
 def without_graphs(options: dict[str, Any]) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
+REPLAYED = "the third is captured, and then replayed"
 CACHE_LENGTH = "_previous_max_cache_length"
 ARGUMENTS = {  # of generate, beside those of its GenerationConfig
     "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
@@ -129,7 +130,7 @@ def described(
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
     ]
     if graphs:
-        how = f"launched by the host: {why}" if why else "the third is captured, and then replayed"
+        how = f"launched by the host: {why}" if why else REPLAYED
         lines.append(f"steps: {how}")
     return "\n".join(lines)
 
