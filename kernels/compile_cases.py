@@ -104,13 +104,13 @@ def row_lse(inputs: Inputs) -> Iterator[Case]:
 
 def steer(inputs: Inputs) -> Iterator[Case]:
     """Sampling from three sources on the base's nucleus, greedily too, and from one on its own."""
-    from plugalign.kernels.mixture import Mixture
+    from plugalign.kernels.mixture import Mixture, weighted
     from plugalign.kernels.steer import Draw
     from plugalign.kernels.steer_triton import plan
     from plugalign.kernels.truncation import EVERYTHING, Truncation
 
-    three = Mixture(tuple(inputs.logits() for _ in range(3)), (1.0, 2.0, -2.0))
-    one = Mixture((inputs.logits(),), (1.0,))
+    three = weighted([inputs.logits() for _ in range(3)], (1.0, 2.0, -2.0))
+    one = Mixture(inputs.logits())
     warm = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
     cold = Draw(5, NUMBER, NUMBER, NUMBER, HEAT, greedy=True)
     nucleus, best = Truncation(0.9), Truncation(top_k=50)
@@ -123,20 +123,21 @@ def steer(inputs: Inputs) -> Iterator[Case]:
         launches = plan(mixture, draw, before, after, NUMBER, fast=inputs.nvidia)
         for launch in launches[-4:]:  # the search for a threshold has cases of its own
             kernel = launch.kernel.fn.__name__
-            streams = len(mixture.sources) if kernel != "check" else 1
+            streams = len(list(mixture.inputs())) if kernel != "check" else 1
             yield inputs.case(f"{kernel} {name}", launch, streams)
 
 
 def self_debias(inputs: Inputs) -> Iterator[Case]:
     """Sampling from the base, two biased prompts and an attribute on the base's nucleus."""
-    from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
+    from plugalign.kernels.mixture import Mixture
     from plugalign.kernels.steer import Draw
     from plugalign.kernels.steer_triton import plan
+    from plugalign.kernels.terms.damping import Damping
+    from plugalign.kernels.terms.log_sigmoid import LogSigmoid
     from plugalign.kernels.truncation import EVERYTHING, Truncation
 
     x = [inputs.logits() for _ in range(4)]
-    decay, attribute = Decay((x[1], x[2]), 50.0, 0.01), AttributeLogits(x[3])
-    mixture = Mixture((x[0],), (1.0,), (decay,), (attribute,))
+    mixture = Mixture(x[0], (Damping((x[1], x[2]), 50.0, 0.01), LogSigmoid(x[3])))
     draw = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
     lse, _, sweep, _, _, finish = plan(
         mixture, draw, Truncation(0.9), EVERYTHING, NUMBER, fast=inputs.nvidia
@@ -162,11 +163,11 @@ def thresholds(inputs: Inputs) -> Iterator[Case]:
 
 def scores(inputs: Inputs) -> Iterator[Case]:
     """Log-probabilities of three sources."""
-    from plugalign.kernels.mixture import Mixture
+    from plugalign.kernels.mixture import weighted
     from plugalign.kernels.scores_triton import plan
     from plugalign.kernels.truncation import EVERYTHING, Truncation
 
-    mixture = Mixture(tuple(inputs.logits() for _ in range(3)), (1.0, 2.0, -2.0))
+    mixture = weighted([inputs.logits() for _ in range(3)], (1.0, 2.0, -2.0))
     out = unreal(ROWS * inputs.vocab, torch.float32).view(ROWS, inputs.vocab)
     launches = plan(mixture, EVERYTHING, out, fast=inputs.nvidia)
     yield inputs.case("scores.write", launches[0], 3)

@@ -15,10 +15,9 @@ from plugalign.kernels.noised_triton import (
     noised,
     value_of,
 )
-from plugalign.kernels.row_lse_triton import pivot_of
+from plugalign.kernels.row_lse_triton import LOG2E, pivot_of
 from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
-    LOG2E,
     LOW_WORD,
     NO_KEY,
     above,

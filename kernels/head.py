@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from plugalign.kernels.product import product
+from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
 CHUNK = 2**17  # gathered weights at a time, few enough to stay in a core's cache
@@ -82,6 +83,25 @@ class Head:
         if self.bias is not None:
             found += self.bias[token]
         return found
+
+
+Logits = Tensor | Head
+
+
+def full(logits: Logits) -> Tensor:
+    """All logits ``(B, V)``."""
+    return logits.full() if isinstance(logits, Head) else logits
+
+
+def entries(logits: Logits, row: Tensor, token: Tensor) -> Tensor:
+    """Some logits, float32 ``(N,)`` for int64 ``row`` and ``token`` ``(N,)``."""
+    return logits.at(row, token) if isinstance(logits, Head) else logits[row, token].float()
+
+
+def log_probs_at(logits: Logits, row: Tensor, token: Tensor) -> Tensor:
+    """The log-probabilities of some entries, float32 ``(N,)``, in their rows' distributions."""
+    whole = full(logits)
+    return whole[row, token].float() - row_lse(whole, backend="torch")[row]
 
 
 def can_add(head: Head) -> bool:

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
-from plugalign.kernels.row_lse_triton import add_online, pivot_of
+from plugalign.kernels.row_lse_triton import LN2, LOG2E, add_online, pivot_of
 from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
-    LN2,
-    LOG2E,
     above,
     mixed,
     scales_of,
@@ -109,14 +107,14 @@ def plan(
     device = mixture.base.device
     if fast is None:
         fast = device.type == "cuda" and torch.version.hip is None
-    terms, launches = terms_of(mixture)
+    terms, inputs, launches = terms_of(mixture)
     cut: tuple[Tensor, ...] = ()
     if not before.keeps_all(vocab):
         cut, first = threshold_plan(mixture.base, before, tile=tile, parts=parts)
         launches += first
     parts, each = split("scores.write", triton.cdiv(vocab, tile), rows, device, parts)
     part_top, part_sum = torch.empty(2, aligned(rows * parts), device=device)
-    shared = shape_of(terms, tile) | {
+    shared = shape_of(terms, inputs, tile) | {
         "cut": cut, "tiles": each, "parts": parts, "out": out, "part_top": part_top,
         "part_sum": part_sum, "PARTS": MOST_PARTS, "RAW": raw, "FAST": fast,
     }  # fmt: skip

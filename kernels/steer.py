@@ -99,7 +99,7 @@ def sample(
         per_row("temperature", temperature, rows, torch.float32, device),
         greedy=not isinstance(temperature, Tensor) and temperature == 0,
     )
-    if use_triton(backend, mixture.base) and not unfused(len(mixture.decays), before, after):
+    if use_triton(backend, mixture.base) and not unfused(before, after):
         from plugalign.kernels.steer_triton import sample_triton
 
         return sample_triton(mixture, draw, before, after)
@@ -123,7 +123,7 @@ def scores(
     Raises:
         ValueError: for arguments whose shape, dtype, device or value does not fit.
     """
-    if use_triton(backend, mixture.base) and not unfused(len(mixture.decays), before, EVERYTHING):
+    if use_triton(backend, mixture.base) and not unfused(before, EVERYTHING):
         from plugalign.kernels.scores_triton import scores_triton
 
         return scores_triton(mixture, before)
@@ -147,8 +147,8 @@ def kept(logits: Tensor, cut: Truncation, *, backend: Backend = "auto") -> Tenso
         cut: which tokens of their distribution stay.
         backend: "torch" is the specification; "auto" takes Triton for CUDA tensors.
     """
-    if use_triton(backend, logits) and not unfused(0, cut, EVERYTHING):
-        return scores(Mixture((logits,), (1.0,)), before=cut, backend=backend).isfinite()
+    if use_triton(backend, logits) and not unfused(cut, EVERYTHING):
+        return scores(Mixture(logits), before=cut, backend=backend).isfinite()
     return kept_mask(logits, cut)
 
 
@@ -161,7 +161,7 @@ def explain(
 ) -> str:
     """How `sample` would run: the Triton launches it is planned into, or why torch computes it."""
     if use_triton(backend, mixture.base):
-        if reason := unfused(len(mixture.decays), before, after):
+        if reason := unfused(before, after):
             return f"torch, because Triton's kernels do not fuse {reason}"
         from plugalign.kernels.steer_triton import launches_of
 
@@ -173,17 +173,15 @@ def explain(
     return f"torch, because {missing}"
 
 
-def unfused(decays: int, before: Truncation, after: Truncation) -> str:
-    """What of a call with so many decays Triton's kernels do not fuse, or nothing."""
-    if decays > 1:
-        return f"{decays} self-debiasing terms into one sweep"
+def unfused(before: Truncation, after: Truncation) -> str | None:
+    """Which truncations Triton's kernels do not fuse, or None."""
     if before.chained:
         return "top-p of the base's top-k"
     if after.chained and after.top_k > MOST_CANDIDATES:
         return f"top-p of a top-k above {MOST_CANDIDATES}"
     if after.chained and after.min_p > 0:
         return "min-p with top-p of a top-k"
-    return ""
+    return None
 
 
 def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Truncation) -> Tensor:

@@ -34,10 +34,9 @@ from plugalign.kernels.noised_triton import (
     taken,
     value_of,
 )
-from plugalign.kernels.row_lse_triton import pivot_of
+from plugalign.kernels.row_lse_triton import LOG2E, pivot_of
 from plugalign.kernels.rows_triton import NEVER
 from plugalign.kernels.terms_triton import (
-    LOG2E,
     NO_KEY,
     above,
     key_of,
@@ -53,7 +52,7 @@ TILE = 2048
 WARPS = 8
 FROM_PART = 4  # noised scores that leave each part of a row
 TESTED = 4  # of them all, so many are tested at once
-DEBIAS_REGISTERS = 128  # of a thread, which leaves room for two programs
+HEAVY_REGISTERS = 128  # of a thread, which leaves room for two programs
 
 
 # Sizes and seeds come in all values: specialising on 1 or on multiples of 16 would only recompile.
@@ -216,7 +215,7 @@ def plan(
         fast = device.type == "cuda" and torch.version.hip is None
     if after.chained:
         return _plan_candidates(mixture, draw, before, after, tokens, tile, parts, fast)
-    terms, launches = terms_of(mixture)
+    terms, inputs, launches = terms_of(mixture)
     cut: tuple[Tensor, ...] = ()
     late, on = (before, 1) if after.keeps_all(vocab) else (after, 2)
     if on == 2 and not before.keeps_all(vocab):
@@ -225,22 +224,23 @@ def plan(
     if late.keeps_all(vocab):
         on = 0
     tiles = triton.cdiv(vocab, tile)
-    kernel = "sweep debias" if mixture.decays else "sweep"
+    heavy = any(term.heavy for term in mixture.terms)
+    kernel = "sweep debias" if heavy else "sweep"
     parts, each = split(kernel, tiles, rows, device, parts)
     flags = {
         "ON": on, "MASS": on > 0 and late.top_p < 1, "COUNT": on > 0 and 0 < late.top_k < vocab,
         "KEYS": FROM_PART if on else 1, "TESTED": TESTED if on else 1, "PARTS": MOST_PARTS,
         "GREEDY": draw.greedy, "FAST": fast,
     }  # fmt: skip
-    shared = shape_of(terms, tile) | flags | {
+    shared = shape_of(terms, inputs, tile) | flags | {
         "cut": cut, "seed": draw.seed - 2**64 if draw.seed >= 2**63 else draw.seed,
         "address": Address(draw.step, draw.prompt, draw.sample, draw.temperature),
         "tiles": each, "all_tiles": tiles, "parts": parts, "tokens": tokens,
         "top_p": float(late.top_p), "top_k": late.top_k or 1,
         "log_min_p": math.log(late.min_p) if late.min_p > 0 else -math.inf,
     } | _scratch(rows, parts, flags, device)  # fmt: skip
-    # Self-debiasing holds so much that the assembler, left alone, spills some of it.
-    held = DEBIAS_REGISTERS if fast and mixture.decays else None
+    # A heavy term holds so much that the assembler, left alone, spills some of it.
+    held = HEAVY_REGISTERS if fast and heavy else None
     swept = prepared(sweep, (rows, parts), shared, WARPS, fast, held)
     launches += [swept, prepared(merge, (rows,), shared, 4, fast)]
     if on:

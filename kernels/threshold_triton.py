@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split, tiling
+from plugalign.kernels.row_lse_triton import LOG2E
 from plugalign.kernels.row_lse_triton import plan as lse_plan
 from plugalign.kernels.rows_triton import NEVER, logits_at
-from plugalign.kernels.terms_triton import LOG2E
 from plugalign.kernels.truncation import Truncation
 
 TILE = 2048

@@ -82,7 +82,7 @@ class CoupledSampler(LogitsProcessor):  # type: ignore[misc]
             self.prompt_length = input_ids.shape[1]
         step = input_ids.shape[1] - self.start(input_ids.shape[1])
         drawn = sample(
-            Mixture((scores,), (1.0,)),
+            Mixture(scores),
             seed=self.seed,
             prompt=self.prompts.to(scores.device),
             sample=self.samples.to(scores.device),

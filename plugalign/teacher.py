@@ -29,7 +29,7 @@ from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits, full
+from plugalign.kernels.head import Logits, full
 from plugalign.naming import Running
 from plugalign.prompting import reworded
 from plugalign.steering import CandidateScores, ModelLogits, PrefixedLogits

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from plugalign.engine.heads import Split
 from plugalign.engine.star import star_of
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits, full
+from plugalign.kernels.head import Logits, full
 
 REWIND = 32  # answers remembered behind the longest prefix
 

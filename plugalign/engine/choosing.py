@@ -163,7 +163,7 @@ class Choice:
         whole = None
         if not self.fused:
             whole = self._whole(ids, mixture, before)
-            mixture, before = Mixture((whole,), (1.0,)), EVERYTHING
+            mixture, before = Mixture(whole), EVERYTHING
         step = (ids.shape[1] if column is None else column) - self.noise.start
         drawn = steer.sample(
             mixture, seed=self.noise.seed, prompt=self.noise.prompt, sample=self.noise.sample,

@@ -15,7 +15,8 @@ from plugalign.engine.sources import fit_width
 from plugalign.engine.streams import Stream
 from plugalign.identity import model_name
 from plugalign.kernels import gumbel
-from plugalign.kernels.mixture import Mixture, full
+from plugalign.kernels.head import full
+from plugalign.kernels.mixture import Mixture
 from plugalign.kernels.truncation import Truncation
 from plugalign.naming import Running
 
@@ -126,7 +127,7 @@ class Drawn:
     def draw(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``(R, V)`` and tokens ``(R,)`` behind ``ids`` ``(R, T)``."""
         choice, noise = self._choice, self._choice.noise
-        scores = choice.target(ids, Mixture((choice.base(ids, logits),), (1.0,)), self._support)
+        scores = choice.target(ids, Mixture(choice.base(ids, logits)), self._support)
         tokens = gumbel.sample(
             scores[:, 0], seed=noise.seed, prompt=noise.prompt, sample=noise.sample,
             step=ids.shape[1] - noise.start, temperature=choice.temperature,

@@ -22,8 +22,7 @@ from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Split
 from plugalign.engine.prefixing import enlarge
 from plugalign.engine.streams import Stream, can_repeat, fill, is_static, text_config
-from plugalign.kernels.head import Head, can_add, weighted_sum
-from plugalign.kernels.mixture import Logits
+from plugalign.kernels.head import Head, Logits, can_add, weighted_sum
 
 Weights = frozenset[tuple[Hashable, float]]
 FEW = 32  # rows

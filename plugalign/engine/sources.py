@@ -21,7 +21,7 @@ from plugalign.engine.plan import Plan
 from plugalign.engine.rows import split_rows
 from plugalign.identity import model_name
 from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits, full
+from plugalign.kernels.head import Logits, full
 from plugalign.naming import Running
 from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
 

@@ -19,8 +19,7 @@ from plugalign.engine.auxiliary import on_device, positions
 from plugalign.engine.heads import Split
 from plugalign.engine.prefixing import prefixes_in
 from plugalign.kernels.backend import FLOATS
-from plugalign.kernels.head import Head
-from plugalign.kernels.mixture import Logits
+from plugalign.kernels.head import Head, Logits
 
 ROOM = 64  # columns by which a mask grows
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from plugalign.engine import capturing
 from plugalign.kernels import steer
 from plugalign.kernels.launch import Launch
-from plugalign.kernels.mixture import full
+from plugalign.kernels.head import full
 from plugalign.kernels.philox import WORD, rounds
 
 aten = torch.ops.aten

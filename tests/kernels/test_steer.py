@@ -11,9 +11,12 @@ from scipy import stats
 
 from plugalign.kernels import steer
 from plugalign.kernels.gumbel import gumbel_noise
-from plugalign.kernels.loglinear import loglinear_sample, loglinear_scores
-from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
-from plugalign.kernels.self_debias import self_debias_sample, self_debias_scores
+from plugalign.kernels.mixture import Mixture, weighted
+from plugalign.kernels.terms.damping import Damping
+from plugalign.kernels.terms.extreme import Extreme
+from plugalign.kernels.terms.linear import Linear
+from plugalign.kernels.terms.log_sigmoid import LogSigmoid
+from plugalign.kernels.terms.probability_mix import ProbabilityMix
 from plugalign.kernels.truncation import Truncation
 
 INF, NAN = math.inf, math.nan
@@ -62,18 +65,31 @@ def kept(x, cut):
 
 
 def reference_z(m, row):
-    x = [s[row].double().numpy() for s in m.sources]
-    z = sum(w * values for w, values in zip(m.weights, x, strict=True))
-    for d in m.decays:
-        p, worst = (
-            np.exp(log_softmax(x[0])),
-            [log_softmax(b[row].double().numpy()) for b in d.biased],
-        )
-        excess = np.maximum(np.exp(np.max(worst, axis=0)) - p, 0)
-        z = z + d.weight * np.log(np.maximum(np.exp(-d.decay * excess), d.floor))
-    for a in m.attributes:
-        z = z - a.weight * np.log1p(np.exp(-a.logits[row].double().numpy()))
-    return z
+    """The formulas of the papers in float64."""
+
+    def at(x):
+        return x[row].double().numpy()
+
+    z = m.weight * at(m.base)
+    log_p = log_softmax(at(m.base))
+    for term in m.terms:
+        match term:
+            case Linear():
+                z = z + sum(w * at(x) for w, x in zip(term.weights, term.logits, strict=True))
+            case Damping():
+                worst = np.exp(np.max([log_softmax(at(b)) for b in term.biased], axis=0))
+                excess = np.maximum(worst - np.exp(log_p), 0)
+                z = z + term.weight * np.log(np.maximum(np.exp(-term.decay * excess), term.floor))
+            case LogSigmoid():
+                z = z - term.weight * np.log1p(np.exp(-at(term.logits)))
+            case Extreme():
+                each = [log_softmax(at(x)) for x in term.logits]
+                z = z + term.weight * (np.min if term.least else np.max)(each, axis=0)
+            case ProbabilityMix():
+                p, q = np.exp(log_p), np.exp(log_softmax(at(term.expert)))
+                mixed = np.maximum(p + term.alpha * (q - p), term.floor)
+                z = z + term.weight * (np.log(mixed) - log_p)
+    return z if m.mask is None else np.where(at(m.mask), z, -INF)
 
 
 def reference_sample(m, call, before, after, temperature):
@@ -90,22 +106,26 @@ def reference_sample(m, call, before, after, temperature):
             call["seed"],
         )  # fmt: skip
         scores = z[places] + heat * noise.double().numpy()
-        tokens.append(int(places[scores.argmax()]))
+        possible = scores.size and scores.max() > -INF
+        tokens.append(int(places[scores.argmax()]) if possible else -1)
     return tokens
 
 
 def mixture(rows, vocab, dtype=torch.float32, stride=None, kind="dexperts"):
     x = [logits(rows, vocab, seed, dtype, stride) for seed in range(4)]
     if kind == "dexperts":
-        return Mixture(tuple(x[:3]), (1.0, 2.0, -2.0))
-    decays = (Decay((x[1], x[2]), 20.0, 0.01),)
-    attributes = (AttributeLogits(x[3], 1.5),)
-    return Mixture((x[0], x[2]), (1.0, -0.5), decays, attributes)
+        return weighted(x[:3], (1.0, 2.0, -2.0))
+    if kind == "probabilities":
+        mask = torch.arange(vocab) % 7 != 3
+        terms = (Extreme((x[1], x[2]), least=True, weight=0.5), ProbabilityMix(x[3], 3.0))
+        return Mixture(x[0], terms, mask.expand(rows, -1), weight=0.5)
+    damping, attribute = Damping((x[1], x[2]), 20.0, 0.01), LogSigmoid(x[3], 1.5)
+    return Mixture(x[0], (Linear((x[2],), (-0.5,)), damping, attribute))
 
 
 @pytest.mark.parametrize("before", CUTS)
 @pytest.mark.parametrize("after", CUTS)
-@pytest.mark.parametrize("kind", ["dexperts", "all terms"])
+@pytest.mark.parametrize("kind", ["dexperts", "all terms", "probabilities"])
 def test_tokens_are_those_of_the_formulas(kind, before, after):
     m, call = mixture(4, 300, kind=kind), address(4)
     temperature = torch.tensor([1.0, 0.0, 0.6, 2.5])
@@ -124,14 +144,17 @@ def test_any_vocabulary_dtype_and_stride(vocab, dtype):
         assert tokens.tolist() == reference_sample(m, call, cut, Truncation(), heat)
 
 
-@pytest.mark.parametrize("kind", ["dexperts", "all terms"])
+@pytest.mark.parametrize("kind", ["dexperts", "all terms", "probabilities"])
 @pytest.mark.parametrize("before", ["all", "top-p", "top-k", "min-p", "joint"])
 def test_scores_are_log_probabilities_on_the_support(kind, before):
     m = mixture(3, 300, kind=kind)
     got = steer.scores(m, before=CUTS[before]).double().numpy()
     for row in range(3):
         want, places = np.full(300, -INF), kept(m.base[row].double().numpy(), CUTS[before])
-        want[places] = log_softmax(reference_z(m, row)[places])
+        z = reference_z(m, row)[places]
+        want[places] = log_softmax(z)
+        if z.max() == -INF:  # a row without an answer
+            want[:] = NAN
         np.testing.assert_allclose(got[row], want, atol=1e-4)
 
 
@@ -145,7 +168,7 @@ def test_scores_are_log_probabilities_on_the_support(kind, before):
 @settings(max_examples=150, deadline=None)
 def test_ties_and_impossible_tokens(values, weight, top_p, top_k, seed):
     base = torch.tensor([values])
-    m = Mixture((base, torch.arange(len(values))[None] % 3 * 1.0), (1.0, weight))
+    m = weighted((base, torch.arange(len(values))[None] % 3 * 1.0), (1.0, weight))
     cut, call = Truncation(top_p, top_k, joint=True), address(1, seed)
     token = int(steer.sample(m, **call, before=cut))
     if max(values) == -INF:
@@ -168,22 +191,21 @@ def test_draws_have_the_right_distribution(case):
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randn(1, 40, generator=generator) * 2 for _ in range(3)]
     big = [x.expand(DRAWS, 40) for x in rows]
-    m, cuts = Mixture(tuple(big), (1.0, 0.5, -0.5)), {}
+
+    def made(rows):
+        if case != "composed":
+            return weighted(rows, (1.0, 0.5, -0.5))
+        damping = Damping(tuple(rows[1:]), 20.0, 0.01, 0.5)
+        return Mixture(rows[0], (Linear((rows[1],), (0.5,)), damping, LogSigmoid(rows[2], 0.7)))
+
+    m, cuts = made(big), {}
     if case == "before":
         cuts = {"before": Truncation(0.9)}
     if case == "after":
         cuts = {"before": Truncation(0.95), "after": Truncation(0.9, 10)}
-    if case == "composed":
-        decay, attribute = Decay(tuple(big[1:]), 20.0, 0.01, 0.5), AttributeLogits(big[2], 0.7)
-        m = Mixture(tuple(big[:2]), (1.0, 0.5), (decay,), (attribute,))
     call = address(DRAWS) | {"prompt": torch.arange(DRAWS), "sample": torch.zeros(DRAWS).long()}
     drawn = steer.sample(m, **call, temperature=1.3, **cuts)
-    one = Mixture(
-        tuple(x[:1] for x in m.sources), m.weights,
-        tuple(Decay(tuple(x[:1] for x in d.biased), d.decay, d.floor, d.weight) for d in m.decays),
-        tuple(AttributeLogits(a.logits[:1], a.weight) for a in m.attributes),
-    )  # fmt: skip
-    z, hidden = reference_z(one, 0) / 1.3, np.full(40, -INF)
+    z, hidden = reference_z(made(rows), 0) / 1.3, np.full(40, -INF)
     places = kept(rows[0][0].double().numpy(), cuts.get("before", Truncation()))
     hidden[places] = z[places]
     places = kept(hidden, cuts.get("after", Truncation()))
@@ -200,7 +222,7 @@ def test_a_row_does_not_depend_on_its_batch(cuts):
     together = steer.sample(m, **call, **cuts)
     for row in (0, 31, 63):
         one = slice(row, row + 1)
-        alone = Mixture(tuple(x[one] for x in m.sources), m.weights)
+        alone = weighted([x[one] for _, x in m.inputs()], (1.0, 2.0, -2.0))
         mine = call | {"prompt": call["prompt"][one], "sample": call["sample"][one]}
         assert torch.equal(steer.sample(alone, **mine, **cuts), together[one])
 
@@ -211,7 +233,7 @@ def test_rows_without_an_answer(before, after):
     base, other = logits(5, 50), logits(5, 50, 1)
     base[0], base[1, 3], base[2, 4] = -INF, NAN, INF
     other[3, base[3].argmax()] = NAN
-    m = Mixture((base, other), (1.0, 1.0))
+    m = weighted((base, other), (1.0, 1.0))
     got = steer.sample(m, **address(5), before=CUTS[before], after=CUTS[after])
     assert got.tolist()[:4] == [-1] * 4 and got[4] >= 0
     scores = steer.scores(m, before=CUTS[before])
@@ -222,14 +244,14 @@ def test_rows_without_an_answer(before, after):
 def test_what_is_cut_off_may_be_no_number():
     base, other = logits(1, 50), logits(1, 50, 1)
     other[0, base[0].argmin()] = NAN
-    m = Mixture((base, other), (1.0, 1.0))
+    m = weighted((base, other), (1.0, 1.0))
     assert steer.sample(m, **address(1), before=Truncation(0.9)) >= 0
     assert steer.sample(m, **address(1)) == -1
 
 
 def test_a_source_that_forbids_all_that_is_kept_leaves_no_answer():
     base, other = torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[-INF, 0.0, 0.0]])
-    m = Mixture((base, other), (1.0, 1.0))
+    m = weighted((base, other), (1.0, 1.0))
     assert steer.sample(m, **address(1), before=Truncation(top_k=1)).tolist() == [-1]
     assert steer.scores(m, before=Truncation(top_k=1)).isnan().all()
 
@@ -241,32 +263,15 @@ def test_no_rows_draw_no_tokens(cuts):
     assert steer.scores(m, before=NUCLEUS).shape == (0, 9)
 
 
-def test_the_operations_are_mixtures():
-    x, call = [logits(3, 200, seed) for seed in range(3)], address(3)
-    m = Mixture(tuple(x), (1.0, 2.0, -2.0))
-    cut = Truncation(0.9, joint=True)
-    tokens = loglinear_sample(x, (1.0, 2.0, -2.0), **call, top_p=0.9)
-    assert torch.equal(tokens, steer.sample(m, **call, before=cut))
-    scores = loglinear_scores(x, torch.tensor([1.0, 2.0, -2.0]), top_p=0.9)
-    assert torch.equal(scores, steer.scores(m, before=cut))
-    m = Mixture((x[0],), (1.0,), (Decay((x[1], x[2]), 50.0, 0.01),))
-    tokens = self_debias_sample(x[0], x[1:], **call, min_p=0.01)
-    assert torch.equal(tokens, steer.sample(m, **call, before=Truncation(min_p=0.01)))
-    scores = self_debias_scores(x[0], x[1:], top_k=9)
-    assert torch.equal(scores, steer.scores(m, before=Truncation(top_k=9)))
-
-
 def test_explain_says_why_torch_computes():
     m = mixture(2, 50)
     assert steer.explain(m) == "torch, because it runs on cpu"
     assert steer.explain(m, backend="torch") == 'torch, because of backend="torch"'
-    two = Mixture((m.base,), (1.0,), (Decay((m.base,), 1.0, 0.1), Decay((m.base,), 1.0, 0.1)))
     everything = Truncation()
-    assert steer.unfused(len(m.decays), everything, everything) == ""
-    assert "2 self-debiasing terms" in steer.unfused(len(two.decays), everything, everything)
-    assert "top-k" in steer.unfused(len(m.decays), CUTS["chained"], everything)
-    assert "1024" in steer.unfused(len(m.decays), everything, Truncation(0.5, 1025))
-    assert "min-p" in steer.unfused(len(m.decays), everything, Truncation(0.5, 10, 0.1))
+    assert steer.unfused(everything, everything) is None
+    assert "top-k" in steer.unfused(CUTS["chained"], everything)
+    assert "1024" in steer.unfused(everything, Truncation(0.5, 1025))
+    assert "min-p" in steer.unfused(everything, Truncation(0.5, 10, 0.1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, assignment"
+"""`plugalign.kernels.terms.linear` in Triton."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plugalign.kernels.head import full
+from plugalign.kernels.rows_triton import values_at
+from plugalign.kernels.terms.term import Fused
+
+if TYPE_CHECKING:
+    from plugalign.kernels.terms.linear import Linear
+
+
+class Data(NamedTuple):
+    """Logits ``(B, V)`` with their row strides, and their weights: numbers, so that nothing is
+    copied to the device, or ``by_row``, float32 ``(B, K)``, contiguous."""
+
+    logits: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    numbers: tuple[float, ...]
+    by_row: Tensor | None
+
+
+@triton.jit
+def constants(data, row):
+    weights = ()
+    for k in tl.static_range(len(data.logits)):
+        if data.by_row is None:
+            weights = weights + (data.numbers[k],)
+        else:
+            weights = weights + (tl.load(data.by_row + row * len(data.logits) + k),)
+    return weights
+
+
+@triton.jit
+def value(data, weights, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.constexpr):
+    for k in tl.static_range(len(data.logits)):
+        y = values_at(data.logits[k] + row * data.strides[k], token, bound, None, ROWS)
+        z += y * weights[k]
+    return z
+
+
+def fused(term: Linear, base: Tensor) -> Fused:
+    """The term as kernels take it."""
+    inputs = tuple(full(x) for x in term.logits)
+    numbers, by_row = tuple[float, ...](), None
+    if isinstance(term.weights, Tensor):
+        by_row = term.weights.expand(len(base), len(inputs)).contiguous()
+    else:
+        numbers = tuple(float(weight) for weight in term.weights)
+    data = Data(inputs, tuple(x.stride(0) for x in inputs), numbers, by_row)
+    return Fused(inputs, constants, value, data, [])

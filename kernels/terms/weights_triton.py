@@ -1,0 +1,35 @@
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+"""A term's weight inside a kernel: a number, or one for each row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plugalign.kernels.terms.term import Weight
+
+
+class Scale(NamedTuple):
+    """A number, or ``by_row``, float32 ``(B,)``."""
+
+    number: float
+    by_row: Tensor | None
+
+
+@triton.jit
+def scale_at(scale, row):
+    """The weight of a row."""
+    if scale.by_row is None:
+        return scale.number
+    else:
+        return tl.load(scale.by_row + row)
+
+
+def scale_of(weight: Weight) -> Scale:
+    """A weight as kernels take it."""
+    if isinstance(weight, Tensor):
+        return Scale(0.0, weight.contiguous())
+    return Scale(float(weight), None)
