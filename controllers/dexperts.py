@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from plugalign.algebra.shifts import LogLinear
+from plugalign.algebra.sources import Logits
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import TopP
 from plugalign.controller import Controller
 from plugalign.engine.group_leaves import Change
 from plugalign.identity import Identity, model_name, vocabulary_hash
-from plugalign.steering import BaseLogits, LogLinear, ModelLogits, Source, Steering, TopP
 
 Expert = Any  # a causal language model, a folder of a model or an adapter, or a hub id
 ROLES = ("expert", "antiexpert")
@@ -70,13 +73,13 @@ class DExperts(Controller):
         shift = LogLinear(((1.0, expert), (-1.0, anti)), weight=self.alpha)
         return Steering((shift,), (self.support,) if self.support.p < 1 else ())
 
-    def _source(self, role: str, base: Any, tokenizer: Any) -> Source:
+    def _source(self, role: str, base: Any, tokenizer: Any) -> Logits:
         expert = getattr(self, role)
         if expert is None:
-            return BaseLogits()
+            return Logits()
         if not isinstance(expert, (str, Path)):
             check_width(expert, base, tokenizer)
-            return ModelLogits(f"{role} {model_name(expert)}", expert)
+            return Logits(f"{role} {model_name(expert)}", expert)
         path = Path(expert)
         if (path / "adapter_config.json").is_file():
             if self.fitted_for is not None:
@@ -89,7 +92,7 @@ class DExperts(Controller):
             check_width(loaded, base, tokenizer)
             loaded = loaded.to(base.device).eval()
         identity = (str(path.resolve() if path.exists() else expert), id(base))
-        return ModelLogits(f"{role} {path.name}", loaded, identity)
+        return Logits(f"{role} {path.name}", loaded, identity=identity)
 
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()

@@ -14,10 +14,13 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from plugalign.algebra.shifts import CandidateShift
+from plugalign.algebra.sources import CandidateValues
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import TopK
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import positions
 from plugalign.identity import Identity, model_name
-from plugalign.steering import Attribute, CandidateScores, Steering, TopK
 
 
 class Predictor(nn.Module):
@@ -93,8 +96,8 @@ class Fudge(Controller):
         predictor = self.predictor
         if predictor.head.weight.device != model.device:
             predictor = copy.deepcopy(predictor).to(model.device)
-        scores = CandidateScores("the FUDGE predictor", predictor)
-        shift = Attribute(scores, k=self.support.k, weight=self.weight)
+        scores = CandidateValues("the FUDGE predictor", predictor, self.support.k)
+        shift = CandidateShift(scores, "logsigmoid", weight=self.weight)
         return Steering((shift,), (self.support,))
 
     def config(self) -> dict[str, Any]:

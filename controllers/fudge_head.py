@@ -16,9 +16,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from plugalign.algebra.shifts import HeadAttribute
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import TopK
 from plugalign.controller import Controller
 from plugalign.identity import Identity
-from plugalign.steering import HeadAttribute, Steering, TopK
 
 
 class FudgeHead(Controller):

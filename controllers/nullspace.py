@@ -22,10 +22,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from plugalign.algebra.shifts import Adaptive, LowRank
+from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import head_input
 from plugalign.identity import Identity, model_name
-from plugalign.steering import Adaptive, LowRank, Steering
 
 TOLERANCE = 1e-3  # on read^T removed = I, after a round trip through float32
 

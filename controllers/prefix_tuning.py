@@ -14,10 +14,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from plugalign.algebra.shifts import LogLinear
+from plugalign.algebra.sources import Context, Logits
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import TopP
 from plugalign.controller import Controller
 from plugalign.engine.prefixing import Prefixing, cache_shape
 from plugalign.identity import Identity, model_name
-from plugalign.steering import LogLinear, PrefixedLogits, Steering, TopP
 
 
 class PrefixTuning(Controller):
@@ -131,12 +134,13 @@ class PrefixContrast(Controller):
             ValueError: if the prefixes do not fit the model.
         """
         check_model(self.desired, self.fitted_for, model, tokenizer)
-        terms = (
-            (1.0, PrefixedLogits("the base behind the desired prefix", self.desired)),
-            (-1.0, PrefixedLogits("the base behind the contrast prefix", self.contrast)),
+        desired, contrast = (
+            Logits(f"the base behind the {name} prefix", context=Context(keys_values=prefix))
+            for name, prefix in (("desired", self.desired), ("contrast", self.contrast))
         )
+        shift = LogLinear(((1.0, desired), (-1.0, contrast)), weight=self.alpha)
         supports = (self.support,) if self.support.p < 1 else ()
-        return Steering((LogLinear(terms, weight=self.alpha),), supports)
+        return Steering((shift,), supports)
 
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from plugalign.algebra.shifts import BiasDecay
+from plugalign.algebra.sources import Context, Logits
+from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
-from plugalign.steering import BiasDecay, PromptedLogits, Steering
 
 # The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
 TEMPLATE = "The following text contains {}:\n"
@@ -65,12 +67,14 @@ class SelfDebias(Controller):
         return {"prefixes": list(self.prefixes), "decay": self.decay, "floor": self.floor}
 
 
-def prompted(text: str, tokenizer: Any) -> PromptedLogits:
+def prompted(text: str, tokenizer: Any) -> Logits:
     """The base behind ``text``. A tokenizer that starts every text with a token does so here too,
     and then the row's own start token is hidden."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     start = tokenizer.bos_token_id
     whole = list(tokenizer(text)["input_ids"])
     if start is None or whole[:1] != [start] or ids[:1] == [start]:
-        return PromptedLogits(f"the base behind {text!r}", tuple(ids))
-    return PromptedLogits(f"the base behind {text!r}", (start, *ids), start)
+        context = Context(tuple(ids))
+    else:
+        context = Context((start, *ids), start)
+    return Logits(f"the base behind {text!r}", context=context)

@@ -1,8 +1,6 @@
-"""Formulas that make one source of a mixture: from hidden states, or from candidates' scores."""
+"""How much of a hidden state adaptive nullspace projection keeps."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -23,9 +21,3 @@ def adaptive_alpha(
     bias = (p * sensitivity).sum(-1, keepdim=True)
     kept = (1.0 - bias.abs()).clamp_min(floor)
     return torch.where((bias >= low) & (bias <= high), torch.ones_like(bias), kept)
-
-
-def scatter_candidates(ids: Tensor, scores: Tensor, vocab: int) -> Tensor:
-    """Candidates' logits of P(a | x, t) ``(B, K)`` at their ids, +inf elsewhere, as ``(B, V)``."""
-    everywhere = torch.full((len(ids), vocab), math.inf, device=scores.device)
-    return everywhere.scatter_(-1, ids, scores.float())

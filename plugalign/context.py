@@ -8,7 +8,6 @@ from torch import Tensor
 
 from plugalign.engine.plan import Plan
 from plugalign.identity import model_name
-from plugalign.steering import ModelLogits
 
 
 def context_of(model: Any) -> int | None:
@@ -19,7 +18,7 @@ def context_of(model: Any) -> int | None:
 
 def context_of_all(plan: Plan, model: Any) -> int | None:
     """The most tokens that every model which reads the whole text can hold."""
-    models = [model, *(source.model for source in _others(plan))]
+    models = [each for each, _, _ in readers(plan, model, 0)]
     return min((c for c in map(context_of, models) if c is not None), default=None)
 
 
@@ -36,9 +35,7 @@ def check_length(plan: Plan, model: Any, mask: Tensor, extra: int) -> None:
     longest = int(mask.sum(-1).max())
     if longest == 0:
         raise ValueError("a prompt has no tokens: its attention mask is all zeros")
-    others = [(source.model, 0, source.name) for source in _others(plan)]
-    prefix = max((len(prompt.prefix) for prompt in plan.prompts.values()), default=0)
-    for each, more, name in [(model, extra + prefix, model_name(model)), *others]:
+    for each, more, name in readers(plan, model, extra):
         context = context_of(each)
         if context is not None and longest + more >= context:
             beside = f" and {more} tokens that controllers put in front" if more else ""
@@ -48,5 +45,13 @@ def check_length(plan: Plan, model: Any, mask: Tensor, extra: int) -> None:
             )
 
 
-def _others(plan: Plan) -> list[ModelLogits]:
-    return [source for source in plan.sources.values() if isinstance(source, ModelLogits)]
+def readers(plan: Plan, model: Any, extra: int) -> list[tuple[Any, int, str]]:
+    """The models that read the whole text, with what stands around it, and a name for messages.
+
+    Args:
+        extra: cache positions that attachments put in front of the base's prompts.
+    """
+    reading = [(source, *pair) for source in plan.sources.values() for pair in source.models]
+    base = max((around for _, each, around in reading if each is None), default=0)
+    others = [(each, around, source.name) for source, each, around in reading if each is not None]
+    return [(model, extra + base, model_name(model)), *others]

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from plugalign.algebra.steering import Steering
 from plugalign.saving import Saveable
-from plugalign.steering import Steering
 
 if TYPE_CHECKING:
     from plugalign.revision import Answers, Revision

@@ -29,9 +29,7 @@ from plugalign.engine.step import Step
 BASE, AUXILIARY, TAIL, HOST = "base", "auxiliary", "tail", "host"
 SEAMS: tuple[tuple[Any, str, str], ...] = (
     (BaseRows, "read", BASE),
-    (SourceRunner, "logits", AUXILIARY),
-    (SourceRunner, "scores", AUXILIARY),
-    (SourceRunner, "hidden", AUXILIARY),
+    (SourceRunner, "read", AUXILIARY),
     (Run, "step", TAIL),
     (Run, "check", TAIL),
     (Step, "mixture", TAIL),

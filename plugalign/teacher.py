@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.context import context_of
+from plugalign.context import context_of, readers
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import PrefixCache, head_input, positions
 from plugalign.engine.fronts import Front
@@ -28,11 +28,9 @@ from plugalign.engine.step import Step
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
-from plugalign.kernels.head import Head
-from plugalign.kernels.head import Logits, full
+from plugalign.kernels.head import Head, Logits, full
 from plugalign.naming import Running
 from plugalign.prompting import reworded
-from plugalign.steering import CandidateScores, ModelLogits, PrefixedLogits
 
 ENTRIES = 2**25  # logits of one model at a time
 Texts = Sequence[str] | tuple[Tensor, Tensor]
@@ -138,19 +136,19 @@ class Sources:
         plan, (ids, mask) = run.plan, (batch.ids, batch.mask)
         self._base = Passage(model, run.splits.of(model), ids, mask)
         self._others: dict[Hashable, Passage] = {}
-        for key, source in plan.sources.items():
-            match source:
-                case ModelLogits():
-                    other = source.model
-                    self._others[key] = Passage(other, run.splits.of(other), ids, mask)
-                case PrefixedLogits():
-                    self._others[key] = Passage(
-                        model, run.splits.of(model), ids, mask, keys_values=source.keys_values
-                    )
-        for key, prompt in plan.prompts.items():
-            front = Front.of([prompt], run.pad)
-            behind = front.row(prompt, ids, mask)
-            self._others[key] = Passage(model, run.splits.of(model), *behind, front=front.width)
+        for key, source in plan.passages.items():
+            other = model if source.model is None else source.model
+            context = source.context
+            front = Front.of([context], run.pad)
+            behind, shown = front.row(context, ids, mask)
+            self._others[key] = Passage(
+                other,
+                run.splits.of(other),
+                behind,
+                shown[:, front.depth :],
+                keys_values=context.keys_values,
+                front=front.width,
+            )
         self._names = {key: plan.sources[key].name for key in self._others}
 
     def read(self, stop: int, row: Tensor, column: Tensor) -> Known:
@@ -171,7 +169,7 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         FloatingPointError: if a model gives NaN or infinite logits; names it and the text.
     """
     sources, runner = Sources(run, model, batch), run.streams()
-    stepwise = any(isinstance(s, CandidateScores) for s in run.plan.sources.values())
+    stepwise = run.plan.stepwise is not None
     vocab = model.get_output_embeddings().weight.shape[0]
     width = 1 if stepwise else max(1, ENTRIES // (len(batch.ids) * vocab))
     last = batch.ids.shape[1] - 1
@@ -182,7 +180,8 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         row, column = (torch.ones_like(here) if stepwise else here).nonzero(as_tuple=True)
         known = sources.read(stop, row, column + start)
         ids, mask = batch.ids[:, :stop], batch.mask[:, :stop]
-        step = Step(run.plan, runner, ids, mask, known.base, known)
+        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=ids.device)
+        step = Step(run.plan, runner, ids, mask, known.base, known, number)
         token = batch.ids[row, column + start + 1]
         chosen = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, token[:, None])
         found[row, column + start] = chosen[:, 0]
@@ -257,9 +256,7 @@ def check_fits(plan: Plan, model: Any, lengths: Sequence[int], extra: int) -> No
     Raises:
         ValueError: naming the text and the model.
     """
-    others = [s.model for s in plan.sources.values() if isinstance(s, ModelLogits)]
-    front = max((len(prompt.prefix) for prompt in plan.prompts.values()), default=0)
-    for each, more in [(model, extra + front), *((other, 0) for other in others)]:
+    for each, more, _ in readers(plan, model, extra):
         context, longest = context_of(each), max(lengths)
         if context is not None and longest + more > context:
             beside = f" and {more} that controllers put in front" if more else ""

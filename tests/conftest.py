@@ -24,11 +24,13 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import plugalign as pa
+from plugalign.algebra.shifts import Adaptive, HeadAttribute, LowRank
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import MinP
 from plugalign.controller import Controller
 from plugalign.controllers.dexperts import adapt, shared_copy
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.group_leaves import LINEAR
-from plugalign.steering import Adaptive, HeadAttribute, LowRank, MinP, Steering
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 

@@ -274,7 +274,7 @@ class TestBadInput:
     def test_what_cannot_be_verified(self, tiny, tokenizer, prompts, make):
         model, told = tiny(), pa.Speculation()
         fudge = pa.wrap(model, tokenizer, make("fudge", model, tiny, "llama-gqa"))
-        self.refused(fudge, prompts(), "scores candidates", speculation=told)
+        self.refused(fudge, prompts(), "read at one place at a time", speculation=told)
         plain = pa.wrap(model, tokenizer, pa.SelfDebias(["w5"]))
         self.refused(plain, prompts(), "moves rows", num_beams=2, speculation=told)
         static = {"cache_implementation": "static", "speculation": told}

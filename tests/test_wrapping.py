@@ -10,16 +10,11 @@ import torch
 from transformers import LogitsProcessor, TextIteratorStreamer, pipeline
 
 import plugalign as pa
+from plugalign.algebra.shifts import CandidateShift, HeadAttribute, LowRank
+from plugalign.algebra.sources import CandidateValues
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import MinP, TopK
 from plugalign.controller import Controller
-from plugalign.steering import (
-    Attribute,
-    CandidateScores,
-    HeadAttribute,
-    LowRank,
-    MinP,
-    Steering,
-    TopK,
-)
 
 MODES = {
     "greedy": {},
@@ -163,7 +158,8 @@ def everything(which, model, tiny, tokenizer, architecture):
             shift[token] = -3.0 * np.logaddexp(0, -score)
         return shift, keep
 
-    shift = Attribute(CandidateScores("predictor", predictor), k=10, weight=3.0)
+    scores = CandidateValues("predictor", predictor, 10)
+    shift = CandidateShift(scores, "logsigmoid", weight=3.0)
     return Declared(Steering((shift,), (TopK(10),))), delta
 
 

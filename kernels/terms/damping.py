@@ -16,9 +16,9 @@ from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, 
 
 @dataclass(frozen=True, eq=False)
 class Damping(Term):
-    """``w log max(exp(-decay d(t)), floor)`` with ``d(t) = max(0, max_k p_k(t) - p(t))``, where p is
-    the base and p_k the base behind a biased prompt (Schick et al. 2021, equations 3 to 5; several
-    attributes take the largest difference).
+    """``w log max(exp(-decay d(t)), floor)`` with ``d(t) = max(0, max_k p_k(t) - p(t))``: p is the
+    base and p_k the base behind a biased prompt (Schick et al. 2021, equations 3 to 5, where
+    several attributes take the largest difference).
 
     Attributes:
         biased: logits ``(B, V)`` behind each biased prompt.

@@ -20,8 +20,7 @@ from transformers import DynamicCache
 
 from plugalign.engine.heads import Split
 from plugalign.engine.star import star_of
-from plugalign.kernels.head import Head
-from plugalign.kernels.head import Logits, full
+from plugalign.kernels.head import Head, Logits, full
 
 REWIND = 32  # answers remembered behind the longest prefix
 
@@ -31,6 +30,10 @@ class PrefixCache:
 
     Args:
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
+
+    Attributes:
+        values: a number for each column that is held, ``(R, T)``, which goes where the columns go;
+            without columns where nobody commits any.
     """
 
     def __init__(self, keys_values: Tensor | None = None):
@@ -39,6 +42,7 @@ class PrefixCache:
         self.cache: DynamicCache | None = None
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._mask = torch.empty(0, 0, dtype=torch.long)
+        self.values = torch.empty(0, 0)
 
     @property
     def length(self) -> int:
@@ -60,6 +64,7 @@ class PrefixCache:
             if permuted > common:
                 self.cache.batch_select_indices(order)
                 self._ids, self._mask = self._ids[order], self._mask[order]
+                self.values = self.values[order]
                 common = permuted
         if self.cache is None or common == 0:
             self._start(rows, ids.device)
@@ -67,11 +72,13 @@ class PrefixCache:
         keep = min(common, length - spare)
         self.cache.crop(keep - held)
         self._ids, self._mask = self._ids[:, :keep], self._mask[:, :keep]
+        self.values = self.values[:, :keep]
         return keep
 
-    def commit(self, ids: Tensor, mask: Tensor) -> None:
-        """Records that the cache now holds these columns."""
+    def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
+        """Records that the cache now holds these columns, with ``values`` ``(R, T)`` if given."""
         self._ids, self._mask = ids, mask
+        self.values = ids.new_empty(len(ids), 0, dtype=torch.float) if values is None else values
 
     def agrees(self, ids: Tensor, mask: Tensor) -> bool:
         """Whether exactly these rows start with what is held up to the length of ``ids``."""
@@ -94,6 +101,7 @@ class PrefixCache:
     def _start(self, rows: int, device: torch.device) -> None:
         self.cache = DynamicCache()
         self._ids = self._mask = torch.empty(rows, 0, dtype=torch.long, device=device)
+        self.values = torch.empty(rows, 0, device=device)
         if self.keys_values is not None:
             for layer, (keys, values) in enumerate(self.keys_values):
                 self.cache.update(
@@ -187,7 +195,7 @@ class CachedScorer:
     When a prefix has grown by one of them in every row, its keys and values are taken over.
 
     Args:
-        predictor: a module with ``backbone`` and ``head``, see `CandidateScores`.
+        predictor: a module with ``backbone`` and ``head``, see `CandidateValues`.
     """
 
     def __init__(self, predictor: Any):

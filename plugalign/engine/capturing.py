@@ -32,7 +32,6 @@ from plugalign.engine.tracing import ATTENTION, has_global_hooks, is_tampered_wi
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.naming import name_of
-from plugalign.steering import Attribute, BiasDecay
 
 GROWING = "cache_implementation='static' is not asked for"
 LEAST = 16  # tokens for which a capture pays
@@ -188,7 +187,7 @@ def obstacle(call: Call, plan: Plan, splits: Splits, extra: int) -> str:
     if call.shows_logits or looking:
         what = "output_logits" if call.shows_logits else looking[0]
         return f"{what} is looked at by the host at every step"
-    if extra and plan.prompts:
+    if extra and plan.contexts:
         return "a prompt behind a trained prefix is read anew at every step"
     return (
         splits.uncapturable
@@ -199,11 +198,9 @@ def obstacle(call: Call, plan: Plan, splits: Splits, extra: int) -> str:
 
 def _of_shifts(plan: Plan, choice: Choice) -> str:
     """What of the controllers' formulas waits for the device, or nothing."""
-    for shift in plan.shifts:
-        if isinstance(shift, Attribute):
-            return f"the candidates of {plan.owner(shift)} are read behind a cache that grows"
-    decays = sum(isinstance(shift, BiasDecay) for shift in plan.shifts)
-    if parts := steer.unfused(decays, plan.truncation, choice.after):
+    if plan.uncapturable:
+        return plan.uncapturable
+    if parts := steer.unfused(plan.truncation, choice.after):
         return f"no kernel fuses {parts}"
     return ""
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plugalign.engine.plan import Plan
-from plugalign.steering import PrefixedLogits, PromptedLogits
-
-Rider = PromptedLogits | PrefixedLogits
+from plugalign.algebra.sources import Context
 
 
 @dataclass(frozen=True)
@@ -29,56 +26,42 @@ class Front:
     pad: int
 
     @classmethod
-    def of(cls, riders: Iterable[Rider], pad: int) -> Front:
+    def of(cls, contexts: Iterable[Context], pad: int) -> Front:
         """Room for the longest of each kind."""
         depths, widths = [0], [0]
-        for rider in riders:
-            match rider:
-                case PrefixedLogits():
-                    depths.append(rider.keys_values.shape[-2])
-                case PromptedLogits():
-                    widths.append(len(rider.prefix))
+        for context in contexts:
+            depths.append(context.depth)
+            widths.append(len(context.ids))
         return cls(max(depths), max(widths), pad)
 
-    def row(self, rider: Rider | None, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids ``(R, W + T)`` and mask ``(R, P + W + T)`` of the texts ``ids`` ``(R, T)`` behind a
-        rider's front, or as they are. What a row does not use is masked, so positions run on
+    def row(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids ``(R, W + T + A)`` and mask ``(R, P + W + T + A)`` of the texts ``ids`` ``(R, T)`` in
+        a context with A tokens behind them. What a row does not use is masked, so positions run on
         without a gap."""
-        prefix: tuple[int, ...] = ()
-        depth = 0
-        if isinstance(rider, PromptedLogits):
-            prefix, mask = rider.prefix, without_start(rider, ids, mask)
-        elif isinstance(rider, PrefixedLogits):
-            depth = rider.keys_values.shape[-2]
+        prefix, depth, mask = context.ids, context.depth, without_start(context, ids, mask)
         gap = self.width - len(prefix)
         front = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
+        behind = ids.new_tensor(context.after).expand(len(ids), -1)
         ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
         shown = mask.new_tensor(ones).expand(len(ids), -1)
-        return torch.cat([front, ids], 1), torch.cat([shown, mask], 1)
+        return torch.cat([front, ids, behind], 1), torch.cat([shown, mask, behind * 0 + 1], 1)
 
-    def keys_values(self, riders: Sequence[Rider | None], dtype: torch.dtype) -> Tensor:
+    def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:
         """``(layers, 2, K, H_kv, P, D_head)``: the prefixes right-aligned, zeros where masked."""
-        shape = next(r.keys_values.shape for r in riders if isinstance(r, PrefixedLogits))
+        trained = [context.keys_values for context in contexts]
+        shape = next(each.shape for each in trained if each is not None)
         layers, both, heads, _, size = shape
-        whole = torch.zeros(layers, both, len(riders), heads, self.depth, size, dtype=dtype)
-        for k, rider in enumerate(riders):
-            if isinstance(rider, PrefixedLogits):
-                first = self.depth - rider.keys_values.shape[-2]
-                whole[:, :, k, :, first:] = rider.keys_values
+        whole = torch.zeros(layers, both, len(contexts), heads, self.depth, size, dtype=dtype)
+        for k, each in enumerate(trained):
+            if each is not None:
+                whole[:, :, k, :, self.depth - each.shape[-2] :] = each
         return whole
 
 
-def riders(plan: Plan) -> dict[Hashable, Rider]:
-    """The plan's sources that are the base itself with something in front of the texts."""
-    return {
-        k: s for k, s in plan.sources.items() if isinstance(s, (PromptedLogits, PrefixedLogits))
-    }
-
-
-def without_start(rider: PromptedLogits, ids: Tensor, mask: Tensor) -> Tensor:
+def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
     """The mask ``(R, T)`` without the start token that a row's own text begins with, where the
     prompt in front of it begins with one."""
-    if rider.start_token is None:
+    if context.start_token is None:
         return mask
     first = (mask.cumsum(-1) == 1) & mask.bool()
-    return mask.masked_fill(first & (ids == rider.start_token), 0)
+    return mask.masked_fill(first & (ids == context.start_token), 0)

@@ -8,26 +8,14 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from plugalign.algebra.gates import Gate
+from plugalign.algebra.shifts import Shift
+from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.controller import Controller
 from plugalign.engine.grouped import Groups
 from plugalign.kernels.truncation import Truncation
-from plugalign.steering import (
-    BASE,
-    HeadAttribute,
-    LogLinear,
-    MinP,
-    ModelLogits,
-    PromptedLogits,
-    Shift,
-    Source,
-    Steering,
-    Support,
-    TopK,
-    TopP,
-)
 
 
 @dataclass(frozen=True)
@@ -53,6 +41,7 @@ class Plan:
         for weight, part in controller.parts():
             if part.overrides("steer") and weight != 0:
                 steering = part.steer(model, tokenizer).scaled(weight)
+                _check_kinds(type(part).__name__, steering)
                 if steering.shifts or steering.supports:
                     declared.append((type(part).__name__, steering))
         plan = cls(tuple(declared))
@@ -100,26 +89,90 @@ class Plan:
 
     @cached_property
     def truncation(self) -> Truncation:
-        """The intersection of all supports: sets of best tokens are nested, kind by kind."""
-        top_p = min((s.p for s in self.supports if isinstance(s, TopP)), default=1.0)
-        top_k = min((s.k for s in self.supports if isinstance(s, TopK)), default=0)
-        min_p = max((s.p for s in self.supports if isinstance(s, MinP)), default=0.0)
-        return Truncation(top_p, top_k, min_p, joint=True)
+        """The intersection of all supports that are cut off by rank, for all rows and steps."""
+        return intersection(self._cuts)
+
+    @cached_property
+    def masks(self) -> tuple[Support, ...]:
+        """All other supports."""
+        return tuple(s for s in self.supports if s not in self._cuts)
+
+    @cached_property
+    def _cuts(self) -> list[RankSupport]:
+        return [s for s in self.supports if isinstance(s, RankSupport) and not s.gates]
+
+    @cached_property
+    def _asking(self) -> tuple[Shift | Support, ...]:
+        return (*self.shifts, *self.supports)
+
+    @cached_property
+    def gates(self) -> tuple[Gate, ...]:
+        """Every gate once."""
+        every = chain.from_iterable(each.gates for each in self._asking)
+        return tuple({id(gate): gate for gate in every}.values())
 
     @cached_property
     def sources(self) -> dict[Hashable, Source]:
         """Every source once, however many controllers ask for it."""
-        return {source.key: source for shift in self.shifts for source in shift.sources}
+        return self._read_by(self._asking)
 
     @cached_property
-    def prompts(self) -> dict[Hashable, PromptedLogits]:
-        """The prompts under which the base runs again, by source key."""
-        return {key: s for key, s in self.sources.items() if isinstance(s, PromptedLogits)}
+    def certain(self) -> dict[Hashable, Source]:
+        """The sources that every step reads: for something that stands behind no gate, or for a
+        gate."""
+        return self._read_by(each for each in self._asking if not each.gates)
+
+    def _read_by(self, asking: Iterable[Shift | Support]) -> dict[Hashable, Source]:
+        """What these and all gates read."""
+        read = chain(*(each.sources for each in asking), *(gate.sources for gate in self.gates))
+        return {source.key: source for source in read}
+
+    def together(self, source: Logits) -> tuple[Logits, ...]:
+        """The sources that one forward reads with this one: a model behind several prompts."""
+        return next(group for group in self._forwards if any(x.key == source.key for x in group))
+
+    @cached_property
+    def _forwards(self) -> tuple[tuple[Logits, ...], ...]:
+        groups: dict[Hashable, list[Logits]] = {}
+        for key, source in self.sources.items():
+            if isinstance(source, Logits) and not source.is_base:
+                context = source.context
+                alone = context.depth or context.after or not context.ids
+                what = key if alone else (source.model_key, self._gates_before(source))
+                groups.setdefault(what, []).append(source)
+        return tuple(map(tuple, groups.values()))
+
+    def _gates_before(self, source: Source) -> Hashable:
+        """What must be open for a source to be read; nothing if it is read at every step."""
+        if source.key in self.certain:
+            return None
+        readers = [x for x in self._asking if any(s.key == source.key for s in x.sources)]
+        return frozenset(tuple(map(id, reader.gates)) for reader in readers)
+
+    @cached_property
+    def contexts(self) -> dict[Hashable, Logits]:
+        """The base in contexts, at every step, by source key."""
+        return {key: s for key, s in self._plain.items() if s.model is None}
 
     @cached_property
     def experts(self) -> dict[Hashable, Any]:
-        """The other models that read the whole text, by source key."""
-        return {key: s.model for key, s in self.sources.items() if isinstance(s, ModelLogits)}
+        """The other models that read the whole text as it is, at every step, by source key."""
+        plain = self._plain.items()
+        return {key: s.model for key, s in plain if s.model is not None and s.context.is_empty}
+
+    @cached_property
+    def passages(self) -> dict[Hashable, Logits]:
+        """Logits that one forward over a whole text gives behind every token, but for the base's
+        own, by source key."""
+        return {
+            key: source
+            for key, source in self.sources.items()
+            if isinstance(source, Logits) and not source.is_base and not source.context.after
+        }
+
+    @cached_property
+    def _plain(self) -> dict[Hashable, Logits]:
+        return {key: source for key, source in self.passages.items() if key in self.certain}
 
     @cached_property
     def groups(self) -> Groups:
@@ -131,29 +184,74 @@ class Plan:
         """The weights in z of the sources that are only added to it, but for the base."""
         weights: dict[Hashable, float] = {}
         for shift in self.shifts:
-            if isinstance(shift, LogLinear):
-                for coefficient, source in shift.terms:
-                    weights.setdefault(source.key, 0.0)
-                    weights[source.key] += shift.weight * coefficient
-        others = (shift for shift in self.shifts if not isinstance(shift, LogLinear))
-        for source in chain.from_iterable(shift.sources for shift in others):
-            weights.pop(source.key, None)
+            for coefficient, source in self._summed(shift):
+                weights.setdefault(source.key, 0.0)
+                weights[source.key] += shift.weight * coefficient
+        others = [shift for shift in self.shifts if not self._summed(shift)]
+        for key in self._read_by((*others, *self.masks)):
+            weights.pop(key, None)
         weights.pop(BASE, None)
         return weights
 
+    @staticmethod
+    def _summed(shift: Shift) -> tuple[tuple[float, Logits], ...]:
+        return () if shift.gates else shift.linear or ()
+
     @cached_property
     def needs_hidden(self) -> bool:
-        """Whether any shift reads the base's last hidden state."""
-        return any(shift.needs_hidden for shift in self.shifts)
-
-    def attribute_weight(self, shift: HeadAttribute) -> Tensor:
-        """``(V, r + 1)``: ``left`` and a column of ones, which carries what all tokens share."""
-        return self._attribute_weights[id(shift)]
+        """Whether anything reads the base's last hidden state."""
+        return HIDDEN in self.sources
 
     @cached_property
-    def _attribute_weights(self) -> dict[int, Tensor]:
-        heads = (shift for shift in self.shifts if isinstance(shift, HeadAttribute))
-        return {
-            id(head): torch.cat([head.left, head.left.new_ones(len(head.left), 1)], dim=1)
-            for head in heads
-        }
+    def stepwise(self) -> str | None:
+        """Why values can be read at one step at a time alone, or None: no draft can be verified
+        then, and given texts are scored column by column."""
+        for source in self.sources.values():
+            if not source.multi_position:
+                return f"'{source.name}' is read at one place at a time"
+            if isinstance(source, Logits) and source.context.after:
+                return f"'{source.name}' reads something behind the text"
+        if self.gates:
+            return f"the gate {type(self.gates[0]).__name__} is asked at one place at a time"
+        if self.masks:
+            return f"the support {type(self.masks[0]).__name__} is a mask of one place at a time"
+        return None
+
+    @cached_property
+    def uncapturable(self) -> str | None:
+        """Why a step cannot be captured as a CUDA graph, or None."""
+        for shift in self.shifts:
+            for source in shift.sources:
+                if not source.capturable:
+                    return f"'{source.name}' of {self.owner(shift)} is read in a way of its own"
+                if isinstance(source, Logits) and source.model and not source.context.is_empty:
+                    return f"'{source.name}' is another model in a context"
+        if self.gates:
+            return f"the gate {type(self.gates[0]).__name__} is looked at by the host"
+        if self.masks:
+            return f"the support {type(self.masks[0]).__name__} is looked at by the host"
+        return None
+
+
+def _check_kinds(name: str, steering: Steering) -> None:
+    """Refuses a declaration that holds something else than shifts, supports, gates and sources.
+
+    Raises:
+        TypeError: naming the controller and what it declared.
+    """
+    kinds = ((Shift, steering.shifts), (Support, steering.supports))
+    for kind, given in kinds:
+        for each in given:
+            _check_kind(name, kind, each)
+            for gate in each.gates:
+                _check_kind(name, Gate, gate)
+            for source in chain(each.sources, *(gate.sources for gate in each.gates)):
+                _check_kind(name, Source, source)
+
+
+def _check_kind(name: str, kind: type, given: object) -> None:
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"the controller {name} declared a {type(given).__name__} ({given!r}) where a "
+            f"{kind.__name__} belongs"
+        )

@@ -13,6 +13,7 @@ from transformers.generation import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from plugalign.algebra.sources import BASE, Logits
 from plugalign.engine import capturing
 from plugalign.engine.call import Call
 from plugalign.engine.heads import Splits
@@ -20,7 +21,6 @@ from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
-from plugalign.steering import ModelLogits
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
@@ -120,13 +120,16 @@ def described(
     why = "a draft is as long as it happens to be" if speculates else ""
     why = why or capturing.obstacle(call, plan, splits, int(attached))
     graphs = capturing.graph_on(model.device) is not None
-    beside = [source.name for source in plan.sources.values() if source.name != "base"]
+    beside = [source.name for key, source in plan.certain.items() if key != BASE]
+    gated = [source.name for key, source in plan.sources.items() if key not in plan.certain]
     lines = [
         f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
+        *([f"run where a gate is open: {', '.join(gated)}"] if gated else []),
         *_experts(plan, model, takes_rows(call.cache, graphs and not why) and not attached),
         *choice.described(),
         f"kept of the base: {_words(plan.truncation)}",
+        *(f"kept by a mask: {type(support).__name__}" for support in plan.masks),
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
     ]
     if graphs:
@@ -152,11 +155,20 @@ def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:
     """How the other models are run, a line each."""
     lines = []
     for source in plan.sources.values():
-        if isinstance(source, ModelLogits):
-            why = plan.groups.why_apart(model, source.model) if rows else "the base takes no rows"
+        if isinstance(source, Logits) and source.model is not None:
+            why = _why_apart(plan, source, model, rows)
             how = f"a forward of its own: {why}" if why else "rows of the base's forward"
             lines.append(f"{source.name}: {how}")
     return lines
+
+
+def _why_apart(plan: Plan, source: Logits, model: Any, rows: bool) -> str:
+    """Why another model has no rows in the base's forward, in words, or nothing."""
+    if source.key not in plan.certain:
+        return "it stands behind a gate"
+    if not source.context.is_empty:
+        return "it reads another context"
+    return plan.groups.why_apart(model, source.model) if rows else "the base takes no rows"
 
 
 def _words(cut: Truncation) -> str:

@@ -1,4 +1,4 @@
-"""Rows, not forwards: the base under prompts and behind prefixes rides with the base itself.
+"""Batches the base, the base in contexts and experts as extra rows of one forward.
 
 One batch of ``(1 + K + G) R`` rows: the texts as they are, then the texts behind each of K prompts
 or trained prefixes, then the texts again for each of G experts (`plugalign.engine.grouped`). In
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from plugalign.engine.fronts import Front, Rider
+from plugalign.algebra.sources import EMPTY, Context
+from plugalign.engine.fronts import Front
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Split
 from plugalign.engine.prefixing import enlarge
@@ -46,11 +47,11 @@ class Known:
 
 
 class BaseRows:
-    """The base of one ``generate`` call, with its riders.
+    """The base of one ``generate`` call, as it is, in contexts, and with experts beside it.
 
     Args:
-        riders: by source key, see `riders`.
-        grouped: the base with experts, whose rows follow those of the riders; None without.
+        contexts: in which the base runs too, by source key.
+        grouped: the base with experts, whose rows follow those of the contexts; None without.
         cache: what transformers has prepared for the base, empty.
         split: the base's body and head where they may be run apart.
         copies: so many neighbouring rows are equal in the first call.
@@ -67,7 +68,7 @@ class BaseRows:
     def __init__(
         self,
         model: Any,
-        riders: dict[Hashable, Rider],
+        contexts: Mapping[Hashable, Context],
         grouped: Grouped | None = None,
         *,
         cache: Any,
@@ -78,7 +79,7 @@ class BaseRows:
         linear: Mapping[Hashable, float] | None = None,
         exact: bool = False,
     ):
-        self.model, self._riders = model, riders
+        self.model, self._contexts = model, contexts
         self._grouped, self._experts = grouped, grouped.heads if grouped else {}
         if grouped is not None:
             split = grouped.split
@@ -86,7 +87,7 @@ class BaseRows:
             split = split.exactly()
         self.split, self.cache = split, cache
         self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
-        self._front = Front.of(riders.values(), pad_token_id)
+        self._front = Front.of(contexts.values(), pad_token_id)
         if is_static(cache) and (more := self._front.depth + self._front.width):
             enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
@@ -97,12 +98,12 @@ class BaseRows:
     @property
     def count(self) -> int:
         """The rows of the forward for each row of the call."""
-        return 1 + len(self._riders) + len(self._experts)
+        return 1 + len(self._contexts) + len(self._experts)
 
     @property
     def aboard(self) -> list[Hashable]:
         """The keys of the sources that are read with the base."""
-        return [*self._riders, *self._experts]
+        return [*self._contexts, *self._experts]
 
     def read(self, ids: Tensor, mask: Tensor) -> Known:
         """What is known after ``ids`` ``(R, T)``, which begin with those of the call before; for
@@ -148,7 +149,7 @@ class BaseRows:
 
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
         """Reads the prompts of the call, behind what each row has in front of them."""
-        rows = [None, *self._riders.values(), *[None] * len(self._experts)]
+        rows = [EMPTY, *self._contexts.values(), *[EMPTY] * len(self._experts)]
         whole, masks = zip(*(self._front.row(r, ids, mask) for r in rows), strict=True)
         if self._front.depth:
             filled = self._front.keys_values(rows, self.model.dtype).to(self.model.device)
@@ -165,7 +166,7 @@ class BaseRows:
         """The same rows, with nothing read yet."""
         cache = DynamicCache(config=text_config(self.model))
         return BaseRows(
-            self.model, self._riders, self._grouped, cache=cache, split=self.split, copies=1,
+            self.model, self._contexts, self._grouped, cache=cache, split=self.split, copies=1,
             pad_token_id=self._front.pad, linear=self._linear, exact=self._exact,
         )  # fmt: skip
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from plugalign.algebra.sources import Context
 from plugalign.engine.auxiliary import CachedModel
 from plugalign.engine.compiling import Static
-from plugalign.engine.fronts import Rider, riders
 from plugalign.engine.grouped import Grouped
 from plugalign.engine.heads import Splits
 from plugalign.engine.hidden import HiddenWatch
@@ -134,13 +134,15 @@ class Run:
 
     def riding(
         self, cache: Any, captured: bool = False
-    ) -> tuple[dict[Hashable, Rider], Grouped | None]:
-        """What is read in one forward with the base, whose cache is given: prompts and prefixes,
-        and experts. Nothing is where an attachment has a say in how the base reads."""
+    ) -> tuple[dict[Hashable, Context], Grouped | None]:
+        """What is read in one forward with the base, whose cache is given: contexts and experts.
+        Nothing is where an attachment has a say in how the base reads."""
         if self.extra_positions or not takes_rows(cache, captured):
             return {}, None
-        riding, plan = riders(self.plan), self.plan
-        return riding, plan.groups.of(self._model, plan.experts, self.splits, 1 + len(riding))
+        plan = self.plan
+        contexts = {key: source.context for key, source in plan.contexts.items()}
+        blocks = 1 + len(contexts)
+        return contexts, plan.groups.of(self._model, plan.experts, self.splits, blocks)
 
     def hidden(self) -> Tensor | None:
         """What the base's head has just read, ``(R, D)``, if it was watched."""
@@ -149,7 +151,7 @@ class Run:
     def record(self, step: Step, steered: Tensor) -> None:
         """Notes in the trace what each controller alone would have done, and all together."""
         assert self.trace is not None
-        alone = [steer.scores(step.mixture(s.shifts)) for _, s in self.plan.steerings]
+        alone = [steer.scores(step.alone(s.shifts)) for _, s in self.plan.steerings]
         base = torch.log_softmax(step.base.float(), -1)
         self.trace.record(step.ids.shape[1], base, alone, steered)
 

@@ -1,4 +1,4 @@
-"""Runs what shifts ask for: other models, the base under prompts or prefixes, candidate scores.
+"""Reads what formulas ask for: models in contexts, hidden states, and sources of other kinds.
 
 Each model is asked through a reader that keeps keys and values: keyed by prefix, so that answers
 are pure functions of the prefix whatever the caller does, or in step with a loop that only
@@ -7,29 +7,47 @@ appends. What is not finite, and an error inside a model, names the source and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from plugalign.engine.auxiliary import CachedModel, CachedScorer
+from plugalign.algebra.sources import (
+    CandidateValues,
+    LastHidden,
+    Logits,
+    Reader,
+    Source,
+    Step,
+    TextCandidateValues,
+    TextLikelihood,
+)
+from plugalign.engine.auxiliary import CachedModel
+from plugalign.engine.candidates import CandidateReader, TextCandidateReader
 from plugalign.engine.fronts import Front
 from plugalign.engine.hidden import HiddenWatch
+from plugalign.engine.likelihood import LikelihoodReader
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import split_rows
 from plugalign.identity import model_name
-from plugalign.kernels.head import Head
-from plugalign.kernels.head import Logits, full
+from plugalign.kernels.head import Head, full
+from plugalign.kernels.head import Logits as Scores
 from plugalign.naming import Running
-from plugalign.steering import BaseLogits, CandidateScores, ModelLogits, PrefixedLogits
+
+# Readers of the sources that come with the package and bring none of their own.
+READERS: dict[type[Source], Callable[[Any, Any], Reader]] = {
+    CandidateValues: lambda source, base: CandidateReader(source),
+    TextCandidateValues: lambda source, base: TextCandidateReader(source),
+    TextLikelihood: LikelihoodReader,
+}
 
 
-class Reader(Protocol):
+class ModelReader(Protocol):
     """A model with its cache."""
 
-    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+    def logits(self, ids: Tensor, mask: Tensor) -> Scores:
         """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)`` with their mask."""
 
     def forget(self) -> None:
@@ -42,7 +60,7 @@ class Reader(Protocol):
         """Says that so many columns of ids were read, by a graph's replay."""
 
 
-ReaderKind = Callable[[Any, Tensor | None], Reader]
+ReaderKind = Callable[[Any, Tensor | None], ModelReader]
 
 
 class SourceRunner:
@@ -52,7 +70,8 @@ class SourceRunner:
         watch: the base's hidden states; paused while the base runs for a source.
         pad_token_id: fills the front of shorter prompts.
         prompt_length: columns of the caller's prompts, to count steps from; 0 if not known.
-        reader: makes a reader of a model behind an optional trained prefix.
+        reader: makes a reader of a model behind an optional trained prefix, for sources that are
+            read at every step.
     """
 
     def __init__(
@@ -65,75 +84,41 @@ class SourceRunner:
         reader: ReaderKind = CachedModel,
     ):
         self._plan, self._model, self._watch = plan, model, watch
-        self._pad, self._prompt_length, self._reader = pad_token_id, prompt_length, reader
+        self._pad, self.prompt_length, self._reader = pad_token_id, prompt_length, reader
+        self._models: dict[Hashable, ModelReader] = {}
         self._readers: dict[Hashable, Reader] = {}
-        self._scorers: dict[Hashable, CachedScorer] = {}
         self._own: CachedModel | None = None
 
-    def logits(
-        self, ids: Tensor, mask: Tensor, base: Tensor, known: Mapping[Hashable, Logits]
-    ) -> dict[Hashable, Logits]:
-        """Logits ``(R, V)`` by source key after the prefixes ``ids`` ``(R, T)``.
-
-        Args:
-            base: the base's logits ``(R, V)``.
-            known: logits of sources that need not run.
-        """
-        answers: dict[Hashable, Logits] = dict(known)
-        for key, source in self._plan.sources.items():
-            if key in known:
-                continue
-            match source:
-                case BaseLogits():
-                    answers[key] = base
-                case ModelLogits():
-                    answers[key] = self._ask(key, source.model, source.name, ids, mask)
-                case PrefixedLogits():
-                    front = source.keys_values
-                    answers[key] = self._ask(key, self._model, source.name, ids, mask, front)
-        if self._plan.prompts and not self._plan.prompts.keys() <= answers.keys():
-            answers |= self._prompted(ids, mask)
-        return {key: fit_width(x, base.shape[-1]) for key, x in answers.items()}
-
-    def scores(
-        self, source: CandidateScores, ids: Tensor, mask: Tensor, candidates: Tensor
-    ) -> Tensor:
-        """Logits of P(a | x, t), ``(R, K)``, for candidate ids ``(R, K)``."""
-        scorer = self._scorers.get(source.key)
-        if scorer is None:
-            scorer = self._scorers[source.key] = CachedScorer(source.model)
-        with self.blamed(source.name, ids):
-            scores = scorer.scores(ids, mask, candidates)
-        self.check_source(source.name, scores, ids)
-        return scores
-
-    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
-        seen = self._watch.find(ids)
-        if seen is not None:
-            return seen
-        with self.blamed("the base's hidden state", ids):
-            self._own = self._own or CachedModel(self._model)
-            return self._own.hidden(ids, mask)
+    def read(self, source: Source, step: Step) -> dict[Hashable, Any]:
+        """A source's value at a step by its key, and the values that came with it: next-token
+        logits ``(R, V)``, or what the source says that it gives."""
+        if isinstance(source, LastHidden):
+            return {source.key: self._hidden(step.ids, step.mask)}
+        if not isinstance(source, Logits):
+            return {source.key: self._value(source, step)}
+        if source.is_base:
+            return {source.key: step.base}
+        width, found = step.base.shape[-1], self._logits(source, step.ids, step.mask)
+        return {key: fit_width(x, width) for key, x in found.items()}
 
     def forget(self) -> None:
         """Frees the keys and values of all models."""
+        for model in self._models.values():
+            model.forget()
         for reader in self._readers.values():
             reader.forget()
-        for scorer in self._scorers.values():
-            scorer.forget()
         if self._own is not None:
             self._own.forget()
 
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that all models have read."""
-        for reader in self._readers.values():
+        for reader in self._models.values():
             reader.rewind(columns)
 
     def at(self, length: int) -> None:
         """Says that all models have read so many columns, by a graph's replay. None of them reads
         prompts: those are rows of the base, where a step is captured."""
-        for reader in self._readers.values():
+        for reader in self._models.values():
             reader.at(length)
 
     def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
@@ -158,33 +143,55 @@ class SourceRunner:
         """`check` for the scores that the base itself gave."""
         self.check(f"the base model '{model_name(self._model)}'", scores, ids)
 
-    def check_source(self, name: str, logits: Logits, ids: Tensor) -> None:
+    def check_source(self, name: str, logits: Scores, ids: Tensor) -> None:
         """`check` for what a source gave."""
         self.check(f"the source '{name}'", full(logits), ids)
 
-    def _ask(
-        self,
-        key: Hashable,
-        model: Any,
-        name: str,
-        ids: Tensor,
-        mask: Tensor,
-        keys_values: Tensor | None = None,
-    ) -> Logits:
-        if key not in self._readers:
-            self._readers[key] = self._reader(model, keys_values)
-        with self.blamed(name, ids):
-            return self._readers[key].logits(ids, mask)
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
+        seen = self._watch.find(ids)
+        if seen is not None:
+            return seen
+        with self.blamed("the base's hidden state", ids):
+            self._own = self._own or CachedModel(self._model)
+            return self._own.hidden(ids, mask)
 
-    def _prompted(self, ids: Tensor, mask: Tensor) -> dict[Hashable, Logits]:
-        """The base behind K prompts: K * R rows of one forward."""
-        prompts = self._plan.prompts
-        front = Front.of(prompts.values(), self._pad)
-        many, masks = zip(*(front.row(p, ids, mask) for p in prompts.values()), strict=True)
-        logits = self._ask(
-            "prompts", self._model, "the base under prompts", torch.cat(many), torch.cat(masks)
-        )
-        return dict(zip(prompts, split_rows(logits, len(prompts)), strict=True))
+    def _value(self, source: Source, step: Step) -> Any:
+        reader = self._readers.get(source.key)
+        if reader is None:
+            make = READERS.get(type(source))
+            own = source.reader(self._model) if make is None else make(source, self._model)
+            reader = self._readers[source.key] = own
+        with self.blamed(source.name, step.ids):
+            return reader.read(step)
+
+    def _logits(self, source: Logits, ids: Tensor, mask: Tensor) -> dict[Hashable, Scores]:
+        """A model in one context, or behind several prompts: K * R rows of one forward."""
+        group = self._plan.together(source)
+        contexts = [each.context for each in group]
+        front = Front.of(contexts, self._pad)
+        rows = [front.row(context, ids, mask) for context in contexts]
+        whole = torch.cat([own for own, _ in rows])
+        shown = torch.cat([own[:, front.depth :] for _, own in rows])
+        with self.blamed(self._named(group), ids):
+            logits = self._reader_of(group).logits(whole, shown)
+        return dict(zip((x.key for x in group), split_rows(logits, len(group)), strict=True))
+
+    def _reader_of(self, group: tuple[Logits, ...]) -> ModelReader:
+        first = group[0]
+        key = tuple(each.key for each in group)
+        if key not in self._models:
+            model = self._model if first.model is None else first.model
+            steady = first.key in self._plan.certain and not first.context.after
+            kind = self._reader if steady else CachedModel
+            self._models[key] = kind(model, first.context.keys_values)
+        return self._models[key]
+
+    def _named(self, group: tuple[Logits, ...]) -> str:
+        if len(group) == 1:
+            return group[0].name
+        model = group[0].model
+        return f"{'the base' if model is None else model_name(model)} under prompts"
 
     @contextmanager
     def blamed(self, name: str, ids: Tensor) -> Iterator[None]:
@@ -198,12 +205,12 @@ class SourceRunner:
 
     def where(self, ids: Tensor) -> str:
         """The step at which the next token of ``ids`` ``(R, T)`` is chosen, in words."""
-        if self._prompt_length == 0:
+        if self.prompt_length == 0:
             return f"prefix length {ids.shape[1]}"
-        return f"step {ids.shape[1] - self._prompt_length}"
+        return f"step {ids.shape[1] - self.prompt_length}"
 
 
-def fit_width(logits: Logits, width: int) -> Logits:
+def fit_width(logits: Scores, width: int) -> Scores:
     """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
     padding that no tokenizer emits, so what fills them never decides anything."""
     have = logits.shape[-1]

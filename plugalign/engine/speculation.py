@@ -29,7 +29,6 @@ from plugalign.engine.streams import text_config
 from plugalign.identity import model_name
 from plugalign.kernels.spec_verify import spec_verify
 from plugalign.naming import Running
-from plugalign.steering import CandidateScores, ModelLogits
 
 # Processors with a memory of the text that they have seen: a draft would be part of it.
 STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
@@ -156,16 +155,13 @@ def check_verifiable(
     Raises:
         ValueError: naming what stands in the way.
     """
-    readers = [source.model for source in plan.sources.values() if isinstance(source, ModelLogits)]
-    why = ""
+    readers = [m for s in plan.sources.values() for m, _ in s.models if m is not None]
+    why = plan.stepwise or ""
     if not isinstance(speculation.draft, str):
         readers.append(speculation.draft)
         room, longest = context_of(speculation.draft), stopping.max_length
         if room is not None and longest is not None and longest > room:
             why = f"the draft model reads {room} tokens, and a text may have {longest}"
-    for source in plan.sources.values():
-        if isinstance(source, CandidateScores):
-            why = f"'{source.name}' scores candidates at one place at a time"
     for processor in choice.processors:
         if isinstance(processor, STATEFUL):
             why = f"{type(processor).__name__} remembers what it was asked before"

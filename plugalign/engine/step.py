@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from plugalign.algebra.gates import Gate
+from plugalign.algebra.shifts import Shift
+from plugalign.algebra.sources import HIDDEN, Logits, Source
+from plugalign.algebra.supports import Support
+from plugalign.engine.adding import Sum
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import Known
-from plugalign.engine.sources import SourceRunner
-from plugalign.kernels import reweighting
-from plugalign.kernels.head import Head, can_add, is_same, weighted_sum
-from plugalign.kernels.mixture import AttributeLogits, Decay, Logits, Mixture, mix
-from plugalign.kernels.topk_select import topk_select
+from plugalign.engine.sources import SourceRunner, fit_width
+from plugalign.kernels import steer
+from plugalign.kernels.mixture import Mixture, mix
+from plugalign.kernels.terms.linear import Linear
+from plugalign.kernels.terms.term import Term, Weight
 from plugalign.naming import Running
-from plugalign.steering import (
-    BASE,
-    Adaptive,
-    Attribute,
-    BiasDecay,
-    HeadAttribute,
-    LogLinear,
-    LowRank,
-    Shift,
-)
 
 
 class Step:
-    """One step's inputs, and the mixtures that shifts make of them.
+    """One step's inputs, and the mixtures that shifts make of them. What is not known is read when
+    it is first asked for, so that what stands behind a closed gate costs nothing.
 
     Args:
         ids: the prefixes ``(R, T)``. mask: ``(R, T)``.
         base: the base's scores ``(R, V)``; ``(R * n, V)`` for the places behind the last n columns.
         known: what a forward has told already, if any.
+        number: how many tokens of each row follow its prompt, int64 ``(R,)``; None where they are
+            the columns behind the prompts of the call.
+
+    Attributes:
+        emptied: which rows ``(R,)`` had no token left by the supports together; the base's best one
+            stays for these. None where no support is a mask.
     """
 
     def __init__(
@@ -44,58 +48,64 @@ class Step:
         mask: Tensor,
         base: Tensor,
         known: Known | None = None,
+        number: Tensor | None = None,
     ):
         known = known or Known(base, None, {})
-        self._plan, self._sources = plan, sources
+        self._plan, self._sources, self._number = plan, sources, number
         self.ids, self.mask, self.base = ids, mask, base
-        self._logits, self._sums = sources.logits(ids, mask, base, known.logits), known.sums
-        self._hidden = None if known.hidden is None else known.hidden.float()
+        self._sums = known.sums
+        width = base.shape[-1]
+        self._values: dict[Hashable, Any] = {
+            k: fit_width(x, width) for k, x in known.logits.items()
+        }
+        if known.hidden is not None:
+            self._values[HIDDEN] = known.hidden.float()
+        self._open: dict[int, Tensor] = {}
+        self.emptied: Tensor | None = None
 
-    def mixture(self, shifts: Iterable[Shift] | None = None) -> Mixture:
-        """The base's scores plus some shifts (None: all), equal sources added up."""
-        weights: dict[Hashable, float] = {BASE: 1.0}
-        terms: dict[Hashable, Logits] = {BASE: self.base}
-        decays, attributes = [], []
-        for shift in self._plan.shifts if shifts is None else shifts:
+    @property
+    def number(self) -> Tensor:
+        """How many tokens of each row follow its prompt already, int64 ``(R,)``.
+
+        Raises:
+            ValueError: if it is not known where the prompts end.
+        """
+        if self._number is not None:
+            return self._number
+        start = self._sources.prompt_length
+        if start == 0:
+            raise ValueError(
+                "a gate counts the steps of an answer, and it is not known where the prompt ends; "
+                "give processor() the prompts' attention_mask"
+            )
+        return self.ids.new_full((len(self.ids),), self.ids.shape[1] - start)
+
+    def read(self, source: Source) -> Any:
+        """The source's value after the prefixes, see `plugalign.algebra.sources`."""
+        if source.key not in self._values:
+            self._values |= self._sources.read(source, self)
+        return self._values[source.key]
+
+    def mixture(self) -> Mixture:
+        """The base's scores, all shifts and all supports that are no truncation."""
+        return self._mixture(self._plan.shifts, self._allowed)
+
+    def alone(self, shifts: Iterable[Shift]) -> Mixture:
+        """The base's scores and some shifts."""
+        return self._mixture(shifts, None)
+
+    def _mixture(self, shifts: Iterable[Shift], allowed: Tensor | None) -> Mixture:
+        total, others = Sum(self.base, self._sums), list[Term]()
+        for shift in shifts:
             with self._evaluating(shift):
-                match shift:
-                    case LogLinear():
-                        for coefficient, source in shift.terms:
-                            terms[source.key] = self._logits[source.key]
-                            weights[source.key] = (
-                                weights.get(source.key, 0.0) + shift.weight * coefficient
-                            )
-                    case BiasDecay():
-                        biased = tuple(self._logits[source.key] for source in shift.biased)
-                        decays.append(Decay(biased, shift.decay, shift.floor, shift.weight))
-                    case LowRank():
-                        terms[id(shift)] = self._low_rank(shift)
-                        weights[id(shift)] = shift.weight
-                    case Attribute() | HeadAttribute():
-                        attributes.append(AttributeLogits(self._attribute(shift), shift.weight))
-                    case _:
-                        kind = type(shift).__name__
-                        raise TypeError(f"no engine knows how to evaluate the shift {kind}")
-        self._add_heads(terms, weights)
-        sources = tuple(terms.values())
-        return Mixture(sources, tuple(weights.values()), tuple(decays), tuple(attributes))
-
-    def _add_heads(self, terms: dict[Hashable, Logits], weights: dict[Hashable, float]) -> None:
-        """Puts one head in the place of all that share their weights. Others stay as they are, and
-        so do logits that are no head's: of a model that caps them, say."""
-        heads = {k: x for k, x in terms.items() if isinstance(x, Head) and can_add(x)}
-        while heads:
-            first = next(iter(heads.values()))
-            keys = [key for key, head in heads.items() if is_same(first, head)]
-            parts = [heads.pop(key) for key in keys]
-            if len(keys) > 1:
-                added = [weights.pop(key) for key in keys]
-                what = frozenset(zip(keys, added, strict=True))
-                for key in keys:
-                    del terms[key]
-                known = self._sums.get(what)
-                terms[what] = weighted_sum(parts, added) if known is None else known
-                weights[what] = 1.0
+                weight = self._weight(shift)
+                for term in () if weight is None else shift.terms(self, weight):
+                    if isinstance(term, Linear):
+                        total.add(term, self._keys)
+                    else:
+                        others.append(term)
+        weight, terms = total.terms()
+        return Mixture(self.base, (*terms, *others), allowed, weight)
 
     def check(self) -> None:
         """Finds out who is to blame where no token could be chosen.
@@ -105,10 +115,11 @@ class Step:
                 step.
         """
         self._sources.check_base(self.base, self.ids)
-        for key, logits in self._logits.items():
-            self._sources.check_source(self._plan.sources[key].name, logits, self.ids)
+        for key, source in self._plan.sources.items():
+            if isinstance(source, Logits) and key in self._values:
+                self._sources.check_source(source.name, self._values[key], self.ids)
         for name, steering in self._plan.steerings:
-            alone = mix(self.mixture(steering.shifts))
+            alone = mix(self.alone(steering.shifts))
             self._sources.check(f"the controller {name}", alone, self.ids)
 
     def _evaluating(self, shift: Shift) -> Running:
@@ -117,30 +128,48 @@ class Step:
         )
 
     @property
-    def hidden(self) -> Tensor:
-        """The base's last hidden state ``(R, D)`` in float32."""
-        if self._hidden is None:
-            self._hidden = self._sources.hidden(self.ids, self.mask)
-        return self._hidden
+    def _keys(self) -> dict[int, Hashable]:
+        """The keys of what was read, by the identity of the value."""
+        return {id(value): key for key, value in self._values.items()}
 
-    def _low_rank(self, shift: LowRank) -> Head:
-        """``-(1 - alpha) left right^T (h - center)``, as a head on r coordinates."""
-        offset = self.hidden if shift.center is None else self.hidden - shift.center
-        coordinates = offset @ shift.right
-        rule = shift.alpha
-        if not isinstance(rule, Adaptive):
-            return Head(coordinates * (rule - 1), shift.left)
-        kept = reweighting.adaptive_alpha(
-            self.base, rule.sensitivity, top_p=rule.top_p, low=rule.low, high=rule.high,
-            floor=rule.floor,
-        )  # fmt: skip
-        return Head(coordinates * (kept - 1), shift.left)
+    def _weight(self, each: Shift | Support) -> Weight | None:
+        """What to multiply with: a number, or float32 ``(R,)`` behind gates; None where they are
+        closed for all rows."""
+        own = each.weight if isinstance(each, Shift) else 1.0
+        if not each.gates:
+            return own
+        weight = self.base.new_full((len(self.base),), own, dtype=torch.float32)
+        for gate in each.gates:
+            weight = weight * self._opened(gate)
+        return weight if bool((weight != 0).any()) else None
 
-    def _attribute(self, shift: Attribute | HeadAttribute) -> Logits:
-        if isinstance(shift, HeadAttribute):
-            state = (self.hidden @ shift.state)[:, None] + shift.offset
-            coordinates = torch.cat([self.hidden @ shift.right, state], dim=1)
-            return Head(coordinates, self._plan.attribute_weight(shift), shift.token_bias)
-        ids = topk_select(self.base, shift.k)[1].sort(-1).values
-        scores = self._sources.scores(shift.scores, self.ids, self.mask, ids)
-        return reweighting.scatter_candidates(ids, scores, self.base.shape[-1])
+    def _opened(self, gate: Gate) -> Tensor:
+        if id(gate) not in self._open:
+            weight = gate.open(self)
+            if weight.shape != self.base.shape[:1] or not bool((weight >= 0).all()):
+                raise ValueError(
+                    f"the gate {type(gate).__name__} must give one number of at least 0 for each "
+                    f"of {len(self.base)} rows, got {weight.tolist()}"
+                )
+            self._open[id(gate)] = weight.float().to(self.base.device)
+        return self._open[id(gate)]
+
+    @cached_property
+    def _allowed(self) -> Tensor | None:
+        """Bool ``(R, V)``: what all supports leave, the truncation too, or None where there is
+        nothing but a truncation. A row without any token gets the base's best one."""
+        allowed: Tensor | None = None
+        for support in self._plan.masks:
+            weight = self._weight(support)
+            if weight is None:
+                continue
+            mask = support.mask(self)
+            if isinstance(weight, Tensor):
+                mask = mask | (weight == 0)[:, None]
+            allowed = mask if allowed is None else allowed & mask
+        if allowed is None:
+            return None
+        allowed = allowed & steer.kept(self.base, self._plan.truncation)
+        self.emptied = ~allowed.any(-1)
+        best = self.base.argmax(-1, keepdim=True)
+        return allowed.scatter(-1, best, allowed.gather(-1, best) | self.emptied[:, None])

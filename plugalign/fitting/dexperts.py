@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.algebra.supports import TopP
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.training import (
@@ -27,7 +28,6 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
-from plugalign.steering import TopP
 
 
 def fit_dexperts(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
+from plugalign.algebra.supports import TopK
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.auxiliary import positions
 from plugalign.fitting.data import Labelled, encode, pad
@@ -27,7 +28,6 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
-from plugalign.steering import TopK
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 

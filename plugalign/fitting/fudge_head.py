@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.algebra.supports import TopK
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting.data import Labelled, encode
 from plugalign.fitting.fudge import labelled_batches, prefix_loss
@@ -26,7 +27,6 @@ from plugalign.fitting.training import (
     working_folder,
 )
 from plugalign.identity import Identity
-from plugalign.steering import TopK
 
 
 def fit_fudge_head(

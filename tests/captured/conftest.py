@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from plugalign.engine import capturing
 from plugalign.kernels import steer
 from plugalign.kernels.launch import Launch
-from plugalign.kernels.head import full
+from plugalign.kernels.mixture import mix
 from plugalign.kernels.philox import WORD, rounds
 
 aten = torch.ops.aten
@@ -95,13 +95,7 @@ def tensors(tree):
 def drawn(mixture, *, seed, prompt, sample, step, temperature, before, after):
     """`plugalign.kernels.steer.sample` from its definition, in operations of fixed shapes."""
     base = mixture.base.float()
-    z = sum(full(x).float() * w for x, w in zip(mixture.sources, mixture.weights, strict=True))
-    for decay in mixture.decays:
-        worst = torch.stack([full(x).float().softmax(-1) for x in decay.biased]).amax(0)
-        excess = (worst - base.softmax(-1)).clamp_min(0)
-        z = z + decay.weight * (-decay.decay * excess).clamp_min(math.log(decay.floor))
-    for attribute in mixture.attributes:
-        z = z + attribute.weight * torch.nn.functional.logsigmoid(full(attribute.logits).float())
+    z = mix(mixture)
     z = torch.where(kept(base, before) & (base > -math.inf), z, -math.inf)
     if temperature > 0:
         z = torch.where(kept(z / temperature, after), z, -math.inf)

@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 
 import plugalign as pa
+from plugalign.algebra.shifts import Adaptive, LowRank
 from plugalign.controller import Controller
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.identity import Identity
-from plugalign.steering import Adaptive, LowRank
 
 WIDTH = 32
 

@@ -15,11 +15,12 @@ from transformers import (
 )
 
 import plugalign as pa
+from plugalign.algebra.shifts import LogLinear
+from plugalign.algebra.supports import TopP
 from plugalign.controller import Controller
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.prefixing import cache_shape
 from plugalign.identity import Identity
-from plugalign.steering import LogLinear, TopP
 
 WIDTH, NEW = 3, 5
 MODES = {
@@ -327,8 +328,9 @@ def test_declarations(make, tokenizer):
     steering = contrast.steer(model, tokenizer)
     (shift,) = steering.shifts
     assert isinstance(shift, LogLinear) and shift.weight == 2.0
-    assert [c for c, _ in shift.terms] == [1.0, -1.0]
-    assert shift.sources[0].keys_values is good and shift.sources[1].keys_values is bad
+    assert [c for c, _ in shift.coefficients] == [1.0, -1.0]
+    trained = [source.context.keys_values for source in shift.sources]
+    assert trained[0] is good and trained[1] is bad
     assert steering.supports == (TopP(0.8),)
     assert PrefixContrast(good, bad, top_p=1.0).steer(model, tokenizer).supports == ()
     assert not contrast.overrides("attach") and (0.5 * contrast).parts()[0][0] == 0.5

@@ -16,13 +16,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration, ViTConfig
 
+from plugalign.algebra.shifts import LogLinear
+from plugalign.algebra.sources import Logits
+from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.evaluation.compare import compare
 from plugalign.evaluation.judges import Judge
 from plugalign.evaluation.loading import random_model
 from plugalign.evaluation.records import read_json, read_whole
-from plugalign.steering import LogLinear, ModelLogits, Steering
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11", "w12 w13"]
@@ -36,7 +38,7 @@ class Push(Controller):
         self.other, self.weight = other, weight
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
-        source = ModelLogits("other", self.other)
+        source = Logits("other", self.other)
         return Steering((LogLinear(((self.weight, source),)),))
 
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The algebra of controllers: sources, shifts, supports and gates, as data that adds up."""

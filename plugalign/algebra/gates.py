@@ -1,0 +1,73 @@
+"""Gates: whether a controller acts, for each row and step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from plugalign.algebra.sources import Logits, Source, Step
+
+
+class Gate(ABC):
+    """A weight for each row and step. Where it is 0 for all rows, what only stands behind the gate
+    is not read: it costs no forward."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What must be read to know whether the gate is open."""
+        return ()
+
+    @abstractmethod
+    def open(self, step: Step) -> Tensor:
+        """Float32 ``(R,)``, not negative: 0 is closed, 1 is open, between them in part."""
+
+    def bound(self, model: object, tokenizer: object) -> Gate:
+        """This gate for one base model and its tokenizer, as a plan reads it.
+
+        Raises:
+            ValueError: if the gate cannot work with them.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class FirstSteps(Gate):
+    """Open for the first ``count`` tokens of an answer.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"FirstSteps needs a number of steps of at least 1, got {self.count}")
+
+    def open(self, step: Step) -> Tensor:
+        return (step.number < self.count).float()
+
+
+@dataclass(frozen=True)
+class Uncertain(Gate):
+    """Open where the base's best token has a probability below ``p`` (nudging, Fei et al. 2025).
+
+    Raises:
+        ValueError: for ``p`` outside (0, 1].
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ValueError(f"Uncertain needs a probability in (0, 1], got {self.p}")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (Logits(),)
+
+    def open(self, step: Step) -> Tensor:
+        best = step.base.float().softmax(-1).amax(-1)
+        return (best < self.p).float()
