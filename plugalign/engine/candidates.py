@@ -23,9 +23,7 @@ class CandidateReader:
 
     def read(self, step: Step) -> Candidates:
         ids = best_candidates(step.base, self._source.k)
-        values = self._scorer.scores(step.ids, step.mask, ids)
-        _refuse_nonsense(values, self._source.name)
-        return Candidates(ids, values)
+        return Candidates(ids, self._scorer.scores(step.ids, step.mask, ids))
 
     def forget(self) -> None:
         self._scorer.forget()
@@ -50,18 +48,7 @@ class TextCandidateReader:
                 f"'{self._source.name}' must give one number for each of {len(texts)} texts, got "
                 f"{tuple(values.shape)}"
             )
-        values = values.to(ids.device).view(ids.shape)
-        _refuse_nonsense(values, self._source.name)
-        return Candidates(ids, values)
+        return Candidates(ids, values.to(ids.device).view(ids.shape))
 
     def forget(self) -> None:
         """Nothing: nothing is kept."""
-
-
-def _refuse_nonsense(values: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(values).all()):
-        row = int((~torch.isfinite(values)).any(-1).nonzero()[0, 0])
-        raise FloatingPointError(
-            f"'{name}' gave a candidate of row {row} a value that is NaN or infinite; try float32, "
-            "or look at its weights"
-        )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.sources import (
+    Candidates,
     CandidateValues,
     LastHidden,
     Logits,
@@ -143,9 +144,12 @@ class SourceRunner:
         """`check` for the scores that the base itself gave."""
         self.check(f"the base model '{model_name(self._model)}'", scores, ids)
 
-    def check_source(self, name: str, logits: Scores, ids: Tensor) -> None:
-        """`check` for what a source gave."""
-        self.check(f"the source '{name}'", full(logits), ids)
+    def check_value(self, source: Source, value: Any, ids: Tensor) -> None:
+        """`check` for what a source gave, if it gives logits or candidates' values."""
+        if isinstance(value, Candidates):
+            self.check(f"the source '{source.name}'", value.values, ids)
+        elif isinstance(source, Logits):
+            self.check(f"the source '{source.name}'", full(value), ids)
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
@@ -163,7 +167,14 @@ class SourceRunner:
             own = source.reader(self._model) if make is None else make(source, self._model)
             reader = self._readers[source.key] = own
         with self.blamed(source.name, step.ids):
-            return reader.read(step)
+            value = reader.read(step)
+        if not isinstance(value, Candidates):
+            return value
+        if value.values.is_cpu:
+            self.check_value(source, value, step.ids)
+            return value
+        # To look would be to wait for the device, so a bad row has no token, and that is found out.
+        return Candidates(value.ids, spoiled(value.values))
 
     def _logits(self, source: Logits, ids: Tensor, mask: Tensor) -> dict[Hashable, Scores]:
         """A model in one context, or behind several prompts: K * R rows of one forward."""
@@ -208,6 +219,12 @@ class SourceRunner:
         if self.prompt_length == 0:
             return f"prefix length {ids.shape[1]}"
         return f"step {ids.shape[1] - self.prompt_length}"
+
+
+def spoiled(values: Tensor) -> Tensor:
+    """The values ``(R, K)``, with NaN in all of a row of which one is NaN or infinite (but for
+    -inf beside others), so that no token of it can be drawn. Nothing waits for a device."""
+    return values + 0 * values.logsumexp(-1, keepdim=True)
 
 
 def fit_width(logits: Scores, width: int) -> Scores:

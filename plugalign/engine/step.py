@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
-from plugalign.algebra.sources import HIDDEN, Logits, Source
+from plugalign.algebra.sources import HIDDEN, Source
 from plugalign.algebra.supports import Support
 from plugalign.engine.adding import Sum
 from plugalign.engine.plan import Plan
@@ -116,8 +116,8 @@ class Step:
         """
         self._sources.check_base(self.base, self.ids)
         for key, source in self._plan.sources.items():
-            if isinstance(source, Logits) and key in self._values:
-                self._sources.check_source(source.name, self._values[key], self.ids)
+            if key in self._values or key in self._plan.certain:
+                self._sources.check_value(source, self.read(source), self.ids)
         for name, steering in self._plan.steerings:
             alone = mix(self.alone(steering.shifts))
             self._sources.check(f"the controller {name}", alone, self.ids)

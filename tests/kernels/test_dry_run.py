@@ -55,7 +55,8 @@ def dry_run(tmp_path_factory):
 
 
 def kernels():
-    """Names of the Triton functions that no other calls: those that the host launches."""
+    """Names of the Triton functions that no other calls: those that the host launches. (Those of
+    the terms are handed to kernels.)"""
     modules = [importlib.import_module(f"plugalign.kernels.{f.stem}") for f in jitted_files()]
     named = {value for module in modules for value in vars(module).values() if is_jitted(value)}
     called = set()

@@ -16,7 +16,8 @@ import pytest
 
 tl = pytest.importorskip("triton.language")
 
-FILES = sorted((Path(__file__).parents[2] / "kernels").glob("*_triton.py"))
+KERNELS = Path(__file__).parents[2] / "kernels"
+FILES = sorted(KERNELS.rglob("*_triton.py"))
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the normal float32 numbers
 PARTS = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Load)
 
@@ -66,7 +67,8 @@ def widened(text: str, module: dict[str, Any]) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_float_is_a_float32(file):
-    module = importlib.import_module(f"plugalign.kernels.{file.stem}")
+    name = ".".join(file.relative_to(KERNELS).with_suffix("").parts)
+    module = importlib.import_module(f"plugalign.kernels.{name}")
     assert widened(file.read_text(), vars(module)) == []
 
 

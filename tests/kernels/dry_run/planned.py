@@ -21,9 +21,14 @@ from plugalign.kernels import (
 )
 from plugalign.kernels.candidate_sample import Call as Candidates
 from plugalign.kernels.launch import Launch
-from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture
+from plugalign.kernels.mixture import Mixture, weighted
 from plugalign.kernels.spec_verify import Call
 from plugalign.kernels.steer import Draw
+from plugalign.kernels.terms.damping import Damping
+from plugalign.kernels.terms.extreme import Extreme
+from plugalign.kernels.terms.linear import Linear
+from plugalign.kernels.terms.log_sigmoid import LogSigmoid
+from plugalign.kernels.terms.probability_mix import ProbabilityMix
 from plugalign.kernels.truncation import EVERYTHING, Truncation
 
 Plans = Iterator[tuple[str, list[Launch]]]
@@ -74,23 +79,28 @@ def launches() -> Plans:
 def steered(shape: Shape, whole: bool) -> Plans:
     """Mixtures by their terms, truncations before and after, greedily, and as scores."""
     x = [shape.logits() for _ in range(5)]
-    decay = (Decay((x[1], x[2]), 50.0, 0.01),)
-    one = Mixture((x[0],), (1.0,))
-    three = Mixture(tuple(x[:3]), (1.0, 2.0, -2.0))
-    debias = Mixture((x[0],), (1.0,), decay)
+    damping = Damping((x[1], x[2]), 50.0, 0.01)
+    one, three = Mixture(x[0]), weighted(x[:3], (1.0, 2.0, -2.0))
+    debias = Mixture(x[0], (damping,))
+    union = Mixture(x[0], (Extreme((x[1], x[2])),))
     drawn = [
         ("three sources on a nucleus", three, NUCLEUS, EVERYTHING, False),
         ("one source on its own nucleus", one, EVERYTHING, NUCLEUS, False),
         ("debiased on a nucleus", debias, NUCLEUS, EVERYTHING, False),
+        ("union on a nucleus", union, NUCLEUS, EVERYTHING, False),
         ("chained top-k and top-p", three, EVERYTHING, Truncation(0.9, 50), False),
     ]
     if whole:
-        weights, attribute = torch.ones(shape.rows, 3), (AttributeLogits(x[4].float(), 1.5),)
-        all_terms = Mixture((x[0], x[3]), (1.0, -0.5), decay, attribute)
+        each, mask = torch.ones(shape.rows), torch.ones(shape.rows, shape.vocab).bool()
+        by_row = weighted(x[:3], each[:, None].repeat(1, 3))
+        attribute = LogSigmoid(x[4].float(), 1.5)
+        all_terms = Mixture(x[0], (Linear((x[3],), (-0.5,)), damping, attribute))
+        mixed = Mixture(x[0], (ProbabilityMix(x[1], 3.0, weight=each),), mask, each)
         joint = Truncation(0.9, 50, joint=True)
         drawn += [
             ("three sources, all tokens", three, EVERYTHING, EVERYTHING, False),
-            ("weights by row", Mixture(tuple(x[:3]), weights), NUCLEUS, NUCLEUS, False),
+            ("weights by row", by_row, NUCLEUS, NUCLEUS, False),
+            ("masked mix of probabilities", mixed, NUCLEUS, EVERYTHING, False),
             ("all terms", all_terms, NUCLEUS, EVERYTHING, False),
             ("greedy on a nucleus", three, NUCLEUS, EVERYTHING, True),
             ("greedy", one, EVERYTHING, EVERYTHING, True),

@@ -14,10 +14,14 @@ from plugalign.kernels import gumbel, steer
 from plugalign.kernels.candidate_sample import Call, candidate_sample
 from plugalign.kernels.group_lora import group_lora
 from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
-from plugalign.kernels.mixture import AttributeLogits, Decay, Mixture, mix
+from plugalign.kernels.mixture import Mixture, mix, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import _checked, spec_verify
 from plugalign.kernels.steer import Draw
+from plugalign.kernels.terms.damping import Damping
+from plugalign.kernels.terms.extreme import Extreme
+from plugalign.kernels.terms.log_sigmoid import LogSigmoid
+from plugalign.kernels.terms.probability_mix import ProbabilityMix
 from plugalign.kernels.topk_select import topk_select
 from plugalign.kernels.truncation import EVERYTHING, Truncation
 
@@ -148,10 +152,15 @@ def mixture(at: At, kind: str) -> Mixture:
     x = [at.logits(seed) for seed in range(4)]
     x[1:] = [torch.where(y == -INF, 0, y) for y in x[1:]]  # an anti-expert's -inf is +inf in z
     if kind == "one":
-        return Mixture((x[0],), (1.0,))
+        return Mixture(x[0])
     if kind == "three":
-        return Mixture(tuple(x[:3]), (1.0, 2.0, -2.0))
-    return Mixture((x[0],), (1.0,), (Decay((x[1], x[2]), 50.0, 0.01),), (AttributeLogits(x[3]),))
+        return weighted(x[:3], (1.0, 2.0, -2.0))
+    if kind == "union":
+        return Mixture(x[0], (Extreme((x[1], x[2]), weight=at.heat()),))
+    if kind == "mask":
+        mask = (torch.arange(at.vocab, device=DEVICE) % 5 != 3).expand(at.rows, -1)
+        return Mixture(x[0], (ProbabilityMix(x[1], 3.0, 1e-4),), mask)
+    return Mixture(x[0], (Damping((x[1], x[2]), 50.0, 0.01), LogSigmoid(x[3])))
 
 
 def steered(kind: str, before: Truncation, after: Truncation, greedy: bool, at: At) -> Operation:
@@ -280,6 +289,8 @@ OPERATIONS: dict[str, Callable[[At], Operation]] = {
     "steer.sample-top_p": partial(steered, "three", NUCLEUS, EVERYTHING, False),
     "steer.sample-own_top_p": partial(steered, "one", EVERYTHING, NUCLEUS, False),
     "steer.sample-debias": partial(steered, "all", NUCLEUS, EVERYTHING, False),
+    "steer.sample-union": partial(steered, "union", NUCLEUS, EVERYTHING, False),
+    "steer.sample-mask": partial(steered, "mask", NUCLEUS, EVERYTHING, False),
     "steer.sample-greedy": partial(steered, "three", NUCLEUS, EVERYTHING, True),
     "steer.sample-joint": partial(
         steered, "three", Truncation(0.9, 50, 0.01, joint=True), EVERYTHING, False
