@@ -46,6 +46,7 @@ from rich.progress import Progress
 
 from plugalign.failures import FAILURES, reason
 from plugalign.kernels.backend import Backend
+from plugalign.kernels.occupancy import MOST_PROGRAMS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULTS = {
@@ -205,6 +206,9 @@ def main(
         bool | None, typer.Option(help="time torch.compile too; by default on a GPU alone")
     ] = None,
     tune: Annotated[bool, typer.Option(help="measure this GPU's row of the launch table")] = False,
+    tried: Annotated[
+        str, typer.Option(help="programs on a multiprocessor that --tune tries")
+    ] = "1,2,3,4,6,8",
     backend: Annotated[str, typer.Option(help="of our side: auto, triton or torch")] = "auto",
     check: Annotated[bool, typer.Option(help="compare results only, and time nothing")] = False,
 ) -> None:
@@ -227,7 +231,7 @@ def main(
         _numbers("batch", batch or batches, MOST_BATCH),
         _numbers("vocab", vocab or vocabs, MOST_VOCAB),
     )
-    work = plan(_chosen(only), list(sizes))
+    work, programs = plan(_chosen(only), list(sizes)), _numbers("tried", tried, MOST_PROGRAMS)
     torch.set_num_threads(threads)
     compile = kind == "cuda" if compile is None else compile
     bench = Bench(
@@ -236,7 +240,7 @@ def main(
     )  # fmt: skip
     if tune:
         case = partial(Case, *work[0][1], bench.dtype, bench.device, zipf)
-        tune_with = partial(tuned, case, bench.watch, rounds, backend=bench.backend)
+        tune_with = partial(tuned, case, bench.watch, rounds, programs, bench.backend)
         raise typer.Exit(0 if save_tuned(tune_with, bench.conditions(), out) else 1)
     report = run(bench, work, out)
     Console(width=140).print(table(report["results"]))

@@ -21,7 +21,6 @@ from plugalign.failures import FAILURES, reason
 from plugalign.kernels.backend import Backend
 from plugalign.kernels.occupancy import ELSEWHERE, KERNELS, PROGRAMS, architecture_of
 
-TRIED = (1, 2, 3, 4, 6, 8)
 # In this order: what a later operation launches beside its own kernel is tuned before.
 TIMED_BY = {
     "gumbel.sweep": "plain", "row_lse.sweep": "row_lse", "sweep": "dexperts_top_p",
@@ -47,7 +46,7 @@ def tuned(
     case: Callable[..., Case],
     watch: Stopwatch,
     rounds: int,
-    tried: Sequence[int] = TRIED,
+    tried: Sequence[int],
     backend: Backend = "auto",
 ) -> Iterator[Result]:
     """After each kernel, the table's row for the device at hand, the median microseconds that it
