@@ -70,9 +70,11 @@ class Inputs:
 
     def case(self, name: str, launch: Launch, streams: int) -> Case:
         """A kernel whose main loop reads so many streams of entries."""
+        from triton import __version__
+
         short = name.split()[0] in SHORT
         whole = f"{name} {str(self.dtype).removeprefix('torch.')} {self.kind}"
-        entry, budget = streams * self.dtype.itemsize, budget_of(name, self.kind)
+        entry, budget = streams * self.dtype.itemsize, budget_of(name, self.kind, __version__)
         listed = self.dtype == torch.bfloat16 and self.kind == "even"
         return Case(whole, name, launch, entry, budget, short, listed)
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 puts the interpreter in the compiler's place; unset it")
     dtypes = tuple(names[name] for name in chosen.dtype)
+    print(f"Triton {version('triton')}")
     print(f"{'kernel':36} target regs shared spills load instructions/entry")
     over = 0
     for rows in _tables(chosen.target, dtypes):

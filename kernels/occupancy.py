@@ -2,7 +2,8 @@
 
 Nothing is tuned while a model runs. `PROGRAMS` is a table by architecture: its entries are what
 the registers, shared memory and warps of the compiled kernels leave room for, with aligned rows of
-bfloat16, and the compile gate holds them against the kernels. A measurement may halve an entry:
+bfloat16, and the compile gate holds them against the kernels as each version of Triton that it runs
+on compiles them; 3.6 and 3.9 leave room for the same. A measurement may halve an entry:
 ``benchmarks/bench_kernels.py --tune`` makes one on the GPU that it runs on.
 """
 

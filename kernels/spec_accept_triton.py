@@ -13,18 +13,19 @@ import triton.language as tl
 
 from plugalign.kernels.row_lse_triton import LOG2E, add_online, pivot_of
 from plugalign.kernels.rows_triton import NEVER, logits_at
-from plugalign.kernels.spec_verify import ACCEPTANCE
+from plugalign.kernels.spec_verify import ACCEPTANCE, TINY
 
 PLACES = tl.constexpr(8)  # looked at together
 
 ACCEPTANCE_OFFSET = tl.constexpr(ACCEPTANCE)
 INF = tl.constexpr(float("inf"))
+SMALLEST = tl.constexpr(TINY)  # below, some versions of Triton take a literal for a float64
 
 
 @triton.jit
 def scale_of(heat):
     """What turns a score into an exponent of 2; finite at any temperature, also at 0."""
-    return LOG2E / tl.maximum(heat, 1e-38)
+    return LOG2E / tl.maximum(heat, SMALLEST)
 
 
 @triton.jit

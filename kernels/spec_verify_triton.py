@@ -15,10 +15,10 @@ from torch import Tensor
 
 from plugalign.kernels import gumbel_triton
 from plugalign.kernels.gumbel_triton import LN2, NO_TOKEN, log2_of, tile_noise
-from plugalign.kernels.launch import MOST_PARTS, Launch, prepared, split, tiling
+from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split, tiling
 from plugalign.kernels.rows_triton import NEVER, logits_at, values_at
-from plugalign.kernels.spec_accept_triton import INF, PLACES, accept, scale_of, weigh
-from plugalign.kernels.spec_verify import BEHIND, RESIDUAL, TINY, Call
+from plugalign.kernels.spec_accept_triton import INF, PLACES, SMALLEST, accept, scale_of, weigh
+from plugalign.kernels.spec_verify import BEHIND, RESIDUAL, Call
 
 TILE = 2048
 WARPS = 8
@@ -26,7 +26,6 @@ ACCEPT_WARPS = 16  # [PLACES, PARTS] entries of several arrays, which fewer woul
 
 RESIDUAL_OFFSET = tl.constexpr(RESIDUAL)
 FAR_BEHIND = tl.constexpr(BEHIND)
-SMALLEST = tl.constexpr(TINY)
 
 
 @triton.jit(do_not_specialize=["vocab", "seed", "places", "tiles"])
@@ -147,9 +146,10 @@ def plan(
         "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
         "prompt": call.prompt, "sample": call.sample, "step": call.step,
     }  # fmt: skip
-    shares, each = split("spec.weigh", tiles, 2 * rows * places, target.device, parts)
-    top, total = call.temperature.new_empty(2, rows, 2, places, shares)
-    norm_top, inverse = call.temperature.new_empty(2, rows, 2, places)
+    shares, each = split("spec.weigh", tiles, rows * 2 * places, target.device, parts)
+    judged = rows * 2 * places  # in the target and in the draft
+    top, total = call.temperature.new_empty(2, aligned(judged * shares))
+    norm_top, inverse = call.temperature.new_empty(2, aligned(judged))
     shared |= {"part_top": top, "part_sum": total, "norm_top": norm_top, "norm_inverse": inverse}
     judge = shared | {"tiles": each, "parts": shares}
     left, each = split("spec.draw", tiles, rows, target.device, parts)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from plugalign.kernels.compile_budgets import budget_of
+from plugalign.kernels.compile_budgets import BUDGETS, BY_TRITON, budget_of
 from plugalign.kernels.compile_cases import VOCABULARIES
 
 pytest.importorskip("triton")
@@ -46,9 +46,18 @@ def run_python(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.parametrize("version", ["3.9.0", "3.6.0"])
 @pytest.mark.parametrize(("kernel", "most"), [("sweep K=3 top-p", 60), ("sweep K=3 greedy", 30)])
-def test_what_sampling_may_cost_at_most(kernel, most):
-    assert all(budget_of(kernel, kind).instructions <= most for kind in VOCABULARIES)
+def test_what_sampling_may_cost_at_most(kernel, most, version):
+    assert all(budget_of(kernel, kind, version).instructions <= most for kind in VOCABULARIES)
+
+
+def test_budgets_are_those_of_the_compiler():
+    assert all(rows.keys() <= BUDGETS.keys() for rows in BY_TRITON.values())
+    for version in ("3.6.0", "3.6.1+git"):
+        assert budget_of("topk.narrow", "odd", version) == BY_TRITON["3.6"]["topk.narrow", "any"]
+        assert budget_of("topk.sweep", "odd", version) == BUDGETS["topk.sweep", "odd"]
+    assert budget_of("topk.narrow", "odd", "3.10.0") == BUDGETS["topk.narrow", "any"]
 
 
 def test_kernels_are_within_their_budgets():
