@@ -18,6 +18,7 @@ from plugalign.kernels import steer
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(
         not INTERPRETED and not torch.cuda.is_available(),
         reason="runs in the interpreter or on a GPU",

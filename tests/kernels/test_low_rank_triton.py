@@ -15,6 +15,7 @@ from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(
         not INTERPRETED and not torch.cuda.is_available(),
         reason="runs in the interpreter or on a GPU",

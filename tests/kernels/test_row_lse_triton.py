@@ -12,6 +12,7 @@ from plugalign.kernels.row_lse import row_lse
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(
         not INTERPRETED and not torch.cuda.is_available(),
         reason="runs in the interpreter or on a GPU",
