@@ -8,6 +8,7 @@ tokens without sorting a vocabulary. What the loop does not do takes the process
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from plugalign.engine.speculation import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
 from plugalign.engine.streams import is_static
+from plugalign.engine.switch import WITHOUT, Switch
 from plugalign.kernels import steer
 from plugalign.naming import Running
 
@@ -40,17 +42,25 @@ class Loop:
         run: the call's state.
         streamer: gets the tokens as they come; transformers has given it the prompts.
         speculation: what drafts tokens, if anything.
+        switch: whether its steps are to be captured.
     """
 
-    def __init__(self, run: Run, streamer: Any = None, speculation: Speculation | None = None):
+    def __init__(
+        self,
+        run: Run,
+        streamer: Any = None,
+        speculation: Speculation | None = None,
+        switch: Switch | None = None,
+    ):
         self._run, self._streamer, self._speculation = run, streamer, speculation
+        self._switch = switch or Switch()
 
     def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Any:
         """What ``generate`` returns, from arguments as transformers prepares them.
 
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
-            ValueError: if a draft is wanted and cannot be verified.
+            ValueError: if a draft is wanted and cannot be verified, or a capture and none is made.
         """
         call = Call.of(model, input_ids, **inputs)
         base, decoder = self._prepared(call)
@@ -88,7 +98,7 @@ class Loop:
             exact=call.shows_logits or call.choice.want_scores,
         )  # fmt: skip
         sources = run.streams(call.copies, told is not None, static)
-        decoder = Decoder(run, base, sources, call.choice, stopping, graph)
+        decoder = Decoder(run, base, sources, call.choice, stopping, graph, self._switch)
         decoder.logits = () if call.shows_logits else None
         if told is not None:
             parts = (base, sources, call.choice, stopping)
@@ -96,15 +106,11 @@ class Loop:
         return base, decoder
 
     def _graph(self, call: Call) -> capturing.Graph | None:
-        """What the steps of a call can be captured in, if they can be."""
-        run = self._run
-        if self._speculation is not None or run.trace is not None:
-            return None
-        if capturing.obstacle(call, run.plan, run.splits, run.extra_positions):
-            return None
-        graph, models = capturing.graph_on(call.model.device), run.plan.experts.values()
-        split = graph and all(run.splits.of(each) for each in (call.model, *models))
-        return graph if split else None
+        """What the steps of a call are captured in, if they are."""
+        run, why = self._run, capturing.beside(self._speculation is not None, self._run.trace)
+        return capturing.graph_for(
+            call, run.plan, run.splits, run.extra_positions, self._switch, why
+        )
 
     def _speculator(
         self,
@@ -136,9 +142,11 @@ class Decoder:
         choice: Choice,
         stopping: Stopping,
         graph: capturing.Graph | None = None,
+        switch: Switch | None = None,
     ):
         self._run, self._base, self._sources = run, base, sources
         self._choice, self._stopping, self._graph = choice, stopping, graph
+        self._switch = switch or Switch()
         self._who = run.plan.shared_by(base.aboard)
         self.scores: tuple[Tensor, ...] | None = () if choice.want_scores else None
         self.logits: tuple[Tensor, ...] | None = None
@@ -206,7 +214,15 @@ class Decoder:
         self._sources.at(length)
 
     def _refused(self, why: str) -> None:
-        self._run.splits.uncapturable = why
+        """Goes on without a graph, now and in later calls, unless one was asked for."""
+        self._run.splits.uncapturable = f"a step could not be captured ({why})"
+        self._switch.check(self._run.splits.uncapturable)
+        warnings.warn(
+            "no CUDA graph of a step can be made, so each is launched by the host, now and in "
+            f"later calls: {why}; {WITHOUT}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _look(self, ids: Tensor, mask: Tensor, done: bool) -> None:
         """Looks now and then for a column that has no token."""

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from plugalign.calling import called
 from plugalign.context import check_length, context_of_all
 from plugalign.controller import Controller
-from plugalign.decoding import Loop
 from plugalign.engine.drafting import BASE, Speculation
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.routing import check_traceable, described, obstacle
-from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
+from plugalign.engine.run import Run, SteeringProcessor
+from plugalign.engine.switch import Capture, Switch
 from plugalign.identity import model_name
 from plugalign.naming import Calling, freeing
-from plugalign.prompting import inferred_mask, reworded, sequences_of, special_tokens, with_prompt
+from plugalign.prompting import inferred_mask, reworded, special_tokens, with_prompt
 from plugalign.revision import Answers, check_revisable, reusable_cache, revised
 from plugalign.teacher import Batch, Texts, asked, check_fits, log_probs
 from plugalign.trace import Trace
@@ -80,6 +81,7 @@ class Steered:
         *,
         trace: Trace | None = None,
         speculation: Speculation | None = None,
+        capture: Capture = "auto",
         **options: Any,
     ) -> Any:
         """``model.generate`` under the controllers: same arguments, same return value.
@@ -89,12 +91,20 @@ class Steered:
             trace: is filled with every controller's contribution to every token.
             speculation: drafts several tokens at a time, and is told how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
+            capture: whether the steps are replays of one CUDA graph. "auto": where
+                ``cache_implementation="static"`` is asked for on a CUDA device and nothing stands
+                in the way, unless the environment variable ``PLUGALIGN_CAPTURE`` (0, 1 or auto)
+                says otherwise. True: or an error. False: never.
 
         Raises:
+            TypeError: if ``capture`` is neither a bool nor "auto".
             ValueError: for an empty prompt, one that is longer than a model's context, a trace of
-                beams or drafts, or speculation where a draft cannot be verified; says why.
+                beams or drafts, speculation where a draft cannot be verified, or ``capture=True``
+                where no step can be captured; says why. (What only a step itself shows is said
+                after the second token.)
             FloatingPointError: if a model gives NaN or infinite logits.
         """
+        switch = Switch.of(capture)
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         if ids is None or ids.ndim != 2 or 0 in ids.shape:
             raise ValueError(
@@ -112,25 +122,36 @@ class Steered:
         with self._attached() as extra:
             check_length(self.plan, self.model, read_mask, extra)
             run = self._run(read_mask, options, trace, extra)
-            output = self._generate(run, read, read_mask, options, speculation)
+            given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
+            prepared = self._prepared(given, run)
+            output = called(
+                self.model, run, read, read_mask, prepared,
+                why=obstacle(self.model, read, prepared),
+                calling=Calling(self.model, given, read.shape[1]),
+                speculation=speculation, switch=switch,
+            )  # fmt: skip
             if self._acting_on("revise"):
                 output = self._revised(output, read, read_mask, options, run, extra)
         return output if read is ids else with_prompt(output, read.shape[1], ids)
 
-    def explain(self, inputs: Tensor | None = None, **options: Any) -> str:
+    def explain(
+        self, inputs: Tensor | None = None, *, capture: Capture = "auto", **options: Any
+    ) -> str:
         """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
         what it fuses, or the processor path, with what the loop cannot do. No model runs.
 
         Args:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and one token will do.
+            capture: see `generate`; where it would raise, this says why.
         """
+        switch = Switch.of(capture)
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
         options = self._prepared(options, self._run(mask, options))
         apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
         lines = described(
             self.plan, self.splits, self.model, ids, mask, options,
-            attached=apart, speculates=drafts is not None,
+            attached=apart, speculates=drafts is not None, switch=switch,
         )  # fmt: skip
         who = drafts.described if lines.startswith("the owned loop") and drafts else "nothing there"
         return lines if drafts is None else f"{lines}\ndrafted: {who}"
@@ -196,27 +217,6 @@ class Steered:
 
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]
-
-    def _generate(
-        self, run: Run, ids: Tensor, mask: Tensor, options: dict[str, Any], told: Speculation | None
-    ) -> Any:
-        given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
-        calling, options = Calling(self.model, given, ids.shape[1]), self._prepared(given, run)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if why := obstacle(self.model, ids, options):
-            if told is not None:
-                raise ValueError(f"no draft can be verified here: {why}")
-            if not run.plan.steerings:  # then nobody looks at what the base gives
-                options["logits_processor"].insert(0, CheckingProcessor(run))
-            with run.watching(), calling:
-                output = self.model.generate(**inputs, **options)
-        else:
-            loop = Loop(run, options.get("streamer"), told)
-            with calling:
-                output = self.model.generate(**inputs, custom_generate=loop, **options)
-        if run.trace is not None:
-            run.trace.chosen(sequences_of(output))
-        return output
 
     def _prepared(self, options: dict[str, Any], run: Run) -> dict[str, Any]:
         """The arguments for the model's own ``generate``."""

@@ -10,12 +10,7 @@ in between, or is known to wait for the device, keeps a call from being captured
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +19,12 @@ from transformers import StaticCache
 
 from plugalign.engine.call import Call
 from plugalign.engine.choosing import Choice
+from plugalign.engine.cuda_graph import CudaGraph, unavailable
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.stopping import Stopping, others
 from plugalign.engine.streams import is_static, text_config
+from plugalign.engine.switch import Switch
 from plugalign.engine.tracing import ATTENTION, has_global_hooks, is_tampered_with
 from plugalign.identity import model_name
 from plugalign.kernels import steer
@@ -36,15 +33,15 @@ from plugalign.steering import Attribute, BiasDecay
 
 GROWING = "cache_implementation='static' is not asked for"
 LEAST = 16  # tokens for which a capture pays
-TORCH = (2, 13)  # an earlier allocator does not get over a capture that fails
-CAPTURING = threading.Lock()  # CUDA takes down one graph of a process at a time
+FIRST = 3  # the first two steps set all up, so the third is the first that can be replayed
 
 
 class Graph(Protocol):
     """Operations on a device that are launched together."""
 
-    def warm(self, step: Callable[[], None]) -> None:
-        """Runs a step as it will be captured, so that nothing is set up later."""
+    def warm(self, step: Callable[[], None]) -> str | None:
+        """Runs a step as it will be captured, so that nothing is set up later. Returns what of it
+        would make a capture fail, in words, or None."""
 
     def capture(self, step: Callable[[], None]) -> None:
         """Takes a step down, and changes nothing on the device.
@@ -57,55 +54,36 @@ class Graph(Protocol):
         """Runs what was captured, in the same memory."""
 
 
-class CudaGraph:
-    """A `Graph` of a CUDA device. While it is captured no other thread may synchronise the device
-    or empty its memory caches; other threads' captures wait."""
-
-    def __init__(self, device: torch.device):
-        self._graph, self._device = torch.cuda.CUDAGraph(), device
-        self._stream = side_stream(device)
-
-    def warm(self, step: Callable[[], None]) -> None:
-        """See `Graph.warm`."""
-        outside = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(outside)
-        try:
-            with torch.cuda.stream(self._stream):
-                step()
-        finally:
-            outside.wait_stream(self._stream)
-
-    def capture(self, step: Callable[[], None]) -> None:
-        """See `Graph.capture`."""
-        # Not by torch.cuda.graph, which hands all free memory back to the device every time.
-        with CAPTURING, torch.cuda.stream(self._stream):
-            torch.cuda.synchronize(self._device)
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                step()
-            except BaseException:
-                with suppress(RuntimeError):  # says again that something went wrong
-                    self._graph.capture_end()
-                raise
-            self._graph.capture_end()
-
-    def replay(self) -> None:
-        """See `Graph.replay`."""
-        self._graph.replay()
-
-
-@cache
-def side_stream(device: torch.device) -> Any:
-    """The stream of a device on which steps are captured: one, since each keeps working memory."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
 def graph_on(device: torch.device) -> Graph | None:
-    """A new graph, or None on a device that has none."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if device.type != "cuda" or version < TORCH or find_spec("triton") is None:
+    """A new graph, or None where `unavailable` says why there is none."""
+    return CudaGraph(device) if unavailable(device) is None else None
+
+
+def missing(device: torch.device) -> str | None:
+    """Why `graph_on` has no graph, in words, or None where it has one."""
+    if graph_on(device) is not None:
         return None
-    return CudaGraph(device)
+    return unavailable(device) or "captures are switched off"
+
+
+def graph_for(
+    call: Call, plan: Plan, splits: Splits, extra: int, switch: Switch, also: str | None
+) -> Graph | None:
+    """What the steps of a call are captured in, or None where each is launched by the host.
+
+    Args:
+        also: what else stands in the way, see `beside`. extra: see `obstacle`.
+
+    Raises:
+        ValueError: if a capture is asked for and something stands in its way; names it.
+    """
+    device = call.model.device
+    if switch.wanted:  # no other argument would help where the device has none
+        switch.check(missing(device))
+    why = also or obstacle(call, plan, splits, extra, switch)
+    why = why or _of_heads([call.model, *plan.experts.values()], splits)
+    switch.check(why)
+    return graph_on(device) if why is None else None
 
 
 class Captured:
@@ -140,24 +118,25 @@ class Captured:
     def texts(self) -> Iterator[Tensor]:
         """``(R, T + 1)``, ``(R, T + 2)`` and so on, one buffer's; ends early where no step can be
         captured."""
-        self._graph.warm(self._step)
+        why = self._graph.warm(self._step)
         yield self._grown()
-        try:
-            self._graph.capture(self._step)
-        except RuntimeError as error:
-            self._at(self._length - 1)  # nothing has run
-            self._refused(f"a step could not be captured ({error})")
-            warnings.warn(
-                "no CUDA graph of a step can be made, so each is launched by the host, now and in "
-                f"later calls: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        why = why or self._capture()
+        if why is not None:
+            self._refused(why)
             return
         while True:
             self._graph.replay()
             self._at(self._length)
             yield self._grown()
+
+    def _capture(self) -> str | None:
+        """Captures a step; why it could not be, in words, if it could not."""
+        try:
+            self._graph.capture(self._step)
+        except RuntimeError as error:
+            self._at(self._length - 1)  # nothing has run
+            return str(error)
+        return None
 
     def _grown(self) -> Tensor:
         self._length += 1
@@ -173,16 +152,24 @@ class Captured:
         self._column += 1
 
 
-def obstacle(call: Call, plan: Plan, splits: Splits, extra: int) -> str:
-    """Why no step of a call can be captured, in words, or nothing. No model is run for it.
+def obstacle(
+    call: Call, plan: Plan, splits: Splits, extra: int, switch: Switch | None = None
+) -> str | None:
+    """Why no step of a call is captured, in words, or None. No model is run for it.
 
     Args:
         splits: of the models, as far as they are known.
         extra: cache positions that attachments put in front of the prompt.
+        switch: whether a capture is asked for, forbidden, or made where it pays.
     """
+    switch = switch or Switch()
+    if switch.off is not None:
+        return switch.off
     if not is_static(call.cache):
         return "the cache has sliding windows" if isinstance(call.cache, StaticCache) else GROWING
-    if call.room < LEAST:
+    if switch.wanted and call.room < FIRST:
+        return f"the first to be captured is step {FIRST}, and {call.room} tokens may follow"
+    if not switch.wanted and call.room < LEAST:
         return f"for {call.room} tokens it does not pay"
     looking = [*call.choice.waits_for, *map(name_of, others(call.criteria))]
     if call.shows_logits or looking:
@@ -197,19 +184,34 @@ def obstacle(call: Call, plan: Plan, splits: Splits, extra: int) -> str:
     )
 
 
-def _of_shifts(plan: Plan, choice: Choice) -> str:
-    """What of the controllers' formulas waits for the device, or nothing."""
+def beside(drafts: bool, trace: Any) -> str | None:
+    """What of ``generate``'s own arguments stands in the way of a capture, in words, or None."""
+    if drafts:
+        return "a draft is as long as it happens to be"
+    return None if trace is None else "a trace looks at every step"
+
+
+def _of_heads(models: Sequence[Any], splits: Splits) -> str | None:
+    """Which model is found to be no body under a linear head, once it is run; or None."""
+    for model in models:
+        if splits.of(model) is None:
+            return f"'{model_name(model)}' is not a body under a linear head"
+    return None
+
+
+def _of_shifts(plan: Plan, choice: Choice) -> str | None:
+    """What of the controllers' formulas waits for the device, or None."""
     for shift in plan.shifts:
         if isinstance(shift, Attribute):
             return f"the candidates of {plan.owner(shift)} are read behind a cache that grows"
     decays = sum(isinstance(shift, BiasDecay) for shift in plan.shifts)
     if parts := steer.unfused(decays, plan.truncation, choice.after):
         return f"no kernel fuses {parts}"
-    return ""
+    return None
 
 
-def _of_models(models: Sequence[Any], splits: Splits) -> str:
-    """Which model cannot be read in a fixed way, or nothing."""
+def _of_models(models: Sequence[Any], splits: Splits) -> str | None:
+    """Which model cannot be read in a fixed way, or None."""
     for model in models:
         name = f"'{model_name(model)}'"
         if model.device != models[0].device:
@@ -218,17 +220,17 @@ def _of_models(models: Sequence[Any], splits: Splits) -> str:
             return f"{name} has layers that no static cache holds"
         if not splits.may_split(model):
             return f"{name} is not a body under a linear head"
-        if why := _of_body(model.base_model):
+        if (why := _of_body(model.base_model)) is not None:
             return f"{name} {why}"
         quantizer = getattr(model, "hf_quantizer", None)
         compiles = quantizer is None or quantizer.is_compileable
         if not (compiles and getattr(model, "_can_compile_fullgraph", False)):
             return f"{name} does other operations at other steps"
-    return ""
+    return None
 
 
-def _of_body(body: Any) -> str:
-    """What in a body looks at every step, or nothing."""
+def _of_body(body: Any) -> str | None:
+    """What in a body looks at every step, or None."""
     kind = getattr(body.config, "_attn_implementation", None)
     if kind not in ATTENTION:
         return f"attends by {kind}, which looks at its mask"
@@ -236,4 +238,4 @@ def _of_body(body: Any) -> str:
         return "has hooks, which a replay does not run"
     if any(getattr(module, "rope_type", "") == "dynamic" for module in body.modules()):
         return "turns its positions by their length"
-    return ""
+    return None

@@ -85,7 +85,8 @@ class Splits:
     """
 
     def __init__(self) -> None:
-        self.recorder, self.uncapturable = Recorder(), ""
+        self.recorder = Recorder()
+        self.uncapturable: str | None = None
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def of(self, model: Any, static: Static | None = None) -> Split | None:

@@ -18,6 +18,7 @@ from plugalign.engine.call import Call
 from plugalign.engine.heads import Splits
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
+from plugalign.engine.switch import Switch
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
 from plugalign.steering import ModelLogits
@@ -96,6 +97,7 @@ def described(
     options: dict[str, Any],
     attached: bool = False,
     speculates: bool = False,
+    switch: Switch | None = None,
 ) -> str:
     """Which path a ``generate`` call takes, why, and what the loop would fuse. Nothing runs but
     transformers' own preparation of the call; without prompts, of one with a single token.
@@ -103,36 +105,44 @@ def described(
     Args:
         attached: whether an attachment has a say in how the base reads.
         speculates: whether a draft is wanted.
+        switch: whether the call's steps are to be captured.
     """
+    switch = switch or Switch()
     if ids is None:
         samplers = [p for p in options["logits_processor"] if isinstance(p, CoupledSampler)]
         columns = max((p.prompt_length or 1 for p in samplers), default=1)
         ids = torch.zeros(1, columns, dtype=torch.long, device=model.device)
     mask = torch.ones_like(ids) if mask is None else mask
     if why := obstacle(model, ids, options):
-        return f"the processor path: {why}"
+        refused = f"\n{_steps(why, switch)}" if switch.wanted else ""
+        return f"the processor path: {why}{refused}"
     options = {k: v for k, v in options.items() if k != "streamer"}
     with torch.random.fork_rng(devices=[]), _as_it_was(model):  # a choice draws its seed
         call = model.generate(
             input_ids=ids, attention_mask=mask, custom_generate=Call.of, **options
         )
     choice = call.choice
-    why = "a draft is as long as it happens to be" if speculates else ""
-    why = why or capturing.obstacle(call, plan, splits, int(attached))
-    graphs = capturing.graph_on(model.device) is not None
+    alone = switch.off or capturing.missing(model.device) or capturing.beside(speculates, None)
+    uncaptured = alone or capturing.obstacle(call, plan, splits, int(attached), switch)
     beside = [source.name for source in plan.sources.values() if source.name != "base"]
     lines = [
         f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
-        *_experts(plan, model, takes_rows(call.cache, graphs and not why) and not attached),
+        *_experts(plan, model, takes_rows(call.cache, uncaptured is None) and not attached),
         *choice.described(),
         f"kept of the base: {_words(plan.truncation)}",
         f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
+        _steps(uncaptured, switch),
     ]
-    if graphs:
-        how = f"launched by the host: {why}" if why else REPLAYED
-        lines.append(f"steps: {how}")
     return "\n".join(lines)
+
+
+def _steps(why: str | None, switch: Switch) -> str:
+    """How a call's steps are launched, where ``why`` says what stands in the way of a capture."""
+    if why is None:
+        return f"steps: {REPLAYED}"
+    how = f"{switch.said} is refused" if switch.wanted else "launched by the host"
+    return f"steps: {how}: {why}"
 
 
 @contextmanager
