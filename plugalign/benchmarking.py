@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from plugalign.bench_settings import PLAIN_STATIC, Settings
 from plugalign.costs import Cost, Failed, write
 from plugalign.engine.plan import Plan
 from plugalign.failures import FAILURES, reason
@@ -27,7 +28,6 @@ from plugalign.floors import copy_bandwidth, step_bytes
 from plugalign.identity import model_name
 from plugalign.memory import freed, peak_gib
 from plugalign.timed_call import (
-    CAPTURES,
     Generation,
     generation,
     interleaved,
@@ -36,8 +36,7 @@ from plugalign.timed_call import (
 )
 from plugalign.untrained import MAKERS, untrained
 
-PLAIN, NONE, PLAIN_STATIC = "plain generate", "none", "plain_static"
-CACHES = ("dynamic", "static")
+PLAIN, NONE = "plain generate", "none"
 WATCHED = 24  # tokens of the run that is watched, at most
 
 
@@ -69,8 +68,8 @@ def run_bench(
         draft_tokens: at a time.
         cache: of steered calls; plain ``generate`` has ``plain_cache``.
         compiled: whether models behind a static cache are compiled, where transformers would.
-        captures: whether a GPU shall replay whole steps: "auto", "on" or "off", or several, which
-            are rows of their own.
+        captures: whether a GPU shall replay whole steps: "auto", "on" (which takes a static cache)
+            or "off", or several, which are rows of their own.
         expert_config: the configuration of the experts of "dexperts"; by default the model's.
         threads: CPU threads of torch for the length of the run; None leaves them.
         out: a JSON file, rewritten after every method and batch size.
@@ -93,49 +92,6 @@ def run_bench(
         return _rows(Bench(model, tokenizer, settings, expert_config), methods, out)
     finally:
         torch.set_num_threads(before)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """See `run_bench`."""
-
-    batches: tuple[int, ...]
-    new_tokens: int
-    prompt_tokens: int
-    rounds: int
-    draft: str | None
-    draft_tokens: int
-    cache: str
-    plain_cache: str
-    compiled: bool
-    captures: tuple[str, ...]
-
-    def check(self, methods: Sequence[str]) -> None:
-        """Refuses what cannot be timed.
-
-        Raises:
-            ValueError: see `run_bench`.
-        """
-        counts = [(name, getattr(self, name)) for name in ("new_tokens", "prompt_tokens", "rounds")]
-        for name, value in [*counts, *(("batch", size) for size in self.batches)]:
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        known = (*MAKERS, PLAIN_STATIC)
-        for method in methods:
-            if method not in known:
-                raise ValueError(f"unknown method '{method}'; known are {', '.join(known)}")
-        for name, chosen, possible in (
-            ("cache", (self.cache, self.plain_cache), CACHES),
-            ("capture", self.captures, tuple(CAPTURES)),
-        ):
-            if unknown := [each for each in chosen if each not in possible]:
-                raise ValueError(f"{name} must be {' or '.join(possible)}, got '{unknown[0]}'")
-
-    @property
-    def kept(self) -> dict[str, Any]:
-        """Those that every row names."""
-        names = ("new_tokens", "prompt_tokens", "rounds", "cache", "plain_cache", "compiled")
-        return {name: value for name, value in asdict(self).items() if name in names}
 
 
 def _rows(bench: Bench, methods: Sequence[str], out: Path | None) -> list[Cost | Failed]:
@@ -203,10 +159,13 @@ class Bench:
             return {method: generation(None, self.model, self.tokenizer).behind("static", True)}
         controller = untrained(method, self.model, self.tokenizer, self._expert_config)
         call = generation(controller, self.model, self.tokenizer)
-        call = call.behind(settings.cache, settings.compiled)
-        if settings.draft is not None:
-            call = call.drafting(settings.draft, settings.draft_tokens)
-        return {capture: call.capturing(capture) for capture in settings.captures}
+        calls = {}
+        for capture in settings.captures:
+            one = call.behind(settings.cache_of(capture), settings.compiled)
+            if settings.draft is not None:
+                one = one.drafting(settings.draft, settings.draft_tokens)
+            calls[capture] = one.capturing(capture)
+        return calls
 
     def _timed(self, method: str, batch: int, calls: dict[str, Generation]) -> list[Cost | Failed]:
         """A row for each call."""
@@ -265,7 +224,8 @@ class Bench:
             1000 * statistics.median(times) / self.settings.new_tokens for times in (seconds, plain)
         )
         cost = Cost(
-            method=method, capture=capture, ms_per_token=step / batch,
+            method=method, capture=capture, cache=self.settings.cache_of(capture),
+            ms_per_token=step / batch,
             plain_ms_per_token=of_plain / batch, ratio_to_plain=ratio, low=min(ratios),
             high=max(ratios), ratio_to_loop=None, floor_share=floor and floor / step,
             **beside, **self._conditions,

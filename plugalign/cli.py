@@ -193,7 +193,8 @@ def bench(
     capture: Annotated[
         str,
         typer.Option(
-            metavar="auto|on|off", help="Whether a GPU replays whole steps; on,off times both."
+            metavar="auto|on|off",
+            help="Whether a GPU replays whole steps; on takes a static cache, on,off times both.",
         ),
     ] = "auto",
     expert_config: Annotated[

@@ -100,9 +100,10 @@ def timed(model: Any, loop: bool) -> Iterator[Stopwatch]:
 class Rerun:
     """A `plugalign.engine.capturing.Graph` that runs its step anew at every replay."""
 
-    def warm(self, step: Callable[[], None]) -> None:
+    def warm(self, step: Callable[[], None]) -> str | None:
         """See `Graph.warm`."""
         step()
+        return None
 
     def capture(self, step: Callable[[], None]) -> None:
         """See `Graph.capture`."""

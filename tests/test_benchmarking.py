@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from plugalign import benchmarking, timed_call
+from plugalign import bench_settings, benchmarking, timed_call
 from plugalign import untrained as parts_of_methods
 from plugalign.benchmarking import apart, generation, random_prompts, run_bench
 from plugalign.costs import failures, table
@@ -86,7 +86,7 @@ def test_a_method_that_fails_leaves_the_others_alone(tiny, tokenizer, tmp_path, 
         return controller
 
     makers = MAKERS | {"fudge_head": refuse, "nullspace": watched, "prefix": watched}
-    for module in (benchmarking, parts_of_methods):
+    for module in (benchmarking, bench_settings, parts_of_methods):
         monkeypatch.setattr(module, "MAKERS", makers)
     rows = run_bench(tiny(), tokenizer, ["nullspace", "fudge_head", "prefix"], **SHORT, out=out)
     assert [row.method for row in rows] == ["nullspace", "fudge_head", "prefix"]
@@ -121,7 +121,8 @@ def test_captured_steps_are_watched_as_they_are_timed(tiny, tokenizer, monkeypat
     settings = SHORT | {"new_tokens": 6, "compiled": False}
     costs = run_bench(tiny(), tokenizer, ["dexperts"], captures=("on", "off"), **settings)
     on, off = costs
-    assert (on.capture, on.path, off.capture, off.path) == ("on", "graph", "off", "loop")
+    assert (on.capture, on.path, on.cache) == ("on", "graph", "static")
+    assert (off.capture, off.path, off.cache) == ("off", "loop", "dynamic")
     model, made = tiny(), len(graphs)
     call = generation(untrained("dexperts", model, tokenizer), model, tokenizer).capturing("on")
     parts = call.behind("static", False).parts(random_prompts(model, 2, 4), 6)
