@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_LINES, MOST_NAMES, MOST_KERNELS, WIDTH = 40, 5, 10, 118
+COLUMNS = (16, 4, 8, 9, 9, 9, 9, 12)  # of the kernels' table
 Row = dict[str, Any]
 
 # Times that are asked for: of the fused draw, over its floor and of others over it, and of methods
@@ -40,11 +41,13 @@ def main(folder: Path) -> int:
         for row in (_json(folder / name) or {}).get("results", [])
     ]
     methods = [row for n in ("methods.json", "static.json") for row in _json(folder / n) or []]
-    shown = [
+    found = [
         *_of_steps(steps), *_of_tests(tests), *_of_kernels(kernels), *_of_methods(methods),
-        *_of_tuning(_json(folder / "tuning.json")), *_of_goals(kernels, methods),
+        *_of_tuning(_json(folder / "tuning.json")),
     ]  # fmt: skip
-    print("\n".join(line[:WIDTH] for line in shown[:MOST_LINES]))
+    goals = [*_of_goals(kernels, methods)]
+    shown = [*found[: MOST_LINES - len(goals)], *goals]
+    print("\n".join(line[:WIDTH] for line in shown))
     failed = any(code not in ("0", "missing") for _, code, *_ in steps)
     broken = any(test["outcome"] == "failed" for test in tests)
     return int(failed or broken or not steps)
@@ -101,13 +104,13 @@ def _of_kernels(rows: Sequence[Row]) -> Iterator[str]:
     wrong = sum(bool(row["wrong"]) for row in rows)
     yield f"kernels: {len(rows)} sizes, {wrong} wrong or failed; * not in a graph"
     head = ("operation", "B", "V", "us", "x floor", "host us", "x eager", "x compiled")
-    yield _cells(head, (18, 4, 7, 9, 8, 9, 9, 10))
+    yield _cells(head, COLUMNS)
     first = [row for row in rows if row["wrong"]]
     timed = [row for row in rows if not row["wrong"]]
     for row in [*first, *timed][:MOST_KERNELS]:
         size = (row["operation"], row["batch"], row["vocab"])
         if "ours" not in row:
-            yield f"{_cells(size, (18, 4, 7))}  {row.get('error', 'checked only')}"
+            yield f"{_cells(size, COLUMNS[:3])}  {row.get('error', 'checked only')}"
             continue
         wrong_too = " WRONG" if row["wrong"] else ""
         cells = (
@@ -115,7 +118,7 @@ def _of_kernels(rows: Sequence[Row]) -> Iterator[str]:
             f"{row['host']:.0f}" if "host" in row else "-", _times(row, "eager"),
             _times(row, "compiled"),
         )  # fmt: skip
-        yield _cells((*size, *cells), (18, 4, 7, 9, 8, 9, 9, 10)) + wrong_too
+        yield _cells((*size, *cells), COLUMNS) + wrong_too
 
 
 def _times(row: Row, name: str) -> str:
@@ -200,7 +203,8 @@ def _kernel_goals(rows: Sequence[Row]) -> Iterator[Goal]:
 
 
 def _method_goals(rows: Sequence[Row]) -> Iterator[Goal]:
-    found = {(r["method"], r["batch"]): r for r in rows if r["capture"] == "on"}
+    graphs = [row for row in rows if row["capture"] == "on" and row.get("path") == "graph"]
+    found = {(row["method"], row["batch"]): row for row in graphs}
     for method, limits in METHOD_GOALS.items():
         for batch, limit in limits.items():
             value = found.get((method, batch), {}).get("ratio_to_plain")
