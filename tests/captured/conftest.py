@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from plugalign.engine import capturing
+from plugalign.engine.waiting import Watching
 from plugalign.kernels import steer
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.mixture import full
@@ -32,12 +33,15 @@ class Tape(TorchDispatchMode):
     without any Python of the engine.
     """
 
-    def __init__(self):
+    def __init__(self, watches=True):
         super().__init__()
         self.entries, self.replays, self._before = [], 0, {}
+        self._watches = watches
 
     def warm(self, step):
-        step()
+        with Watching("cpu") as watching:
+            step()
+        return watching.why if self._watches else None
 
     def capture(self, step):
         run = Launch.run

@@ -163,7 +163,12 @@ class Waiting(torch.nn.Module):
         return x * float(x.sum() < torch.inf)
 
 
-def test_a_step_that_waits_for_the_device_is_captured_never_again(tiny, tokenizer, prompts, tapes):
+@pytest.mark.parametrize("watches", [True, False])
+def test_a_step_that_waits_for_the_device_is_captured_never_again(
+    watches, tiny, tokenizer, prompts, tape, tapes, monkeypatch
+):
+    make = lambda device: tapes.append(tape(watches)) or tapes[-1]  # noqa: E731
+    monkeypatch.setattr(capturing, "graph_on", make)
     experts = tiny("gpt2-tied", seed=1), tiny("gpt2-tied", seed=2)
     steered = pa.wrap(tiny(), tokenizer, pa.DExperts(*experts))
     experts[0].transformer.h[1].mlp.act = Waiting()
@@ -172,7 +177,19 @@ def test_a_step_that_waits_for_the_device_is_captured_never_again(tiny, tokenize
         assert torch.equal(generate(steered, prompts()), want)
     assert torch.equal(generate(steered, prompts()), want)
     assert [tape.replays for tape in tapes] == [0]
+    assert (len(tapes[0].entries) > 0) is not watches  # one that is watched is not even begun
     assert "a step could not be captured" in steered.explain(**prompts(), **ASKED)
+    with pytest.raises(ValueError, match=r"capture=True, and no step can .* waits for the device"):
+        generate(steered, prompts(), capture=True)
+
+
+def test_a_capture_that_was_asked_for_is_none_less(tiny, tokenizer, prompts, tapes):
+    steered = pa.wrap(tiny(), tokenizer, 0 * pa.SelfDebias(["w5"]))
+    steered.model.model.layers[1].mlp.act_fn = Waiting()
+    streamer = Streamer()
+    with pytest.raises(ValueError, match=r"waits for the device .*capture=False goes on without"):
+        generate(steered, prompts(rows=1), capture=True, streamer=streamer)
+    assert len(streamer.parts) == 1 + 2  # the prompt, and the two steps before a capture
 
 
 def test_numbers_that_go_wrong_name_the_step(tiny, tokenizer, prompts, tapes):
