@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from plugalign import bench_settings, benchmarking, timed_call
 from plugalign import untrained as parts_of_methods
 from plugalign.benchmarking import apart, generation, random_prompts, run_bench
+from plugalign.cli import app
 from plugalign.costs import failures, table
 from plugalign.engine import capturing
 from plugalign.engine.plan import Plan
@@ -223,6 +225,23 @@ def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
 def test_refuses_bad_settings(options, message, tiny, tokenizer):
     with pytest.raises(ValueError, match=message):
         run_bench(tiny(), tokenizer, **options)
+
+
+def test_the_command_tells_what_failed(tiny, tokenizer, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "bench.json"
+    tiny("gpt2-tied").config.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    command = ["bench", "--model", model, "--expert-config", model, "--random-weights"]
+    command += ["--out", out]
+    small = ["--methods", "dexperts", "--batch", 1, "--new-tokens", 3, "--rounds", 1]
+    runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+    done = runner.invoke(app, list(map(str, [*command, *small, "--capture", "off,on"])))
+    off, on = json.loads(out.read_text())
+    assert (off["method"], off["capture"], off["path"]) == ("dexperts", "off", "loop")
+    assert on["capture"] == "on" and "no step can be captured" in on["error"]
+    assert done.exit_code == 1 and "dexperts, batch 1, capture on: ValueError" in done.output
+    done = runner.invoke(app, list(map(str, [*command, *small])))
+    assert done.exit_code == 0 and "failed" not in done.output
 
 
 def test_time_counts_for_the_innermost_part(monkeypatch):
