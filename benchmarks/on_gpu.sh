@@ -12,6 +12,7 @@
 # have cost minutes of a GPU.
 #
 # Seconds, for an H100 and nothing compiled before:
+#   start     15  the first import of torch, and what machine this is
 #   tests     75  16 processes that start in 15, then 390 tests, 900 Triton variants x 0.5 / 16 = 30
 #   compiled  55  a start of 6; six operations at B 64, V 128256, 1 to 2 each and 4 for torch.compile
 #   kernels  110  16 operations x 6 sizes, 84 rows x 0.8 = 70, and 92 Triton variants x 0.4 = 35
@@ -20,7 +21,7 @@
 #                 and ours, captured at 9 ms 0.8, and 1.5 for the watched runs: 12, with separate
 #                 experts 18; 180 in all, and half of it where the host launches a step in 12 ms
 #   static    60  a start and a model, 15; transformers compiles 32 layers, 40
-#   the rest  20  up to 60 for --tune, 45 for the sanitizer, 40 for the last tests, where steps before
+#   the rest   5  up to 60 for --tune, 45 for the sanitizer, 40 for the last tests, where steps before
 #                 were quicker than this
 # GiB: the 8 B base 15.0; two LoRA experts that hold merged copies of all linears but the head
 # 2 x 13.0; two 1 B experts 2 x 2.3; caches of 128 KiB a token and row, 56 rows x 100 tokens, 0.7;
@@ -55,8 +56,8 @@ for name in ${only//,/ }; do
 done
 
 SECONDS=0
-cd "$(dirname "$0")/.." || exit
 out=$(realpath -m "$out")
+cd "$(dirname "$0")/.." || exit
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$out"/*.part' EXIT
@@ -66,7 +67,6 @@ export OMP_NUM_THREADS=1 COLUMNS=140
 PY=${PYTHON:-python3}
 python=("$PY")
 total=$((minutes * 60 - 10)) # the summary wants a few seconds
-planned=0
 unset TRITON_INTERPRET
 # Behind the real sizes stand those of a rehearsal, and the last one given counts.
 kernels=(--device cuda) methods=() shapes=() narrow=()
@@ -118,6 +118,7 @@ import torch
 from kernel_report import machine
 print(machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'
 } 2>&1 | tee "$out/run.log"
+planned=$SECONDS
 
 if wanted tests; then
   spread=()

@@ -4,7 +4,8 @@
     python benchmarks/rehearsal.py -m MODULE ARGUMENTS
 
 Everything else is the program's own. Times that come out of it mean nothing: a replay of a kernel's
-graph does nothing, one of a decoding step runs the step anew, and nothing is really compiled.
+graph does nothing, one of a decoding step runs the step anew, and nothing is really compiled. With
+Triton 3.6 it takes a NumPy below 2.4, as that version's interpreter does.
 """
 
 from __future__ import annotations
