@@ -255,7 +255,7 @@ class Decoder:
 
     def _found(self, found: Round) -> Tensor:
         """A round's tokens, once what is wanted of it has been kept."""
-        if bool((found.tokens < 0).any()):
+        if found.failed:
             self._refuse(found.step)
         if self.scores is not None:
             self.scores += found.target.unbind(1)

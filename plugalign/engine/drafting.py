@@ -87,12 +87,15 @@ class Draft:
             where nothing was drawn.
         lengths: int64 ``(R,)``, how many are meant.
         base: what the base has told of all ``R * (G + 1)`` places, if it was run already.
+        failed: whether no token was possible somewhere, a bool on the device ``()``; None where
+            none was drawn. `Drafter.blame` says whose fault it is.
     """
 
     tokens: Tensor
     scores: Tensor | None
     lengths: Tensor
     base: Known | None = None
+    failed: Tensor | None = None
 
 
 Check = Callable[[str, Tensor, Tensor], None]  # of who, logits and ids, see `SourceRunner.check`
@@ -104,6 +107,13 @@ class Drafter(Protocol):
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft | None:
         """``count`` tokens behind ``ids`` ``(R, T)``, whose mask is as wide as need be; None where
         nothing is to be guessed."""
+
+    def blame(self) -> None:
+        """Looks at what the last draft was drawn from.
+
+        Raises:
+            FloatingPointError: if it was NaN or infinite.
+        """
 
     def rewind(self, length: int) -> None:
         """Forgets what was read behind so many columns."""
@@ -122,6 +132,22 @@ class Drawn:
 
     def __init__(self, who: str, check: Check, choice: Choice, support: Truncation):
         self._who, self._check, self._choice, self._support = who, check, choice, support
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of one draft: logits, texts, tokens
+
+    def begin(self) -> None:
+        """Forgets the draft before."""
+        self._seen.clear()
+
+    @property
+    def failed(self) -> Tensor:
+        """Whether no token was possible somewhere in this draft, ``()``."""
+        return torch.stack([(tokens < 0).any() for _, _, tokens in self._seen]).any()
+
+    def blame(self) -> None:
+        """See `Drafter.blame`. Where it is no model's fault, verification will say so."""
+        for logits, ids, tokens in self._seen:
+            if bool((tokens < 0).any()):
+                self._check(self._who, logits, ids)
 
     def draw(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``(R, V)`` and tokens ``(R,)`` behind ``ids`` ``(R, T)``."""
@@ -131,9 +157,7 @@ class Drawn:
             scores[:, 0], seed=noise.seed, prompt=noise.prompt, sample=noise.sample,
             step=ids.shape[1] - noise.start, temperature=choice.temperature,
         )  # fmt: skip
-        if bool((tokens < 0).any()):
-            self._check(self._who, logits, ids)
-        # Where it is no model's fault that nothing is possible, verification will say so.
+        self._seen.append((logits, ids, tokens))
         return scores[:, 0], tokens.clamp_min(0)
 
 
@@ -145,6 +169,7 @@ class BaseDrafter:
 
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft:
         length, scores, reads = ids.shape[1], [], []
+        self._drawn.begin()
         for place in range(count + 1):
             reads.append(self._base.read(ids, mask[:, : ids.shape[1]]))
             if place < count:
@@ -155,7 +180,11 @@ class BaseDrafter:
         base = torch.stack([known.base for known in reads], 1).flatten(0, 1)
         hidden = torch.stack(states, 1).flatten(0, 1) if states else None
         lengths = torch.full((len(ids),), count, device=ids.device)
-        return Draft(ids[:, length:], torch.stack(scores, 1), lengths, Known(base, hidden, {}))
+        known, failed = Known(base, hidden, {}), self._drawn.failed
+        return Draft(ids[:, length:], torch.stack(scores, 1), lengths, known, failed)
+
+    def blame(self) -> None:
+        self._drawn.blame()
 
     def rewind(self, length: int) -> None:
         """Nothing: the loop rewinds its base itself."""
@@ -174,6 +203,7 @@ class ModelDrafter:
 
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft:
         length, scores = ids.shape[1], []
+        self._drawn.begin()
         for _ in range(count):
             with Running(f"the draft model '{self._name}'"):
                 # A token that it does not know is read as some other: it only guesses.
@@ -183,13 +213,18 @@ class ModelDrafter:
             scores.append(some)
             ids = torch.cat([ids, tokens[:, None]], 1)
         lengths = torch.full((len(ids),), count, device=ids.device)
-        return Draft(ids[:, length:], torch.stack(scores, 1), lengths)
+        tokens = ids[:, length:]
+        return Draft(tokens, torch.stack(scores, 1), lengths, failed=self._drawn.failed)
+
+    def blame(self) -> None:
+        self._drawn.blame()
 
     def rewind(self, length: int) -> None:
         self._stream.rewind(max(0, self._stream.length - length))
 
     def forget(self) -> None:
         self._stream.forget()
+        self._drawn.begin()
 
 
 class PromptDrafter:
@@ -208,6 +243,9 @@ class PromptDrafter:
             return None
         column = (places[:, None] + torch.arange(count, device=ids.device)) % ids.shape[1]
         return Draft(ids.gather(1, column), None, lengths)
+
+    def blame(self) -> None:
+        """Nothing: no model drew."""
 
     def rewind(self, length: int) -> None:
         """Nothing: it keeps nothing."""

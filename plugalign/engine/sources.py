@@ -53,6 +53,10 @@ class SourceRunner:
         pad_token_id: fills the front of shorter prompts.
         prompt_length: columns of the caller's prompts, to count steps from; 0 if not known.
         reader: makes a reader of a model behind an optional trained prefix.
+
+    Attributes:
+        at_once: whether candidates' scores are looked at although a device must be waited for. Else
+            such as are not finite make a token impossible, and a later look finds that.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class SourceRunner:
         self._readers: dict[Hashable, Reader] = {}
         self._scorers: dict[Hashable, CachedScorer] = {}
         self._own: CachedModel | None = None
+        self.at_once = False
 
     def logits(
         self, ids: Tensor, mask: Tensor, base: Tensor, known: Mapping[Hashable, Logits]
@@ -104,8 +109,10 @@ class SourceRunner:
             scorer = self._scorers[source.key] = CachedScorer(source.model)
         with self.blamed(source.name, ids):
             scores = scorer.scores(ids, mask, candidates)
-        self.check_source(source.name, scores, ids)
-        return scores
+        if scores.is_cpu or self.at_once:
+            self.check_source(source.name, scores, ids)
+            return scores
+        return spoiled(scores)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
@@ -201,6 +208,12 @@ class SourceRunner:
         if self._prompt_length == 0:
             return f"prefix length {ids.shape[1]}"
         return f"step {ids.shape[1] - self._prompt_length}"
+
+
+def spoiled(scores: Tensor) -> Tensor:
+    """The scores ``(R, K)``, with NaN in all of a row of which one is NaN or infinite (but for
+    -inf beside others), so that no token of it can be drawn. Nothing waits for a device."""
+    return scores + 0 * scores.logsumexp(-1, keepdim=True)
 
 
 def fit_width(logits: Logits, width: int) -> Logits:

@@ -44,12 +44,14 @@ class Round:
         step: all places of the draft at once.
         target: ``(R, n, V)``, what each token was drawn from.
         logits: the base's ``(R, n, V)``.
+        failed: whether a token is -1.
     """
 
     tokens: Tensor
     step: Step
     target: Tensor
     logits: Tensor
+    failed: bool
 
 
 class Speculator:
@@ -87,7 +89,7 @@ class Speculator:
         step, logits = self._read(draft, whole, mask[:, : whole.shape[1]])
         target = self._choice.target(whole, step.mixture(), self._plan.truncation)
         accepted, following = self.verified(ids, draft, target)
-        kept = self._kept(draft, accepted)
+        kept, failed = self._looked_at(draft, accepted, following)
         self._rewind(ids.shape[1] + kept)
         tokens = draft.tokens[:, : kept + 1]
         last = following
@@ -95,7 +97,7 @@ class Speculator:
             last = torch.where(accepted > kept, draft.tokens[:, kept], following)
         tokens = torch.cat([tokens[:, :kept], last[:, None]], 1)
         logits = logits.view(len(ids), count + 1, -1)[:, : kept + 1]
-        return Round(tokens, step, target[:, : kept + 1], logits)
+        return Round(tokens, step, target[:, : kept + 1], logits, failed)
 
     def verified(self, ids: Tensor, draft: Draft, target: Tensor) -> tuple[Tensor, Tensor]:
         """How many drafted tokens stay ``(R,)`` behind ``ids`` ``(R, T)``, and what follows."""
@@ -121,16 +123,30 @@ class Speculator:
         base = self._choice.base(ids, known.base)
         return Step(self._plan, self._sources, ids, mask, base, known), known.base
 
-    def _kept(self, draft: Draft, accepted: Tensor) -> int:
-        """How many drafted tokens stay in all rows that have not ended."""
+    def _looked_at(self, draft: Draft, accepted: Tensor, following: Tensor) -> tuple[int, bool]:
+        """How many drafted tokens stay in all rows that have not ended, and whether a row has no
+        token behind them. The host looks at the device here, and for all that it wants to know.
+
+        Raises:
+            FloatingPointError: if what drafted gave NaN or infinite logits.
+        """
         live = self._stopping.live
-        kept = int(torch.where(live, accepted, draft.tokens.shape[1]).amin())
+        kept = torch.where(live, accepted, draft.tokens.shape[1]).amin()
+        failed = ((accepted <= kept) & (following < 0)).any()
+        counts = [kept, failed, (draft.lengths * live).sum(), (accepted * live).sum(), live.sum()]
+        if draft.failed is not None:
+            counts.append(draft.failed)
+        stay, none, drafted, stayed, rows, *blamed = torch.stack(
+            [x.long() for x in counts]
+        ).tolist()
+        if any(blamed):
+            self._drafter.blame()
         told = self._speculation
         told.rounds += 1
-        told.drafted += int(draft.lengths[live].sum())
-        told.accepted += int(accepted[live].sum())
-        told.emitted += int(live.sum()) * (kept + 1)
-        return kept
+        told.drafted += drafted
+        told.accepted += stayed
+        told.emitted += rows * (stay + 1)
+        return stay, bool(none)
 
     def _rewind(self, length: int) -> None:
         """Leaves so many columns of what was read."""

@@ -104,6 +104,7 @@ class Step:
             FloatingPointError: naming a model or controller with NaN or infinite logits, and the
                 step.
         """
+        self._sources.at_once = True
         self._sources.check_base(self.base, self.ids)
         for key, logits in self._logits.items():
             self._sources.check_source(self._plan.sources[key].name, logits, self.ids)
