@@ -190,6 +190,19 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Behind static caches.")
     ] = True,
+    capture: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|on|off",
+            help="Whether a GPU replays whole steps; on takes a static cache, on,off times both.",
+        ),
+    ] = "auto",
+    expert_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with the configuration of dexperts' models. [default: --model]"
+        ),
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option(help="Of the model's configuration alone; costs are the same.")
     ] = False,
@@ -201,9 +214,11 @@ def bench(
         batches = [int(size) for size in batch.split(",")]
     except ValueError:
         raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
+    from transformers import AutoConfig
+
     from plugalign import pocket
     from plugalign.benchmarking import run_bench
-    from plugalign.costs import table
+    from plugalign.costs import failures, table
     from plugalign.evaluation.loading import load_model, random_model
 
     _silence_libraries()
@@ -217,9 +232,14 @@ def bench(
     costs = run_bench(
         loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
         prompt_tokens=prompt_tokens, rounds=rounds, draft=draft, draft_tokens=draft_tokens,
-        cache=cache, plain_cache=plain_cache, compiled=compiled, threads=threads, out=out,
+        cache=cache, plain_cache=plain_cache, compiled=compiled, captures=capture.split(","),
+        expert_config=None if expert_config is None else AutoConfig.from_pretrained(expert_config),
+        threads=threads, out=out,
     )  # fmt: skip
     _console().print(table(costs))
+    if failed := failures(costs):
+        print(*failed, sep="\n", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

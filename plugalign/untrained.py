@@ -27,21 +27,33 @@ PREFIX_LENGTH = 10
 DEBIAS_PROMPTS = ("The following text is rude:\n", "The following text is a threat:\n")
 
 
-def untrained(method: str, model: Any, tokenizer: Any) -> Controller | None:
-    """A controller with random parts of the right shape for ``model``; None for "none".
+def untrained(
+    method: str, model: Any, tokenizer: Any, expert_config: Any | None = None
+) -> Controller:
+    """A controller with random parts of the right shape for ``model``.
+
+    Args:
+        expert_config: the configuration of DExperts' models; by default the base's own.
 
     Raises:
         ValueError: for an unknown method; names the known ones.
     """
     if method not in MAKERS:
         raise ValueError(f"unknown method '{method}'; known are {', '.join(MAKERS)}")
+    if method == "dexperts":
+        return _dexperts(model, expert_config or model.config)
     return MAKERS[method](model)
 
 
-def _twin(model: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
-    with torch.device(model.device):
-        return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+def _dexperts(model: Any, config: Any) -> DExperts:
+    """Experts that are models of their own, on the device of ``model`` and in its precision."""
+    experts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.device(model.device):
+            expert = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        experts.append(expert.eval())
+    return DExperts(*experts)
 
 
 def _adapted(model: Any, seed: int) -> Any:
@@ -79,13 +91,14 @@ def _prefix(model: Any) -> PrefixTuning:
     return PrefixTuning(torch.stack(layers).float())
 
 
-MAKERS: dict[str, Callable[[Any], Controller | None]] = {
+MAKERS: dict[str, Callable[[Any], Controller]] = {
     "none": lambda model: 0 * SelfDebias(DEBIAS_PROMPTS),
     "fudge": lambda model: Fudge(Predictor(model.get_output_embeddings().weight.shape[0])),
     "fudge_head": _fudge_head,
-    "dexperts": lambda model: DExperts(_twin(model, 1), _twin(model, 2)),
+    "dexperts": lambda model: _dexperts(model, model.config),
     "dexperts_lora": lambda model: DExperts(_adapted(model, 1), _adapted(model, 2)),
-    "self_debias": lambda model: SelfDebias(DEBIAS_PROMPTS),
+    "self_debias": lambda model: SelfDebias(),
+    "self_debias_2": lambda model: SelfDebias(DEBIAS_PROMPTS),
     "nullspace": _nullspace,
     "prefix": _prefix,
     "self_critique": lambda model: SelfCritique(threshold=0.0),  # every answer is rewritten
