@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from plugalign.algebra.sources import LastHidden, Logits
 from plugalign.engine.plan import Plan
-from plugalign.steering import Attribute, ModelLogits, PrefixedLogits, PromptedLogits
 
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes
 COPIES = 9
@@ -51,18 +51,12 @@ def step_bytes(model: Any, plan: Plan, batch: int, columns: int) -> int | None:
         columns: the length of the text at the step.
     """
     a_column = {id(each): column_bytes(each) for each in (model, *plan.experts.values())}
-    of_candidates = any(isinstance(shift, Attribute) for shift in plan.shifts)
-    if of_candidates or None in a_column.values():
+    of_itself = any(not isinstance(s, (Logits, LastHidden)) for s in plan.sources.values())
+    if of_itself or plan.gates or None in a_column.values():
         return None
     read = [(model, columns)]
     for source in plan.sources.values():
-        match source:
-            case PromptedLogits():
-                read.append((model, columns + len(source.prefix)))
-            case PrefixedLogits():
-                read.append((model, columns + source.keys_values.shape[-2]))
-            case ModelLogits():
-                read.append((source.model, columns))
+        read += [(each or model, columns + around) for each, around in source.models]
     caches = sum(length * (a_column[id(each)] or 0) for each, length in read)
     return weight_bytes(plan, model) + batch * caches
 
