@@ -9,9 +9,10 @@ from torch import nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import plugalign as pa
-from plugalign.controllers.dexperts import with_adapter
+from plugalign.adapters.layers import LoraLinear
+from plugalign.adapters.loading import with_adapter
 from plugalign.engine import grouped
-from plugalign.engine.group_leaves import Change, Changed, Normed, Rows, Stacked
+from plugalign.engine.group_leaves import Changed, Normed, Rows, Stacked
 from plugalign.engine.grouped import Groups, obstacle
 from plugalign.engine.heads import Splits
 
@@ -112,12 +113,14 @@ def test_changes_are_added_to_the_experts_rows(time, blocks, on_cpu, monkeypatch
     """With the products of the CPU, and with the kernel that devices take."""
     torch.manual_seed(0)
     leaf, rows = nn.Linear(8, 5), 2 * (blocks + 3)
-    changes = [Change(leaf.weight, torch.randn(8, r), torch.randn(r, 5)) for r in (2, 4)]
+    around = [LoraLinear(leaf, torch.randn(8, r), torch.randn(r, 5)) for r in (2, 4)]
     x, want = torch.randn(rows, *time, 8), []
-    for part, change in zip(x.split([2 * blocks, 2, 2, 2]), [None, *changes, None], strict=True):
-        added = 0 if change is None else part @ change.down @ change.up
+    for part, layer in zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True):
+        added = part @ layer.down @ layer.up if layer is not leaf else 0
         want.append(leaf(part) + added)
-    module = Changed(leaf, [*changes, None], blocks)
+    module = Changed(leaf, [*around, leaf], blocks)
+    apart = zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True)
+    torch.testing.assert_close(torch.cat([layer(part) for part, layer in apart]), torch.cat(want))
     monkeypatch.setattr(torch.Tensor, "is_cpu", on_cpu)
     got = module(x)
     monkeypatch.undo()

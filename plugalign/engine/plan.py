@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.adapters.layers import is_lora
 from plugalign.controller import Controller
 from plugalign.engine.grouped import Groups
 from plugalign.kernels.truncation import Truncation
@@ -71,9 +72,9 @@ class Plan:
 
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
         """Where the base's weights lie and how often they were written, if anything hangs on
-        them: a shift that carries its head, an adapter merged into a copy."""
+        them: a shift that carries its head, an adapter around the base's weights."""
         modules = chain.from_iterable(expert.modules() for expert in self.experts.values())
-        if not (self.needs_hidden or any("change" in vars(module) for module in modules)):
+        if not (self.needs_hidden or any(map(is_lora, modules))):
             return ()
         return tuple(
             (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)

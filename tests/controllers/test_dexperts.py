@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import plugalign as pa
-from plugalign.controllers.dexperts import shared_copy, with_adapter
+from plugalign.adapters.layers import shared_copy
+from plugalign.adapters.loading import with_adapter
 from plugalign.identity import Identity
 
 
