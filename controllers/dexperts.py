@@ -9,20 +9,34 @@ low-rank additions beside the base's weights (`plugalign.adapters`), and the bas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from plugalign.adapters.experts import adapter_folder, check_width, load_model
+from plugalign.adapters.layers import is_lora
 from plugalign.adapters.loading import with_adapter
 from plugalign.adapters.peft_models import check_apart, transformers_model
 from plugalign.controller import Controller
 from plugalign.identity import Identity, model_name
+from plugalign.saving import Settings
 from plugalign.steering import BaseLogits, LogLinear, ModelLogits, Source, Steering, TopP
 
 Expert = Any  # a causal language model, a folder of a model or an adapter, or a hub id
 ROLES = ("expert", "antiexpert")
+
+
+class DExpertsSettings(Settings):
+    """Strength, support, which parts there are, and ids of those on the hub."""
+
+    alpha: float
+    top_p: float
+    fitted_for: Identity | None
+    parts: list[Literal["expert", "antiexpert"]] | None = None  # folders saved earlier do not say
+    expert: str | None = None
+    antiexpert: str | None = None
 
 
 class DExperts(Controller):
@@ -42,6 +56,9 @@ class DExperts(Controller):
     """
 
     name = "dexperts"
+    settings = DExpertsSettings
+    hub_parts = ROLES
+    runs_models = True
 
     def __init__(
         self,
@@ -100,10 +117,25 @@ class DExperts(Controller):
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
         hub = {role: str(e) for role, e in self._experts().items() if _is_hub_id(e)}
-        return {"alpha": self.alpha, "top_p": self.support.p, "fitted_for": fitted, **hub}
+        parts = [role for role in self._experts() if role not in hub]
+        settings = {"alpha": self.alpha, "top_p": self.support.p, "fitted_for": fitted}
+        return {**settings, "parts": parts, **hub}
 
     def saved_parts(self) -> dict[str, Any]:
-        return {role: e for role, e in self._experts().items() if not _is_hub_id(e)}
+        parts = {role: e for role, e in self._experts().items() if not _is_hub_id(e)}
+        for role, expert in parts.items():
+            if not isinstance(expert, (str, Path)) and any(map(is_lora, expert.modules())):
+                raise ValueError(
+                    f"the {role} is a LoRA adapter around the base's weights, which cannot be "
+                    "saved without the base; give the adapter's folder as the expert"
+                )
+        return parts
+
+    @classmethod
+    def part_names(cls, config: Mapping[str, Any], folder: Path) -> list[str]:
+        if (recorded := config["parts"]) is not None:
+            return list(recorded)
+        return [role for role in ROLES if (folder / role).is_dir()]
 
     def _experts(self) -> dict[str, Expert]:
         named = {role: getattr(self, role) for role in ROLES}
@@ -113,9 +145,12 @@ class DExperts(Controller):
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        fitted = config.pop("fitted_for", None)
+        fitted = config["fitted_for"]
         identity = None if fitted is None else Identity.from_dict(fitted)
-        return cls(**{**config, **parts, "fitted_for": identity})
+        return cls(
+            **parts, alpha=config["alpha"], top_p=config["top_p"], fitted_for=identity,
+            trust_remote_code=config["trust_remote_code"],
+        )  # fmt: skip
 
 
 def _is_hub_id(expert: Expert) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plugalign.controller import Controller
+from plugalign.saving import Settings
 from plugalign.steering import BiasDecay, PromptedLogits, Steering
 
 # The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
@@ -25,6 +26,14 @@ ATTRIBUTES = (
     "swear words, curse words or other obscene language",
 )
 PREFIXES = tuple(TEMPLATE.format(attribute) for attribute in ATTRIBUTES)
+
+
+class SelfDebiasSettings(Settings):
+    """Prefixes, and how strongly tokens that they make likelier are damped."""
+
+    prefixes: list[str]
+    decay: float
+    floor: float
 
 
 class SelfDebias(Controller):
@@ -41,6 +50,7 @@ class SelfDebias(Controller):
     """
 
     name = "self_debias"
+    settings = SelfDebiasSettings
 
     def __init__(
         self,

@@ -71,18 +71,21 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     return tensors
 
 
-def check_inside(folder: Path) -> None:
-    """Refuses a folder with a link, at any depth, to something outside of it.
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuses a file or folder that is, or has at any depth, a link to something outside.
+
+    Args:
+        folder: what all of it must lie in.
 
     Raises:
         ValueError: naming the link and what it points to.
     """
     roots = (folder.resolve(), *_blobs(folder))
-    for path in (folder, *folder.rglob("*")):
-        target = path.resolve()
-        if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
+    for each in (path, *path.rglob("*")):
+        target = each.resolve()
+        if not any(target.is_relative_to(root) for root in roots):
             raise ValueError(
-                f"{path} is a link to {target}, outside of {folder}; nothing outside is read or "
+                f"{each} leads to {target}, outside of {folder}; nothing outside is read or "
                 "copied: put the file itself there"
             )
 
@@ -97,10 +100,14 @@ def copy_model(source: Path, target: Path) -> None:
     """Copies the files of a model, an adapter and a tokenizer, nothing else that lies there.
 
     Raises:
-        ValueError: for a link to something outside of ``source``.
+        ValueError: if there is no such folder, or one of them is a link to something outside.
     """
-    check_inside(source)
+    if not source.is_dir():
+        raise ValueError(f"'{source}' is no folder, so there is nothing to save of it")
+    files = [p for p in sorted(source.iterdir()) if any(fnmatch(p.name, name) for name in COPIED)]
+    for path in files:
+        check_inside(path, source)
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COPIED):
+    for path in files:
+        if path.is_file() and path.resolve() != (target / path.name).resolve():
             shutil.copyfile(path, target / path.name)

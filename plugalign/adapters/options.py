@@ -38,13 +38,8 @@ REFUSED: Mapping[str, Any] = {
     "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False,
     "velora_config": None,
 }  # fmt: skip
-OFF: tuple[Any, ...] = (
-    None,
-    False,
-    "",
-    [],
-    {},
-)  # what switches off an option that a newer PEFT may have added
+# What switches off an option that a newer PEFT has added.
+OFF: tuple[Any, ...] = (None, False, "", [], {})
 # Others change the base when an adapter is loaded.
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 
