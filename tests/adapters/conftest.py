@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -34,6 +36,8 @@ def save_adapter(tmp_path, trained):
         config = LoraConfig(**{"r": 4, "target_modules": "all-linear"} | options)
         adapted = trained(get_peft_model(base, config), seed)
         adapted.save_pretrained(tmp_path / folder, **(kept or {}))
+        path = tmp_path / folder / "adapter_config.json"  # PEFT overwrites some when it saves
+        path.write_text(json.dumps(json.loads(path.read_text()) | options))
         return tmp_path / folder
 
     return save
