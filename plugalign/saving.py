@@ -190,6 +190,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         config = read_settings(path, target.settings, AGAIN).model_dump(exclude={"controller"})
         parts = _hub_parts(target, config, folder, allow_hub_parts)
         for name in target.part_names(config, folder):
+            if name in parts:
+                raise ValueError(f"{path} names its part '{name}' twice; {AGAIN}")
             parts[name] = part = folder / name
             if not part.is_dir():
                 raise ValueError(f"{folder} lacks its part '{name}'; {AGAIN}")

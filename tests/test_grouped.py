@@ -36,14 +36,19 @@ def trained(tiny):
 def adapter(tmp_path, trained):
     """Saves a LoRA adapter of a base, with weights far from zero; gives its folder."""
 
-    def make(architecture, seed, rank=4, targets="all-linear"):
+    def make(architecture, seed, rank=4, targets="all-linear", **options):
         torch.manual_seed(seed)
         swapped = architecture.startswith("gpt2")
         config = LoraConfig(
-            r=rank, target_modules=targets, init_lora_weights=False, fan_in_fan_out=swapped
-        )
-        folder = tmp_path / f"{seed}"
-        get_peft_model(trained(architecture), config).save_pretrained(folder)
+            r=rank, target_modules=targets, init_lora_weights=False, fan_in_fan_out=swapped,
+            **options,
+        )  # fmt: skip
+        folder, adapted = tmp_path / f"{seed}", get_peft_model(trained(architecture), config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if name.endswith("bias") and parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter))
+        adapted.save_pretrained(folder)
         return folder
 
     return make
@@ -132,6 +137,27 @@ def test_an_adapter_rides_beside_a_separate_expert(trained, adapter, prompts):
     merged = with_adapter(model, adapter("llama-gqa", 3, targets=["q_proj"]))
     group = Groups().of(model, {"a": merged, "b": other}, Splits(), 1)
     assert_alike(group, [model, merged, other], prompts)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapter_of_the_head_runs_apart_and_holds_nobody_up(trained, adapter, prompts):
+    model = trained()
+    head = with_adapter(model, adapter("llama-gqa", 3, targets=["lm_head"]))
+    body = with_adapter(model, adapter("llama-gqa", 4, targets=["q_proj"]))
+    assert obstacle(model, head) == "its head has a low-rank addition"
+    group = Groups().of(model, {"a": head, "b": body}, Splits(), 1)
+    assert list(group.heads) == ["b"]
+    assert_alike(group, [model, body], prompts)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes biases for broken matrices
+@pytest.mark.parametrize("option", [{"bias": "all"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, prompts):
+    model = trained("neox")
+    with_biases = with_adapter(model, adapter("neox", 3, **option))
+    group = Groups().of(model, {"a": with_biases}, Splits(), 1)
+    assert_alike(group, [model, with_biases], prompts)
+    assert Rows in kinds(group)
 
 
 def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, prompts):

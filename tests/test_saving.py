@@ -266,6 +266,17 @@ def test_a_model_on_the_hub_must_be_allowed_and_is_no_folder_here(tmp_path, monk
         pa.Controller.from_pretrained(tmp_path / "it", allow_hub_parts=True)
 
 
+@pytest.mark.parametrize("named", [{"expert": "some/one"}, {"parts": ["expert", "expert"]}])
+def test_a_part_that_is_named_twice_is_refused(named, saved, tmp_path):
+    shutil.copytree(saved / "dexperts", tmp_path / "it")
+    config = json.loads((tmp_path / "it" / "config.json").read_text())
+    (tmp_path / "it" / "config.json").write_text(json.dumps({**config, **named}))
+    with pytest.raises(
+        ValueError, match=r"config\.json names its part 'expert' twice; save or fit"
+    ):
+        pa.Controller.from_pretrained(tmp_path / "it", allow_hub_parts=True)
+
+
 def test_a_folder_cannot_trust_itself(saved, tmp_path):
     shutil.copytree(saved / "dexperts", tmp_path / "it")
     config = json.loads((tmp_path / "it" / "config.json").read_text())

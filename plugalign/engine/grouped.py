@@ -130,6 +130,8 @@ def obstacle(model: Any, expert: Any) -> str:
         return f"it is a {type(expert).__name__}"
     if other := _other_settings(model.config, expert.config):
         return f"its {other} is another"
+    if isinstance(expert.get_output_embeddings(), LoraLinear):
+        return "its head has a low-rank addition"
     for name, mine, theirs in _pairs(model, expert):
         if type(mine) is not _kind(theirs) or mine._modules.keys() != theirs._modules.keys():
             return f"its {name} is built in another way"
