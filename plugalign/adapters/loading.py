@@ -55,8 +55,8 @@ class Adapter:
             adapter._place(key, tensor)
         layers = [*adapter.linear.items(), *adapter.embedding.items()]
         for layer, parts in layers:
-            if missing := {"A", "B"} - parts.keys():
-                raise adapter.refusal(f"has no LoRA {missing.pop()} for {layer}; {AGAIN}")
+            if missing := sorted({"A", "B"} - parts.keys()):
+                raise adapter.refusal(f"has no LoRA {missing[0]} for {layer}; {AGAIN}")
         if not layers:
             raise adapter.refusal(f"holds no LoRA layer; {AGAIN}")
         return adapter
@@ -99,6 +99,7 @@ def with_adapter(base: Any, folder: Path) -> Any:
         _add_to_linear(expert, base, name, parts, adapter)
     for name, parts in adapter.embedding.items():
         _add_to_embedding(expert, base, name, parts, adapter)
+    _check_whole(base, adapter)
     return expert.eval()
 
 
@@ -110,6 +111,20 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             f"is read; load it with peft where you trust it and {AGAIN}, as {TENSORS}"
         )
     return read_tensors(path, AGAIN)
+
+
+def _check_whole(base: Any, adapter: Adapter) -> None:
+    """Refuses an adapter without some of the tensors that its options say it has."""
+    kinds, options = (*LINEAR, nn.Embedding), adapter.options
+    layers = [name for name, module in base.named_modules() if type(module) in kinds]
+    wanted = {n for n in layers if options.adapts(n) and not options.saves(f"{n}.weight")}
+    saved = {n for n, _ in base.named_parameters(remove_duplicate=False) if options.saves(n)}
+    lost = wanted - adapter.linear.keys() - adapter.embedding.keys() | saved - adapter.whole.keys()
+    if lost:
+        raise adapter.refusal(
+            f"has no tensors for '{min(lost)}' and {len(lost) - 1} more that its options name; "
+            f"{AGAIN}"
+        )
 
 
 def _add_to_linear(

@@ -22,11 +22,10 @@ MERGE = (
 )
 AGAIN = "save the adapter again with peft's save_pretrained"
 
-# Which layers are adapted is seen from the file's tensors; the others say how they were trained.
+# They say how an adapter was trained, or where.
 WITHOUT_EFFECT = {
     "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
-    "fan_in_fan_out",
+    "layers_pattern", "lora_dropout", "fan_in_fan_out",
 }  # fmt: skip
 # The options that are refused, each with the default that switches it off.
 REFUSED: Mapping[str, Any] = {
@@ -62,6 +61,9 @@ class LoraOptions(BaseModel):
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, float] | None = None
     init_lora_weights: bool | str | None = True
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
 
     def rank(self, module: str) -> int:
         """The rank of the addition to a layer."""
@@ -77,6 +79,13 @@ class LoraOptions(BaseModel):
         parts = parameter.split(".")
         modules = [".".join(parts[:i]) for i in range(1, len(parts))]
         return any(m.endswith(name) for m in modules for name in self.modules_to_save or ())
+
+    def adapts(self, module: str) -> bool:
+        """Whether the options say, without further conditions, that a layer is adapted."""
+        if self.exclude_modules or self.layers_to_transform is not None:
+            return False
+        names = self.target_modules if isinstance(self.target_modules, list) else ()
+        return any(f".{module}".endswith(f".{name}") for name in names)
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod

@@ -133,6 +133,8 @@ def added(name, shape=(4,)):
          r"holds a parameter 'model\.embed_tokens\.token_adapter.*does not have"),
         (added("base_model.model.model.layers.0.mlp.act_fn.lora_A.weight", (4, 32)), "no LoRA B"),
         (added("base_model.model.model.norm.weight"), r"norm\.weight' \(4,\), which .* as \(32,\)"),
+        (without("layers.1."), r"no tensors for 'model\.layers\.1\.mlp\.down_proj' and 6 more"),
+        (without("v_proj"), r"no tensors for 'model\.layers\.0\.self_attn\.v_proj' and 1 more"),
         (without("lora_B"), "has no LoRA B for model.layers.0"),
         (without("lora_A"), "has no LoRA A for model.layers.0"),
         (without("lora"), "holds no LoRA layer"),
@@ -143,6 +145,12 @@ def added(name, shape=(4,)):
 def test_a_tensor_without_a_place_is_refused(change, message, rewrite, tiny, tokenizer):
     with pytest.raises(ValueError, match=message):
         pa.wrap(tiny(), tokenizer, pa.DExperts(rewrite(change)))
+
+
+def test_modules_to_save_must_be_there(tiny, tokenizer, rewrite):
+    folder = rewrite(without("lm_head"), modules_to_save=["lm_head", "norm"])
+    with pytest.raises(ValueError, match=r"no tensors for 'lm_head\.weight' and 0 more that"):
+        pa.wrap(tiny(), tokenizer, pa.DExperts(folder))
 
 
 def test_layers_of_another_kind_are_refused(tiny, tokenizer, rewrite):
