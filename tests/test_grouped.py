@@ -1,4 +1,4 @@
-"""Experts as rows of one forward, against the models run apart and against merged adapters."""
+"""Experts as rows of one forward, against the models run apart."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_rows_are_those_of_separate_models(
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_rows_are_those_of_merged_adapters(blocks, trained, adapter, prompts, architecture):
+def test_rows_are_those_of_adapters_by_themselves(blocks, trained, adapter, prompts, architecture):
     model = trained(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     experts = {s: with_adapter(model, adapter(architecture, s, rank=s)) for s in (3, 5)}

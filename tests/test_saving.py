@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -333,3 +335,32 @@ def test_an_adapter_without_its_folder_is_not_saved(tiny, tmp_path):
     expert.model.layers[0].mlp.up_proj = layer
     with pytest.raises(ValueError, match="the expert is a LoRA adapter around the base's weights"):
         pa.DExperts(expert).save_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # the hub's own folder is not closed where saving fails
+def test_what_is_pushed_is_what_is_saved(saved, tmp_path, monkeypatch):
+    """Nothing else of an expert's folder, and nothing that a link there leads to."""
+    pushed = []
+
+    class Hub:
+        def __init__(self, token=None): ...
+
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, **_):
+            found = Path(folder_path).rglob("*")
+            pushed.extend(str(p.relative_to(folder_path)) for p in found if p.is_file())
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    expert = tmp_path / "expert"
+    shutil.copytree(saved / "dexperts" / "expert", expert)
+    (expert / "notes.md").write_text("mine")
+    pa.DExperts(expert).push_to_hub("someone/it")
+    of_expert = {f"expert/{path.name}" for path in (saved / "dexperts" / "expert").iterdir()}
+    assert set(pushed) == {"README.md", "config.json", *of_expert}
+    pushed.clear()
+    (expert / "tokens.txt").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"tokens\.txt leads to /etc/hostname"):
+        pa.DExperts(expert).push_to_hub("someone/it")
+    assert not pushed
