@@ -117,7 +117,6 @@ def drop_a_weight(folder):
         drop_a_weight, write("tokenizer.json", b"{}"), write("tokenizer.json", b"x"),
         write("tokenizer_config.json", b"[]"), remove("tokenizer.json"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_damaged_folder_gives_one_error_that_names_it(damage, whole, tiny, tokenizer):
     damage(whole)
