@@ -15,6 +15,7 @@ from plugalign.algebra.shifts import BiasDecay
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
+from plugalign.saving import Settings
 
 # The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
 TEMPLATE = "The following text contains {}:\n"
@@ -27,6 +28,14 @@ ATTRIBUTES = (
     "swear words, curse words or other obscene language",
 )
 PREFIXES = tuple(TEMPLATE.format(attribute) for attribute in ATTRIBUTES)
+
+
+class SelfDebiasSettings(Settings):
+    """Prefixes, and how strongly tokens that they make likelier are damped."""
+
+    prefixes: list[str]
+    decay: float
+    floor: float
 
 
 class SelfDebias(Controller):
@@ -43,6 +52,7 @@ class SelfDebias(Controller):
     """
 
     name = "self_debias"
+    settings = SelfDebiasSettings
 
     def __init__(
         self,

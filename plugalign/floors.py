@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from plugalign.adapters.layers import LoraLinear
 from plugalign.algebra.sources import LastHidden, Logits
 from plugalign.engine.plan import Plan
 
@@ -77,12 +78,9 @@ def _weights(model: Any) -> Iterable[Tensor]:
     for module in model.modules():
         if module is embedding and not tied:
             continue
-        change = getattr(module, "change", None)
-        for name, weight in module.named_parameters(recurse=False):
-            if change is None or name != "weight":
-                yield weight
-        if change is not None:  # rows of one forward share what was there before
-            yield from (change.origin, change.down, change.up)
+        yield from module.parameters(recurse=False)
+        if isinstance(module, LoraLinear):
+            yield from (module.down, module.up)
 
 
 @torch.no_grad()

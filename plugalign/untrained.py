@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from plugalign.adapters.layers import LINEAR, LoraLinear, shared_copy
 from plugalign.controller import Controller
-from plugalign.controllers.dexperts import DExperts, adapt, shared_copy
+from plugalign.controllers.dexperts import DExperts
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.controllers.nullspace import Nullspace
 from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.engine.group_leaves import LINEAR
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
@@ -60,11 +60,11 @@ def _adapted(model: Any, seed: int) -> Any:
     """The model under a LoRA adapter of all linear layers but the head."""
     generator = torch.Generator().manual_seed(seed)
     twin, head = shared_copy(model), model.get_output_embeddings().weight
-    for module in twin.modules():
+    for name, module in list(twin.named_modules()):
         if type(module) in LINEAR and module.weight.data_ptr() != head.data_ptr():
             widths = module.weight.shape if type(module) is Conv1D else module.weight.shape[::-1]
             down, up = (torch.randn(RANK, n, generator=generator) for n in widths)
-            adapt(module, down.T, 0.01 * up)
+            twin.set_submodule(name, LoraLinear(module, down.T, 0.01 * up))
     return twin
 
 

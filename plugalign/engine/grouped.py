@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugalign.engine.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
+from plugalign.adapters.layers import LINEAR, LoraLinear
+from plugalign.engine.group_leaves import Normed, Stacked, leaf_for, shared
 from plugalign.engine.heads import Split, Splits
 from plugalign.engine.recording import Recorder
 from plugalign.engine.tracing import is_tampered_with
@@ -129,8 +130,10 @@ def obstacle(model: Any, expert: Any) -> str:
         return f"it is a {type(expert).__name__}"
     if other := _other_settings(model.config, expert.config):
         return f"its {other} is another"
+    if isinstance(expert.get_output_embeddings(), LoraLinear):
+        return "its head has a low-rank addition"
     for name, mine, theirs in _pairs(model, expert):
-        if type(mine) is not type(theirs) or mine._modules.keys() != theirs._modules.keys():
+        if type(mine) is not _kind(theirs) or mine._modules.keys() != theirs._modules.keys():
             return f"its {name} is built in another way"
         if any(m.training or is_tampered_with(m) for m in (mine, theirs)):
             return f"its {name} or the base's has hooks or is in training"
@@ -146,6 +149,11 @@ def _pairs(model: Any, expert: Any) -> Iterator[tuple[str, nn.Module, nn.Module]
         yield name or "whole", mine, theirs
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """A module's class, that of the base's layer where it has a low-rank addition."""
+    return module.kind if isinstance(module, LoraLinear) else type(module)
+
+
 def _other_settings(mine: Any, theirs: Any) -> str:
     """The name of a setting in which two configurations differ, or nothing."""
     mine, theirs = vars(mine), vars(theirs)
@@ -155,7 +163,8 @@ def _other_settings(mine: Any, theirs: Any) -> str:
 
 def _other_tensor(mine: nn.Module, theirs: nn.Module) -> str:
     """The name of a parameter or buffer that does not match, or nothing."""
-    for kind in ("_parameters", "_buffers"):
+    kinds = ("_parameters",) if isinstance(theirs, LoraLinear) else ("_parameters", "_buffers")
+    for kind in kinds:
         ours, others = getattr(mine, kind), getattr(theirs, kind)
         if ours.keys() != others.keys():
             return "state"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from plugalign.adapters.merging import base_of, merged, tokenizer_of
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
@@ -28,18 +29,20 @@ def load_model(name: str) -> tuple[Any, Any]:
     On a CPU it is loaded in float32, since half precision is emulated there and many times slower.
 
     Args:
-        name: a Hugging Face hub id or a folder.
+        name: a Hugging Face hub id or a folder; the folder of an adapter is its base with the
+            adapter merged in.
 
     Raises:
         ValueError: if there is no such model, or it is an encoder-decoder model.
     """
     device = _device()
     with _told(name):
-        _decoder_config(name)
+        _decoder_config(base_of(name))
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto" if device == "cuda" else torch.float32
-        )
-        return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+            base_of(name), dtype="auto" if device == "cuda" else torch.float32,
+            trust_remote_code=False,
+        )  # fmt: skip
+        return merged(model, name).to(device).eval(), _tokenizer(name)
 
 
 def random_model(name: str) -> tuple[Any, Any]:
@@ -50,10 +53,14 @@ def random_model(name: str) -> tuple[Any, Any]:
         ValueError: see `load_model`.
     """
     with _told(name):
-        config, tokenizer = _decoder_config(name), AutoTokenizer.from_pretrained(name)
+        config, tokenizer = _decoder_config(base_of(name)), _tokenizer(name)
         dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
         with torch.device(_device()):
             return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
+
+
+def _tokenizer(name: str) -> Any:
+    return AutoTokenizer.from_pretrained(tokenizer_of(name), trust_remote_code=False)
 
 
 def _device() -> str:
@@ -61,7 +68,7 @@ def _device() -> str:
 
 
 def _decoder_config(name: str) -> Any:
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError("an encoder-decoder model; controllers steer causal language models")
     return config

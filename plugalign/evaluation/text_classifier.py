@@ -47,7 +47,7 @@ class TextClassifier:
             ValueError: nothing is there, it is no text classifier, or see `positive_index`.
         """
         try:
-            config = AutoConfig.from_pretrained(str(source))
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"judge {str(source)!r} is neither 'pocket', a .joblib file, 'module:function', a "
@@ -59,10 +59,11 @@ class TextClassifier:
             raise ValueError(f"judge {str(source)!r} is {found}, not a text classifier")
         labels = [config.id2label[i] for i in range(config.num_labels)]
         positive = positive_index(labels, positive_label)
-        model = AutoModelForSequenceClassification.from_pretrained(str(source), dtype=torch.float32)
-        return cls(
-            model.to(device or "cpu").eval(), AutoTokenizer.from_pretrained(source), positive
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(source), dtype=torch.float32, trust_remote_code=False
         )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return cls(model.to(device or "cpu").eval(), tokenizer, positive)
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """P(toxic) of each text, ``(n,)``; texts of like length share a forward."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from plugalign.controllers.dexperts import shared_copy
+from plugalign.adapters.layers import shared_copy
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.prefixing import cache_shape
 from plugalign.fitting.data import Labelled, encode
