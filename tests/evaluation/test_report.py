@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from plugalign.evaluation.answers import Answers
 from plugalign.evaluation.charts import HEIGHT, WIDTH, Axis, Estimate, scatter
+from plugalign.evaluation.folder import write_json
 from plugalign.evaluation.pairs import telling_pairs
-from plugalign.evaluation.records import write_json
+from plugalign.evaluation.records import Answer, Generated, Scored
 from plugalign.evaluation.report import headline, write_report
-from plugalign.evaluation.summary import Answers, summarise
+from plugalign.evaluation.summary import summarise
 
 WORDS = ["", "<end>", " The", " nurse", " is", " kind", " <b>rude</b>", " today"]
 VOID = {"meta", "br", "line", "circle"}
@@ -33,6 +35,16 @@ def record(method: str, prompt: int, sample: int, tokens: list[int], score: floa
     }  # fmt: skip
 
 
+def answer(method: str, prompt: int, tokens: list[int], score: float | None) -> Answer:
+    whole = record(method, prompt, 0, tokens, score)
+    made = {k: whole[k] for k in GENERATED} | {"tokens": tuple(tokens)}
+    return Answer.of(Generated(**made), Scored(**{k: whole[k] for k in SCORED}))
+
+
+GENERATED = ("method", "prompt", "sample", "tokens", "text", "batch", "seconds")
+SCORED = ("method", "prompt", "sample", "scores", "nll", "scored_tokens")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Eight prompts: "kind" drops the rude word everywhere, "same" is the base again."""
@@ -42,8 +54,8 @@ def run(tmp_path: Path) -> Path:
         rows += [rude, {**rude, "method": "same"}]
         rows += [record("kind", prompt, 0, [2, 3, 4, 5, 7, 1], 0.1 + prompt / 100)]
     for name, keys in (
-        ("generations", ("method", "prompt", "sample", "tokens", "text", "batch", "seconds")),
-        ("scores", ("method", "prompt", "sample", "scores", "nll", "scored_tokens")),
+        ("generations", GENERATED),
+        ("scores", SCORED),
     ):
         lines = [json.dumps({k: r[k] for k in keys}) + "\n" for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
@@ -149,9 +161,9 @@ def test_the_headline_claims_only_what_is_sure(run: Path) -> None:
 
 
 def test_pairs_show_the_largest_fall_the_largest_rise_and_a_random_one() -> None:
-    base = Answers([[record("base", p, 0, [2, 3, 4], 0.5)] for p in range(4)])
+    base = Answers([[answer("base", p, [2, 3, 4], 0.5)] for p in range(4)])
     scores = [0.5, 0.1, 0.8, None]
-    other = Answers([[record("m", p, 0, [2, 3, 5], s)] for p, s in enumerate(scores)])
+    other = Answers([[answer("m", p, [2, 3, 5], s)] for p, s in enumerate(scores)])
     prompts = [f"prompt {p}" for p in range(4)]
     pairs = telling_pairs(base, other, "judge", prompts, decode, seed=1)
     shown = {pair.kind: pair for pair in pairs}
@@ -160,16 +172,16 @@ def test_pairs_show_the_largest_fall_the_largest_rise_and_a_random_one() -> None
     assert shown["drawn at random"].prompt != "prompt 3"
     assert shown["the largest fall"].step == 3
     assert shown["the largest fall"].method.parting == " kind"
-    worse = Answers([[record("m", p, 0, [2], 0.9)] for p in range(4)])
+    worse = Answers([[answer("m", p, [2], 0.9)] for p in range(4)])
     kinds = [p.kind for p in telling_pairs(base, worse, "judge", prompts, decode, seed=1)]
     assert kinds == ["the largest rise", "drawn at random"]
-    unscored = Answers([[record("m", p, 0, [2], None)] for p in range(4)])
+    unscored = Answers([[answer("m", p, [2], None)] for p in range(4)])
     assert telling_pairs(base, unscored, "judge", prompts, decode, seed=1) == []
 
 
 def test_a_text_that_ends_earlier_parts_at_its_end() -> None:
-    base = Answers([[record("base", 0, 0, [2, 3, 4], 0.5)]])
-    short = Answers([[record("m", 0, 0, [2, 3], 0.1)]])
+    base = Answers([[answer("base", 0, [2, 3, 4], 0.5)]])
+    short = Answers([[answer("m", 0, [2, 3], 0.1)]])
     pair = telling_pairs(base, short, "judge", ["p"], decode, seed=0)[0]
     assert (pair.step, pair.base.parting, pair.method.parting) == (3, " is", "")
 
