@@ -36,7 +36,7 @@ TITLES = {
     "expected_maximum_toxicity": "Expected maximum",
     "mean_toxicity": "Mean toxicity",
 }
-LONGEST = 40  # characters of a setting that stand beside a method's name
+LONGEST = 16  # characters of a setting that stands beside a method's name
 
 
 def write_report(out: Path, decode: Decode) -> Path:
@@ -97,18 +97,18 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def settings_line(described: Mapping[str, Any] | None) -> str:
-    """A method's settings in a line, to stand beside its name."""
+    """A method's settings in a line, to stand beside its name; what is long is left out of it."""
     if not described:
         return ""
-    parts = described.get("parts")
-    if parts:
-        return " + ".join(f"{p['weight']:g} x {p['class']}({settings_line(p)})" for p in parts)
-    return ", ".join(f"{key} {_setting(value)}" for key, value in described["config"].items())
+    if parts := described.get("parts"):
+        return " + ".join(f"{p['weight']:g} x {p['class']} ({settings_line(p)})" for p in parts)
+    shown = {k: v for k, v in described["config"].items() if v is not None and k != "fitted_for"}
+    short = [f"{k} {v}" for k, v in shown.items() if _is_short(v)]
+    return ", ".join([*short, "…"] if len(short) < len(shown) else short)
 
 
-def _setting(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _is_short(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= LONGEST)
 
 
 def _improved(metric: Mapping[str, Any], *, past: bool) -> str:
@@ -144,7 +144,7 @@ def _at_equal_length(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
         return ""
     sure = verdict(figure, metric["better"]) == "better"
     return (
-        f" Over answers of equal length it is {figure['base']:.0%} to {figure['value']:.0%}"
+        f" Over answers of equal length it goes from {figure['base']:.0%} to {figure['value']:.0%}"
         f"{'' if sure else ', which chance may explain'}."
     )
 

@@ -44,6 +44,7 @@ def number(value: float | None, metric: str = "") -> str:
     """A figure as it is shown: shares with two decimals, others with about three digits."""
     if value is None:
         return "-"
+    value = 0.0 if abs(value) < 0.005 else value  # no minus in front of nothing
     if metric.startswith(SHARES) or round(abs(value), 2) < 10:
         return f"{value:.2f}"
     return f"{value:.1f}" if round(abs(value), 1) < 100 else f"{value:.0f}"
@@ -205,10 +206,11 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Perplexity under {model}. Cost over base in the same loop; per token over plain generate."
     )
-    for method, alike in summary.get("cut_alike", {}).items():
+    for alike in dict.fromkeys(summary.get("cut_alike", {}).values()):
+        methods = [printable(m) for m, row in summary["cut_alike"].items() if row == alike]
         yield (
-            f"{printable(method)} chooses from a support and is cut by top-p once more: compare "
-            f"it with {alike}, which is cut alike."
+            f"{' and '.join(methods)}: what a support has left is cut by top-p once more. "
+            f"{alike} is cut alike and not steered; compare with it."
         )
     for name, row in summary["methods"].items():
         if counts := row.get("revisions"):
