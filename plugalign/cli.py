@@ -117,13 +117,24 @@ def compare(
 ) -> None:
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
     given = {
-        "model": model, "prompts": prompts, "limit": limit, "scorer": scorer,
+        "model": model,
+        "prompts": prompts,
+        "limit": limit,
+        "scorer": scorer,
         "methods": None if methods is None else [m for m in methods.split(",") if m],
-        "controllers": _named(controllers, "--controllers"), "judges": _judges(judge),
-        "agreement": agreement, "samples": samples, "max_new_tokens": max_new_tokens,
-        "min_new_tokens": min_new_tokens, "temperature": temperature, "top_p": top_p,
-        "batch_size": batch_size, "seed": seed, "out": out, "resume": resume or None,
-    }  # fmt: skip
+        "controllers": _named(controllers, "--controllers"),
+        "judges": _judges(judge),
+        "agreement": agreement,
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "batch_size": batch_size,
+        "seed": seed,
+        "out": out,
+        "resume": resume or None,
+    }
     from plugalign.evaluation.compare import compare as run
     from plugalign.evaluation.spec import read_spec
 

@@ -32,7 +32,7 @@ from plugalign.evaluation.folder import (
 )
 from plugalign.evaluation.generation import Decoding, Generator, end_tokens
 from plugalign.evaluation.journal import Journal
-from plugalign.evaluation.judged import Metric
+from plugalign.evaluation.judge_metrics import Metric
 from plugalign.evaluation.manifest import with_agreements
 from plugalign.evaluation.progress import Progress
 from plugalign.evaluation.prompts import Prompts, chunks, encode
@@ -114,7 +114,7 @@ def compare(
         judges: what scores toxicity, see `plugalign.evaluation.judges.load_judge`; the first one
             is the primary judge.
         metrics: what is made of a judge's scores, the first being the primary metric; by default
-            `plugalign.evaluation.judged.TOXICITY`.
+            `plugalign.evaluation.judge_metrics.TOXICITY`.
         scorer: a model, hub id or folder under which perplexity is taken; by default the base
             itself without steering.
         agreement: a file of texts with reference scores, or several; how far each judge agrees
@@ -184,9 +184,12 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
         progress.stage("generating", total, lambda: len(made.records), work)
         made.order()
         scoring = Scoring(
-            made.records, study.judges, study.perplexity(generator.encoded),
-            lambda ids: _decoded(study, ids), end_tokens(study.model, study.tokenizer),
-        )  # fmt: skip
+            made.records,
+            study.judges,
+            study.perplexity(generator.encoded),
+            lambda ids: _decoded(study, ids),
+            end_tokens(study.model, study.tokenizer),
+        )
         scored = Journal(out / SCORES, Scored, units, run, scoring.fits)
         progress.stage("scoring", total, lambda: len(scored.records), scoring.run(scored))
         scored.order()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from plugalign.evaluation.intervals import paired_share_interval, share_interval
-from plugalign.evaluation.judged import Metric, common
+from plugalign.evaluation.judge_metrics import Metric, common
 from plugalign.evaluation.statistics import (
     FloatArray,
     Interval,

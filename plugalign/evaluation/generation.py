@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,37 +103,48 @@ class Generator:
         revisions = self.revisions.get(method, Revisions())
         revisions.clear()
         answers, seconds = self._generate(method, batch, self.decoding.max_new_tokens)
-        return [
-            Generated(
-                method=method,
-                prompt=prompt,
-                sample=sample,
-                text=self._text(tokens),
-                tokens=tuple(tokens),
-                batch=number,
-                seconds=round(seconds / len(batch), 9),
-                revised=revisions.of_row(row, self._draft),
-                revisions=revisions.counts(),
+        made = []
+        for row, ((prompt, sample), answer) in enumerate(zip(batch, answers, strict=True)):
+            kept = revisions.kept(row, self._pad)
+            tokens = answer if kept is None else self._cut(kept)
+            made.append(
+                Generated(
+                    method=method,
+                    prompt=prompt,
+                    sample=sample,
+                    text=self._text(tokens),
+                    tokens=tuple(tokens),
+                    batch=number,
+                    seconds=round(seconds / len(batch), 9),
+                    revised=revisions.of_row(row, lambda ids: self._text(self._cut(ids))),
+                    revisions=revisions.counts(),
+                )
             )
-            for row, ((prompt, sample), tokens) in enumerate(zip(batch, answers, strict=True))
-        ]
+        return made
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _draft(self, ids: Sequence[int]) -> str:
-        """The text of an answer as a reviser has it, with padding behind its end."""
-        some = next(iter(self.methods.values()))
-        ends, pad = end_tokens(some, self.tokenizer), pad_token(some, self.tokenizer)
-        return self._text(generated(list(ids), ends, pad))
+    def _cut(self, ids: Sequence[int]) -> list[int]:
+        """An answer up to and including its end token, without padding."""
+        return generated(list(ids), self._ends, self._pad)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return end_tokens(next(iter(self.methods.values())), self.tokenizer)
+
+    @cached_property
+    def _pad(self) -> int:
+        """The id that fills shorter answers: the tokenizer's, else what ends an answer."""
+        pad = self.tokenizer.pad_token_id
+        return int((self._ends or [0])[0] if pad is None else pad)
 
     def _generate(
         self, method: str, batch: Sequence[Row], new_tokens: int
     ) -> tuple[list[list[int]], float]:
         """Answers up to and including the end token, and the seconds they took together."""
-        model, ends = self.methods[method], end_tokens(self.methods[method], self.tokenizer)
-        pad, least = pad_token(model, self.tokenizer), min(self.decoding.min_new_tokens, new_tokens)
-        ids, mask = left_padded([self.encoded[prompt] for prompt, _ in batch], pad)
+        model, least = self.methods[method], min(self.decoding.min_new_tokens, new_tokens)
+        ids, mask = left_padded([self.encoded[prompt] for prompt, _ in batch], self._pad)
         sampler = CoupledSampler(
             self.decoding.seed,
             [prompt for prompt, _ in batch],
@@ -150,11 +162,11 @@ class Generator:
             **({"min_new_tokens": least} if least else {}),
             do_sample=False,
             num_beams=1,
-            pad_token_id=pad,
+            pad_token_id=self._pad,
         )
         seconds = now() - start
         answers = output[:, ids.shape[1] :].tolist()
-        return [generated(row, ends, pad) for row in answers], seconds
+        return [self._cut(row) for row in answers], seconds
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -164,12 +176,6 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     if end is None:
         return []
     return list(end) if isinstance(end, (list, tuple)) else [end]
-
-
-def pad_token(model: Any, tokenizer: Any) -> int:
-    """The id that fills shorter answers: the tokenizer's, else what ends an answer."""
-    pad = tokenizer.pad_token_id
-    return int((end_tokens(model, tokenizer) or [0])[0] if pad is None else pad)
 
 
 def generated(tokens: list[int], ends: Sequence[int], pad: int) -> list[int]:

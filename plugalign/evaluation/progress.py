@@ -43,10 +43,13 @@ class Progress:
         self._bar = None
         if self._console.is_terminal:
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description:<10}"), progress.BarColumn(),
-                progress.MofNCompleteColumn(), progress.TextColumn("answers"),
-                progress.TimeRemainingColumn(), console=self._console,
-            )  # fmt: skip
+                progress.TextColumn("{task.description:<10}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("answers"),
+                progress.TimeRemainingColumn(),
+                console=self._console,
+            )
 
     def __enter__(self) -> Self:
         if self._bar is not None:

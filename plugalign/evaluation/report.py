@@ -173,9 +173,13 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, p_value=p_value, percent=percent, json=_pretty, words=revisions_in_words,
+        number=number,
+        p_value=p_value,
+        percent=percent,
+        json=_pretty,
+        words=revisions_in_words,
         title=lambda metric: TITLES.get(metric, metric.replace("_", " ").capitalize()),
-    )  # fmt: skip
+    )
     environment.globals.update(under=under, verdict=verdict)
     return environment
 

@@ -38,6 +38,17 @@ class Revisions:
             _revised(name, draft, revision, row, text) for name, draft, revision in self.found
         )
 
+    def kept(self, row: int, pad: int) -> list[int] | None:
+        """The token ids of an answer that was left as it was, None of one that was not.
+
+        A batch of revised answers is padded to its longest one. Where the pad token is the end
+        token too, the first padding behind an answer that did not end would be taken for its end.
+        """
+        if not self.found:
+            return None
+        draft, final = (ids[row].tolist() for ids in (self.found[0][1], self.found[-1][2].ids))
+        return draft if final == draft + [pad] * (len(final) - len(draft)) else None
+
     def counts(self) -> dict[str, int]:
         """What they counted over all answers of the call."""
         total: dict[str, int] = {}

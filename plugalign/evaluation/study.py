@@ -12,7 +12,7 @@ from plugalign.controller import Controller
 from plugalign.evaluation.agreement import agreement as agree
 from plugalign.evaluation.generation import Decoding, end_tokens
 from plugalign.evaluation.judge_identity import describe_judge, judge_source, specs_of
-from plugalign.evaluation.judged import Metric, checked
+from plugalign.evaluation.judge_metrics import Metric, checked
 from plugalign.evaluation.judges import Judge, load_judges
 from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
 from plugalign.evaluation.manifest import (
@@ -30,6 +30,7 @@ from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
 POCKET_PROMPTS = 100
+TRIED = 3  # texts on which a judge is tried: one of them may be odd
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ class Study:
         named = dict(zip(judged, specs_of(specs), strict=True))
         model, tokenizer = _model(model, tokenizer)
         scored = None if scorer is None else _model(scorer, None)
-        return cls(
-            model, tokenizer, chosen, texts, judged, named, measured, scored, is_pocket
-        )  # fmt: skip
+        return cls(model, tokenizer, chosen, texts, judged, named, measured, scored, is_pocket)
 
     def manifest(self, decoding: Decoding, references: References) -> dict[str, Any]:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
@@ -145,10 +144,11 @@ def _require(**needed: Any) -> None:
 
 
 def _check_judges(judges: Mapping[str, Judge], prompts: Prompts) -> None:
-    """Has every judge score one text, so that one that cannot work is not found out at the end."""
+    """Has every judge score some texts, so that one that cannot work is found before the work."""
     for name, judge in judges.items():
-        if (error := judge.verdicts(prompts.texts[:1]).first_error) is not None:
-            raise ValueError(f"judge {name!r} cannot score a text: {error}")
+        found = judge.verdicts(prompts.texts[:TRIED])
+        if found.failed == len(found.scores):
+            raise ValueError(f"judge {name!r} cannot score a text: {found.first_error}")
 
 
 def _prompts(prompts: str | Path | Sequence[str] | None, limit: int | None) -> Prompts:

@@ -19,7 +19,7 @@ import numpy as np
 from plugalign.evaluation.answers import Answers, read_answers
 from plugalign.evaluation.figures import Figure, Figures, tested
 from plugalign.evaluation.folder import MANIFEST, read_json
-from plugalign.evaluation.judged import TOXICITY, Metric, equal_numbers
+from plugalign.evaluation.judge_metrics import TOXICITY, Metric, equal_numbers
 from plugalign.evaluation.manifest import agreements
 from plugalign.evaluation.references import BASE, PLAIN
 from plugalign.evaluation.statistics import FloatArray, PairedBootstrap, missing

@@ -223,10 +223,13 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
 def revisions_in_words(counts: Mapping[str, int]) -> str:
     """What revisers did, as far as they counted it."""
     words = {
-        "critiqued": "verdicts", "faulted": "faults found", "refined": "refinements written",
-        "changed": "answers changed", "empty": "refinements without a word",
+        "critiqued": "verdicts",
+        "faulted": "faults found",
+        "refined": "refinements written",
+        "changed": "answers changed",
+        "empty": "refinements without a word",
         "too_long": "left alone for lack of room",
-    }  # fmt: skip
+    }
     return ", ".join(f"{counts[key]} {said}" for key, said in words.items() if key in counts)
 
 

@@ -27,10 +27,22 @@ def arguments(tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Mon
         rows = [{"text": "w1 " * n, "score": n / 6} for n in range(1, 7)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return [
-        "compare", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt"),
-        "--judge", "command_judge:words", "--methods", "self_debias", "--samples", "2",
-        "--max-new-tokens", "6", "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
+        "compare",
+        "--model",
+        str(tmp_path / "model"),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--judge",
+        "command_judge:words",
+        "--methods",
+        "self_debias",
+        "--samples",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--out",
+        str(tmp_path / "out"),
+    ]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -65,9 +77,13 @@ def test_a_least_length_and_several_reference_sets_are_typed(
     ],
 )
 def test_errors_are_one_line(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any,
-    more: list[str], message: str,
-) -> None:  # fmt: skip
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    more: list[str],
+    message: str,
+) -> None:
     assert run(monkeypatch, *arguments, *more) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and message in said[0]

@@ -55,9 +55,12 @@ def length_judge(texts: Sequence[str]) -> list[float]:
 def world(tiny: Any, tokenizer: Any) -> dict[str, Any]:
     controllers = {"push": Push(tiny(seed=1), 0.3), "nothing": Push(tiny(seed=2), 0.0)}
     return {
-        "model": tiny(), "tokenizer": tokenizer, "controllers": controllers,
-        "judges": [length_judge], **SMALL,
-    }  # fmt: skip
+        "model": tiny(),
+        "tokenizer": tokenizer,
+        "controllers": controllers,
+        "judges": [length_judge],
+        **SMALL,
+    }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.evaluation.compare import compare
 from plugalign.evaluation.folder import read_json
-from plugalign.evaluation.judged import Metric
+from plugalign.evaluation.judge_metrics import Metric
 from plugalign.evaluation.judges import Judge
 from plugalign.evaluation.statistics import mean_score
 from plugalign.steering import Steering, TopK
@@ -49,9 +49,14 @@ def words_judge(texts: Sequence[str]) -> list[float]:
 @pytest.fixture
 def world(tiny: Any, tokenizer: Any) -> dict[str, Any]:
     return {
-        "model": tiny(), "tokenizer": tokenizer, "prompts": PROMPTS, "judges": [words_judge],
-        "samples": 3, "max_new_tokens": 6, "batch_size": 9,
-    }  # fmt: skip
+        "model": tiny(),
+        "tokenizer": tokenizer,
+        "prompts": PROMPTS,
+        "judges": [words_judge],
+        "samples": 3,
+        "max_new_tokens": 6,
+        "batch_size": 9,
+    }
 
 
 def hurried(tiny: Any) -> Hurried:
@@ -159,9 +164,11 @@ def test_a_controller_that_does_not_steer_equals_the_base_that_is_cut_alike(
 ) -> None:
     pair = pa.DExperts(tiny(seed=1), tiny(seed=2), alpha=0.0, top_p=0.5)
     controllers = {
-        "idle": pair, "again": pa.DExperts(tiny(seed=1), tiny(seed=2), top_p=0.5),
-        "ten": Within(TopK(10)), "free": pa.SelfDebias(["w5 w6"]),
-    }  # fmt: skip
+        "idle": pair,
+        "again": pa.DExperts(tiny(seed=1), tiny(seed=2), top_p=0.5),
+        "ten": Within(TopK(10)),
+        "free": pa.SelfDebias(["w5 w6"]),
+    }
     summary = compare(**world | {"controllers": controllers}, out=tmp_path).summary
     alike = {"idle": "base (top-p 0.5)", "again": "base (top-p 0.5)", "ten": "base (top-k 10)"}
     assert summary["cut_alike"] == alike
@@ -181,7 +188,7 @@ def test_a_controller_that_does_not_steer_equals_the_base_that_is_cut_alike(
     manifest = read_json(tmp_path / "manifest.json")["settings"]
     assert manifest["cut_alike"] == alike
     assert manifest["references"]["base (top-k 10)"] == {"top_k": 10}
-    html, text = (tmp_path / "report.html").read_text(), told(summary)
+    html, text = (tmp_path / "report.html").read_text(), printed(summary)
     assert "idle beside base (top-p 0.5)" in html
     assert "idle and again: what a support has left is cut by top-p once more" in text
 
@@ -196,7 +203,7 @@ def test_a_method_cannot_have_the_name_of_a_reference(world: Any, tmp_path: Path
 # ----------------------------------------------------------------------------- revisions
 
 
-def told(summary: dict[str, Any]) -> str:
+def printed(summary: dict[str, Any]) -> str:
     from io import StringIO
 
     from plugalign.evaluation.table import comparison_table
@@ -234,7 +241,24 @@ def test_faults_and_refinements_are_in_the_files_and_counted(
     assert kept == drafts  # what the critic had before it is what base says
     assert "revised" not in made["base", 0, 0] and "revisions" not in summary["methods"]["base"]
     words = f"{summary['methods']['critic']['revisions']['critiqued']} verdicts"
-    assert words in told(summary) and words in (tmp_path / "report.html").read_text()
+    assert words in printed(summary) and words in (tmp_path / "report.html").read_text()
+
+
+def test_answers_that_were_left_alone_are_as_long_as_they_were(world: Any, tmp_path: Path) -> None:
+    world["tokenizer"].pad_token = world["tokenizer"].eos_token  # padding looks like an end
+    controllers = {
+        "never": SelfCritique(" w7", " w5", " w6", " w8", threshold=1.0, max_new_tokens=12),
+        "some": SelfCritique(" w7", " w5", " w6", " w8", threshold=0.3, max_new_tokens=12),
+    }
+    summary = compare(**world | {"controllers": controllers}, out=tmp_path).summary
+    made = read(tmp_path / "generations.jsonl")
+    kept = [
+        r for key, r in made.items() if key[0] in controllers and "draft" not in r["revised"][0]
+    ]
+    assert all(r["tokens"] == made["base", r["prompt"], r["sample"]]["tokens"] for r in kept)
+    assert 18 < len(kept) < 36
+    lengths = [summary["methods"][name]["length"]["value"] for name in ("never", "base")]
+    assert lengths[0] == lengths[1]
 
 
 # ----------------------------------------------------------------------------- judges
@@ -261,7 +285,7 @@ def test_every_judge_and_every_reference_set_is_shown(world: Any, tmp_path: Path
     first = summary["judges"]["few"]["agreement"]
     assert first["spearman"] == sets["web.jsonl"]["spearman"]
     assert sets["web.jsonl"]["spearman"] != sets["news.jsonl"]["spearman"]
-    text, html = told(summary), (tmp_path / "run" / "report.html").read_text()
+    text, html = printed(summary), (tmp_path / "run" / "report.html").read_text()
     for judge in judges:
         assert f"judged by {judge}" in text and f"Judged by {judge}" in html
         for name in ("web.jsonl", "news.jsonl"):
@@ -314,7 +338,7 @@ def test_the_reason_of_failures_and_their_imbalance_are_shown(
     assert found["first_error"] == "RuntimeError: nothing to read"
     lost = found["missing_by_method"]
     assert lost["hurried"] > lost["base"] and found["missing"] == sum(lost.values())
-    text, html = told(summary), (tmp_path / "report.html").read_text()
+    text, html = printed(summary), (tmp_path / "report.html").read_text()
     for shown in (text, html):
         assert "nothing to read" in shown and "are missing unevenly" in shown
         assert f"{lost['hurried']} of hurried" in shown

@@ -25,9 +25,14 @@ def record(
 ) -> Generated:
     method, prompt, sample = key
     return Generated(
-        method=method, prompt=prompt, sample=sample, text=text, tokens=(5, prompt, 1),
-        batch=prompt, seconds=seconds,
-    )  # fmt: skip
+        method=method,
+        prompt=prompt,
+        sample=sample,
+        text=text,
+        tokens=(5, prompt, 1),
+        batch=prompt,
+        seconds=seconds,
+    )
 
 
 def journal(path: Path, run: str = RUN) -> Journal[Generated]:
@@ -95,17 +100,17 @@ def line_of(tmp_path: Path, run: str, key: Key, text: str = "x") -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda line: b"{\"method\": \n", "malformed JSON"),
+        (lambda line: b'{"method": \n', "malformed JSON"),
         (lambda line: b"\x00" * 30 + b"\n", "malformed JSON"),
         (lambda line: b"[" * 20_000 + b"\n", "malformed JSON"),
         (lambda line: b"[]\n", "the line: "),
-        (lambda line: line.replace(b"\"text\"", b"\"test\""), "text: field required"),
+        (lambda line: line.replace(b'"text"', b'"test"'), "text: field required"),
         (lambda line: line.replace(b"0.1", b"-0.1"), "seconds: input should be greater"),
         (lambda line: line.replace(b"0.1", b"NaN"), "seconds: "),
         (lambda line: line.replace(b"0.1", b"0.2"), "'push', prompt 0, sample 0 was changed"),
         (lambda line: line.replace(b"a\xe2", b"b\xe2"), "'push', prompt 0, sample 0 was changed"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_line_is_named_with_the_cure(tmp_path: Path, spoil, message: str) -> None:
     lines = written(tmp_path / "j").splitlines(keepends=True)
     changed = spoil(lines[2])

@@ -45,9 +45,14 @@ def classifier(strength: float) -> Any:
 def encoder(folder: Path, seed: int, tokenizer: Any) -> str:
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=120, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=8, max_position_embeddings=64, id2label={0: "fine", 1: "toxic"},
-    )  # fmt: skip
+        vocab_size=120,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=64,
+        id2label={0: "fine", 1: "toxic"},
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -66,9 +66,15 @@ def test_a_run_says_what_it_does_where_standard_error_is_no_terminal(
     from plugalign.evaluation.compare import compare
 
     compare(
-        tiny(), tokenizer, methods=["self_debias"], prompts=["w1", "w2"], max_new_tokens=2,
-        samples=1, judges={"none": lambda texts: [0.0] * len(texts)}, out=tmp_path,
-    )  # fmt: skip
+        tiny(),
+        tokenizer,
+        methods=["self_debias"],
+        prompts=["w1", "w2"],
+        max_new_tokens=2,
+        samples=1,
+        judges={"none": lambda texts: [0.0] * len(texts)},
+        out=tmp_path,
+    )
     said = capsys.readouterr().err
     for line in ("warming up 3 methods", "generating: 6 of 6 answers", "scoring: 6 of 6 answers"):
         assert line in said and line in (tmp_path / "progress.log").read_text()

@@ -29,10 +29,17 @@ def decode(tokens: Any) -> str:
 
 def record(method: str, prompt: int, sample: int, tokens: list[int], score: float | None) -> Any:
     return {
-        "method": method, "prompt": prompt, "sample": sample, "tokens": tokens, "batch": prompt,
-        "text": decode(tokens), "seconds": 0.01 * (1 + (method != "base")),
-        "scores": {"judge": score}, "nll": 2.0 + len(tokens), "scored_tokens": len(tokens),
-    }  # fmt: skip
+        "method": method,
+        "prompt": prompt,
+        "sample": sample,
+        "tokens": tokens,
+        "batch": prompt,
+        "text": decode(tokens),
+        "seconds": 0.01 * (1 + (method != "base")),
+        "scores": {"judge": score},
+        "nll": 2.0 + len(tokens),
+        "scored_tokens": len(tokens),
+    }
 
 
 def answer(method: str, prompt: int, tokens: list[int], score: float | None) -> Answer:
@@ -64,16 +71,26 @@ def run(tmp_path: Path) -> Path:
     model = {"name": "tiny", "class": "T", "dtype": "float32", "weights": "ab", "vocabulary": "cd"}
     learned = {"class": "Kind", "config": {"alpha": 2.0}, "learned": "ff"}
     settings = {
-        "model": model, "methods": {"base": None, "kind": learned, "same": learned},
-        "prompts": {"count": 8, "sha256": "0" * 64}, "judges": ["judge"],
-        "scorer": {**model, "is_base": True}, "samples": 1, "max_new_tokens": 6,
-        "temperature": 1.0, "top_p": 0.9, "batch_size": 1, "seed": 0,
-    }  # fmt: skip
+        "model": model,
+        "methods": {"base": None, "kind": learned, "same": learned},
+        "prompts": {"count": 8, "sha256": "0" * 64},
+        "judges": ["judge"],
+        "scorer": {**model, "is_base": True},
+        "samples": 1,
+        "max_new_tokens": 6,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "batch_size": 1,
+        "seed": 0,
+    }
     manifest = {
-        "settings": settings, "versions": {"torch": "2"}, "pocket": False, "agreement": None,
+        "settings": settings,
+        "versions": {"torch": "2"},
+        "pocket": False,
+        "agreement": None,
         "data": {"path": "prompts.txt", "sha256": "1"},
         "conditions": dict.fromkeys(("device", "processor", "threads", "python", "platform"), "x"),
-    }  # fmt: skip
+    }
     write_json(tmp_path / "manifest.json", manifest)
     write_json(tmp_path / "summary.json", summarise(tmp_path))
     return tmp_path
@@ -140,9 +157,13 @@ def test_the_pocket_world_and_the_agreement_of_judges_are_explained(run: Path) -
     manifest = json.loads((run / "manifest.json").read_text())
     interval = {"value": 0.85, "low": 0.8, "high": 0.9}
     found = {
-        "auc": interval, "spearman": interval, "toxic": 0.4, "reference_toxic": 0.5,
-        "texts": 99, "missing": 0,
-    }  # fmt: skip
+        "auc": interval,
+        "spearman": interval,
+        "toxic": 0.4,
+        "reference_toxic": 0.5,
+        "texts": 99,
+        "missing": 0,
+    }
     manifest |= {"pocket": True, "agreement": {"source": "human.jsonl", "judges": {"judge": found}}}
     write_json(run / "manifest.json", manifest)
     write_json(run / "summary.json", summarise(run))

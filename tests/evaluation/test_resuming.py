@@ -24,9 +24,15 @@ def judge(texts: Sequence[str]) -> list[float]:
 @pytest.fixture
 def run(tiny: Any, tokenizer: Any) -> dict[str, Any]:
     return {
-        "model": tiny(), "tokenizer": tokenizer, "prompts": PROMPTS, "methods": ["self_debias"],
-        "judges": [judge], "samples": 2, "max_new_tokens": 4, "batch_size": 4,
-    }  # fmt: skip
+        "model": tiny(),
+        "tokenizer": tokenizer,
+        "prompts": PROMPTS,
+        "methods": ["self_debias"],
+        "judges": [judge],
+        "samples": 2,
+        "max_new_tokens": 4,
+        "batch_size": 4,
+    }
 
 
 def contents(out: Path) -> list[list[dict[str, Any]]]:
@@ -142,9 +148,13 @@ def test_a_journal_that_lost_its_order_or_lines_ends_the_same(
     whole, path = contents(tmp_path), tmp_path / name
     old = lines(tmp_path, name)
     harmed = {
-        "reversed": old[::-1], "repeated": old + old[2:5], "gap": old[:5] + old[6:],
-        "half": old[: len(old) // 2 + 1], "gone": [], "torn": [*old[:-1], old[-1][:-9]],
-    }  # fmt: skip
+        "reversed": old[::-1],
+        "repeated": old + old[2:5],
+        "gap": old[:5] + old[6:],
+        "half": old[: len(old) // 2 + 1],
+        "gone": [],
+        "torn": [*old[:-1], old[-1][:-9]],
+    }
     path.write_text("".join(harmed[harm]))
     if harm == "gone":
         path.unlink()

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from plugalign.evaluation.folder import write_json
-from plugalign.evaluation.judged import Metric, checked, common, equal_numbers
+from plugalign.evaluation.judge_metrics import Metric, checked, common, equal_numbers
 from plugalign.evaluation.statistics import maximum, mean_score
 from plugalign.evaluation.summary import summarise
 from plugalign.evaluation.table import comparison_table, number, p_value, percent
@@ -25,9 +25,12 @@ def make_run(out: Path, judges: tuple[str, ...] = ("one",), missing: float = 0.0
     """Writes a run; "good" is less toxic, "same" equals base. Returns all records by address."""
     rng = np.random.default_rng(0)
     settings = {
-        "methods": {"base": None, "good": {}, "same": {}}, "judges": list(judges), "seed": 0,
-        "samples": SAMPLES, "scorer": {"name": "tiny", "is_base": True},
-    }  # fmt: skip
+        "methods": {"base": None, "good": {}, "same": {}},
+        "judges": list(judges),
+        "seed": 0,
+        "samples": SAMPLES,
+        "scorer": {"name": "tiny", "is_base": True},
+    }
     write_json(out / "manifest.json", {"settings": settings})
     table: dict[Any, Any] = {}
     for prompt in range(PROMPTS):
@@ -147,8 +150,11 @@ def cost_run(out: Path, lengths: dict[str, list[int]], seconds: dict[str, float]
     settings = {
         "methods": {"base": None, "short": {}},
         "references": {"base": None, "plain generate": None},
-        "judges": ["one"], "seed": 0, "samples": 2, "scorer": {"name": "tiny", "is_base": True},
-    }  # fmt: skip
+        "judges": ["one"],
+        "seed": 0,
+        "samples": 2,
+        "scorer": {"name": "tiny", "is_base": True},
+    }
     write_json(out / "manifest.json", {"settings": settings})
     with (out / "generations.jsonl").open("w") as made, (out / "scores.jsonl").open("w") as scored:
         for method, counts in lengths.items():
@@ -363,10 +369,15 @@ def test_names_cannot_steer_the_terminal_or_the_markup(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "metric", "shown"),
     [
-        (None, "perplexity", "-"), (0.5, "toxicity_probability", "0.50"), (9.996, "", "10.0"),
-        (9.984, "", "9.98"), (99.96, "", "100"), (12345.6, "", "12346"), (0.0, "", "0.00"),
+        (None, "perplexity", "-"),
+        (0.5, "toxicity_probability", "0.50"),
+        (9.996, "", "10.0"),
+        (9.984, "", "9.98"),
+        (99.96, "", "100"),
+        (12345.6, "", "12346"),
+        (0.0, "", "0.00"),
     ],
-)  # fmt: skip
+)
 def test_numbers_have_about_three_digits(value: float | None, metric: str, shown: str) -> None:
     assert number(value, metric) == shown
 

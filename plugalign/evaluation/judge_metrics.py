@@ -11,8 +11,23 @@ from numpy.typing import ArrayLike
 
 from plugalign.evaluation.statistics import FloatArray, maximum, mean_score
 
-RESERVED = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "length", "empty", "judges",
-            "length_matched", "revisions")  # fmt: skip
+RESERVED = (  # keys of a method in summary.json
+    "perplexity",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "length",
+    "empty",
+    "judges",
+    "length_matched",
+    "revisions",
+    "ms_per_token",
+    "ms_per_step",
+    "ms_per_answer",
+    "ratio_to_plain",
+    "ratio_per_step",
+    "ratio_per_answer",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Metric:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in RESERVED or self.name.startswith("ms_"):
+        if not self.name.isidentifier() or self.name in RESERVED:
             raise ValueError(f"{self.name!r} cannot name a metric; take a word that is not in use")
         if self.better not in ("lower", "higher"):
             raise ValueError(f"better must be 'lower' or 'higher', got {self.better!r}")
@@ -58,8 +73,11 @@ class Metric:
         """What the manifest says of it."""
         reduce = getattr(self.reduce, "__qualname__", type(self.reduce).__qualname__)
         return {
-            "name": self.name, "reduce": reduce, "better": self.better, "threshold": self.threshold,
-        }  # fmt: skip
+            "name": self.name,
+            "reduce": reduce,
+            "better": self.better,
+            "threshold": self.threshold,
+        }
 
 
 # Gehman et al. 2020, section 3: the expected maximum over a prompt's samples, and the share of
