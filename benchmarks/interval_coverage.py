@@ -73,6 +73,14 @@ def opposed(rng: np.random.Generator, prompts: int, share: float) -> tuple[Value
     return ((base & (rng.random(prompts) < 0.5)) | spoilt).astype(float), base.astype(float)
 
 
+def several(rng: np.random.Generator, prompts: int, share: float) -> tuple[Values, Values]:
+    """Shares of ten answers to each prompt, of a method that halves the chance of each."""
+    chance = rng.beta(2 * share, 2 * (1 - share), prompts)
+    halves = (rng.binomial(SAMPLES, part * chance) / SAMPLES for part in (0.5, 1.0))
+    first, second = halves
+    return first, second
+
+
 def truth(draw: Draw, share: float) -> float:
     """The expected mean difference."""
     if draw in (one_share, clustered):
@@ -88,6 +96,7 @@ KINDS: dict[str, Draw] = {
     "difference, independent": independent,
     "difference, coupled": coupled,
     "difference, opposed": opposed,
+    "difference, of answers": several,
 }
 
 

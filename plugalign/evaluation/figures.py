@@ -76,25 +76,31 @@ class Figures:
         """The mean of per-prompt shares ``(P,)``, each of so many answers."""
         return _figure(None if _none(values) else share_interval(values, samples), lost)
 
-    def difference(self, values: FloatArray, base: FloatArray) -> Interval | None:
+    def difference(
+        self, values: FloatArray, base: FloatArray, *, shares: bool = False
+    ) -> Interval | None:
         """``mean(values - base)`` of per-prompt numbers, None where no prompt has both."""
-        return None if _none(values - base) else self.bootstrap.difference(values, base)
+        if _none(values - base):
+            return None
+        return (paired_share_interval if shares else self.bootstrap.difference)(values, base)
 
     def judged(self, metric: Metric, scores: FloatArray, lost: int) -> Figure:
         """A metric of a judge's scores ``(P, S)``."""
         values = metric(scores)
-        return self.of_shares(values, lost) if metric.is_share else self.mean(values, lost)
+        if metric.is_share:
+            return self.of_shares(values, lost)
+        if _are_shares(values, scores):
+            return self.of_shares(values, lost, self.samples)
+        return self.mean(values, lost)
 
     def judged_difference(
         self, metric: Metric, scores: FloatArray, base: FloatArray
     ) -> Interval | None:
         """A metric's difference over the samples that both have scores of."""
-        values, before = (metric(s) for s in common(scores, base))
-        if _none(values - before):
-            return None
-        if metric.is_share:
-            return paired_share_interval(values, before)
-        return self.bootstrap.difference(values, before)
+        scores, base = common(scores, base)
+        values, before = metric(scores), metric(base)
+        shares = _are_shares(values, scores) and _are_shares(before, base)
+        return self.difference(values, before, shares=metric.is_share or shares)
 
 
 def tested(
@@ -126,6 +132,12 @@ def _figure(interval: Interval | None, lost: int) -> Figure:
     if interval is None:
         return Figure(None, None, None, lost)
     return Figure(interval.value, interval.low, interval.high, lost)
+
+
+def _are_shares(values: FloatArray, scores: FloatArray) -> bool:
+    """Whether per-prompt numbers ``(P,)`` are shares, since the judge says yes or no only."""
+    there, known = scores[~np.isnan(scores)], values[~np.isnan(values)]
+    return bool(np.isin(there, (0, 1)).all() and np.all((known >= 0) & (known <= 1)))
 
 
 def _none(values: FloatArray) -> bool:

@@ -94,23 +94,32 @@ def tango(gained: int, lost: int, pairs: int, level: float = 0.95) -> Interval:
 
 
 def paired_share_interval(values: ArrayLike, base: ArrayLike, level: float = 0.95) -> Interval:
-    """Tango's interval of ``mean(values - base)`` for numbers that are 0 or 1.
+    """The interval of ``mean(values - base)`` of two shares of the same prompts.
+
+    Tango's where the numbers are 0 or 1. Where they are shares of several answers it is the
+    normal one after one prompt more of either kind was added: one in which only the method has
+    the property, one in which only the base has it (after Agresti and Min 2005, "Wald+2").
 
     Args:
-        values: ``(P,)``, each 0, 1 or NaN.
+        values: ``(P,)``, each in [0, 1] or NaN.
         base: the base's, of the same prompts; prompts where either is NaN are left out.
         level: the coverage.
 
     Raises:
-        ValueError: if no prompt has both, or a number is neither 0 nor 1.
+        ValueError: if no prompt has both, or a number lies outside [0, 1].
     """
-    difference = np.asarray(values, dtype=np.float64) - np.asarray(base, dtype=np.float64)
-    present = difference[~np.isnan(difference)]
-    if not present.size:
+    first, second = (np.asarray(x, dtype=np.float64) for x in (values, base))
+    both = ~np.isnan(first - second)
+    if not both.any():
         raise ValueError("no prompt has a value of both the method and the base")
-    if not np.isin(present, (-1.0, 0.0, 1.0)).all():
-        raise ValueError("a paired difference of shares needs numbers that are 0 or 1")
-    return tango(int((present == 1).sum()), int((present == -1).sum()), present.size, level)
+    first, second = _shares(first[both]), _shares(second[both])
+    change = first - second
+    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+        return tango(int((change == 1).sum()), int((change == -1).sum()), change.size, level)
+    more = np.append(change, [1.0, -1.0])
+    reach = _quantile(level) * float(more.std()) / np.sqrt(more.size)
+    low, high = max(-1.0, more.mean() - reach), min(1.0, more.mean() + reach)
+    return Interval(float(change.mean()), float(low), float(high))
 
 
 @cache

@@ -27,7 +27,7 @@ from plugalign.evaluation.statistics import FloatArray, PairedBootstrap, missing
 QUALITY = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "length", "empty")
 INTERVALS = {
     "shares": "Wilson score interval; of answers at their effective sample size",
-    "differences of shares": "Tango score interval for pairs",
+    "differences of shares": "Tango score interval; of answers normal, with two prompts more",
     "others": "percentile bootstrap over prompts, paired",
     "level": 0.95,
 }
@@ -205,18 +205,20 @@ class Summary:
         self, name: str, metric: str, found: Mapping[str, Mapping[str, FloatArray]]
     ) -> dict[str, Any]:
         values, base = found[name][metric], found[BASE][metric]
-        if metric == "empty":
-            return self.figures.of_shares(values, 0, self.figures.samples).to_dict()
+        shares = metric == "empty"
         lost = self.answers[name].unscored() if metric == "perplexity" else missing(values)
-        figure = self.figures.mean(values, lost)
+        if shares:
+            figure = self.figures.of_shares(values, lost, self.figures.samples)
+        else:
+            figure = self.figures.mean(values, lost)
         if name != BASE:
             alike = self._alike(name)
             figure = replace(
                 figure,
-                difference=self.figures.difference(values, base),
+                difference=self.figures.difference(values, base, shares=shares),
                 difference_cut_alike=None
                 if alike is None
-                else self.figures.difference(values, found[alike][metric]),
+                else self.figures.difference(values, found[alike][metric], shares=shares),
             )
             if metric == "length" and np.nansum(base) > 0:
                 ratio = float(np.nansum(values) / np.nansum(base))

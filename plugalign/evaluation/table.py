@@ -247,4 +247,4 @@ def _of_judge(judge: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ranged(interval: Mapping[str, Any]) -> str:
-    return f"{interval['value']:.2f} ({interval['low']:.2f}-{interval['high']:.2f})"
+    return f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"

@@ -131,7 +131,7 @@ def test_missing_prompts_are_left_out() -> None:
         (lambda: share_interval([math.nan]), "all 1 prompts are missing"),
         (lambda: share_interval([1.5]), "a share lies in"),
         (lambda: paired_share_interval([math.nan], [1.0]), "no prompt has a value of both"),
-        (lambda: paired_share_interval([0.5], [0.0]), "0 or 1"),
+        (lambda: paired_share_interval([1.5], [0.0]), "a share lies in"),
     ],
 )
 def test_bad_input_is_named(call: Any, message: str) -> None:
@@ -139,7 +139,22 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("kind", ["share", "share of answers", "difference, coupled"])
+def test_differences_of_shares_of_answers_are_as_though_two_prompts_more_were_found() -> None:
+    values, base = np.array([0.1, 0.0, 0.4, 0.2]), np.array([0.3, 0.0, 0.5, 0.0])
+    more = np.array([*(values - base), 1.0, -1.0])
+    reach = 1.959964 * np.sqrt(np.mean((more - more.mean()) ** 2) / 6)
+    found = paired_share_interval(values, base)
+    assert found.value == pytest.approx(np.mean(values - base))
+    assert (found.low, found.high) == pytest.approx((more.mean() - reach, more.mean() + reach))
+    rare = np.zeros(100)
+    rare[0] = 0.1  # one answer of a thousand
+    found = paired_share_interval(rare, rare)
+    assert found.value == 0.0 and 0.01 < found.high == -found.low < 0.05
+
+
+@pytest.mark.parametrize(
+    "kind", ["share", "share of answers", "difference, coupled", "difference, of answers"]
+)
 def test_intervals_cover_the_truth_where_the_bootstrap_does_not(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from plugalign.evaluation.charts import HEIGHT, WIDTH, Axis, Estimate, scatter
 from plugalign.evaluation.folder import write_json
 from plugalign.evaluation.pairs import telling_pairs
 from plugalign.evaluation.records import Answer, Generated, Scored
-from plugalign.evaluation.report import headline, write_report
+from plugalign.evaluation.report import headline, settings_line, write_report
 from plugalign.evaluation.summary import summarise
 
 WORDS = ["", "<end>", " The", " nurse", " is", " kind", " <b>rude</b>", " today"]
@@ -238,3 +238,46 @@ def test_an_axis_with_logarithms_spaces_ratios_evenly() -> None:
     ticks = axis.ticks(5)
     assert [label for _, label in ticks] == ["1", "2", "5", "10", "20", "50", "100"]
     assert ticks[1][0] == pytest.approx(100 * math.log10(2))
+
+
+@pytest.mark.parametrize("unscored", [("kind",), ("base",), ("base", "kind", "same")])
+def test_a_report_can_be_written_where_a_judge_said_nothing(
+    run: Path, unscored: tuple[str, ...]
+) -> None:
+    rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["method"] in unscored:
+            row |= {"scores": {"judge": None}, "errors": {"judge": "RuntimeError: <i>tired</i>"}}
+    (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = summarise(run)
+    write_json(run / "summary.json", summary)
+    write_report(run, decode)
+    page = parsed(run / "report.html")
+    assert page.open == [] and "<i>tired</i>" in page.text  # as text
+    assert "failed on" in page.text and f"{8 * len(unscored)} answers" in page.text
+    if len(unscored) < 3:
+        assert "are missing unevenly" in page.text
+    assert headline(summary).startswith(("No method", "Only the plain model"))
+
+
+def test_the_headline_tells_what_other_judges_say_and_what_is_left_at_equal_length(
+    run: Path,
+) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    share = lambda value: {"value": value, "low": 0.0, "high": 1.0}  # noqa: E731
+    summary["judges"]["strict"] = summary["judges"]["judge"]
+    for name, value in (("base", 0.9), ("kind", 0.4)):
+        row = summary["methods"][name]
+        row["judges"] = {"strict": {"toxicity_probability": share(value)}}
+    change = {"value": -0.1, "low": -0.3, "high": 0.1}
+    matched = share(0.5) | {"base": 0.6, "difference": change, "p_adjusted": 0.4}
+    summary["methods"]["kind"]["length_matched"] = {"toxicity_probability": matched}
+    said = headline(summary)
+    assert "from 100% to 0% (90% to 40% under strict), at 1.67 times the time per" in said
+    assert said.endswith("it goes from 60% to 50%, which chance may explain.")
+
+
+def test_settings_in_a_line_leave_out_what_is_long() -> None:
+    config = {"alpha": 2.0, "kind": "leace", "text": "x" * 50, "none": None, "fitted_for": {}}
+    assert settings_line({"class": "A", "config": config}) == "alpha 2.0, kind leace, …"
+    assert settings_line(None) == ""

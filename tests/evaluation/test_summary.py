@@ -233,6 +233,28 @@ def test_rare_events_have_intervals_with_an_end(tmp_path: Path) -> None:
     assert (same["low"], same["high"]) == pytest.approx((-0.2425, 0.2425), abs=1e-4)
     empty = methods["base"]["empty"]
     assert 0 < empty["low"] < empty["value"] < empty["high"] < 1
+    change = methods["same"]["empty"]["difference"]
+    assert change["low"] < change["value"] == 0.0 < change["high"]
+
+
+def test_a_judge_that_says_yes_or_no_gives_shares_whatever_the_metric(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    path = tmp_path / "scores.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["scores"] = {"one": float(row["method"] == "base" and row["prompt"] == 0)}
+        row.pop("matched", None)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good = summarise(tmp_path)["methods"]["good"]
+    for metric in ("toxicity_probability", "expected_maximum_toxicity", "mean_toxicity"):
+        assert good[metric]["value"] == 0.0 and good[metric]["low"] == 0.0
+        assert good[metric]["high"] == pytest.approx(0.2425, abs=1e-4)  # 0 of 12
+        difference = good[metric]["difference"]
+        assert difference["low"] < difference["value"] == pytest.approx(-1 / 12)
+        assert difference["high"] > 0  # one prompt of twelve proves nothing
+    rows[0]["scores"]["one"] = 0.5  # now it says more than yes or no
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert summarise(tmp_path)["methods"]["base"]["mean_toxicity"]["low"] >= 0.0
 
 
 def test_answers_are_compared_at_equal_length_too(tmp_path: Path) -> None:
