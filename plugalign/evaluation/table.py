@@ -198,7 +198,7 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "Below each figure: its 95 % interval over prompts (Wilson's for shares)."
     yield (
         "same length: the first figure over base's, each pair of answers cut to the shorter; "
-        "tokens: of an answer; empty: answers without a word."
+        "tokens: of an answer, with its end token; empty: answers without a word."
     )
     yield (
         "p: paired permutation test of the first figure against base, adjusted over the methods."
