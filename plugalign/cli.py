@@ -66,13 +66,21 @@ Scorer = Annotated[
     str | None, typer.Option(help="For perplexity.", show_default="the unsteered base")
 ]
 Agreement = Annotated[
-    str | None, typer.Option(help="Texts with reference scores, to check judges.")
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Texts with reference scores, to check judges; may be repeated, and added later.",
+    ),
 ]
 Samples = Annotated[
     int | None, typer.Option(help="Answers to a prompt.", show_default="25, pocket 4")
 ]
 NewTokens = Annotated[
     int | None, typer.Option(help="Length of an answer in tokens.", show_default="20")
+]
+MinNewTokens = Annotated[
+    int | None,
+    typer.Option(help="No answer ends before so many tokens.", show_default="0"),
 ]
 Temperature = Annotated[float | None, typer.Option(show_default="1.0")]
 TopP = Annotated[float | None, typer.Option(show_default="0.9")]
@@ -99,6 +107,7 @@ def compare(
     agreement: Agreement = None,
     samples: Samples = None,
     max_new_tokens: NewTokens = None,
+    min_new_tokens: MinNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     batch_size: BatchSize = None,
@@ -108,13 +117,24 @@ def compare(
 ) -> None:
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
     given = {
-        "model": model, "prompts": prompts, "limit": limit, "scorer": scorer,
+        "model": model,
+        "prompts": prompts,
+        "limit": limit,
+        "scorer": scorer,
         "methods": None if methods is None else [m for m in methods.split(",") if m],
-        "controllers": _named(controllers, "--controllers"), "judges": _judges(judge),
-        "agreement": agreement, "samples": samples, "max_new_tokens": max_new_tokens,
-        "temperature": temperature, "top_p": top_p, "batch_size": batch_size, "seed": seed,
-        "out": out, "resume": resume or None,
-    }  # fmt: skip
+        "controllers": _named(controllers, "--controllers"),
+        "judges": _judges(judge),
+        "agreement": agreement,
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "batch_size": batch_size,
+        "seed": seed,
+        "out": out,
+        "resume": resume or None,
+    }
     from plugalign.evaluation.compare import compare as run
     from plugalign.evaluation.spec import read_spec
 

@@ -22,9 +22,10 @@ class CompareSpec(BaseModel):
     controllers: dict[str, str] | None = None
     judges: list[str] | dict[str, str] | None = None
     scorer: str | None = None
-    agreement: str | None = None
+    agreement: str | list[str] | None = None
     samples: int = Field(25, ge=1)
     max_new_tokens: int = Field(20, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     batch_size: int = Field(32, ge=1)
