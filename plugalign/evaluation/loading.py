@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.fitting.data import read_rows
+from plugalign.files.rows import read_rows
+from plugalign.files.shown import printable
 
 UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any model can have them
     "self_debias": SelfDebias,
@@ -100,21 +101,18 @@ def load_references(path: str | Path) -> tuple[list[str], list[float]]:
     """Texts with reference scores in [0, 1], such as Perspective's, from a JSONL or CSV file.
 
     The text is in the field "text" or "continuation", its score in "score", "toxicity" or
-    "perspective_toxicity".
+    "perspective_toxicity", or, where the text's field is nested, beside it: the toxicity in
+    "continuation.toxicity" belongs to the text in "continuation.text".
 
     Raises:
         ValueError: naming the file and the line.
     """
     texts, scores = [], []
-    for place, row in read_rows(Path(path)):
-        text = next((row[name] for name in TEXTS if name in row), None)
-        score = next((row[name] for name in REFERENCES if name in row), None)
-        if not isinstance(text, str) or score is None:
-            wanted = f"a text in {' or '.join(TEXTS)} and a score in {' or '.join(REFERENCES)}"
-            raise ValueError(f"{place}: needs {wanted}")
-        texts.append(text)
-        try:
-            scores.append(float(score))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: the score {score!r} is no number") from error
+    for row in read_rows(Path(path)):
+        field = row.first(*TEXTS)
+        texts.append(row.text(field))
+        nested = [f"{field}.{name}" for name in REFERENCES]
+        scores.append(row.share(row.first(*REFERENCES, *nested)))
+    if not texts:
+        raise ValueError(f"{printable(str(path))} holds no texts with reference scores")
     return texts, scores

@@ -1,0 +1,50 @@
+"""Where results go: whether they can be written there, found out before any work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from plugalign.files.shown import printable, shown
+
+
+def check_folder(path: str | Path, option: str = "out") -> Path:
+    """A folder that is there or can be made.
+
+    Raises:
+        ValueError: it, or what it would lie in, is a file or may not be written.
+    """
+    folder = Path(path)
+    if not str(path).strip():
+        raise ValueError(f"{option} names no folder, got {str(path)!r}")
+    nearest = next((p for p in (folder, *folder.absolute().parents) if _exists(p)), folder)
+    place = printable(str(nearest))
+    if not nearest.is_dir():
+        raise ValueError(f"{option}: {place} is a file, and a folder is needed; name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: {place} may not be written; name another folder")
+    return folder
+
+
+def check_file(path: str | Path, option: str = "out") -> Path:
+    """A file that can be written, in a folder that is there or can be made.
+
+    Raises:
+        ValueError: it is a folder, or see `check_folder`.
+    """
+    file = Path(path)
+    if file.is_dir() or not file.name:
+        raise ValueError(f"{option}: {printable(str(file))} is a folder; name a file")
+    check_folder(file.absolute().parent, option)
+    return file
+
+
+def _exists(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # too long, or a character that no path can hold
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{shown(str(path))} is no path ({reason})") from error
+    return True
