@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.files.pretrained import loading
 from plugalign.files.rows import read_rows
-from plugalign.files.shown import printable
+from plugalign.files.shown import check_name, printable
+from plugalign.identity import model_name
 
 UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any model can have them
     "self_debias": SelfDebias,
@@ -35,12 +36,12 @@ def load_model(name: str) -> tuple[Any, Any]:
         ValueError: if there is no such model, or it is an encoder-decoder model.
     """
     device = _device()
-    with _told(name):
+    with loading("the model", name):
         _decoder_config(name)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto" if device == "cuda" else torch.float32
+            name, dtype="auto" if device == "cuda" else torch.float32, trust_remote_code=False
         )
-        return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+        return model.to(device).eval(), _tokenizer(name)
 
 
 def random_model(name: str) -> tuple[Any, Any]:
@@ -50,8 +51,8 @@ def random_model(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: see `load_model`.
     """
-    with _told(name):
-        config, tokenizer = _decoder_config(name), AutoTokenizer.from_pretrained(name)
+    with loading("the model", name):
+        config, tokenizer = _decoder_config(name), _tokenizer(name)
         dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
         with torch.device(_device()):
             return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
@@ -62,20 +63,28 @@ def _device() -> str:
 
 
 def _decoder_config(name: str) -> Any:
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError("an encoder-decoder model; controllers steer causal language models")
     return config
 
 
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """One clear error where there is no such model, or it is of another kind."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load the model '{name}': {reason}") from error
+def _tokenizer(name: str) -> Any:
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def check_context(model: Any, tokens: int) -> None:
+    """Refuses more tokens than the model has positions for, before any work.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise ValueError(
+            f"prompt and new tokens together are {tokens}, more than the context of "
+            f"'{model_name(model)}' ({context}); take fewer"
+        )
 
 
 def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
@@ -86,14 +95,12 @@ def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
     """
     loaded: dict[str, Controller] = {}
     for name, given in controllers.items():
+        check_name(name, "a controller")
         if isinstance(given, Controller):
             loaded[name] = given
             continue
-        try:
+        with loading("the controller", f"{name}={given}"):
             loaded[name] = Controller.from_pretrained(str(given))
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load the controller {name}={given}: {reason}") from error
     return loaded
 
 

@@ -54,7 +54,7 @@ def score(
             found: Record = {k: record[k] for k in ("method", "prompt", "sample")}
             found |= {"scores": given, "nll": _present(likelihood.nll[i])}
             found["scored_tokens"] = int(likelihood.tokens[i])
-            if failed := {n: v.first_error for n, v in verdicts.items() if given[n] is None}:
+            if failed := {n: v.errors[i] for n, v in verdicts.items() if given[n] is None}:
                 found["errors"] = failed
             scored.append(found)
         journal.append(scored)

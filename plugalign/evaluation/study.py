@@ -11,7 +11,7 @@ from plugalign import pocket
 from plugalign.controller import Controller
 from plugalign.evaluation.agreement import agreement as agree
 from plugalign.evaluation.generation import Decoding, end_tokens
-from plugalign.evaluation.judges import Judge, load_judges
+from plugalign.evaluation.judges import Judge, check_judges, load_judges
 from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
 from plugalign.evaluation.manifest import (
     conditions,
@@ -59,6 +59,7 @@ class Study:
         given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
         chosen = load_controllers(_chosen(methods, given))
         judged = load_judges(["pocket"] if judges is None else judges)
+        check_judges(judged.values(), texts.texts)
         model, tokenizer = _model(model, tokenizer)
         scored = None if scorer is None else _model(scorer, None)
         return cls(model, tokenizer, chosen, texts, judged, scored, is_pocket)

@@ -17,7 +17,7 @@ def check_folder(path: str | Path, option: str = "out") -> Path:
     folder = Path(path)
     if not str(path).strip():
         raise ValueError(f"{option} names no folder, got {str(path)!r}")
-    nearest = next((p for p in (folder, *folder.absolute().parents) if _exists(p)), folder)
+    nearest = next((p for p in (folder, *folder.absolute().parents) if there(p)), folder)
     place = printable(str(nearest))
     if not nearest.is_dir():
         raise ValueError(f"{option}: {place} is a file, and a folder is needed; name another")
@@ -39,7 +39,12 @@ def check_file(path: str | Path, option: str = "out") -> Path:
     return file
 
 
-def _exists(path: Path) -> bool:
+def there(path: str | Path) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        ValueError: the path is too long, or has a character that no path can hold.
+    """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 WIDTH = 60  # characters of a value in a message
+LONGEST_NAME = 200
 LISTED = 10  # names that a message lists
 
 # Controls, line and paragraph separators, marks of direction, and halves of surrogate pairs: what
@@ -36,6 +37,23 @@ def listed(values: Iterable[Any]) -> str:
     names = sorted(map(str, set(values)))
     more = f", … ({len(names)} in all)" if len(names) > LISTED else ""
     return ", ".join(shown(name) for name in names[:LISTED]) + more
+
+
+def check_name(name: str, what: str) -> str:
+    """A name that tables, files and messages can hold.
+
+    Args:
+        what: what it names, such as "a judge".
+
+    Raises:
+        ValueError: it is empty, longer than 200 characters, or has characters that cannot be seen.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or UNSAFE.search(name):
+        raise ValueError(
+            f"{shown(name)} cannot name {what}: a name has 1 to {LONGEST_NAME} characters, none of "
+            f"which controls a terminal"
+        )
+    return name
 
 
 def printable(text: str) -> str:
