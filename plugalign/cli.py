@@ -8,32 +8,38 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from plugalign import options
+from plugalign.console import fail, message_of, show
+from plugalign.files.folders import check_file, check_folder
 
 app = typer.Typer(
     help="Plug-in alignment: steer a Hugging Face language model while it decodes.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 OUT = "plugalign-compare"
-WIDTH = 110  # columns of a table that goes to a file
 
 
 def main() -> None:
     """The console entry: an error is one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] or ["--help"]
     try:
-        app()
+        options.check_arguments(arguments)
+        status = app(arguments, prog_name="plugalign", standalone_mode=False)
+    except typer.TyperException as error:  # an option that is unknown, or of another type
+        fail(error.format_message() + options.value_of(getattr(error, "param", None), arguments))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        lines = [str(error), *getattr(error, "__notes__", [])]
-        print("error:", " ".join(" ".join(lines).split()), file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(message_of(error))
+    else:
+        raise SystemExit(status)
+    raise SystemExit(2)
 
 
 # The options of `compare`, in the order of --help. What is not given is left to the spec file, and
@@ -58,8 +64,9 @@ Judges = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[NAME=]JUDGE",
-        help="'pocket', hub id or folder of a text classifier, .joblib file or module:function; "
-        "may be repeated, the first is the primary one.",
+        help="'pocket', folder or hub id of a text classifier, folder of plugalign fit judge, "
+        "module:function, or .joblib file (a pickle, which runs code as it is loaded: needs "
+        "--trust); may be repeated, the first is the primary one.",
     ),
 ]
 Scorer = Annotated[
@@ -83,6 +90,13 @@ Seed = Annotated[int | None, typer.Option(show_default="0")]
 Out = Annotated[
     str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Allow judges to run code from files: .joblib, and whatever a spec names as judge.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")]
 
 
@@ -105,12 +119,14 @@ def compare(
     seed: Seed = None,
     out: Out = None,
     resume: Resume = False,
+    trust: Trust = False,
 ) -> None:
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
     given = {
         "model": model, "prompts": prompts, "limit": limit, "scorer": scorer,
-        "methods": None if methods is None else [m for m in methods.split(",") if m],
-        "controllers": _named(controllers, "--controllers"), "judges": _judges(judge),
+        "methods": options.names(methods, "--methods"),
+        "controllers": options.named(controllers, "--controllers"),
+        "judges": options.judges(judge),
         "agreement": agreement, "samples": samples, "max_new_tokens": max_new_tokens,
         "temperature": temperature, "top_p": top_p, "batch_size": batch_size, "seed": seed,
         "out": out, "resume": resume or None,
@@ -118,13 +134,16 @@ def compare(
     from plugalign.evaluation.compare import compare as run
     from plugalign.evaluation.spec import read_spec
 
-    options = read_spec(spec, {name: value for name, value in given.items() if value is not None})
-    options.setdefault("out", default_out(Path.cwd(), resume=options.get("resume", False)))
+    set_ones = {name: value for name, value in given.items() if value is not None}
+    chosen = read_spec(spec, set_ones, trust=trust)
+    chosen.setdefault("out", default_out(Path.cwd(), resume=chosen.get("resume", False)))
+    check_folder(chosen["out"])
+    if trust:
+        chosen["judges"] = _trusted(chosen.get("judges"))
     _silence_libraries()
-    comparison = run(**options)
-    console = _console()
-    console.print(comparison)
-    console.print("The report:", str(comparison.report), markup=False, soft_wrap=True)
+    comparison = run(**chosen)
+    show(comparison.table())
+    show(f"The report: {comparison.report}")
 
 
 @app.command()
@@ -151,20 +170,19 @@ def fit(
     ] = None,
 ) -> None:
     """Train what a controller needs. Killed and started again, it continues."""
-    undesired, comma, wanted = (pairs or "").partition(",")
-    if pairs is not None and not (undesired and wanted):
-        raise ValueError(f"--pairs takes two columns, UNDESIRED,DESIRED, got {pairs!r}")
+    pair = options.columns(pairs, "--pairs")
+    check_folder(out)
     from plugalign.evaluation.loading import load_model
     from plugalign.fitting.command import describe, parse_settings, run_fit
     from plugalign.fitting.data import load_data
 
     _silence_libraries()
     chosen = parse_settings(method, settings or [])
-    columns = {"desired": wanted, "undesired": undesired} if comma else {}
+    columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     labelled = load_data(data, text=text, label=label, limit=limit, **columns)
     loaded, tokenizer = load_model(model)
     controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
-    _console().print(describe(controller, loaded, out))
+    show(describe(controller, loaded, out))
 
 
 @app.command()
@@ -182,7 +200,7 @@ def bench(
     draft: Annotated[
         str | None, typer.Option(help="Speculate: base (without controllers) or prompt (look up).")
     ] = None,
-    draft_tokens: Annotated[int, typer.Option(help="Tokens drafted at a time.")] = 4,
+    draft_tokens: Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")] = 4,
     cache: Annotated[
         str, typer.Option(help="dynamic, or static: a GPU then replays whole steps.")
     ] = "dynamic",
@@ -193,18 +211,19 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option(help="Of the model's configuration alone; costs are the same.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of torch.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads of torch.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
 ) -> None:
     """Time every method beside plain generate, and its parts; nothing needs to be fitted for it."""
-    try:
-        batches = [int(size) for size in batch.split(",")]
-    except ValueError:
-        raise ValueError(f"--batch takes numbers with commas between, got {batch!r}") from None
+    batches, chosen = options.sizes(batch, "--batch"), options.names(methods, "--methods")
+    if out is not None:
+        check_file(out)
     from plugalign import pocket
     from plugalign.benchmarking import run_bench
     from plugalign.costs import table
-    from plugalign.evaluation.loading import load_model, random_model
+    from plugalign.evaluation.loading import check_context, load_model, random_model
 
     _silence_libraries()
     if model is None and random_weights:
@@ -213,13 +232,13 @@ def bench(
         loaded, tokenizer = pocket.load()
     else:
         loaded, tokenizer = (random_model if random_weights else load_model)(model)
-    chosen = None if methods is None else [m for m in methods.split(",") if m]
+    check_context(loaded, prompt_tokens + new_tokens)
     costs = run_bench(
         loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
         prompt_tokens=prompt_tokens, rounds=rounds, draft=draft, draft_tokens=draft_tokens,
         cache=cache, plain_cache=plain_cache, compiled=compiled, threads=threads, out=out,
     )  # fmt: skip
-    _console().print(table(costs))
+    show(table(costs))
 
 
 @app.command()
@@ -238,9 +257,9 @@ def methods() -> None:
     }
     for method in METHODS:
         table.add_row(
-            f"[bold]{method.name}[/bold]", acts[method.surface], method.paper, method.needs
+            Text(method.name, style="bold"), acts[method.surface], method.paper, method.needs
         )
-    _console().print(table)
+    show(table)
 
 
 def default_out(folder: Path, *, resume: bool) -> str:
@@ -251,6 +270,20 @@ def default_out(folder: Path, *, resume: bool) -> str:
     return last if resume else name
 
 
+def _trusted(judges: list[str] | dict[str, str] | None) -> Any:
+    """Judges that may run code as they are loaded; those that do are named first of all."""
+    from plugalign.evaluation.judges import Trusted, is_pickle
+
+    named = judges if isinstance(judges, dict) else {spec: spec for spec in judges or ()}
+    for spec in named.values():
+        if is_pickle(spec):
+            show(f"{spec} is a pickle: loading it runs code from that file, as --trust allows")
+    if judges is None:
+        return None
+    found = {name: Trusted(spec) for name, spec in named.items()}
+    return found if isinstance(judges, dict) else list(found.values())
+
+
 def _silence_libraries() -> None:
     """What libraries say to programmers would stand between the user and the progress bar."""
     from transformers.utils import logging
@@ -258,29 +291,3 @@ def _silence_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
-def _console() -> Console:
-    """A terminal has the width it has; a file or a pipe gets all columns in full."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, WIDTH))
-
-
-def _named(pairs: Sequence[str] | None, option: str) -> dict[str, str] | None:
-    """``NAME=VALUE`` options as a mapping; several may stand in one, separated by commas."""
-    if pairs is None:
-        return None
-    named: dict[str, str] = {}
-    for pair in ",".join(pairs).split(","):
-        name, sign, value = pair.partition("=")
-        if not (name and sign and value):
-            raise ValueError(f"{option} takes NAME=FOLDER, got {pair!r}")
-        named[name] = value
-    return named
-
-
-def _judges(given: Sequence[str] | None) -> Any:
-    """Judges by name where any was given one, else their specs."""
-    if given is None or not any("=" in judge for judge in given):
-        return given
-    return {name: spec or name for name, _, spec in (judge.partition("=") for judge in given)}

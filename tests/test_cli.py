@@ -83,7 +83,9 @@ def test_a_spec_does_the_same_and_options_win(
         f"model: {model}\nprompts: {prompts_file}\njudges: [{judge}]\nmethods: [self_debias]\n"
         f"samples: 1\nmax_new_tokens: 2\nseed: 1\nout: {tmp_path / 'out'}\n"
     )
-    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2") == 0
+    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2") == 2
+    assert "is code, which a spec may name only with --trust" in capsys.readouterr().err
+    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2", "--trust") == 0
     settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
     assert (settings["samples"], settings["seed"], settings["max_new_tokens"]) == (2, 1, 2)
     assert list(settings["methods"]) == ["base", "self_debias"]

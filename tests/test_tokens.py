@@ -31,8 +31,13 @@ def test_one_begin_token(framing: Any) -> None:
         ["<bos>w1 w2", "w1", "<bos><bos>w1", "w1 <bos>", "<bos>", ""],
     )
     assert token_ids(framing, texts) == [
-        [begin, 4, 5], [begin, 4], [begin, begin, 4], [begin, 4, begin], [begin], [begin],
-    ]  # fmt: skip
+        [begin, 4, 5],
+        [begin, 4],
+        [begin, begin, 4],
+        [begin, 4, begin],
+        [begin],
+        [begin],
+    ]
 
 
 def test_a_tokenizer_without_framing_is_left_alone(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from plugalign.files.shown import printable, shown
@@ -21,9 +22,14 @@ def check_folder(path: str | Path, option: str = "out") -> Path:
     place = printable(str(nearest))
     if not nearest.is_dir():
         raise ValueError(f"{option}: {place} is a file, and a folder is needed; name another")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{option}: {place} may not be written; name another folder")
-    return folder
+    try:
+        with tempfile.TemporaryFile(dir=nearest):  # permissions do not tell of every file system
+            return folder
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(
+            f"{option}: {place} cannot be written ({reason}); name another folder"
+        ) from error
 
 
 def check_file(path: str | Path, option: str = "out") -> Path:

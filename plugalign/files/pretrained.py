@@ -34,6 +34,8 @@ def loading(what: str, source: object) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
+        if isinstance(error, UnicodeError):
+            error = ValueError("a file in it is not UTF-8")
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = one_line(lines[0] if lines else "", 300)
         if not isinstance(error, (OSError, ValueError)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from plugalign.files.shown import printable, shown
 from plugalign.files.text import check_whole, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
+TYPE = re.compile(r"(str|list|dict|constrained-str|\[key\])$|[a-z-]+\[")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -31,9 +33,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{place}{line}: malformed YAML ({printable(str(error.problem))})"
         ) from error
     except yaml.reader.ReaderError as error:
-        line = content.count("\n", 0, error.position) + 1
+        number = content.count("\n", 0, error.position) + 1
         character = shown(content[error.position : error.position + 1])
-        raise ValueError(f"{place}, line {line}: YAML has no character {character}") from error
+        raise ValueError(f"{place}, line {number}: YAML has no character {character}") from error
     except RecursionError as error:
         raise ValueError(f"{place}: YAML nested too deeply: {shown(content)}") from error
     except (yaml.YAMLError, ValueError) as error:  # a date, or an integer of too many digits
@@ -67,7 +69,7 @@ def validated(model: type[Model], content: Mapping[str, Any], place: str | None)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
     known = ", ".join(model.model_fields)
-    name = printable(".".join(str(part) for part in fault["loc"]))[:200]
+    name = _field(fault["loc"])
     where = "" if place is None else f" (in {place})"
     if fault["type"] == "extra_forbidden":
         raise ValueError(f"unknown option {shown(name)}{where}; known are {known}")
@@ -75,6 +77,13 @@ def validated(model: type[Model], content: Mapping[str, Any], place: str | None)
         raise ValueError(f"{name} is missing{where}")
     wrong = fault["msg"].removeprefix("Value error, ")
     raise ValueError(f"{name}: {wrong[0].lower() + wrong[1:]}, got {shown(fault['input'])}{where}")
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """A field's dotted name, without what pydantic adds of its types."""
+    first, *rest = map(str, location)
+    named = [part for part in rest if not TYPE.match(part)]
+    return printable(".".join([first, *named]))[:200]
 
 
 def check_texts(value: Any, what: str) -> None:
@@ -95,7 +104,7 @@ def check_texts(value: Any, what: str) -> None:
                 waiting += values
 
 
-class _Options(yaml.SafeLoader):
+class _Options(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without what options have no need of: names given twice, and copies of whole lists.
 
     A list of aliases of lists of aliases … is a few bytes for billions of values.

@@ -116,16 +116,20 @@ def load_data(
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least 2, one text for each class, got {limit}")
     pair = None if desired is None or undesired is None else (desired, undesired)
+    columns = _Columns(text, label, pair)
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     found: list[tuple[str, str]] = []
     for one in map(Path, paths):
         before = len(found)
         for row in read_rows(one):
-            found += _read(row, text, label, pair)
+            found += columns.read(row)
         if len(found) == before:
             raise ValueError(
                 f"{printable(str(one))} holds no data; give it one labelled text per line"
             )
+    if pair is not None and not any(y in (DESIRED, UNDESIRED) for _, y in found):
+        files = " and ".join(printable(str(p)) for p in paths)
+        raise ValueError(f"{files}: no row has the columns {pair[0]!r} and {pair[1]!r} of a pair")
     if limit is not None and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]
     _require_classes([y for _, y in found], paths)
@@ -154,18 +158,26 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _read(row: Row, text: str, label: str, pair: tuple[str, str] | None) -> list[tuple[str, str]]:
-    """The (text, label) entries of one row."""
-    if pair is not None and all(map(row.has, pair)):
-        sides = zip(pair, (DESIRED, UNDESIRED), strict=True)
-        return [(one, side) for name, side in sides for one in row.texts(name)]
-    if missing := [name for name in (text, label) if not row.has(name)]:
-        wanted = " and ".join(repr(name) for name in (pair or missing))
-        raise ValueError(
-            f"{row.place}: no column {wanted}; the columns are {listed(row.fields)}. "
-            f"Name the text and the label column, or those of a pair"
-        )
-    return [(row.text(text), row.label(label))]
+@dataclass(frozen=True)
+class _Columns:
+    """Where texts and labels stand: in two columns, or in those of a pair (desired, undesired)."""
+
+    text: str
+    label: str
+    pair: tuple[str, str] | None
+
+    def read(self, row: Row) -> list[tuple[str, str]]:
+        """The (text, label) entries of one row."""
+        if self.pair is not None and all(map(row.has, self.pair)):
+            sides = zip(self.pair, (DESIRED, UNDESIRED), strict=True)
+            return [(one, side) for name, side in sides for one in row.texts(name)]
+        if missing := [name for name in (self.text, self.label) if not row.has(name)]:
+            wanted = " and ".join(repr(name) for name in (self.pair or missing))
+            raise ValueError(
+                f"{row.place}: no column {wanted}; the columns are {listed(row.fields)}. "
+                f"Name the text and the label column, or those of a pair"
+            )
+        return [(row.text(self.text), row.label(self.label))]
 
 
 def _require_classes(labels: Sequence[str], paths: Sequence[PathLike]) -> None:

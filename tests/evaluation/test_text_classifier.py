@@ -25,18 +25,49 @@ from plugalign.evaluation.text_classifier import positions
 LABELS: dict[str, Any] = {"id2label": {0: "fine", 1: "toxic"}, "label2id": {"fine": 0, "toxic": 1}}
 TEXTS = ["w1", "w2 w3 w4 w5 w6", "w7 w8", " ".join(["w9"] * 90), "w3"]
 KINDS: dict[str, tuple[Any, Any]] = {
-    "gpt2": (GPT2ForSequenceClassification, lambda **more: GPT2Config(
-        vocab_size=120, n_embd=16, n_layer=2, n_head=2, n_positions=64, **more)),
-    "bert": (BertForSequenceClassification, lambda **more: BertConfig(
-        vocab_size=120, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=32, **more)),
-    "roberta": (RobertaForSequenceClassification, lambda **more: RobertaConfig(
-        vocab_size=120, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=34, **(more | {"pad_token_id": 1}))),
-    "llama": (LlamaForSequenceClassification, lambda **more: LlamaConfig(
-        vocab_size=120, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=64, **more)),
-}  # fmt: skip
+    "gpt2": (
+        GPT2ForSequenceClassification,
+        lambda **more: GPT2Config(
+            vocab_size=120, n_embd=16, n_layer=2, n_head=2, n_positions=64, **more
+        ),
+    ),
+    "bert": (
+        BertForSequenceClassification,
+        lambda **more: BertConfig(
+            vocab_size=120,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+            **more,
+        ),
+    ),
+    "roberta": (
+        RobertaForSequenceClassification,
+        lambda **more: RobertaConfig(
+            vocab_size=120,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=34,
+            **(more | {"pad_token_id": 1}),
+        ),
+    ),
+    "llama": (
+        LlamaForSequenceClassification,
+        lambda **more: LlamaConfig(
+            vocab_size=120,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=64,
+            **more,
+        ),
+    ),
+}
 
 
 def saved(folder: Path, kind: str, tokenizer: Any, **options: Any) -> Any:
@@ -61,9 +92,7 @@ def one_by_one(model: Any, tokenizer: Any, limit: int) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "limit"), [("gpt2", 64), ("bert", 32), ("roberta", 32), ("llama", 64)]
 )
-@pytest.mark.parametrize(
-    "pad", ["in both", "of the tokenizer", "of the model", "nowhere", "below 0"]
-)
+@pytest.mark.parametrize("pad", ["both", "tokenizer", "model", "nowhere", "below 0"])
 def test_every_padding_scores_as_each_text_alone(
     tmp_path: Path, tokenizer: Any, kind: str, limit: int, pad: str
 ) -> None:

@@ -80,10 +80,12 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         kind.fit(TEXTS, LABELS).save(folder)
         arrays = load_file(folder / "model.safetensors")
         others = [
-            {}, {**arrays, "more": arrays["weights"]}, {**arrays, "weights": arrays["weights"][1:]},
+            {},
+            {**arrays, "more": arrays["weights"]},
+            {**arrays, "weights": arrays["weights"][1:]},
             {**arrays, "weights": np.full_like(arrays["weights"], np.nan)},
             {**arrays, "weights": arrays["weights"].astype(np.int32)},
-        ]  # fmt: skip
+        ]
         for wrong in others:
             save_file(wrong, folder / "model.safetensors")
             with pytest.raises(ValueError, match=f"{kind.KIND}/model.safetensors"):

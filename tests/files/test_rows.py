@@ -99,8 +99,10 @@ def test_nested_rows_are_understood_alike_everywhere(write: Write, layout: str) 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
 def test_a_serialised_record_is_never_a_text(write: Write, cell: str, name: str) -> None:
     contents = {
-        "a.csv": table([{"prompt": cell}]), "a.jsonl": lines([{"prompt": cell}]), "a.txt": cell,
-    }  # fmt: skip
+        "a.csv": table([{"prompt": cell}]),
+        "a.jsonl": lines([{"prompt": cell}]),
+        "a.txt": cell,
+    }
     with pytest.raises(ValueError, match=f"{name}, line [12]: .*(record|must be text)"):
         load_prompts(write(name, contents[name]))
     with pytest.raises(ValueError, match=r"prompt 0 .*(record|must be text)"):
