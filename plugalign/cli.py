@@ -148,12 +148,20 @@ def compare(
 
 @app.command()
 def fit(
-    method: Annotated[str, typer.Argument(help="What to fit; see plugalign methods.")],
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model to steer.")],
+    method: Annotated[
+        str, typer.Argument(help="What to fit; see plugalign methods. Or judge, for compare.")
+    ],
     data: Annotated[
         list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to save the controller in.")],
+    out: Annotated[Path, typer.Option(help="Folder to save the controller or the judge in.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or folder of the model to steer. For a judge: an encoder to tune, else it "
+            "is TF-IDF and a logistic regression."
+        ),
+    ] = None,
     text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
     label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
     pairs: Annotated[
@@ -169,20 +177,39 @@ def fit(
         typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
     ] = None,
 ) -> None:
-    """Train what a controller needs. Killed and started again, it continues."""
+    """Train what a controller needs, or a judge. Killed and started again, it continues."""
     pair = options.columns(pairs, "--pairs")
+    columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     check_folder(out)
+    if method == "judge":
+        if settings:
+            raise ValueError(f"a judge has no settings, got --set {settings[0]}")
+        read = {"text": text, "label": label, "limit": limit, **columns}
+        _fit_judge(data, out, model, desired, read)
+        return
+    if model is None:
+        raise ValueError(f"fit {method} needs --model, the model to steer")
     from plugalign.evaluation.loading import load_model
     from plugalign.fitting.command import describe, parse_settings, run_fit
     from plugalign.fitting.data import load_data
 
     _silence_libraries()
     chosen = parse_settings(method, settings or [])
-    columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     labelled = load_data(data, text=text, label=label, limit=limit, **columns)
     loaded, tokenizer = load_model(model)
     controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
     show(describe(controller, loaded, out))
+
+
+def _fit_judge(
+    data: list[Path], out: Path, encoder: str | None, desired: str | None, read: dict[str, Any]
+) -> None:
+    from plugalign.fitting.data import load_data
+    from plugalign.fitting.judge import fit_judge
+
+    _silence_libraries()
+    labelled = load_data(data, **read)
+    show(fit_judge(labelled, out, desired=desired, encoder=encoder).describe())
 
 
 @app.command()

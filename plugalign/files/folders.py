@@ -39,8 +39,8 @@ def check_file(path: str | Path, option: str = "out") -> Path:
         ValueError: it is a folder, or see `check_folder`.
     """
     file = Path(path)
-    if file.is_dir() or not file.name:
-        raise ValueError(f"{option}: {printable(str(file))} is a folder; name a file")
+    if file.is_dir() or not file.name.strip():
+        raise ValueError(f"{option}: {shown(str(path))} is no file; name one")
     check_folder(file.absolute().parent, option)
     return file
 

@@ -108,7 +108,7 @@ def test_where_results_can_be_written(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"out: .*file is a file, and a folder is needed"):
             check_folder(path)
-    with pytest.raises(ValueError, match=r"is a folder; name a file"):
+    with pytest.raises(ValueError, match=r"is no file; name one"):
         check_file(tmp_path)
     for path in ("a\0b", "x" * 5000):
         with pytest.raises(ValueError, match="is no path"):
