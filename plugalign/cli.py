@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from plugalign import options
 from plugalign.console import fail, message_of, show
@@ -271,22 +269,9 @@ def bench(
 @app.command()
 def methods() -> None:
     """What is there: each method's name, where it acts, its paper, what it needs fitted."""
-    from plugalign.methods import METHODS
+    from plugalign.methods import table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("method", "acts on", "paper", "needs fitted"):
-        table.add_column(heading, header_style="dim", no_wrap=heading == "method")
-    acts = {
-        "steer": "each token",
-        "attach": "the model",
-        "revise": "answers",
-        "prompt": "the prompt",
-    }
-    for method in METHODS:
-        table.add_row(
-            Text(method.name, style="bold"), acts[method.surface], method.paper, method.needs
-        )
-    show(table)
+    show(table())
 
 
 def default_out(folder: Path, *, resume: bool) -> str:
@@ -298,17 +283,13 @@ def default_out(folder: Path, *, resume: bool) -> str:
 
 
 def _trusted(judges: list[str] | dict[str, str] | None) -> Any:
-    """Judges that may run code as they are loaded; those that do are named first of all."""
-    from plugalign.evaluation.judges import Trusted, is_pickle
+    """Judges that may run code as they are loaded; pickles are named first of all."""
+    from plugalign.evaluation.judges import is_pickle, trusted
 
-    named = judges if isinstance(judges, dict) else {spec: spec for spec in judges or ()}
-    for spec in named.values():
+    for spec in judges.values() if isinstance(judges, dict) else judges or ():
         if is_pickle(spec):
             show(f"{spec} is a pickle: loading it runs code from that file, as --trust allows")
-    if judges is None:
-        return None
-    found = {name: Trusted(spec) for name, spec in named.items()}
-    return found if isinstance(judges, dict) else list(found.values())
+    return trusted(judges)
 
 
 def _silence_libraries() -> None:

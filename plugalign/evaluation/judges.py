@@ -93,6 +93,13 @@ def load_judge(
     return Judge(name or _name_of_place(text), function, batch_size)
 
 
+def trusted(specs: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+    """The same specs, allowed to run code as they are loaded."""
+    if isinstance(specs, dict):
+        return {name: Trusted(spec) for name, spec in specs.items()}
+    return None if specs is None else [Trusted(spec) for spec in specs]
+
+
 def is_pickle(spec: str) -> bool:
     """Whether a judge is a file that runs code when it is loaded."""
     return spec.lower().endswith(PICKLE)

@@ -50,7 +50,7 @@ def load_prompts(source: str | Path | Sequence[str], limit: int | None = None) -
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     if not isinstance(source, (str, Path)):
-        texts = [text_of(text, f"prompt {i}") for i, text in enumerate(source)]
+        texts = [text_of(text, f"prompt {i}: the prompt") for i, text in enumerate(source)]
         if not texts:
             raise ValueError("there are no prompts; give at least one text")
         return Prompts(tuple(texts[:limit]))

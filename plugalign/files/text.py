@@ -21,8 +21,9 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{place}: there is no such file") from error
     except IsADirectoryError as error:
         raise ValueError(f"{place}: this is a folder; name a file in it") from error
-    except OSError as error:
-        raise ValueError(f"{place}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a ValueError is of a path that cannot be
+        reason = getattr(error, "strerror", None) or "no path"
+        raise ValueError(f"{shown(str(path))}: cannot be read ({reason.lower()})") from error
     try:
         content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

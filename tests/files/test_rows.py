@@ -212,6 +212,12 @@ def test_faults_name_file_line_value_and_cure(
         assert str(path) in str(caught.value) and len(str(caught.value)) < 500 + len(str(path))
 
 
+@pytest.mark.parametrize("name", ["a\0b.txt", "\ud800.txt", "x" * 999 + ".txt"])
+def test_what_is_no_path_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        load_prompts(name)
+
+
 @pytest.mark.parametrize("name", ["folder.jsonl", "folder.csv", "folder.txt"])
 def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
