@@ -22,8 +22,6 @@ def check_arguments(arguments: Iterable[str]) -> None:
     """
     for number, argument in enumerate(arguments, start=1):
         check_whole(argument, f"argument {number}")
-        if "\0" in argument:
-            raise ValueError(f"argument {number} has a NUL character: {shown(argument)}")
 
 
 def value_of(parameter: Any, arguments: Sequence[str]) -> str:

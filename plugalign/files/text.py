@@ -40,11 +40,13 @@ def read_text(path: Path) -> str:
 
 
 def check_whole(text: str, what: str) -> str:
-    """The text, if every character of it can be encoded.
+    """The text, if every character of it can stand in a text.
 
     Raises:
-        ValueError: it holds half of a surrogate pair.
+        ValueError: it holds half of a surrogate pair, or NUL.
     """
+    if "\0" in text:
+        raise ValueError(f"{what} has a NUL character: {shown(text)}")
     half = next((c for c in UNSAFE.findall(text) if "\ud800" <= c <= "\udfff"), None)
     if half is not None:
         raise ValueError(

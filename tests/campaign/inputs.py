@@ -44,16 +44,18 @@ class World:
 
     def command(self, name: str, **changes: str | None) -> list[str]:
         """A good command line, but for the changes; None leaves an option out."""
-        options: dict[str, str | None] = {"model": self.path("model"), "out": self.path("out")}
+        options: dict[str, str | None] = {"out": self.path("out")}
+        if name != "judge":
+            options |= {"model": self.path("model")}
         if name == "compare":
             options |= {"prompts": self.path("data.jsonl"), "judge": self.path("judge")}
-        if name == "fit":
+        if name in ("fit", "judge"):
             options |= {"data": self.path("data.jsonl")}
         if name == "bench":
             options |= {"rounds": "1", "new-tokens": "2", "methods": "self_debias"}
         options |= {option.replace("_", "-"): value for option, value in changes.items()}
         given = [part for o, v in options.items() if v is not None for part in (f"--{o}", v)]
-        return [name, *(["dexperts"] if name == "fit" else []), *given]
+        return [*{"fit": ["fit", "dexperts"], "judge": ["fit", "judge"]}.get(name, [name]), *given]
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ def fields(rng: Random, world: World) -> Case:
     return Case(f"{option}: fields", world.command(command, **{option: path}), f"{name}, line 2")
 
 
-FILES = [("compare", "prompts"), ("compare", "agreement"), ("fit", "data")]
+FILES = [("compare", "prompts"), ("compare", "agreement"), ("fit", "data"), ("judge", "data")]
 LINES = [
     value.encode("latin-1")
     for _, value in table(r"""

@@ -105,7 +105,7 @@ def test_a_serialised_record_is_never_a_text(write: Write, cell: str, name: str)
     }
     with pytest.raises(ValueError, match=f"{name}, line [12]: .*(record|must be text)"):
         load_prompts(write(name, contents[name]))
-    with pytest.raises(ValueError, match=r"prompt 0 .*(record|must be text)"):
+    with pytest.raises(ValueError, match=r"prompt 0: .*(record|must be text)"):
         load_prompts([cell])
 
 
@@ -192,6 +192,7 @@ FAULTS: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"text": {"text": null}, "label": 0}\n', "line 1: 'text.text' is null"),
     ("a.jsonl", '[{"text": "a"}]\n', "line 1: expected a JSON object, got"),
     ("a.jsonl", b'{"text": "a\x00"}\n', "line 1: a NUL character"),
+    ("a.jsonl", '{"text": "a\\u0000", "label": 1}\n', r"line 1: 'text' has a NUL .*'a\\x00'"),
     ("a.csv", b"text,label\na,0\nb\x00,1\n", "line 3: a NUL character"),
     ("a.csv", b"text,label\ncaf\xe9,0\n", r"line 2: not UTF-8 \(byte 0xe9\)"),
     ("a.csv", "text,text\na,b\n", "line 1: two columns are called 'text'"),
