@@ -90,10 +90,7 @@ Out = Annotated[
 ]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust",
-        help="Allow judges to run code from files: .joblib, and whatever a spec names as judge.",
-    ),
+    typer.Option("--trust", help="Judges may run code: .joblib files, and what a spec names."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")]
 
