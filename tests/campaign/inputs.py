@@ -1,7 +1,4 @@
-"""What people get wrong on the command line, in specs and in data: drawn from a seed.
-
-Tables below are texts: what the message must say, a bar, and the bad value, with Python's escapes.
-"""
+"""What people get wrong on the command line, in specs and in data: drawn from a seed."""
 
 from __future__ import annotations
 
@@ -13,18 +10,29 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from campaign_tables import (
+    CONFIGS,
+    COSTS,
+    COUNTS,
+    FIELDS,
+    FILES,
+    FITTED,
+    LABELS,
+    LINES,
+    LISTS,
+    NO_COUNT,
+    NO_NUMBER,
+    ODD,
+    RAW_SPECS,
+    SCORES,
+    SPECS,
+    TABLES,
+    TEXTS,
+    UNKNOWN,
+    UNPRINTABLE,
+)
+
 from plugalign.files.shown import printable
-
-ODD = ["\ud800", "a\ud83d", "\udcff", "a\0b"]  # what no text, name or path can hold
-UNPRINTABLE = ["a\x1b[31mb", "two\nlines", "\x07", "a\u202eb", "\x9b2J", "x" * 300]
-
-
-def table(text: str) -> list[tuple[str, str]]:
-    """Rows of ``says | value`` (`value` alone says itself)."""
-    rows = [line.split(" | ") for line in text.strip().split("\n")]
-    values = [row[1] if len(row) > 1 else row[0].strip() for row in rows]
-    escaped = [value.encode().decode("unicode_escape") for value in values]
-    return [(row[0].strip(), value) for row, value in zip(rows, escaped, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -69,29 +77,6 @@ class Case:
 
 # --------------------------------------------------------------------------- single options
 
-NO_COUNT = ["-1", "0", "-99999999", "abc", "1.5", "1e3", "nan", "", " ", "1,2", "0x10", "10" * 30]
-NO_NUMBER = ["nan", "inf", "-inf", "abc", "-1", "0", "", "1,5", "0.5.5"]
-COUNTS = {
-    "compare": ["samples", "max-new-tokens", "batch-size", "limit"],
-    "bench": ["new-tokens", "prompt-tokens", "rounds", "threads"],
-    "fit": ["limit"],
-}
-TEXTS = {
-    "compare": [
-        "model",
-        "prompts",
-        "judge",
-        "methods",
-        "controllers",
-        "scorer",
-        "agreement",
-        "out",
-        "spec",
-    ],
-    "fit": ["model", "data", "out", "text", "label", "pairs", "desired"],
-    "bench": ["model", "methods", "batch", "draft", "cache", "plain-cache", "out"],
-}
-
 
 def counts(rng: Random, world: World) -> Case:
     command = rng.choice(list(COUNTS))
@@ -125,68 +110,10 @@ def blanks(rng: Random, world: World) -> Case:
     return Case("blank", world.command(command, **{option: value}), "")
 
 
-LISTS = {
-    "methods": table("""
-        ' | \x20
-        ',' | ,
-        base,,base
-        self_debias,
-        ,base
-        'base' | base,base
-        shout
-        'x' | self_debias,x"""),
-    "judge": table("""
-        =
-        =pocket
-        x=
-        ..:x
-        :
-        os:
-        :x
-        a b:c
-        nobody:knows
-        math:nix
-        /nowhere/judge
-        words.joblib
-        words.joblib | x=words.joblib
-        no/such/judge/there
-        a:b:c"""),
-    "controllers": table("""
-        oops
-        =x
-        x=
-        /nowhere/x | x=/nowhere/x
-        'a' | a=1,a=2
-        base | base=x
-        ' | ,
-        y=z | x=y=z
-        =a"""),
-}
-
-
 def lists(rng: Random, world: World) -> Case:
     option = rng.choice(list(LISTS))
     says, value = rng.choice(LISTS[option])
     return Case("list", world.command("compare", **{option: value}), says)
-
-
-COSTS = table("""
-    nothing_such | methods nothing_such
-    fudge,, | methods fudge,,
-    0 | batch 0
-    -3 | batch -3
-    1,,2 | batch 1,,2
-    x | batch x
-    1.5 | batch 1.5
-    999999999999 | batch 999999999999
-    model | draft model
-    0 | draft-tokens 0
-    paged | cache paged
-    none | plain-cache none
-    100016 | new-tokens 100000
-    100002 | prompt-tokens 100000
-    -1 | threads -1
-    99999 | threads 99999""")
 
 
 def costs(rng: Random, world: World) -> Case:
@@ -206,21 +133,6 @@ def names(rng: Random, world: World) -> Case:
     return Case("name", world.command("compare", **{option: places[option]}), printable(name)[:8])
 
 
-UNKNOWN = table("""
-    frobnicate
-    --nope
-    method | fit
-    extra | compare extra
-    --seed | compare --seed
-    x | methods x
-    --rounds | bench --rounds
-    comp
-    --random-weights | bench --random-weights
-    shout | fit shout FIT
-    self_debias | fit self_debias FIT
-    --nope | compare COMPARE --nope""")
-
-
 def unknown(rng: Random, world: World) -> Case:
     says, line = rng.choice(UNKNOWN)
     rest = {"FIT": world.command("fit")[2:], "COMPARE": world.command("compare")[1:]}
@@ -237,20 +149,6 @@ def fitted(rng: Random, world: World) -> Case:
     says, pair = rng.choice(FITTED)
     option, value = pair.split(" ")
     return Case("fit", world.command("fit", **{option: value}), says)
-
-
-FITTED = table("""
-    'a' | pairs a
-    ',' | pairs ,
-    'a,' | pairs a,
-    a,b,c | pairs a,b,c
-    a,a | pairs a,a
-    'no' | pairs no,such
-    body | text body
-    'y' | label y
-    polite | desired polite
-    0.5 | desired 0.5
-    1 | limit 1""")
 
 
 # --------------------------------------------------------------------------- folders
@@ -277,10 +175,6 @@ def models(rng: Random, world: World) -> Case:
     return Case("model", world.command(command, **{option: world.path(name)}), name)
 
 
-CONFIGS = ["", "{", "[]", "null", '"x"', "[" * 20_000, "{}", '{"judge": "new"}', '{"judge": null}']
-CONFIGS += ['{"judge": "linear"}', '{"controller": "new"}', '{"controller": "self_debias", "x": 1}']
-
-
 def folders(rng: Random, world: World) -> Case:
     """A judge's or a controller's folder with a damaged configuration."""
     name = f"damaged-{rng.randrange(10**9)}"
@@ -291,59 +185,11 @@ def folders(rng: Random, world: World) -> Case:
 
 # --------------------------------------------------------------------------- files
 
-SPECS = table(r"""
-    sample | sample: 3
-    many | samples: many
-    1.5 | samples: 1.5
-    -1 | seed: -1
-    True | samples: true
-    1.5 | top_p: 1.5
-    nan | top_p: .nan
-    [] | methods: []
-    inf | temperature: .inf
-    1 | methods: [1]
-    a | methods: [[[[a]]]]
-    a | - a
-    b | judges: {a: [b]}
-    '' | judges: {'': pocket}
-    [] | judges: []
-    3 | 3
-    ud800 | model: "\\ud800"
-    x00 | out: "a\\0b"
-    2026 | prompts: 2026-01-01
-    x07 | model: x\x07y
-    malformed | model: [
-    line 2 | a: 1\n  b: 2
-    malformed | \t
-    seed | seed: 1\nseed: 2
-    python/name | model: !!python/name:os.system x
-    malformed | ? {a: 1}\n: 2
-    maybe | resume: maybe
-    repeats | a: &a [x, x]\nb: [*a, *a]
-    x1b | judges: {"a\\e[1mb": pocket}
-    0 | limit: 0
-    trust | trust: true
-    os:system | judges: ['os:system']
-    w.joblib | judges: {x: w.joblib}
-    out | out: ''
-    None | methods:\n  -
-    a | controllers: [a]
-    99999 | max_new_tokens: 99999999999""")
-SPECS += [("deep", "model: " + "[" * 20_000), ("digits", "seed: " + "9" * 5000)]
-RAW_SPECS = [("UTF-8", b"model: caf\xe9"), ("UTF-8", b"\xff\xfe\x00"), ("NUL", b"a\x00")]
-
 
 def specs(rng: Random, world: World) -> Case:
     says, content = rng.choice([*SPECS, *RAW_SPECS])
     path = world.write(f"spec-{rng.randrange(10**9)}.yaml", content)
     return Case("spec", world.command("compare", spec=path), says)
-
-
-FIELDS: list[Any] = [None, "", "  ", 3, [], {}, ["a"], True, {"text": None}, {"text": 3}]
-FIELDS += [{"toxicity": 0.5}, "{'toxicity': 0.5}", "{'text': array([1])}", "{'text': 'cut"]
-FIELDS += ["['a' 'b']", "['a', 'b']", "{}", "\ud800", "so \udc00"]
-LABELS = [None, 0.5, "", [], {}, float("nan"), 1e999]
-SCORES = [None, -0.1, 1.5, "high", True, "", [], float("nan")]
 
 
 def fields(rng: Random, world: World) -> Case:
@@ -356,41 +202,6 @@ def fields(rng: Random, world: World) -> Case:
     rows = ({"text": "w1", "label": 1, "score": 0.1}, row)
     path = world.write(name, "".join(json.dumps(one) + "\n" for one in rows))
     return Case(f"{option}: fields", world.command(command, **{option: path}), f"{name}, line 2")
-
-
-FILES = [("compare", "prompts"), ("compare", "agreement"), ("fit", "data"), ("judge", "data")]
-LINES = [
-    value.encode("latin-1")
-    for _, value in table(r"""
-    \n
-    \n\n
-    \xff\xfe
-    {"text": "caf\xe9"}
-    {"text": "a\x00"}
-    [1]
-    {
-    null
-    {"text": "a", "text": "b"}
-    {"words": "a"}
-    {"text": "a"}}
-    text""")
-]
-LINES += [b"[" * 20_000, b'{"a":' * 20_000, b'{"text": ' + b"9" * 5000 + b"}"]
-TABLES = [
-    value.encode("latin-1")
-    for _, value in table(r"""
-    \n
-    text,label,score\n
-    text,text\na,b\n
-    text,label\n"a,0\n
-    text,label\na\n
-    words\na\n
-    text,label\na,0,1\n
-    text\ncaf\xe9\n
-    text\na\x00\n
-    text\n"a"b\n
-    text;label\na;0\n""")
-]
 
 
 def contents(rng: Random, world: World) -> Case:

@@ -41,6 +41,7 @@ def sibling(name: str) -> Any:
     return module
 
 
+sibling("campaign_tables")
 inputs = sibling("inputs")
 
 
