@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import MinP, Support, TopK, TopP
 from plugalign.controller import Controller
 from plugalign.kernels.truncation import Truncation
-from plugalign.steering import MinP, Steering, Support, TopK, TopP
 from plugalign.wrapping import Steered, wrap
 
 BASE = "base"

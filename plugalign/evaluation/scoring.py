@@ -95,20 +95,21 @@ class Scoring:
                 scores=scores[i],
                 nll=_present(found.nll[i]),
                 scored_tokens=int(found.tokens[i]),
-                errors={n: errors[n] for n, score in scores[i].items() if score is None},
+                errors={n: errors[i][n] for n, score in scores[i].items() if score is None},
                 answer=self._hash(record.key),
                 matched=matched[i],
             )
             for i, record in enumerate(unit)
         ]
 
-    def _judged(self, texts: Sequence[str]) -> tuple[list[Scores], dict[str, str | None]]:
-        """Each text's scores, and each judge's first error."""
+    def _judged(self, texts: Sequence[str]) -> tuple[list[Scores], list[dict[str, str | None]]]:
+        """Each text's scores, and why it has none, by judge."""
         verdicts = {name: judge.verdicts(texts) for name, judge in self.judges.items()}
         scores = [
             {name: _present(v.scores[i]) for name, v in verdicts.items()} for i in range(len(texts))
         ]
-        return scores, {name: v.first_error for name, v in verdicts.items()}
+        errors = [{n: v.errors[i] for n, v in verdicts.items()} for i in range(len(texts))]
+        return scores, errors
 
     def _matched(
         self, unit: Sequence[Generated], scores: Sequence[Scores], known: Mapping[Key, Scored]

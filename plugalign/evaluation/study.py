@@ -13,7 +13,7 @@ from plugalign.evaluation.agreement import agreement as agree
 from plugalign.evaluation.generation import Decoding, end_tokens
 from plugalign.evaluation.judge_identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judge_metrics import Metric, checked
-from plugalign.evaluation.judges import Judge, load_judges
+from plugalign.evaluation.judges import Judge, check_judges, load_judges
 from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
 from plugalign.evaluation.manifest import (
     conditions,
@@ -30,7 +30,6 @@ from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
 POCKET_PROMPTS = 100
-TRIED = 3  # texts on which a judge is tried: one of them may be odd
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Study:
         chosen = load_controllers(_chosen(methods, given))
         specs = ["pocket"] if judges is None else judges
         judged = load_judges(specs)
-        _check_judges(judged, texts)
+        check_judges(judged.values(), texts.texts)
         named = dict(zip(judged, specs_of(specs), strict=True))
         model, tokenizer = _model(model, tokenizer)
         scored = None if scorer is None else _model(scorer, None)
@@ -141,14 +140,6 @@ def _require(**needed: Any) -> None:
     for name, value in needed.items():
         if value is None:
             raise ValueError(f"with a model of your own, give {name} too")
-
-
-def _check_judges(judges: Mapping[str, Judge], prompts: Prompts) -> None:
-    """Has every judge score some texts, so that one that cannot work is found before the work."""
-    for name, judge in judges.items():
-        found = judge.verdicts(prompts.texts[:TRIED])
-        if found.failed == len(found.scores):
-            raise ValueError(f"judge {name!r} cannot score a text: {found.first_error}")
 
 
 def _prompts(prompts: str | Path | Sequence[str] | None, limit: int | None) -> Prompts:

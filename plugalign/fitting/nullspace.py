@@ -23,6 +23,7 @@ from plugalign.fitting.data import Labelled, pad
 from plugalign.fitting.erasure import Array, Split, inlp, leace, principal_direction, write
 from plugalign.fitting.training import check_settings, fingerprint, working_folder
 from plugalign.identity import Identity
+from plugalign.tokens import token_ids
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]
@@ -159,7 +160,7 @@ def _batches(model: Any, rows: Sequence[Sequence[int]], batch_size: int) -> Iter
 
 
 def _encoded(tokenizer: Any, data: Labelled, max_length: int) -> tuple[list[list[int]], Any]:
-    rows = tokenizer(list(data.texts), verbose=False)["input_ids"]
+    rows = token_ids(tokenizer, data.texts)
     kept = [(row[:max_length], y) for row, y in zip(rows, data.labels, strict=True) if row]
     labels = np.array([y for _, y in kept])
     names, counts = np.unique(labels, return_counts=True)
