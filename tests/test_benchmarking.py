@@ -170,7 +170,7 @@ def test_a_step_reads_weights_once_and_the_caches_of_all_rows(tiny, tokenizer):
         return Plan.of(untrained(method, of, tokenizer), of, tokenizer)
 
     debias = plan("self_debias_2")
-    lengths = [10, *(10 + len(prompt.prefix) for prompt in debias.prompts.values())]
+    lengths = [10, *(10 + len(source.context.ids) for source in debias.contexts.values())]
     assert step_bytes(model, debias, 3, 10) == read + 3 * sum(lengths) * column
     assert step_bytes(model, plan("dexperts"), 3, 10) == 3 * (read + 3 * 10 * column)
     lora, caches = step_bytes(model, plan("dexperts_lora"), 3, 10), 3 * 3 * 10 * column
@@ -286,7 +286,7 @@ def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, mon
     model = tiny()
     call = generation(untrained("dexperts", model, tokenizer), model, tokenizer)
     alone = "an expert ran by itself"
-    monkeypatch.setattr(SourceRunner, "_ask", lambda *_: pytest.fail(alone))
+    monkeypatch.setattr(SourceRunner, "_logits", lambda *_: pytest.fail(alone))
     assert call.parts(random_prompts(model, 2, 4), 6)["path"] == "loop"
 
 

@@ -95,7 +95,7 @@ def test_a_file_as_out_is_one_line(
 ) -> None:
     (tmp_path / "out").write_text("")
     assert run(monkeypatch, *arguments) == 2
-    assert "out is a file; --out names a folder" in capsys.readouterr().err
+    assert "out is a file, and a folder is needed" in capsys.readouterr().err
 
 
 def test_a_spec_may_name_one_reference_set_or_several(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_a_judge_that_cannot_work_is_found_before_the_work(world: Any, tmp_path:
     def broken(texts: Sequence[str]) -> list[float]:
         raise RuntimeError("no pad token")
 
-    with pytest.raises(ValueError, match="'broken' cannot score a text: RuntimeError: no pad"):
+    with pytest.raises(ValueError, match="'broken' cannot score 'w4': RuntimeError: no pad"):
         compare(**world | {"judges": [words_judge, broken]}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

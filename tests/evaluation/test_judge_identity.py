@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from transformers import BertConfig, BertForSequenceClassification
 
 from plugalign.evaluation.judge_identity import describe_judge
-from plugalign.evaluation.judges import Judge, load_judge
+from plugalign.evaluation.judges import Judge, Trusted, load_judge
 from plugalign.evaluation.linear_judge import LinearJudge
 
 TEXTS, LABELS = ["good day", "kind word", "bad day", "rude word"], [0, 0, 1, 1]
@@ -77,7 +77,9 @@ def test_files_modules_and_the_pocket_judge_are_known_by_content(
     joblib.dump(classifier(1.0), tmp_path / "one.joblib")
     (tmp_path / "copy.joblib").write_bytes((tmp_path / "one.joblib").read_bytes())
     joblib.dump(classifier(9.0), tmp_path / "other.joblib")
-    one, copy, other = (identity(str(tmp_path / f"{n}.joblib")) for n in ("one", "copy", "other"))
+    one, copy, other = (
+        identity(Trusted(tmp_path / f"{n}.joblib")) for n in ("one", "copy", "other")
+    )
     assert one is not None and one == copy != other
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a_judge_module.py").write_text("def half(texts):\n    return [0.5] * len(texts)\n")
