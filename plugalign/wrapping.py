@@ -66,7 +66,8 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan, self.splits = Plan.of(controller, model, tokenizer), Splits()
+        self.plan = Plan.of(controller, model, tokenizer)
+        self.splits = Splits(self.plan.needs_float32_logits)
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":  # asked for by copy and pickle before __init__ has run
@@ -226,7 +227,7 @@ class Steered:
         options = {**options, "logits_processor": LogitsProcessorList(processors)}
         if self._acting_on("revise"):
             options["return_dict_in_generate"] = True  # for the cache
-        if run.plan.needs_hidden or self._acting_on("attach"):
+        if run.needs_hidden or self._acting_on("attach"):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
         return options
 
@@ -239,7 +240,7 @@ class Steered:
     ) -> Run:
         plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
-            self.plan, self.splits = plan, Splits()
+            self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
         pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,

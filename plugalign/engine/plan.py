@@ -16,6 +16,7 @@ from plugalign.engine.grouped import Groups
 from plugalign.kernels.truncation import Truncation
 from plugalign.steering import (
     BASE,
+    BiasDecay,
     HeadAttribute,
     LogLinear,
     MinP,
@@ -145,6 +146,12 @@ class Plan:
     def needs_hidden(self) -> bool:
         """Whether any shift reads the base's last hidden state."""
         return any(shift.needs_hidden for shift in self.shifts)
+
+    @property
+    def needs_float32_logits(self) -> bool:
+        """Whether any shift compares probabilities, which half precision logits are too coarse for:
+        ``exp(-50 d)`` is off by nats."""
+        return any(isinstance(shift, BiasDecay) for shift in self.shifts)
 
     def attribute_weight(self, shift: HeadAttribute) -> Tensor:
         """``(V, r + 1)``: ``left`` and a column of ones, which carries what all tokens share."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -211,7 +212,7 @@ def fit_width(logits: Logits, width: int) -> Logits:
         return logits
     if have > width and isinstance(logits, Head):
         bias = None if logits.bias is None else logits.bias[:width]
-        return Head(logits.hidden, logits.weight[:width], bias)
+        return replace(logits, weight=logits.weight[:width], bias=bias)
     logits = full(logits)
     if have > width:
         return logits[:, :width]
