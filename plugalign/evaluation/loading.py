@@ -22,13 +22,13 @@ UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any m
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A causal language model in eval mode, on a GPU if there is one, and its tokenizer.
-
-    On a CPU it is loaded in float32, since half precision is emulated there and many times slower.
 
     Args:
         name: a Hugging Face hub id or a folder.
+        dtype: of its weights; by default as they are stored on a GPU, and float32 on a CPU, since
+            many emulate half precision, see `plugalign.precision.chosen_dtype`.
 
     Raises:
         ValueError: if there is no such model, or it is an encoder-decoder model.
@@ -36,9 +36,8 @@ def load_model(name: str) -> tuple[Any, Any]:
     device = _device()
     with _told(name):
         _decoder_config(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto" if device == "cuda" else torch.float32
-        )
+        usual = "auto" if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=usual if dtype is None else dtype)
         return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
 
 
