@@ -1,7 +1,7 @@
 """Trains FUDGE's predictor: from every prefix of a text, what is the label of the whole?
 
 The loss is the binary cross-entropy of each position (Yang and Klein 2021, section 3.1). Both
-classes weigh the same, however many texts each has. Every other text of a batch is broken off at a
+classes weigh the same, however many texts each has. Some texts of a batch are broken off at a
 random place by an end token: that a text ends there says nothing about its label, so the predictor
 does not promote or forbid stopping. The token embeddings start from the base's own, by principal
 components where the predictor is narrower.
@@ -36,7 +36,7 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.training import train
 from plugalign.identity import Identity
 
-ENDED = 0.5  # share of the texts that are broken off
+ENDED = 0.5  # share of the texts that may be broken off
 
 
 @checked
@@ -87,9 +87,11 @@ def fit_fudge(
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(tokenizer, sides, max_length, seed, end=False)
         pick, ends = learnt.picks(batch_size, seed), end_tokens(model, tokenizer)
+        hazard = len(learnt) / sum(map(len, learnt.rows))
 
         def loss(step: int) -> Tensor:
-            ids, mask, label, share = broken_off(learnt.of(pick(step), model.device), ends)
+            batch = broken_off(learnt.of(pick(step), model.device), ends, hazard)
+            ids, mask, label, share = batch
             return prefix_loss(_thinned(predictor, ids, mask, dropped), label, mask, share)
 
         parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
@@ -155,17 +157,22 @@ def start_from(predictor: Predictor, embedding: Tensor) -> None:
         own[:count, : projected.shape[1]] = projected[:count] / projected.std()
 
 
-def broken_off(batch: Batch, ends: Sequence[int]) -> Batch:
-    """Texts of which about half end at a random place by one of the end tokens; torch's random
-    numbers decide."""
+def broken_off(batch: Batch, ends: Sequence[int], hazard: float) -> Batch:
+    """Texts of which some end at a random place by one of the end tokens; torch's random numbers
+    decide.
+
+    Args:
+        hazard: the probability of an end behind each token of a text that may be broken off. It is
+            the same at all places of all texts, or where an end stands would tell their lengths.
+    """
     ids, mask, label, weight = batch
     if not ends:
         return batch
     ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (ids, mask))
     lengths = mask.sum(1)
-    place = 1 + (torch.rand(len(ids), device=ids.device) * lengths).long()  # 1 .. length
+    place = torch.empty(len(ids), device=ids.device).geometric_(hazard).long()  # 1 and up
     token = torch.tensor(ends, device=ids.device)[torch.randint(len(ends), (len(ids),))]
-    chosen = torch.rand(len(ids), device=ids.device) < ENDED
+    chosen = (torch.rand(len(ids), device=ids.device) < ENDED) & (place <= lengths)
     column = torch.arange(ids.shape[1], device=ids.device)
     at = chosen[:, None] & (column == place[:, None])
     behind = chosen[:, None] & (column > place[:, None])

@@ -216,6 +216,25 @@ def test_what_held_out_texts_say_is_saved(
     assert measured["expert"]["loss"] > 0 < measured["antiexpert"]["loss"]
 
 
+def test_the_checkpoint_of_another_method_is_refused_by_name(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(dexperts, "_save", killed)
+    with pytest.raises(Killed):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **OPTIONS)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="method was 'dexperts_lora' and is 'dexperts'"):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **OPTIONS)
+    with pytest.raises(ValueError, match=r"settings\.steps was 30 and is 31"):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True,
+                     **{**OPTIONS, "steps": 31})  # fmt: skip
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **OPTIONS)
+    assert (tmp_path / "out" / "expert" / "adapter_config.json").is_file()
+
+
 def test_a_half_precision_base_is_tuned_in_float32(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
 ) -> None:
