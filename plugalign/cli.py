@@ -190,6 +190,16 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="What it may take: less is learnt where it would be more.")
+    ] = 10,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="auto|bfloat16|float16|float32", help="The precision of the model."),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads of torch.")
+    ] = None,
 ) -> None:
     """Train what a controller needs, or a judge. Killed and started again, it continues."""
     pair = options.columns(pairs, "--pairs")
@@ -203,16 +213,23 @@ def fit(
         return
     if model is None:
         raise ValueError(f"fit {method} needs --model, the model to steer")
-    from plugalign.evaluation.loading import load_model
-    from plugalign.fitting.command import describe, parse_settings, run_fit
-    from plugalign.fitting.data import load_data
+    from plugalign.fitting.command import fit_files
 
     _silence_libraries()
-    chosen = parse_settings(method, settings or [])
-    labelled = load_data(data, text=text, label=label, limit=limit, **columns)
-    loaded, tokenizer = load_model(model)
-    controller = run_fit(method, loaded, tokenizer, labelled, out, desired=desired, settings=chosen)
-    show(describe(controller, loaded, out))
+    done = fit_files(
+        method,
+        model,
+        data,
+        out,
+        columns={"text": text, "label": label, **columns},
+        limit=limit,
+        desired=desired,
+        settings=settings or [],
+        minutes=minutes,
+        dtype=dtype,
+        threads=threads,
+    )
+    show(done)
 
 
 def _fit_judge(

@@ -71,7 +71,8 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan, self.splits = Plan.of(controller, model, tokenizer), Splits()
+        self.plan = Plan.of(controller, model, tokenizer)
+        self.splits = Splits(self.plan.needs_float32_logits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `wrap`, so only that can make it again in another process.
@@ -234,7 +235,7 @@ class Steered:
         options = {**options, "logits_processor": LogitsProcessorList(processors)}
         if self._acting_on("revise"):
             options["return_dict_in_generate"] = True  # for the cache
-        if run.plan.needs_hidden or self._acting_on("attach"):
+        if run.needs_hidden or self._acting_on("attach"):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
         return options
 
@@ -247,7 +248,7 @@ class Steered:
     ) -> Run:
         plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
-            self.plan, self.splits = plan, Splits()
+            self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
         pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Grouped:
         base: the base's head.
         heads: the experts' heads, by source key.
         recorder: keeps what the tree does for one more token.
+        float32: whether logits are left in float32, see `Head`.
     """
 
     models: tuple[Any, ...]
@@ -51,11 +52,12 @@ class Grouped:
     base: nn.Linear
     heads: dict[Hashable, nn.Linear]
     recorder: Recorder
+    float32: bool = False
 
     @property
     def split(self) -> Split:
         """The tree, with the base's head in the place of all."""
-        return Split(self.tree, self.base, self.recorder)
+        return Split(self.tree, self.base, self.recorder, float32=self.float32)
 
     @property
     def has_one_head(self) -> bool:
@@ -71,7 +73,7 @@ class Grouped:
     def under_own_heads(self, known: Mapping[Hashable, Head]) -> dict[Hashable, Head]:
         """The experts' logits ``(R, V)`` under their own heads, from those under the base's."""
         return {
-            key: Head(known[key].hidden, linear.weight, linear.bias)
+            key: replace(known[key], weight=linear.weight, bias=linear.bias)
             for key, linear in self.heads.items()
         }
 
@@ -114,7 +116,8 @@ class Groups:
                 tree = _tree(bodies, blocks, _is_small(bodies)).eval()
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
-            group = Grouped(models, tree, apart[0].linear, heads, splits.recorder)
+            base = apart[0]
+            group = Grouped(models, tree, base.linear, heads, splits.recorder, base.float32)
             if self._last is not None:
                 splits.recorder.forget(self._last.tree)
             self._key, self._last = key, group if proven else None

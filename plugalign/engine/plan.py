@@ -203,6 +203,12 @@ class Plan:
         """Whether anything reads the base's last hidden state."""
         return HIDDEN in self.sources
 
+    @property
+    def needs_float32_logits(self) -> bool:
+        """Whether any shift compares probabilities, which half precision logits are too coarse for:
+        ``exp(-50 d)`` is off by nats."""
+        return any(shift.compares_probabilities for shift in self.shifts)
+
     @cached_property
     def stepwise(self) -> str | None:
         """Why values can be read at one step at a time alone, or None: no draft can be verified

@@ -25,14 +25,14 @@ UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any m
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A causal language model in eval mode, on a GPU if there is one, and its tokenizer.
-
-    On a CPU it is loaded in float32, since half precision is emulated there and many times slower.
 
     Args:
         name: a Hugging Face hub id or a folder; the folder of an adapter is its base with the
             adapter merged in.
+        dtype: of its weights; by default as they are stored on a GPU, and float32 on a CPU, since
+            many emulate half precision, see `plugalign.precision.chosen_dtype`.
 
     Raises:
         ValueError: if there is no such model, or it is an encoder-decoder model.
@@ -40,10 +40,9 @@ def load_model(name: str) -> tuple[Any, Any]:
     device = _device()
     with loading("the model", name):
         _decoder_config(base_of(name))
+        usual = "auto" if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(
-            base_of(name),
-            dtype="auto" if device == "cuda" else torch.float32,
-            trust_remote_code=False,
+            base_of(name), dtype=usual if dtype is None else dtype, trust_remote_code=False
         )
         return merged(model, name).to(device).eval(), _tokenizer(name)
 
