@@ -33,6 +33,7 @@ from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Count, Minutes, Seed, Strength, checked
 from plugalign.fitting.states import States, keep_states
 from plugalign.identity import Identity
+from plugalign.tokens import token_ids
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]

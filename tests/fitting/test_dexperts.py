@@ -140,7 +140,7 @@ def p_end(model: Any, tokenizer: Any, controller: Controller | None, ids: Tensor
     """The mean probability of the end token at the first new token, in the base's nucleus."""
     with torch.no_grad():
         scores = model(ids).logits[:, -1]
-    nucleus = DExperts(antiexpert=model, alpha=0.0)  # cuts, and shifts nothing
+    nucleus = DExperts(antiexpert=copy.deepcopy(model), alpha=0.0)  # cuts, and shifts nothing
     steered = wrapping.wrap(model, tokenizer, controller or nucleus)
     found = steered.processor(torch.ones_like(ids))(ids, scores).exp()[:, 1]
     return float(found.mean())
