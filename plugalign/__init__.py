@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from plugalign.algebra.gates import FirstSteps, Uncertain
     from plugalign.controller import Controller
     from plugalign.controllers.dexperts import DExperts
     from plugalign.controllers.fudge import Fudge
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "FirstSteps": "plugalign.algebra.gates",
     "Fudge": "plugalign.controllers.fudge",
     "FudgeHead": "plugalign.controllers.fudge_head",
     "Nullspace": "plugalign.controllers.nullspace",
@@ -43,12 +45,14 @@ _HOMES = {
     "Speculation": "plugalign.engine.drafting",
     "Steered": "plugalign.wrapping",
     "Trace": "plugalign.trace",
+    "Uncertain": "plugalign.algebra.gates",
     "compare": "plugalign.evaluation.compare",
     "wrap": "plugalign.wrapping",
 }
 __all__ = [
     "Controller",
     "DExperts",
+    "FirstSteps",
     "Fudge",
     "FudgeHead",
     "Nullspace",
@@ -59,6 +63,7 @@ __all__ = [
     "Speculation",
     "Steered",
     "Trace",
+    "Uncertain",
     "__version__",
     "compare",
     "wrap",

@@ -41,9 +41,9 @@ class Plan:
         for weight, part in controller.parts():
             if part.overrides("steer") and weight != 0:
                 steering = part.steer(model, tokenizer).scaled(weight)
-                _check_kinds(type(part).__name__, steering)
+                _check_kinds(part.label, steering)
                 if steering.shifts or steering.supports:
-                    declared.append((type(part).__name__, steering))
+                    declared.append((part.label, steering))
         plan = cls(tuple(declared))
         return replace(plan, weights=plan._state_of(model))
 
