@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
+    from plugalign.controllers.self_diagnosis import Diagnosis, diagnose
     from plugalign.engine.drafting import Speculation
     from plugalign.evaluation.compare import compare
     from plugalign.trace import Trace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "Diagnosis": "plugalign.controllers.self_diagnosis",
     "FirstSteps": "plugalign.algebra.gates",
     "Fudge": "plugalign.controllers.fudge",
     "FudgeHead": "plugalign.controllers.fudge_head",
@@ -47,11 +49,13 @@ _HOMES = {
     "Trace": "plugalign.trace",
     "Uncertain": "plugalign.algebra.gates",
     "compare": "plugalign.evaluation.compare",
+    "diagnose": "plugalign.controllers.self_diagnosis",
     "wrap": "plugalign.wrapping",
 }
 __all__ = [
     "Controller",
     "DExperts",
+    "Diagnosis",
     "FirstSteps",
     "Fudge",
     "FudgeHead",
@@ -66,6 +70,7 @@ __all__ = [
     "Uncertain",
     "__version__",
     "compare",
+    "diagnose",
     "wrap",
 ]
 

@@ -114,13 +114,16 @@ class Step:
             FloatingPointError: naming a model or controller with NaN or infinite logits, and the
                 step.
         """
+        self._check_sources()
+        for name, steering in self._plan.steerings:
+            alone = mix(self.alone(steering.shifts))
+            self._sources.check(f"the controller {name}", alone, self.ids)
+
+    def _check_sources(self) -> None:
         self._sources.check_base(self.base, self.ids)
         for key, source in self._plan.sources.items():
             if key in self._values or key in self._plan.certain:
                 self._sources.check_value(source, self.read(source), self.ids)
-        for name, steering in self._plan.steerings:
-            alone = mix(self.alone(steering.shifts))
-            self._sources.check(f"the controller {name}", alone, self.ids)
 
     def _evaluating(self, shift: Shift) -> Running:
         return Running(
@@ -147,6 +150,7 @@ class Step:
         if id(gate) not in self._open:
             weight = gate.open(self)
             if weight.shape != self.base.shape[:1] or not bool((weight >= 0).all()):
+                self._check_sources()  # which may be to blame
                 raise ValueError(
                     f"the gate {type(gate).__name__} must give one number of at least 0 for each "
                     f"of {len(self.base)} rows, got {weight.tolist()}"
