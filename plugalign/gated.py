@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.steering import Steering
-from plugalign.controller import Controller
+from plugalign.controller import Composition, Controller
 from plugalign.saving import GATES, Saveable, check_named, class_of
 
 
@@ -22,7 +22,7 @@ class Gated(Controller):
         gate: where it acts.
 
     Raises:
-        TypeError: for something that is no gate.
+        TypeError: for something that is no gate, or a sum.
         ValueError: for a controller that acts on more than the distribution.
     """
 
@@ -31,6 +31,8 @@ class Gated(Controller):
     def __init__(self, controller: Controller, gate: Gate):
         if not isinstance(gate, Gate):
             raise TypeError(f"when() needs a Gate, such as FirstSteps(5), got {gate!r}")
+        if isinstance(controller, Composition):
+            raise TypeError("a sum stands behind a gate part by part; use its when(gate)")
         if beyond := [s for s in ("prompt", "attach", "revise") if controller.overrides(s)]:
             raise ValueError(
                 f"{controller.label} acts on {' and '.join(beyond)}, which cannot stand behind "

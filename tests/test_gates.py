@@ -14,6 +14,7 @@ from plugalign.algebra.sources import Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import MinP, TopK, TopP
 from plugalign.controller import Composition, Controller
+from plugalign.gated import Gated
 
 MODES = {
     "greedy": {},
@@ -304,6 +305,41 @@ def test_what_was_closed_catches_up(path, tiny, tokenizer, prompts, counted):
     same(torch.stack(got.scores), torch.stack(want.scores))
 
 
+class Afresh(LogitsProcessor):
+    """The same controller without anything kept from step to step."""
+
+    def __init__(self, steered, mask):
+        self.steered, self.mask = steered, mask
+
+    def __call__(self, input_ids, scores):
+        return self.steered.processor(self.mask)(input_ids, scores)
+
+
+@pytest.mark.parametrize("path", ["loop", "processor"])
+@pytest.mark.parametrize(
+    "which", ["lora", "low-rank", "adaptive", "head", "fudge", "prefix-contrast", "several"]
+)
+def test_every_kind_of_source_catches_up(which, path, make, tiny, tokenizer, prompts):
+    model, batch = tiny(), prompts(rows=3, width=PROMPT)
+    model.generation_config.eos_token_id = None
+    controller = make(which, model, tiny, "llama-gqa")
+    says = ([0, 1, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1])
+    steered = pa.wrap(model, tokenizer, controller.when(Says(*says)))
+    options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
+    mask = batch["attention_mask"]
+    if path == "loop":
+        got = steered.generate(**batch, **options)
+    else:
+        got = model.generate(**batch, **options, logits_processor=[steered.processor(mask)])
+    want = model.generate(**batch, **options, logits_processor=[Afresh(steered, mask)])
+    assert got.sequences.tolist() == want.sequences.tolist()
+    same(torch.stack(got.scores).log_softmax(-1), torch.stack(want.scores))
+    always = pa.wrap(model, tokenizer, controller)
+    plain = model.generate(**batch, **options, logits_processor=[Afresh(always, mask)])
+    assert not torch.allclose(plain.scores[0][0], got.scores[0][0], atol=1e-3)
+    torch.testing.assert_close(plain.scores[0][1], want.scores[0][1], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("support", [TopK(3), TopP(0.5), MinP(0.2)])
 def test_a_gate_leaves_other_rows_alone(support, tiny, tokenizer, prompts):
     model, batch = tiny(), prompts(rows=2, width=PROMPT)
@@ -389,6 +425,8 @@ def test_only_what_steers_alone_stands_behind_a_gate(make, tiny):
         (pa.SelfDebias(["w5"]) + pa.SelfCritique()).when(pa.FirstSteps(2))
     with pytest.raises(TypeError, match="needs a Gate, such as"):
         pa.SelfDebias(["w5"]).when(5)
+    with pytest.raises(TypeError, match="a sum stands behind a gate part by part"):
+        Gated(2 * pa.SelfDebias(["w5"]), pa.FirstSteps(2))
 
 
 def test_drafts_and_captures_are_refused_by_name(tiny, tokenizer, prompts):

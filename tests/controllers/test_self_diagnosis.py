@@ -104,6 +104,15 @@ def test_what_it_keeps_closed_costs_no_forward(tiny, tokenizer, prompts):
     assert got.tolist() == model.generate(**prompts(), max_new_tokens=4).tolist()
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_processor_with_and_without_a_mask(masked, tiny, tokenizer, prompts):
+    model, batch = tiny(), prompts(rows=3, width=6)
+    steered = pa.wrap(model, tokenizer, gated(tiny(seed=1), 0.5))
+    ours = [steered.processor(batch["attention_mask"] if masked else None)]
+    got = model.generate(**batch, max_new_tokens=4, logits_processor=ours)
+    assert got.tolist() == steered.generate(**batch, max_new_tokens=4).tolist()
+
+
 def test_given_texts_are_scored_as_they_are_generated(tiny, tokenizer, prompts):
     model, batch = tiny(), prompts(rows=3, width=6)
     model.generation_config.eos_token_id = None
