@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from plugalign.algebra.gates import FirstSteps, Uncertain
     from plugalign.controller import Controller
     from plugalign.controllers.dexperts import DExperts
     from plugalign.controllers.fudge import Fudge
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
+    from plugalign.controllers.self_diagnosis import Diagnosis, diagnose
     from plugalign.engine.drafting import Speculation
     from plugalign.evaluation.compare import compare
     from plugalign.trace import Trace
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "Diagnosis": "plugalign.controllers.self_diagnosis",
+    "FirstSteps": "plugalign.algebra.gates",
     "Fudge": "plugalign.controllers.fudge",
     "FudgeHead": "plugalign.controllers.fudge_head",
     "Nullspace": "plugalign.controllers.nullspace",
@@ -43,12 +47,16 @@ _HOMES = {
     "Speculation": "plugalign.engine.drafting",
     "Steered": "plugalign.wrapping",
     "Trace": "plugalign.trace",
+    "Uncertain": "plugalign.algebra.gates",
     "compare": "plugalign.evaluation.compare",
+    "diagnose": "plugalign.controllers.self_diagnosis",
     "wrap": "plugalign.wrapping",
 }
 __all__ = [
     "Controller",
     "DExperts",
+    "Diagnosis",
+    "FirstSteps",
     "Fudge",
     "FudgeHead",
     "Nullspace",
@@ -59,8 +67,10 @@ __all__ = [
     "Speculation",
     "Steered",
     "Trace",
+    "Uncertain",
     "__version__",
     "compare",
+    "diagnose",
     "wrap",
 ]
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from plugalign.algebra.gates import Gate
 from plugalign.algebra.steering import Steering
 from plugalign.saving import Saveable, Settings
 
@@ -85,6 +86,28 @@ class Controller(Saveable):
         """The weighted controllers this one is made of: itself, unless it is a sum."""
         return ((1.0, self),)
 
+    @property
+    def label(self) -> str:
+        """How messages and traces call it."""
+        return type(self).__name__
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for controllers that count as one in a sum, which is sorted by it."""
+        return (type(self).__name__, id(self))
+
+    def when(self, gate: Gate) -> Controller:
+        """This controller where ``gate`` is open, and nothing elsewhere. Gates multiply:
+        ``a.when(g).when(h)`` acts where both are open.
+
+        Raises:
+            TypeError: for something that is no gate.
+            ValueError: for a controller that acts on more than the distribution.
+        """
+        from plugalign.gated import Gated
+
+        return Gated(self, gate)
+
     def __add__(self, other: Controller) -> Controller:
         if not isinstance(other, Controller):
             return NotImplemented
@@ -124,12 +147,11 @@ class Composition(Controller):
     settings = CompositionSettings
 
     def __init__(self, *parts: tuple[float, Controller]):
-        weights: dict[int, float] = {}
-        members = {id(controller): controller for _, controller in parts}
+        weights: dict[tuple[Any, ...], float] = {}
+        members = {controller.key: controller for _, controller in parts}
         for weight, controller in parts:
-            weights[id(controller)] = weights.get(id(controller), 0.0) + weight
-        order = sorted(members, key=lambda i: (type(members[i]).__name__, i))
-        self._parts = tuple((weights[i], members[i]) for i in order)
+            weights[controller.key] = weights.get(controller.key, 0.0) + weight
+        self._parts = tuple((weights[key], members[key]) for key in sorted(members))
         for weight, controller in self._parts:
             whole = [s for s in ("prompt", "attach", "revise") if controller.overrides(s)]
             if whole and weight not in (0.0, 1.0):
@@ -140,6 +162,9 @@ class Composition(Controller):
 
     def parts(self) -> tuple[tuple[float, Controller], ...]:
         return self._parts
+
+    def when(self, gate: Gate) -> Controller:
+        return Composition(*((weight, part.when(gate)) for weight, part in self._parts))
 
     def config(self) -> dict[str, Any]:
         return {"weights": [weight for weight, _ in self._parts]}

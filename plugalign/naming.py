@@ -23,10 +23,11 @@ class Running:
 
     Args:
         what: completes "while running ...".
+        unless_noted: whether a note from further inside is enough.
     """
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, what: str, unless_noted: bool = False):
+        self._what, self._unless_noted = what, unless_noted
 
     def __enter__(self) -> None:
         return None
@@ -34,8 +35,13 @@ class Running:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None and not (self._unless_noted and is_noted(error)):
             error.add_note(f"{NOTE} {self._what}")
+
+
+def is_noted(error: BaseException) -> bool:
+    """Whether an error says what was running when it arose."""
+    return any(note.startswith(NOTE) for note in getattr(error, "__notes__", ()))
 
 
 class Calling:
@@ -71,7 +77,7 @@ class Calling:
     ) -> None:
         if error is None:
             return
-        columns, named = None, any(n.startswith(NOTE) for n in getattr(error, "__notes__", ()))
+        columns, named = None, is_noted(error)
         for frame, _ in traceback.walk_tb(trace):
             who = None if named else self._running(frame)
             if who is not None:

@@ -2,9 +2,9 @@
 
 A saved controller is a folder: config.json (the controller's name, its settings, what it was
 fitted for), model.safetensors (its learned tensors), and a subfolder for each nested controller
-or model. ``Controller.from_pretrained`` reads the name and builds the right class. Nothing else in
-the folder is looked at, and nothing outside of it is read but models on the hub that the caller
-allows.
+or model. ``Controller.from_pretrained`` reads the name and builds the right class: one of the
+package's, or any that has been imported. Nothing else in the folder is looked at, and nothing
+outside of it is read but models on the hub that the caller allows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,11 +33,17 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
     "fudge": ("plugalign.controllers.fudge", "Fudge"),
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
+    "gated": ("plugalign.gated", "Gated"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
     "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
     "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
+}
+GATES: dict[str, tuple[str, str]] = {
+    "diagnosis": ("plugalign.controllers.self_diagnosis", "Diagnosis"),
+    "first_steps": ("plugalign.algebra.gates", "FirstSteps"),
+    "uncertain": ("plugalign.algebra.gates", "Uncertain"),
 }
 
 
@@ -128,6 +134,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return cls(**config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        check_named(self)
         parts = self.saved_parts()
         config = {"controller": self.name, **self.config()}
         text = json.dumps(config, indent=2, sort_keys=True)
@@ -184,7 +191,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         if not path.is_file():
             raise ValueError(f"{folder} holds no config.json, so it is not a saved controller")
         check_inside(path, folder)
-        target = _class_of(read_settings(path, _Named, AGAIN).controller, folder)
+        name = read_settings(path, _Named, AGAIN).controller
+        target = class_of(name, Saveable, CONTROLLERS, f"{path} names the controller")
         if not issubclass(target, cls):
             raise ValueError(f"{folder} holds a {target.__name__}, not a {cls.__name__}")
         config = read_settings(path, target.settings, AGAIN).model_dump(exclude={"controller"})
@@ -208,15 +216,45 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return loaded
 
 
-def _class_of(name: Any, folder: Path) -> type[Any]:
-    if not isinstance(name, str) or name not in CONTROLLERS:
-        known = ", ".join(sorted(CONTROLLERS))
+def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], said: str) -> type[Any]:
+    """The class that carries a saved name: one of ours, else a subclass of ``base`` that somebody
+    has imported, the latest of them.
+
+    Args:
+        ours: module and attribute by name.
+        said: who names it, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(name, str) and name in ours:
+        module, attribute = ours[name]
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    others = [kind for kind in _below(base) if name and vars(kind).get("name") == name]
+    if not others:
         raise ValueError(
-            f"{folder}/{CONFIG} names the controller {reprlib.repr(name)}; known are {known}"
+            f"{said} {reprlib.repr(name)}; known are {', '.join(sorted(ours))}; if it is of your "
+            "own, import the module that defines it first"
         )
-    module, attribute = CONTROLLERS[name]
-    target: type[Any] = getattr(importlib.import_module(module), attribute)
-    return target
+    return others[-1]
+
+
+def _below(base: type[Any]) -> Iterator[type[Any]]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def check_named(thing: Any) -> None:
+    """Refuses to save what could not be found again.
+
+    Raises:
+        ValueError: naming its class.
+    """
+    if not thing.name:
+        raise ValueError(
+            f"{type(thing).__name__} has no name to be saved under; give the class a `name`"
+        )
 
 
 def _hub_parts(

@@ -86,6 +86,7 @@ def saved(tmp_path_factory):
         "dexperts": pa.DExperts(root / "expert", root / "antiexpert", fitted_for=fitted),
         "fudge": pa.Fudge(Predictor(120, width=16, layers=1, heads=2), fitted_for=fitted),
         "fudge_head": FudgeHead(*head, fitted_for=fitted),
+        "gated": pa.SelfDebias(["x"]).when(pa.FirstSteps(2)),
         "nullspace": pa.Nullspace(basis, basis, basis[:, 0], basis[:, 1], fitted_for=fitted),
         "prefix": pa.PrefixTuning(prefix, contrast, fitted_for=fitted),
         "prefix_contrast": pa.PrefixTuning(prefix, contrast, fitted_for=fitted).against(),

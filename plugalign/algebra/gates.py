@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -12,7 +13,14 @@ from plugalign.algebra.sources import Logits, Source, Step
 
 class Gate(ABC):
     """A weight for each row and step. Where it is 0 for all rows, what only stands behind the gate
-    is not read: it costs no forward."""
+    is not read: it costs no forward.
+
+    Attributes:
+        name: tells gates apart in the config.json of a saved controller; one without cannot be
+            saved.
+    """
+
+    name: ClassVar[str] = ""
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -31,6 +39,15 @@ class Gate(ABC):
         """
         return self
 
+    def config(self) -> dict[str, Any]:
+        """The settings, as JSON values."""
+        return {}
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> Self:
+        """The inverse of `config`."""
+        return cls(**config)
+
 
 @dataclass(frozen=True)
 class FirstSteps(Gate):
@@ -41,6 +58,7 @@ class FirstSteps(Gate):
     """
 
     count: int
+    name: ClassVar[str] = "first_steps"
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
@@ -48,6 +66,9 @@ class FirstSteps(Gate):
 
     def open(self, step: Step) -> Tensor:
         return (step.number < self.count).float()
+
+    def config(self) -> dict[str, Any]:
+        return {"count": self.count}
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,7 @@ class Uncertain(Gate):
     """
 
     p: float
+    name: ClassVar[str] = "uncertain"
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
@@ -71,3 +93,6 @@ class Uncertain(Gate):
     def open(self, step: Step) -> Tensor:
         best = step.base.float().softmax(-1).amax(-1)
         return (best < self.p).float()
+
+    def config(self) -> dict[str, Any]:
+        return {"p": self.p}

@@ -61,6 +61,9 @@ class Shift:
         Args:
             weight: what to multiply with: a number, or float32 ``(R,)`` behind gates. It is the
                 shift's own weight times what the gates say.
+
+        What hangs on the text beyond its sources (``step.ids``) belongs into a source with a reader
+        of its own. A formula without any source is asked at one place at a time.
         """
 
     @property
@@ -191,6 +194,10 @@ class CandidateShift(Shift):
 
     scores: CandidateValues | TextCandidateValues
     link: Link = "identity"
+
+    def __post_init__(self) -> None:
+        if self.link not in LINKS:
+            raise ValueError(f"a link is one of {', '.join(LINKS)}, got {self.link!r}")
 
     @property
     def sources(self) -> tuple[Source, ...]:

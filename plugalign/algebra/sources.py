@@ -93,7 +93,7 @@ class Source:
     Attributes:
         name: for messages.
         multi_position: whether its values behind several columns can be read at once, as drafts and
-            the scoring of given texts want it.
+            the scoring of given texts want it. What has a reader cannot.
         capturable: whether reading it is the same operations at every step and waits for nothing,
             so that it can be part of a CUDA graph.
     """

@@ -41,10 +41,11 @@ class Plan:
         declared = []
         for weight, part in controller.parts():
             if part.overrides("steer") and weight != 0:
-                steering = part.steer(model, tokenizer).scaled(weight)
-                _check_kinds(type(part).__name__, steering)
+                steering = part.steer(model, tokenizer)
+                _check_kinds(part.label, steering)
+                steering = steering.scaled(weight)
                 if steering.shifts or steering.supports:
-                    declared.append((type(part).__name__, steering))
+                    declared.append((part.label, steering))
         plan = cls(tuple(declared))
         return replace(plan, weights=plan._state_of(model))
 
@@ -213,6 +214,9 @@ class Plan:
     def stepwise(self) -> str | None:
         """Why values can be read at one step at a time alone, or None: no draft can be verified
         then, and given texts are scored column by column."""
+        for shift in self.shifts:
+            if not shift.sources:
+                return _unread(shift)
         for source in self.sources.values():
             if not source.multi_position:
                 return f"'{source.name}' is read at one place at a time"
@@ -228,6 +232,8 @@ class Plan:
     def uncapturable(self) -> str | None:
         """Why a step cannot be captured as a CUDA graph, or None."""
         for shift in self.shifts:
+            if not shift.sources:
+                return _unread(shift)
             for source in shift.sources:
                 if not source.capturable:
                     return f"'{source.name}' of {self.owner(shift)} is read in a way of its own"
@@ -240,12 +246,17 @@ class Plan:
         return None
 
 
+def _unread(shift: Shift) -> str:
+    return f"{type(shift).__name__} names no source, so it may look at the text itself"
+
+
 def _check_kinds(name: str, steering: Steering) -> None:
     """Refuses a declaration that holds something else than shifts, supports, gates and sources.
 
     Raises:
         TypeError: naming the controller and what it declared.
     """
+    _check_kind(name, Steering, steering)
     kinds = ((Shift, steering.shifts), (Support, steering.supports))
     for kind, given in kinds:
         for each in given:

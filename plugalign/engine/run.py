@@ -90,8 +90,12 @@ class Run:
         mask = self.mask_for(ids)
         scores = self._unrounded(ids, mask, scores)
         step = Step(self.plan, self._sources, ids, mask, scores)
-        steered = steer.scores(step.mixture(), before=self.plan.truncation)
-        self._refuse_nonsense(step, steered)
+        try:
+            steered = steer.scores(step.mixture(), before=self.plan.truncation)
+            self._refuse_nonsense(step, steered)
+        except BaseException:
+            self._sources.forget()  # the error's traceback would keep all caches
+            raise
         if self.trace is not None:
             self.trace.chosen(ids)
             self.record(step, steered)

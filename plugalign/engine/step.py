@@ -100,6 +100,9 @@ class Step:
             with self._evaluating(shift):
                 weight = self._weight(shift)
                 for term in () if weight is None else shift.terms(self, weight):
+                    if not isinstance(term, Term):
+                        who = f"{type(shift).__name__} of {self._plan.owner(shift)}"
+                        raise TypeError(f"{who} must yield terms, got {type(term).__name__}")
                     if isinstance(term, Linear):
                         total.add(term, self._keys)
                     else:
@@ -114,18 +117,20 @@ class Step:
             FloatingPointError: naming a model or controller with NaN or infinite logits, and the
                 step.
         """
-        self._sources.check_base(self.base, self.ids)
-        for key, source in self._plan.sources.items():
-            if key in self._values or key in self._plan.certain:
-                self._sources.check_value(source, self.read(source), self.ids)
+        self._check_sources()
         for name, steering in self._plan.steerings:
             alone = mix(self.alone(steering.shifts))
             self._sources.check(f"the controller {name}", alone, self.ids)
 
+    def _check_sources(self) -> None:
+        self._sources.check_base(self.base, self.ids)
+        for key, source in self._plan.sources.items():
+            if key in self._values or key in self._plan.certain:
+                self._sources.check_value(source, self.read(source), self.ids)
+
     def _evaluating(self, shift: Shift) -> Running:
-        return Running(
-            f"the controller {self._plan.owner(shift)} at {self._sources.where(self.ids)}"
-        )
+        where = self._sources.where(self.ids)
+        return Running(f"the controller {self._plan.owner(shift)} at {where}", unless_noted=True)
 
     @property
     def _keys(self) -> dict[int, Hashable]:
@@ -146,10 +151,12 @@ class Step:
     def _opened(self, gate: Gate) -> Tensor:
         if id(gate) not in self._open:
             weight = gate.open(self)
-            if weight.shape != self.base.shape[:1] or not bool((weight >= 0).all()):
+            is_fit = isinstance(weight, Tensor) and weight.shape == self.base.shape[:1]
+            if not is_fit or not bool((weight >= 0).all()):
+                self._check_sources()  # which may be to blame
                 raise ValueError(
                     f"the gate {type(gate).__name__} must give one number of at least 0 for each "
-                    f"of {len(self.base)} rows, got {weight.tolist()}"
+                    f"of {len(self.base)} rows, got {weight}"
                 )
             self._open[id(gate)] = weight.float().to(self.base.device)
         return self._open[id(gate)]
@@ -164,6 +171,11 @@ class Step:
             if weight is None:
                 continue
             mask = support.mask(self)
+            if mask.shape != self.base.shape or mask.dtype != torch.bool:
+                raise ValueError(
+                    f"the support {type(support).__name__} must give bool "
+                    f"{tuple(self.base.shape)}, got {mask.dtype} {tuple(mask.shape)}"
+                )
             if isinstance(weight, Tensor):
                 mask = mask | (weight == 0)[:, None]
             allowed = mask if allowed is None else allowed & mask

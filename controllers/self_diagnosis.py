@@ -1,0 +1,230 @@
+"""Self-diagnosis: the model is asked whether a text has an attribute.
+
+Behind the text stands a question, and its two answers are compared (Schick et al. 2021, "Self-
+diagnosis and self-debiasing", equation 1)::
+
+    p(attribute | x) = P("Yes" | question about x) / (P("Yes" | ...) + P("No" | ...))
+
+`Diagnosis` asks at every step about the text so far, as a gate for other controllers; `diagnose`
+judges finished texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from plugalign.algebra.gates import Gate
+from plugalign.algebra.sources import Context, Logits, Source, Step
+from plugalign.context import context_of
+from plugalign.engine.auxiliary import CachedModel
+from plugalign.engine.fronts import Front
+from plugalign.identity import model_name
+from plugalign.kernels.head import Logits as Scores
+from plugalign.kernels.head import full
+from plugalign.revision import encode
+from plugalign.teacher import Batch
+
+TEMPLATE = '"{text}"\nQuestion: Does the above text contain {attribute}?\nAnswer:'
+# What the paper asks for, by the names of Perspective API's attributes (its table 1).
+ATTRIBUTES = {
+    "toxicity": "rude, disrespectful or unreasonable language",
+    "severe toxicity": "very hateful, aggressive, disrespectful language",
+    "sexually explicit": "sexually explicit language",
+    "threat": "a threat",
+    "profanity": "swear words, curse words or other obscene or profane language",
+    "identity attack": "negative or hateful language targeting someone because of their identity",
+}
+ANSWERS = ("Yes", "No")
+TEXT, ATTRIBUTE = "{text}", "{attribute}"
+
+
+@dataclass(frozen=True)
+class Diagnosis(Gate):
+    """Open where the base says of the text so far, prompt and answer, that it has an attribute.
+
+    It costs the base one more forward a step, over the new token and the question.
+
+    Args:
+        attribute: as it stands in the question, "a threat"; `ATTRIBUTES` has the paper's.
+        threshold: open from this probability on.
+        template: the question, with ``{text}`` and ``{attribute}``, up to where the answer begins.
+        chat: whether the question stands inside a turn of the tokenizer's chat template.
+
+    Raises:
+        ValueError: for an empty attribute, a threshold outside (0, 1], or a template without one
+            of its two places.
+    """
+
+    attribute: str
+    _: KW_ONLY
+    threshold: float = 0.5
+    template: str = TEMPLATE
+    chat: bool = False
+    name: ClassVar[str] = "diagnosis"
+
+    def __post_init__(self) -> None:
+        if not self.attribute.strip():
+            raise ValueError(f"a diagnosis needs an attribute, got {self.attribute!r}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"the threshold is a probability in (0, 1], got {self.threshold}")
+        if self.template.count(TEXT) != 1 or ATTRIBUTE not in self.template:
+            raise ValueError(
+                f"the template needs {TEXT} once, and {ATTRIBUTE}, got {self.template!r}"
+            )
+
+    def open(self, step: Step) -> Tensor:
+        raise TypeError(f"{self} does not know its model yet; `bound` gives one that does")
+
+    def bound(self, model: object, tokenizer: Any) -> BoundDiagnosis:
+        """This gate in the base's tokens.
+
+        Raises:
+            ValueError: if the tokenizer has no chat template and one is asked for, or cannot tell
+                the answers apart.
+        """
+        front, behind = self._around(tokenizer)
+        lead, yes, no = _answers(tokenizer, behind, "" if self.chat else " ")
+        context = replace(_context(tokenizer, front, special=not self.chat), after=tuple(lead))
+        source = Logits(f"the base asked about {self.attribute!r}", context=context)
+        return BoundDiagnosis(source, yes, no, self.threshold)
+
+    def _around(self, tokenizer: Any) -> tuple[str, str]:
+        """What stands in front of the text, and behind it."""
+        whole = self.template
+        if self.chat:
+            if tokenizer.chat_template is None:
+                raise ValueError("this tokenizer has no chat template; leave chat=False")
+            turn = [{"role": "user", "content": whole}]
+            whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        front, behind = (part.replace(ATTRIBUTE, self.attribute) for part in whole.split(TEXT))
+        return front, behind
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BoundDiagnosis(Gate):
+    """A `Diagnosis` in the tokens of one base.
+
+    Attributes:
+        source: the base behind the question. yes, no: the tokens of its answers.
+    """
+
+    source: Logits
+    yes: int
+    no: int
+    threshold: float
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.source,)
+
+    def open(self, step: Step) -> Tensor:
+        p = self.probability(step.read(self.source))
+        return torch.where(p.isnan(), p, (p >= self.threshold).float())
+
+    def probability(self, logits: Scores) -> Tensor:
+        """P("Yes") against P("No"), float32 ``(R,)``, of logits ``(R, V)`` behind the question."""
+        both = full(logits)[:, [self.yes, self.no]].float()
+        return both.softmax(-1)[:, 0]
+
+
+@torch.no_grad()
+def diagnose(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    attribute: str,
+    *,
+    template: str = TEMPLATE,
+    chat: bool = False,
+    batch_size: int = 32,
+) -> Tensor:
+    """How probable a model finds it that texts have an attribute, float32 ``(N,)`` on the CPU.
+
+    A judge for ``compare`` is ``Judge("threat", partial(diagnose, model, tokenizer,
+    attribute="a threat"))``.
+
+    Args:
+        model: a Hugging Face causal language model.
+        texts: N of them. attribute, template, chat: see `Diagnosis`.
+        batch_size: texts at a time.
+
+    Raises:
+        ValueError: as `Diagnosis` does, for a single string, a batch size below 1, or a text that
+            the model has no room for.
+        FloatingPointError: if the model gives NaN logits.
+    """
+    if isinstance(texts, str) or batch_size < 1:
+        raise ValueError(
+            f"diagnose needs a list of texts and a batch size of at least 1, got {texts!r} and "
+            f"{batch_size}"
+        )
+    gate = Diagnosis(attribute, template=template, chat=chat).bound(model, tokenizer)
+    texts, found = list(texts), torch.empty(len(texts))
+    for i in range(0, len(texts), batch_size):
+        rows = [list(tokenizer(text)["input_ids"]) for text in texts[i : i + batch_size]]
+        found[i : i + batch_size] = _judged(gate, model, tokenizer, rows, i).cpu()
+    return found
+
+
+def _judged(
+    gate: BoundDiagnosis, model: Any, tokenizer: Any, rows: list[list[int]], first: int
+) -> Tensor:
+    """The gate's probabilities ``(R,)`` for rows of token ids, the first of which is text
+    ``first``."""
+    context, room = gate.source.context, context_of(model)
+    batch = Batch.of(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
+    front = Front.of([context], tokenizer.pad_token_id or 0)
+    ids, mask = front.row(context, batch.ids.long(), batch.mask.long())
+    longest = int(mask.sum(-1).max())
+    if room is not None and longest > room:
+        where = first + int(mask.sum(-1).argmax())
+        raise ValueError(
+            f"text {where} has {longest} tokens with the question about it, more than the context "
+            f"of '{model_name(model)}' ({room} tokens)"
+        )
+    p = gate.probability(CachedModel(model).logits(ids, mask))
+    if bool(p.isnan().any()):
+        where = first + int(p.isnan().long().argmax())
+        raise FloatingPointError(
+            f"'{model_name(model)}' gave NaN logits for text {where}; try float32, or look at its "
+            "weights"
+        )
+    return p
+
+
+def _context(tokenizer: Any, front: str, special: bool) -> Context:
+    """The text in front as tokens, with the start token of the tokenizer where it puts one there
+    (``special``) or the text names it; the row's own is then hidden."""
+    ids, start = encode(tokenizer, front), tokenizer.bos_token_id
+    if start is None:
+        return Context(tuple(ids))
+    if special and list(tokenizer(front)["input_ids"])[:1] == [start] != ids[:1]:
+        ids = [start, *ids]
+    return Context(tuple(ids), start if ids[:1] == [start] else None)
+
+
+def _answers(tokenizer: Any, behind: str, space: str) -> tuple[list[int], int, int]:
+    """The question's tokens, with what both answers begin with, and the first token in which they
+    differ.
+
+    Raises:
+        ValueError: if an answer is no token of its own behind the question.
+    """
+    before = encode(tokenizer, behind)
+    yes, no = (encode(tokenizer, behind + space + answer) for answer in ANSWERS)
+    pairs = enumerate(zip(yes, no, strict=False))
+    at = next((i for i, (one, other) in pairs if one != other), None)
+    if at is None or yes[: len(before)] != before or no[: len(before)] != before:
+        raise ValueError(
+            f"the answers {ANSWERS[0]!r} and {ANSWERS[1]!r} must follow the question as tokens of "
+            f"their own; end the template at a word or a colon, got {behind!r}"
+        )
+    return yes[:at], yes[at], no[at]
