@@ -154,7 +154,7 @@ def diagnose(
 
     Args:
         model: a Hugging Face causal language model.
-        texts: N of them, taken as they are; the authors' code puts spaces in the place of line breaks.
+        texts: N of them, as they are; the authors put spaces in the place of line breaks.
         attribute, template, chat: see `Diagnosis`.
         batch_size: texts at a time.
 
