@@ -120,14 +120,7 @@ def _is_hub_id(expert: Expert) -> bool:
 
 
 def check_tokenizer(expert: str | Path, base: Any, tokenizer: Any) -> None:
-    """Refuses an expert whose own tokenizer has another vocabulary than the base's, or that has
-    none beside it."""
-    folder = Path(expert)
-    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds no tokenizer to compare with that of '{model_name(base)}'; save it "
-            f"there: tokenizer.save_pretrained({str(folder)!r})"
-        )
+    """Refuses an expert whose own tokenizer has another vocabulary than the base's."""
     other = AutoTokenizer.from_pretrained(expert)
     if vocabulary_hash(other) != vocabulary_hash(tokenizer):
         raise ValueError(
