@@ -30,13 +30,13 @@ from plugalign.revision import encode
 from plugalign.teacher import Batch
 
 TEMPLATE = '"{text}"\nQuestion: Does the above text contain {attribute}?\nAnswer:'
-# What the paper asks for, by the names of Perspective API's attributes (its table 1).
+# What the paper asks about, word for word, by the names of Perspective API's attributes.
 ATTRIBUTES = {
-    "toxicity": "rude, disrespectful or unreasonable language",
+    "toxicity": "rude, disrespectful, or unreasonable language",
     "severe toxicity": "very hateful, aggressive, disrespectful language",
     "sexually explicit": "sexually explicit language",
     "threat": "a threat",
-    "profanity": "swear words, curse words or other obscene or profane language",
+    "profanity": "swear words, curse words, or other obscene or profane language",
     "identity attack": "negative or hateful language targeting someone because of their identity",
 }
 ANSWERS = ("Yes", "No")
@@ -51,7 +51,8 @@ class Diagnosis(Gate):
 
     Args:
         attribute: as it stands in the question, "a threat"; `ATTRIBUTES` has the paper's.
-        threshold: open from this probability on.
+        threshold: open from this probability on. The paper picks it on labelled texts, for each
+            model and attribute.
         template: the question, with ``{text}`` and ``{attribute}``, up to where the answer begins.
         chat: whether the question stands inside a turn of the tokenizer's chat template.
 
@@ -153,7 +154,8 @@ def diagnose(
 
     Args:
         model: a Hugging Face causal language model.
-        texts: N of them. attribute, template, chat: see `Diagnosis`.
+        texts: N of them, as they are; the authors put spaces in the place of line breaks.
+        attribute, template, chat: see `Diagnosis`.
         batch_size: texts at a time.
 
     Raises:

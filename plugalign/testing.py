@@ -18,6 +18,7 @@ from torch import Tensor
 
 from plugalign.controller import Controller
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.engine.drafting import Speculation
 from plugalign.teacher import Batch
 from plugalign.trial import CLOSE, ROUNDING, Afresh, Case, Made, State, distance, hold
 from plugalign.wrapping import wrap
@@ -127,6 +128,12 @@ def _static(case: Case) -> None:
         made.check(case.greedy, "a static cache and a growing one")
 
 
+def _drafts(case: Case) -> None:
+    with case.may_refuse("speculation"):
+        made = case.made(case.steered, speculation=Speculation())
+        made.check(case.greedy, "with drafts and without")
+
+
 def _scores(case: Case) -> None:
     made = case.made(case.steered, do_sample=True, top_k=0, top_p=1.0, num_return_sequences=2)
     prompts = case.batch["input_ids"], case.batch["attention_mask"]
@@ -171,6 +178,7 @@ PROMISES: dict[str, Callable[[Case], None]] = {
     "what it says of a prefix hangs on the prefix alone": _pure,
     "a static cache changes nothing": _static,
     "log_probs gives what several answers were drawn from": _scores,
+    "drafts change nothing": _drafts,
     "copies and pickled ones decide alike": _copies,
     "saved and loaded it decides alike": _saves,
 }

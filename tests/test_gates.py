@@ -85,7 +85,7 @@ class Formula(LogitsProcessor):
         return torch.tensor(np.array(rows), dtype=torch.float32)
 
 
-def dexperts(tiny, seen):
+def dexperts(tiny):
     expert, anti = tiny(seed=1), tiny(seed=2)
 
     def delta(ids, log_p):
@@ -137,7 +137,7 @@ def unsure(log_p, number):
 
 def gated(which, model, tiny, tokenizer, seen):
     """A controller behind gates, and its formula; ``seen`` collects what the gates said."""
-    experts, formula = dexperts(tiny, seen)
+    experts, formula = dexperts(tiny)
     debias, damping = self_debias(model, tokenizer)
     if which == "first steps":
         return experts.when(pa.FirstSteps(2)), behind(formula, first, seen)
@@ -289,7 +289,7 @@ def test_what_stands_behind_a_closed_gate_costs_no_forward(path, tiny, tokenizer
 def test_what_was_closed_catches_up(path, tiny, tokenizer, prompts, counted):
     model, batch = tiny(), prompts(rows=2, width=PROMPT)
     model.generation_config.eos_token_id = None
-    experts, formula = dexperts(tiny, set())
+    experts, formula = dexperts(tiny)
     calls, says = counted(experts.expert), (1, 0, 0, 1, 0, 1)
     steered = pa.wrap(model, tokenizer, experts.when(Says(*says)))
     options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}

@@ -301,17 +301,20 @@ def test_what_breaks_a_promise_is_told(kind, promise, tiny, tokenizer):
         check_controller(kind(), tiny(), tokenizer, prompts=PROMPTS)
 
 
-def test_a_static_cache_that_changes_something_is_told(tiny, tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "promise"),
+    [("cache_implementation", "a static cache changes nothing"), ("speculation", "drafts change")],
+)
+def test_a_path_that_changes_something_is_told(option, promise, tiny, tokenizer, monkeypatch):
     from plugalign.trial import Case
 
     made = Case.made
 
-    def worse(case, *args, cache_implementation=None, **options):
-        found = made(case, *args, **options)
-        return made(case, case.model) if cache_implementation else found
+    def worse(case, *args, **options):
+        return made(case, case.model) if option in options else made(case, *args, **options)
 
     monkeypatch.setattr(Case, "made", worse)
-    with pytest.raises(AssertionError, match="a static cache changes nothing"):
+    with pytest.raises(AssertionError, match=promise):
         check_controller(Good(), tiny(), tokenizer, prompts=PROMPTS)
 
 
@@ -325,4 +328,4 @@ def test_its_own_prompts_will_do(tiny, tokenizer):
     state = torch.random.get_rng_state()
     check_controller(Good(), model, tokenizer)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert len(PROMISES) == 11
+    assert len(PROMISES) == 12

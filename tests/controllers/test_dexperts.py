@@ -95,13 +95,3 @@ def test_an_adapter_of_another_kind_is_refused(tiny, tokenizer, tmp_path):
     get_peft_model(tiny(), config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="with use_dora=True, which is not read; merge it"):
         pa.wrap(tiny(), tokenizer, pa.DExperts(tmp_path))
-
-
-def test_an_expert_without_a_tokenizer_says_where_it_belongs(tiny, tokenizer, tmp_path):
-    saved = pa.DExperts(antiexpert=tiny(seed=2))
-    saved.save_pretrained(tmp_path)
-    loaded = pa.Controller.from_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"holds no tokenizer to compare .*save_pretrained\('"):
-        pa.wrap(tiny(), tokenizer, loaded)
-    tokenizer.save_pretrained(tmp_path / "antiexpert")
-    assert pa.wrap(tiny(), tokenizer, loaded).plan.steerings
