@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CONTROLLERS: dict[str, tuple[str, str]] = {
+    "args": ("plugalign.controllers.args", "ARGS"),
     "composition": ("plugalign.controller", "Composition"),
     "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
     "fudge": ("plugalign.controllers.fudge", "Fudge"),
@@ -26,6 +27,7 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
+    "rad": ("plugalign.controllers.rad", "RAD"),
     "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
     "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
 }
