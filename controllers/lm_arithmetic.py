@@ -243,21 +243,17 @@ class LMArithmetic(Controller):
     ) -> Self:
         named = enumerate(config["models"])
         models = [parts[f"model_{i}"] if name is None else name for i, name in named]
-        return cls(
-            Formula(
-                tuple(
-                    Summand(
-                        each["weight"],
-                        tuple(
-                            Prompted(None if i is None else models[i], prompt)
-                            for i, prompt in each["operands"]
-                        ),
-                        each["operation"],
-                    )
-                    for each in config["summands"]
-                )
-            )
-        )
+        summands = []
+        for each in config["summands"]:
+            pairs = each["operands"]
+            over = (Prompted(None if i is None else models[i], prompt) for i, prompt in pairs)
+            summands.append(Summand(each["weight"], tuple(over), each["operation"]))
+        return cls.from_formula(Formula(tuple(summands)))
+
+    @classmethod
+    def from_formula(cls, formula: Formula) -> Self:
+        """The controller of a formula that was saved."""
+        return cls(formula)
 
 
 def check_model(model: Model, who: str) -> None:

@@ -20,10 +20,13 @@ from torch import Tensor
 CONTROLLERS: dict[str, tuple[str, str]] = {
     "args": ("plugalign.controllers.args", "ARGS"),
     "composition": ("plugalign.controller", "Composition"),
+    "contrastive": ("plugalign.controllers.contrastive", "ContrastiveDecoding"),
+    "dera": ("plugalign.controllers.mixing", "DeRA"),
     "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
     "fudge": ("plugalign.controllers.fudge", "Fudge"),
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
     "lm_arithmetic": ("plugalign.controllers.lm_arithmetic", "LMArithmetic"),
+    "mod": ("plugalign.controllers.mixing", "MOD"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
