@@ -201,7 +201,9 @@ class LMArithmetic(Controller):
         return Steering((LogLinear(tuple(linear)), *shifts))
 
     def _source(self, operand: Prompted, loaded: list[Logits], tokenizer: Any) -> Logits:
-        source = Logits() if operand.model is None else loaded[self._number(operand.model)]
+        if operand.model is None:
+            return prompted(operand.prompt, tokenizer) if operand.prompt else Logits()
+        source = loaded[self._number(operand.model)]
         if not operand.prompt:
             return source
         context = prompted(operand.prompt, tokenizer).context

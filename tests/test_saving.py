@@ -40,7 +40,7 @@ def test_every_known_name_is_the_class_that_carries_it():
     ("files", "message"),
     [
         ({}, "holds no config.json"),
-        ({"config.json": "{}"}, "names the controller None; known are composition, dexperts"),
+        ({"config.json": "{}"}, "names the controller None; known are args, composition"),
         ({"config.json": '{"controller": "magic"}'}, "names the controller 'magic'"),
     ],
 )
