@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
+from kernel_agreement import correctness
 from kernel_cases import HIDDEN, NOISE, Case
 from kernel_operations import OPERATIONS, Call, Operation
 from kernel_report import Result, machine, save, table
@@ -34,15 +33,20 @@ from kernel_timing import (
     Stopwatch,
     Times,
     cache_bytes,
+    host_microseconds,
     input_sets,
     interleaved,
+    on_gpu,
     quartiles,
     runner,
 )
-from kernel_tuning import save_tuned
+from kernel_tuning import save_tuned, tuned
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+
+from plugalign.failures import FAILURES, reason
+from plugalign.kernels.backend import Backend
+from plugalign.kernels.occupancy import MOST_PROGRAMS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULTS = {
@@ -53,16 +57,7 @@ MOST_BATCH, MOST_VOCAB = 2**16, 2**18
 FIRST = ((64, 128256), (8, 50257), (1, 128256), (256, 128256))  # sizes, should time run out
 OWN_SHAPES = 2  # sizes that torch.compile compiles for; the others share code of dynamic shapes
 COMPILING = 0.7  # of the budget: behind it nothing new is compiled
-LEAST_EQUAL = 0.95  # tokens: scores a rounding error apart may change places
-LARGEST_GAP = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
-
-FAILURES: tuple[type[Exception], ...] = (
-    RuntimeError, ValueError, OSError, subprocess.SubprocessError,
-)  # fmt: skip
-if find_spec("triton"):
-    from triton.errors import TritonError
-
-    FAILURES += (TritonError,)
+BACKENDS = ("auto", "triton", "torch")
 
 Task = tuple[Operation, tuple[int, int], bool]
 
@@ -78,6 +73,8 @@ class Bench:
     zipf: float
     budget: float
     compile: bool
+    backend: Backend = "auto"
+    check: bool = False
     start: float = field(default_factory=time.monotonic)
     compiled: dict[tuple[str, bool], Callable[..., Any]] = field(default_factory=dict)
 
@@ -94,6 +91,7 @@ class Bench:
             "dtype": str(self.dtype).removeprefix("torch."), "threads": self.threads,
             "clock": self.watch.name,
             "rounds": self.rounds, "budget": self.budget, "compile": self.compile,
+            "backend": self.backend, "checked_only": self.check,
             "cache_bytes": cache_bytes(self.device), "copy_bytes": self.watch.source.numel(),
             "hidden": HIDDEN[self.device.type], "zipf": self.zipf, "noise": NOISE,
             "unit": "microsecond",
@@ -102,15 +100,19 @@ class Bench:
     def measure(self, operation: Operation, size: tuple[int, int], own_shape: bool) -> Result:
         """One row of the report."""
         case = partial(Case, *size, self.dtype, self.device, self.zipf)
-        checked = correctness(operation, case)
+        checked = correctness(operation, case, self.backend)
+        if self.check:
+            return checked
         one = case(seed=1)
         traffic = operation.traffic(one)
         calls = [operation.build(one) for _ in range(input_sets(self.device, traffic))]
         runners, failed = self.runners(operation, calls, own_shape)
         seconds, copied = interleaved(runners, self.watch, self.rounds)
-        timed = {name: runners[name].shown(seconds[name]) for name in runners}
+        timed: Result = {name: runners[name].shown(seconds[name]) for name in runners}
         speed = self.watch.bandwidth(copied)
         floor = 1e6 * traffic / speed
+        if on_gpu(self.device):
+            timed["host"] = host_microseconds(partial(calls[0].ours, self.backend), self.device)
         return checked | failed | timed | compared(seconds) | {
             "input_sets": len(calls), "bytes": traffic, "copy_gb_per_s": speed / 1e9,
             "floor": floor, "times_floor": timed["ours"]["median"] / floor, "own_shape": own_shape,
@@ -120,7 +122,7 @@ class Bench:
         self, operation: Operation, calls: Sequence[Call], own_shape: bool
     ) -> tuple[dict[str, Runner], Result]:
         """What is timed, and why the rest of it cannot be."""
-        ready = {"ours": runner([partial(call.ours, "auto") for call in calls], self.watch)}
+        ready = {"ours": runner([partial(call.ours, self.backend) for call in calls], self.watch)}
         failed: Result = {}
         for name in ("eager", "compiled") if self.compile else ("eager",):
             formula = operation.eager
@@ -130,7 +132,7 @@ class Bench:
                 theirs = [partial(formula, *call.eager) for call in calls]
                 ready[name] = runner(theirs, self.watch, operation.capture)
             except FAILURES as error:
-                failed[name] = {"error": f"{type(error).__name__}: {error}"}
+                failed[name] = {"error": reason(error)}
         return ready, failed
 
     def compiled_formula(self, operation: Operation, own_shape: bool) -> Callable[..., Any]:
@@ -149,48 +151,6 @@ def compared(seconds: Times) -> Result:
         for name, theirs in seconds.items()
         if name != "ours"
     }
-
-
-def correctness(operation: Operation, case: Callable[[], Case]) -> Result:
-    """How far the operation agrees with its torch twin and, where that is not random, with the
-    eager formula."""
-
-    def fresh() -> Call:
-        # Equal seeds give equal inputs, and who writes in place gets its own.
-        return operation.build(case())
-
-    ours, limit = fresh().ours("auto"), LARGEST_GAP[case().dtype]
-    equal, gap = agreement(ours, fresh().ours("torch"))
-    found = {"equal_to_twin": equal, "gap_to_twin": gap}
-    if not operation.draws:
-        same, apart = agreement(ours, operation.eager(*fresh().eager))
-        found |= {"equal_to_eager": same, "gap_to_eager": apart}
-        gap = max(gap, apart)
-    return found | {"wrong": equal < LEAST_EQUAL or gap > limit}
-
-
-def agreement(ours: Any, other: Any) -> tuple[float, float]:
-    """The least share of equal entries in a result, and the largest gap between finite numbers,
-    relative to the largest of them; infinite where a NaN is.
-
-    Finite numbers may differ, and shares are of those: of a nucleus, not of all that it leaves out.
-    """
-    equal, gap = 1.0, 0.0
-    for a, b in zip(_tensors(ours), _tensors(other), strict=True):
-        x, y = a.double(), b.double()
-        finite = x.isfinite() & y.isfinite()
-        differ = (x != y) if not a.is_floating_point() else (x != y) & ~finite
-        equal = min(equal, 1 - float(differ.sum() / y.isfinite().sum().clamp_min(1)))
-        if a.is_floating_point():
-            scale = y.masked_fill(~finite, 0.0).abs().amax().clamp_min(1.0)
-            apart = (x - y).masked_fill(~finite, 0.0).abs().amax() / scale
-            broken = bool((x.isnan() | y.isnan()).any())
-            gap = max(gap, math.inf if broken else float(apart))
-    return equal, gap
-
-
-def _tensors(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def plan(operations: Sequence[Operation], grid: Sequence[tuple[int, int]]) -> list[Task]:
@@ -222,7 +182,7 @@ def run(bench: Bench, work: Sequence[Task], out: Path) -> Result:
             try:
                 found = bench.measure(*task)
             except FAILURES as error:
-                found = {"error": f"{type(error).__name__}: {error}", "wrong": True}
+                found = {"error": reason(error), "wrong": True}
             report["results"].append(name | found)
             report["left"] = names[len(report["results"]) :]
             report["conditions"] |= {"seconds": bench.seconds, "load_at_end": os.getloadavg()}
@@ -246,6 +206,11 @@ def main(
         bool | None, typer.Option(help="time torch.compile too; by default on a GPU alone")
     ] = None,
     tune: Annotated[bool, typer.Option(help="measure this GPU's row of the launch table")] = False,
+    tried: Annotated[
+        str, typer.Option(help="programs on a multiprocessor that --tune tries")
+    ] = "1,2,3,4,6,8",
+    backend: Annotated[str, typer.Option(help="of our side: auto, triton or torch")] = "auto",
+    check: Annotated[bool, typer.Option(help="compare results only, and time nothing")] = False,
 ) -> None:
     """Times the kernels against their papers' formulas, eager and compiled."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -255,7 +220,9 @@ def main(
     for name, value in counts.items():
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"--{name} must be finite and above 0, got {value}")
-    if tune and kind == "cpu":
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"--backend must be {' or '.join(BACKENDS)}, got {backend}")
+    if tune and not on_gpu(torch.device(kind)):
         raise typer.BadParameter("--tune needs a GPU: on a CPU no launch is planned")
     batches, vocabs, precision = DEFAULTS[kind]
     if (precision := dtype or precision) not in DTYPES:
@@ -264,13 +231,17 @@ def main(
         _numbers("batch", batch or batches, MOST_BATCH),
         _numbers("vocab", vocab or vocabs, MOST_VOCAB),
     )
-    work = plan(_chosen(only), list(sizes))
+    work, programs = plan(_chosen(only), list(sizes)), _numbers("tried", tried, MOST_PROGRAMS)
     torch.set_num_threads(threads)
     compile = kind == "cuda" if compile is None else compile
-    bench = Bench(torch.device(kind), DTYPES[precision], threads, rounds, zipf, budget, compile)
+    bench = Bench(
+        torch.device(kind), DTYPES[precision], threads, rounds, zipf, budget, compile,
+        cast("Backend", backend), check,
+    )  # fmt: skip
     if tune:
         case = partial(Case, *work[0][1], bench.dtype, bench.device, zipf)
-        return save_tuned(case, bench.watch, rounds, bench.conditions(), out)
+        tune_with = partial(tuned, case, bench.watch, rounds, programs, bench.backend)
+        raise typer.Exit(0 if save_tuned(tune_with, bench.conditions(), out) else 1)
     report = run(bench, work, out)
     Console(width=140).print(table(report["results"]))
     if report["left"]:

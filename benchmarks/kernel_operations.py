@@ -17,9 +17,10 @@ from plugalign.kernels.backend import Backend
 from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
 from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
-from plugalign.kernels.mixture import Decay, Mixture
+from plugalign.kernels.mixture import Mixture, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import spec_verify
+from plugalign.kernels.terms.damping import Damping
 from plugalign.kernels.topk_select import topk_select
 from plugalign.kernels.truncation import EVERYTHING, Truncation
 
@@ -48,6 +49,7 @@ class Operation:
         draws: whether the eager formula is random, so that only its law can be compared.
         by_vocab: whether the vocabulary matters.
         capture: whether a CUDA graph can hold the eager formula.
+        alike: what of a result the eager formula has too.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Operation:
     draws: bool = True
     by_vocab: bool = True
     capture: bool = True
+    alike: Callable[[Any], Any] = lambda found: found
 
 
 def _dexperts(before: Truncation, **draw: float) -> Callable[[Case], Call]:
@@ -64,7 +67,7 @@ def _dexperts(before: Truncation, **draw: float) -> Callable[[Case], Call]:
         sources, weights, how = _experts(case), _weights(case), case.address() | draw
 
         def ours(backend: Backend) -> Tensor:
-            mixture = Mixture(sources, weights)
+            mixture = weighted(sources, weights)
             return steer.sample(mixture, before=before, backend=backend, **how)
 
         return Call(ours, sources)
@@ -75,7 +78,7 @@ def _dexperts(before: Truncation, **draw: float) -> Callable[[Case], Call]:
 def _dexperts_scores(case: Case) -> Call:
     sources, weights, before = _experts(case), _weights(case), Truncation(TOP_P)
     return Call(
-        lambda backend: steer.scores(Mixture(sources, weights), before=before, backend=backend),
+        lambda backend: steer.scores(weighted(sources, weights), before=before, backend=backend),
         sources,
     )
 
@@ -90,17 +93,13 @@ def _weights(case: Case) -> Tensor:
     return torch.tensor([1.0, ALPHA, -ALPHA], device=case.device).repeat(case.batch, 1)
 
 
-def _ones(case: Case) -> Tensor:
-    return torch.ones(case.batch, 1, device=case.device)
-
-
 def _self_debias(prompts: int) -> Callable[[Case], Call]:
     def build(case: Case) -> Call:
-        base, one, how = case.logits(), _ones(case), case.address()
+        base, how = case.logits(), case.address()
         biased = tuple(case.near(base) for _ in range(prompts))
 
         def ours(backend: Backend) -> Tensor:
-            mixture = Mixture((base,), one, (Decay(biased, DECAY, FLOOR),))
+            mixture = Mixture(base, (Damping(biased, DECAY, FLOOR),))
             return steer.sample(mixture, backend=backend, **how)
 
         return Call(ours, (base, *biased))
@@ -109,11 +108,11 @@ def _self_debias(prompts: int) -> Callable[[Case], Call]:
 
 
 def _top_p(case: Case) -> Call:
-    base, one, how = case.logits(), _ones(case), case.address()
+    base, how = case.logits(), case.address()
 
     def ours(backend: Backend) -> Tensor:
         after = Truncation(TOP_P)
-        return steer.sample(Mixture((base,), one), after=after, backend=backend, **how)
+        return steer.sample(Mixture(base), after=after, backend=backend, **how)
 
     return Call(ours, (base,))
 
@@ -243,6 +242,7 @@ OPERATIONS = (
     Operation(
         "topk_select", _topk_select, lambda x, k: tuple(x.float().topk(k)),
         lambda case: 2 * case.matrix + 12 * case.batch * case.width, draws=False,
+        alike=lambda found: found[0],  # among equal values torch's order is its own
     ),
     Operation(
         "fudge", _fudge, eager.fudge,

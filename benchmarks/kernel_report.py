@@ -30,10 +30,17 @@ def machine(device: torch.device) -> Result:
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "driver": _output(query) if cuda else None,
         "cuda": torch.version.cuda,
+        "attention": attention(),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("torch", "triton", "numpy")},
+        | {name: _version(name) for name in ("torch", "triton", "transformers", "numpy")},
         "load_at_start": os.getloadavg(),
     }
+
+
+def attention() -> dict[str, bool]:
+    """Which of torch's attention kernels may be chosen."""
+    kinds = ("flash", "mem_efficient", "math", "cudnn")
+    return {kind: bool(getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()) for kind in kinds}
 
 
 def _output(command: list[str]) -> str | None:
@@ -66,24 +73,33 @@ def save(report: Result, out: Path) -> None:
     os.replace(part, out)
 
 
+CAPTION = (
+    "floor: least traffic at a copy's speed, which below batch 8 is less than a launch; host: wall "
+    "time of a call outside a graph; * not captured in a graph, as a whole ratio is then"
+)
+
+
 def table(results: Sequence[Result]) -> Table:
     """One row an operation and size, medians [and quartiles]."""
-    grid = Table(title="microseconds of a call, and how many times as long as ours others take")
+    title = "microseconds of a call, and how many times as long as ours others take"
+    grid = Table(title=title, caption=CAPTION)
     grid.add_column("operation")
-    columns = ("B", "V", "ours", "floor", "/ floor", "eager", "x eager", "x compiled", "= twin")
+    columns = (
+        "B", "V", "ours", "floor", "/ floor", "host", "eager", "x eager", "x compiled", "= twin",
+    )  # fmt: skip
     for column in columns:
         grid.add_column(column, justify="right")
     for row in results:
         size = (row["operation"], str(row["batch"]), str(row["vocab"]))
+        style = "red" if row["wrong"] else None
         if "ours" not in row:
-            grid.add_row(*size, "failed", style="red")
+            grid.add_row(*size, "failed" if "error" in row else "checked", style=style)
             continue
+        host = f"{row['host']:.1f}" if "host" in row else "-"
         grid.add_row(
-            *size, _median(row["ours"]), f"{row['floor']:.1f}", f"{row['times_floor']:.2f}",
-            _median(row["eager"]),
-            _ratio(row, "times_eager"), _ratio(row, "times_compiled"),
-            f"{row['equal_to_twin']:.3f}, {row['gap_to_twin']:.0e}",
-            style="red" if row["wrong"] else None,
+            *size, _median(row["ours"]), f"{row['floor']:.1f}", f"{row['times_floor']:.2f}", host,
+            _median(row["eager"]), ratio(row, "eager"), ratio(row, "compiled"),
+            f"{row['equal_to_twin']:.3f}, {row['gap_to_twin']:.0e}", style=style,
         )  # fmt: skip
     return grid
 
@@ -91,10 +107,17 @@ def table(results: Sequence[Result]) -> Table:
 def _median(found: Result) -> str:
     if "error" in found:
         return "failed"
-    return f"{found['median']:.1f}" + ("*" if found["captured"] is False else "")
+    return f"{found['median']:.1f}{_star(found)}"
 
 
-def _ratio(row: Result, name: str) -> str:
-    if name not in row:
+def ratio(row: Result, name: str) -> str:
+    """How many times as long as ours another takes, with quartiles; marked where one of the two
+    was launched by the host."""
+    if (times := row.get(f"times_{name}")) is None:
         return "-"
-    return f"{row[name]['median']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]"
+    star = _star(row[name]) or _star(row["ours"])
+    return f"{times['median']:.2f}{star} [{times['low']:.2f}, {times['high']:.2f}]"
+
+
+def _star(found: Result) -> str:
+    return "*" if found["captured"] is False else ""

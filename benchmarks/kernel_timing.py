@@ -19,8 +19,14 @@ LONG_ENOUGH = 5e-3  # seconds of a run, against which an event and a graph's lau
 MOST_CALLS = {"cpu": 16, "cuda": 128}
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes of the copy in front of a run
 CPU_CACHE = 2**25
+HOST_CALLS, HOST_SECONDS = 200, 0.05  # of which one call's wall time is the mean
 
 Times = dict[str, list[float]]
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether calls are launched by a host and captured in graphs."""
+    return device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,13 @@ class Stopwatch:
         self.device = device
         self.clock = time.process_time if threads == 1 else time.perf_counter
         self.name = "process time" if threads == 1 else "wall time"
-        if device.type == "cuda":
+        if on_gpu(device):
             self.name = "CUDA events"
         self.source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
         self.target = torch.empty_like(self.source)
 
     def __call__(self, run: Callable[[], Any]) -> tuple[float, float]:
-        if self.device.type == "cuda":
+        if on_gpu(self.device):
             return self._on_gpu(run)
         times = [self.clock()]
         for step in (self._copy, run):
@@ -85,7 +91,7 @@ class Stopwatch:
 
 def cache_bytes(device: torch.device) -> int:
     """The last cache in front of memory: a GPU's L2, a CPU's L3 where Linux tells."""
-    if device.type == "cuda":
+    if on_gpu(device):
         return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 2**26))
     told = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
     size = told.read_text().strip() if told.is_file() else ""
@@ -105,18 +111,29 @@ def runner(calls: Sequence[Callable[[], Any]], watch: Stopwatch, capture: bool =
     """
     for call in (calls[0], calls[-1], calls[0]):
         call()
-    on_gpu = watch.device.type == "cuda"
     seconds = max(watch(calls[0])[1], 1e-9)  # a clock may stand still
     count = min(math.ceil(LONG_ENOUGH / seconds), MOST_CALLS[watch.device.type])
     rotation = cycle(calls)
-    if on_gpu and capture and not waits(calls[0]):
+    if on_gpu(watch.device) and capture and not waits(calls[0]):
         return Runner(captured(list(islice(rotation, count))), count, True)
 
     def run() -> None:
         for call in islice(rotation, count):
             call()
 
-    return Runner(run, count, False if on_gpu else None)
+    return Runner(run, count, False if on_gpu(watch.device) else None)
+
+
+def host_microseconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of a call that no graph holds, from many one after the other: what the host takes
+    to launch it, or the device to run it where that is longer."""
+    torch.cuda.synchronize(device)
+    start, count = time.perf_counter(), 0
+    while count < HOST_CALLS and time.perf_counter() - start < HOST_SECONDS:
+        call()
+        count += 1
+    torch.cuda.synchronize(device)
+    return 1e6 * (time.perf_counter() - start) / count
 
 
 def waits(call: Callable[[], Any]) -> bool:

@@ -5,7 +5,7 @@ What a launch is planned by changes while a graph is captured, and never in a mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from kernel_operations import OPERATIONS
 from kernel_report import Result, save
 from kernel_timing import Stopwatch, input_sets, interleaved, runner
 
-from plugalign.kernels.occupancy import KERNELS, PROGRAMS, architecture_of
+from plugalign.failures import FAILURES, reason
+from plugalign.kernels.backend import Backend
+from plugalign.kernels.occupancy import ELSEWHERE, KERNELS, PROGRAMS, architecture_of
 
-TRIED = (1, 2, 3, 4, 6, 8)
 # In this order: what a later operation launches beside its own kernel is tuned before.
 TIMED_BY = {
     "gumbel.sweep": "plain", "row_lse.sweep": "row_lse", "sweep": "dexperts_top_p",
@@ -29,39 +30,71 @@ TIMED_BY = {
 }  # fmt: skip
 
 
-def save_tuned(
-    case: Callable[..., Case], watch: Stopwatch, rounds: int, conditions: Result, out: Path
-) -> None:
-    """Writes what `tuned` finds to a file, and prints the row."""
-    found = tuned(case, watch, rounds)
-    save({"conditions": conditions} | found, out)
+def save_tuned(tune: Callable[[], Iterator[Result]], conditions: Result, out: Path) -> bool:
+    """Writes what `tuned` finds to a file after every kernel, prints the row, and tells whether it
+    is whole."""
+    found: Result = {}
+    for found in tune():
+        save({"conditions": conditions} | found, out)
     print(f'("{found["architecture"]}", {tuple(found["programs"][kernel] for kernel in KERNELS)}),')
+    for kernel, error in found["failed"].items():
+        print(f"{kernel}: {error}; its entry is the table's")
+    return not found["failed"]
 
 
 def tuned(
-    case: Callable[..., Case], watch: Stopwatch, rounds: int, tried: Sequence[int] = TRIED
-) -> Result:
-    """The table's row for the device at hand, and the median microseconds that it comes from."""
+    case: Callable[..., Case],
+    watch: Stopwatch,
+    rounds: int,
+    tried: Sequence[int],
+    backend: Backend = "auto",
+) -> Iterator[Result]:
+    """After each kernel, the table's row for the device at hand, the median microseconds that it
+    comes from, and why some kernels could not be timed."""
     architecture, _ = architecture_of(watch.device)
-    row = dict(PROGRAMS.get(architecture, {}))
-    medians = {}
+    row = dict.fromkeys(KERNELS, ELSEWHERE) | PROGRAMS.get(architecture, {})
+    found: Result = {"batch": case().batch, "vocab": case().vocab, "architecture": architecture}
+    found |= {"programs": row, "microseconds": {}, "failed": {}}
     for kernel, name in TIMED_BY.items():
-        operation = next(o for o in OPERATIONS if o.name == name)
-        one = case(seed=1)
-        sets = input_sets(watch.device, operation.traffic(one))
-        calls = [partial(operation.build(one).ours, "auto") for _ in range(sets)]
-        runners = {
-            str(count): runner(
-                [partial(planned_by, {architecture: row | {kernel: count}}, c) for c in calls],
-                watch,
-            )
-            for count in tried
-        }
-        seconds, _ = interleaved(runners, watch, rounds)
-        medians[kernel] = {count: 1e6 * float(np.median(s)) for count, s in seconds.items()}
-        row[kernel] = int(min(medians[kernel], key=medians[kernel].__getitem__))
-    size = {"batch": case().batch, "vocab": case().vocab}
-    return size | {"architecture": architecture, "programs": row, "microseconds": medians}
+        try:
+            calls = _calls(name, case, watch, backend)
+            medians = _medians(kernel, architecture, row, calls, watch, rounds, tried)
+        except FAILURES as error:
+            found["failed"][kernel] = reason(error)
+        else:
+            found["microseconds"][kernel] = medians
+            row[kernel] = int(min(medians, key=medians.__getitem__))
+        yield found
+
+
+def _calls(
+    name: str, case: Callable[..., Case], watch: Stopwatch, backend: Backend
+) -> list[Callable[[], Any]]:
+    """An operation on so many inputs that no cache holds them."""
+    operation = next(o for o in OPERATIONS if o.name == name)
+    one = case(seed=1)
+    sets = input_sets(watch.device, operation.traffic(one))
+    return [partial(operation.build(one).ours, backend) for _ in range(sets)]
+
+
+def _medians(
+    kernel: str,
+    architecture: str,
+    row: dict[str, int],
+    calls: Sequence[Callable[[], Any]],
+    watch: Stopwatch,
+    rounds: int,
+    tried: Sequence[int],
+) -> dict[str, float]:
+    """Microseconds of a call by the programs that a multiprocessor is given of a kernel."""
+    runners = {
+        str(count): runner(
+            [partial(planned_by, {architecture: row | {kernel: count}}, c) for c in calls], watch
+        )
+        for count in tried
+    }
+    seconds, _ = interleaved(runners, watch, rounds)
+    return {count: 1e6 * float(np.median(times)) for count, times in seconds.items()}
 
 
 def planned_by(table: dict[str, dict[str, int]], call: Callable[[], Any]) -> Any:

@@ -3,50 +3,65 @@
 ``log p' = log p + alpha (z_expert - z_antiexpert)`` on the tokens of the base's top-p set, which is
 taken *before* mixing (Liu et al. 2021, equation 2 and section 3). An expert or anti-expert that is
 missing is replaced by the base, which gives the anti-expert-only variant. Experts are separate
-models with the base's tokenizer, or LoRA adapters of the base (a folder that PEFT wrote); those
-share all weights with the base but the adapted ones, and the base is never touched.
+models with the base's tokenizer, or LoRA adapters of the base as PEFT saves them; those are held as
+low-rank additions beside the base's weights (`plugalign.adapters`), and the base is never touched.
 """
 
 from __future__ import annotations
 
-import copy
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
+from plugalign.adapters.experts import adapter_folder, check_width, load_model
+from plugalign.adapters.layers import is_lora
+from plugalign.adapters.loading import with_adapter
+from plugalign.adapters.peft_models import check_apart, transformers_model
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.sources import Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
 from plugalign.controller import Controller
-from plugalign.engine.group_leaves import Change
-from plugalign.identity import Identity, model_name, vocabulary_hash
+from plugalign.identity import Identity, model_name
+from plugalign.saving import Settings
 
 Expert = Any  # a causal language model, a folder of a model or an adapter, or a hub id
 ROLES = ("expert", "antiexpert")
+
+
+class DExpertsSettings(Settings):
+    """Strength, support, which parts there are, and ids of those on the hub."""
+
+    alpha: float
+    top_p: float
+    fitted_for: Identity | None
+    parts: list[Literal["expert", "antiexpert"]] | None = None  # folders saved earlier do not say
+    expert: str | None = None
+    antiexpert: str | None = None
 
 
 class DExperts(Controller):
     """Steers towards an expert and away from an anti-expert.
 
     Args:
-        expert: a model, a folder (or hub id) of a model, a folder of a LoRA adapter of the base,
-            or None for the base itself.
+        expert: a model, a folder or hub id of a model or of a LoRA adapter of the base, or None for
+            the base itself.
         antiexpert: the same.
         alpha: strength; the paper takes 2.0 for toxicity and 3.2 for sentiment.
         top_p: the base's nucleus, taken before mixing; 1 keeps every token (proxy tuning).
         fitted_for: the base that the experts were made from, where they are adapters.
+        trust_remote_code: whether code that comes with an expert's folder or hub id may run.
 
     Raises:
         ValueError: if both experts are missing, or ``top_p`` lies outside [0, 1].
     """
 
     name = "dexperts"
+    settings = DExpertsSettings
+    hub_parts = ROLES
+    runs_models = True
 
     def __init__(
         self,
@@ -56,18 +71,28 @@ class DExperts(Controller):
         alpha: float = 2.0,
         top_p: float = 0.9,
         fitted_for: Identity | None = None,
+        trust_remote_code: bool = False,
     ):
         if expert is None and antiexpert is None:
             raise ValueError("DExperts needs an expert, an anti-expert, or both")
         self.expert, self.antiexpert = expert, antiexpert
         self.alpha, self.support = float(alpha), TopP(top_p)
-        self.fitted_for = fitted_for
+        self.fitted_for, self.trust_remote_code = fitted_for, trust_remote_code
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Refuses experts that are not models of their own.
+
+        Raises:
+            ValueError: naming the roles.
+        """
+        given = {role: e for role, e in self._experts().items() if not isinstance(e, (str, Path))}
+        check_apart({"base": model, **given})
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
         """``alpha (z_expert - z_antiexpert)`` inside the base's top-p set.
 
         Raises:
-            ValueError: if an expert has another tokenizer than the base; names both.
+            ValueError: if an expert cannot be loaded, or has another tokenizer or base; names it.
         """
         expert, anti = (self._source(role, model, tokenizer) for role in ROLES)
         shift = LogLinear(((1.0, expert), (-1.0, anti)), weight=self.alpha)
@@ -78,29 +103,42 @@ class DExperts(Controller):
         if expert is None:
             return Logits()
         if not isinstance(expert, (str, Path)):
-            check_width(expert, base, tokenizer)
-            return Logits(f"{role} {model_name(expert)}", expert)
+            model = transformers_model(expert)
+            check_width(model, base, tokenizer)
+            return Logits(f"{role} {model_name(model)}", model)
         path = Path(expert)
-        if (path / "adapter_config.json").is_file():
+        if (folder := adapter_folder(expert)) is not None:
             if self.fitted_for is not None:
                 who = f"the LoRA {role} in {path}"
                 self.fitted_for.check(base, tokenizer, needs="weights", who=who)
-            loaded = with_adapter(base, path)
+            loaded = with_adapter(base, folder)
         else:
-            check_tokenizer(expert, base, tokenizer)
-            loaded = AutoModelForCausalLM.from_pretrained(expert, dtype=base.dtype)
-            check_width(loaded, base, tokenizer)
-            loaded = loaded.to(base.device).eval()
+            loaded = load_model(expert, base, tokenizer, trust_remote_code=self.trust_remote_code)
         identity = (str(path.resolve() if path.exists() else expert), id(base))
         return Logits(f"{role} {path.name}", loaded, identity=identity)
 
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
         hub = {role: str(e) for role, e in self._experts().items() if _is_hub_id(e)}
-        return {"alpha": self.alpha, "top_p": self.support.p, "fitted_for": fitted, **hub}
+        parts = [role for role in self._experts() if role not in hub]
+        settings = {"alpha": self.alpha, "top_p": self.support.p, "fitted_for": fitted}
+        return {**settings, "parts": parts, **hub}
 
     def saved_parts(self) -> dict[str, Any]:
-        return {role: e for role, e in self._experts().items() if not _is_hub_id(e)}
+        parts = {role: e for role, e in self._experts().items() if not _is_hub_id(e)}
+        for role, expert in parts.items():
+            if not isinstance(expert, (str, Path)) and any(map(is_lora, expert.modules())):
+                raise ValueError(
+                    f"the {role} is a LoRA adapter around the base's weights, which cannot be "
+                    "saved without the base; give the adapter's folder as the expert"
+                )
+        return parts
+
+    @classmethod
+    def part_names(cls, config: Mapping[str, Any], folder: Path) -> list[str]:
+        if (recorded := config["parts"]) is not None:
+            return list(recorded)
+        return [role for role in ROLES if (folder / role).is_dir()]
 
     def _experts(self) -> dict[str, Expert]:
         named = {role: getattr(self, role) for role in ROLES}
@@ -110,86 +148,13 @@ class DExperts(Controller):
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        fitted = config.pop("fitted_for", None)
+        fitted = config["fitted_for"]
         identity = None if fitted is None else Identity.from_dict(fitted)
-        return cls(**{**config, **parts, "fitted_for": identity})
+        return cls(
+            **parts, alpha=config["alpha"], top_p=config["top_p"], fitted_for=identity,
+            trust_remote_code=config["trust_remote_code"],
+        )  # fmt: skip
 
 
 def _is_hub_id(expert: Expert) -> bool:
     return isinstance(expert, str) and not Path(expert).is_dir()
-
-
-def check_tokenizer(expert: str | Path, base: Any, tokenizer: Any) -> None:
-    """Refuses an expert whose own tokenizer has another vocabulary than the base's."""
-    other = AutoTokenizer.from_pretrained(expert)
-    if vocabulary_hash(other) != vocabulary_hash(tokenizer):
-        raise ValueError(
-            f"'{expert}' and '{model_name(base)}' have different tokenizers ({len(other)} and "
-            f"{len(tokenizer)} tokens), so their logits cannot be added; take an expert made "
-            "with the base's tokenizer"
-        )
-
-
-def check_width(expert: Any, base: Any, tokenizer: Any) -> None:
-    """Refuses an expert whose head is too narrow for the base's vocabulary. Heads that are
-    padded to different widths are aligned by the engine."""
-    width = expert.get_output_embeddings().weight.shape[0]
-    own = base.get_output_embeddings().weight.shape[0]
-    if width != own and width < len(tokenizer):
-        raise ValueError(
-            f"'{model_name(expert)}' scores {width} tokens but '{model_name(base)}' has "
-            f"{len(tokenizer)}; they have different tokenizers, so their logits cannot be added"
-        )
-
-
-def with_adapter(base: Any, folder: Path) -> Any:
-    """The base with a LoRA adapter that PEFT saved, merged in: ``W + s B A``. The result shares
-    every other weight with the base.
-
-    Raises:
-        ValueError: if the folder holds something else than plain LoRA; names it.
-    """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    _check_plain(config, folder)
-    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
-    learned = load_file(folder / "adapter_model.safetensors")
-    merged = shared_copy(base)
-    for key in [key for key in learned if key.endswith("lora_A.weight")]:
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        up = scale * learned[key.replace("lora_A", "lora_B")].float().T
-        adapt(merged.get_submodule(name), learned[key].float().T, up)
-    return merged.eval()
-
-
-def adapt(module: Any, down: Tensor, up: Tensor) -> None:
-    """Merges a low-rank change into a linear layer of a `shared_copy`, which remembers it:
-    ``x W`` becomes ``x W + (x down) up``.
-
-    Args:
-        down: ``(i, r)``. up: ``(r, o)``, scaled; both float32.
-    """
-    origin = module.weight
-    down, up = down.to(origin.device), up.to(origin.device)
-    change = down @ up if isinstance(module, Conv1D) else (down @ up).T
-    module.weight = nn.Parameter((origin.float() + change).to(origin.dtype), requires_grad=False)
-    module.change = Change(origin, down.to(origin.dtype), up.to(origin.dtype))
-
-
-def _check_plain(config: dict[str, Any], folder: Path) -> None:
-    kind = config.get("peft_type")
-    beyond = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
-    extra = [name for name in beyond if config.get(name)]
-    if kind != "LORA" or extra or config.get("bias", "none") != "none":
-        what = ", ".join(extra) or f"peft_type {kind}, bias {config.get('bias')}"
-        raise ValueError(
-            f"{folder} is no plain LoRA adapter ({what}); merge it into a model with peft and give "
-            "that model as the expert"
-        )
-
-
-def shared_copy(model: Any) -> Any:
-    """A copy of the modules around the same storage: its parameters are frozen ones of its own."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    return copy.deepcopy(model, memo)

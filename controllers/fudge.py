@@ -9,8 +9,11 @@ looks back, the candidates of a step cost one forward over a cached prefix.
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -21,6 +24,7 @@ from plugalign.algebra.supports import TopK
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import positions
 from plugalign.identity import Identity, model_name
+from plugalign.saving import Settings
 
 ANY_LENGTH = 2**31 - 1  # a rotary model has no last position
 
@@ -56,6 +60,26 @@ class Predictor(nn.Module):
         return scores
 
 
+class PredictorShape(BaseModel):
+    """The arguments of a `Predictor`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    vocab_size: PositiveInt
+    width: PositiveInt
+    layers: Annotated[PositiveInt, Field(le=1000)]
+    heads: PositiveInt
+
+
+class FudgeSettings(Settings):
+    """Support, strength, the predictor's shape and the model whose token ids it reads."""
+
+    k: int
+    weight: float
+    predictor: PredictorShape
+    fitted_for: Identity | None
+
+
 class Fudge(Controller):
     """Steers by an attribute predictor over the base's top-k candidates.
 
@@ -67,6 +91,7 @@ class Fudge(Controller):
     """
 
     name = "fudge"
+    settings = FudgeSettings
 
     def __init__(
         self,
@@ -111,6 +136,16 @@ class Fudge(Controller):
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.predictor.state_dict())
+
+    @classmethod
+    def check_tensors(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        with torch.device("meta"):
+            shapes = {n: p.shape for n, p in Predictor(**config["predictor"]).state_dict().items()}
+        for name in sorted(shapes.keys() | tensors.keys()):
+            have = tuple(tensors[name].shape) if name in tensors else "missing"
+            want = tuple(shapes[name]) if name in shapes else "unknown"
+            if have != want:
+                raise ValueError(f"the tensor '{name}' is {have}, where its settings say {want}")
 
     @classmethod
     def build(

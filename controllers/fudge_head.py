@@ -11,7 +11,8 @@ This is Yang and Klein's (2021) equation 2 with a predictor of low rank r.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,15 @@ from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
 from plugalign.controller import Controller
 from plugalign.identity import Identity
+from plugalign.saving import Settings
+
+
+class FudgeHeadSettings(Settings):
+    """Support, strength and the model that the head reads."""
+
+    k: int
+    weight: float
+    fitted_for: Identity | None
 
 
 class FudgeHead(Controller):
@@ -38,6 +48,14 @@ class FudgeHead(Controller):
     """
 
     name = "fudge_head"
+    settings = FudgeHeadSettings
+    learned: ClassVar[Mapping[str, int]] = {
+        "left": 2,
+        "right": 2,
+        "token_bias": 1,
+        "state": 1,
+        "offset": 0,
+    }
 
     def __init__(
         self,

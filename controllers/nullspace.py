@@ -17,7 +17,8 @@ logits change by ``-(E removed)(read^T (h - center))``, a rank-r shift; the head
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,8 +28,20 @@ from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
 from plugalign.engine.auxiliary import head_input
 from plugalign.identity import Identity, model_name
+from plugalign.saving import Settings
 
 TOLERANCE = 1e-3  # on read^T removed = I, after a round trip through float32
+
+
+class NullspaceSettings(Settings):
+    """Strength, A-INLP's rule and the model that the subspace was fitted for."""
+
+    strength: float
+    top_p: float
+    low: float
+    high: float
+    floor: float
+    fitted_for: Identity | None
 
 
 class Nullspace(Controller):
@@ -52,6 +65,9 @@ class Nullspace(Controller):
     """
 
     name = "nullspace"
+    settings = NullspaceSettings
+    learned: ClassVar[Mapping[str, int]] = {"removed": 2}
+    optional: ClassVar[Mapping[str, int]] = {"read": 2, "center": 1, "guide": 1}
 
     def __init__(
         self,

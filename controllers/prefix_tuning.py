@@ -8,9 +8,9 @@ call; `PrefixContrast` runs the base behind both prefixes beside itself and adds
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -21,6 +21,13 @@ from plugalign.algebra.supports import TopP
 from plugalign.controller import Controller
 from plugalign.engine.prefixing import Prefixing, cache_shape
 from plugalign.identity import Identity, model_name
+from plugalign.saving import Settings
+
+
+class PrefixTuningSettings(Settings):
+    """The model that the prefix was trained for."""
+
+    fitted_for: Identity | None
 
 
 class PrefixTuning(Controller):
@@ -39,6 +46,9 @@ class PrefixTuning(Controller):
     """
 
     name = "prefix"
+    settings = PrefixTuningSettings
+    learned: ClassVar[Mapping[str, int]] = {"keys_values": 5}
+    optional: ClassVar[Mapping[str, int]] = {"contrast": 5}
 
     def __init__(
         self,
@@ -99,6 +109,14 @@ class PrefixTuning(Controller):
         return cls(**_rebuilt(config, tensors))
 
 
+class PrefixContrastSettings(Settings):
+    """Strength, support and the model that the prefixes were trained for."""
+
+    alpha: float
+    top_p: float
+    fitted_for: Identity | None
+
+
 class PrefixContrast(Controller):
     """Adds ``alpha (z_desired - z_contrast)``, the base behind either prefix, to the base.
 
@@ -113,6 +131,8 @@ class PrefixContrast(Controller):
     """
 
     name = "prefix_contrast"
+    settings = PrefixContrastSettings
+    learned: ClassVar[Mapping[str, int]] = {"desired": 5, "contrast": 5}
 
     def __init__(
         self,

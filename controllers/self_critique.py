@@ -28,6 +28,7 @@ from plugalign.revision import (
     encode,
     replaced,
 )
+from plugalign.saving import Settings
 from plugalign.transcript import Transcript
 
 CRITIQUE = (
@@ -46,6 +47,19 @@ class Verdicts(NamedTuple):
     lead: list[int]
     fault: list[int]
     fine: list[int]
+
+
+class SelfCritiqueSettings(Settings):
+    """The fields of `SelfCritique`."""
+
+    critique: str
+    fault: str
+    fine: str
+    refine: str
+    rounds: int
+    threshold: float
+    critique_tokens: int
+    max_new_tokens: int | None
 
 
 @dataclass(eq=False)
@@ -72,6 +86,7 @@ class SelfCritique(Controller):
     """
 
     name = "self_critique"
+    settings = SelfCritiqueSettings
 
     critique: str = CRITIQUE
     fault: str = " Yes"

@@ -3,7 +3,10 @@
 A self-diagnosis prefix s_k in front of the text makes the biased continuation likelier; tokens
 that gain from it are damped: with ``d = max(0, max_k p(t | s_k + x) - p(t | x))`` the base's
 probability is multiplied by ``max(exp(-decay * d), floor)`` (Schick et al. 2021, equations 3 to 5).
-All prefixes ride as rows of one batch through the base, with their own cache.
+All prefixes are rows of the base's own forward. The decay makes small differences of probabilities
+large, so a half precision model's logits are taken in float32, as its head sums them up, for the
+base and behind each prefix; a model that caps or scales its logits behind the head gives them
+rounded.
 """
 
 from __future__ import annotations
@@ -15,18 +18,28 @@ from plugalign.algebra.shifts import BiasDecay
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
+from plugalign.saving import Settings
 
-# The paper's self-diagnosis template over the six attributes of RealToxicityPrompts.
+# The self-debiasing inputs of the authors' released code (timoschick/self-debiasing), word for
+# word: one for each of Perspective's six attributes.
 TEMPLATE = "The following text contains {}:\n"
 ATTRIBUTES = (
+    "rude, disrespectful, or unreasonable language",
     "very hateful, aggressive, disrespectful language",
     "sexually explicit language",
-    "rude, disrespectful or unreasonable language",
     "a threat",
-    "hateful language based on identity",
-    "swear words, curse words or other obscene language",
+    "negative or hateful language targeting someone because of their identity",
+    "swear words, curse words, or other obscene or profane language",
 )
 PREFIXES = tuple(TEMPLATE.format(attribute) for attribute in ATTRIBUTES)
+
+
+class SelfDebiasSettings(Settings):
+    """Prefixes, and how strongly tokens that they make likelier are damped."""
+
+    prefixes: list[str]
+    decay: float
+    floor: float
 
 
 class SelfDebias(Controller):
@@ -43,6 +56,7 @@ class SelfDebias(Controller):
     """
 
     name = "self_debias"
+    settings = SelfDebiasSettings
 
     def __init__(
         self,

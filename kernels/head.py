@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from plugalign.kernels.product import product
+from plugalign.kernels.product import float32_product, product
 from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
@@ -26,11 +26,14 @@ class Head:
     Attributes:
         hidden: last hidden states ``(B, D)``, after the final norm.
         weight: ``(V, D)`` of the same dtype. bias: ``(V,)`` or None.
+        float32: whether half precision logits are left in float32, as the product sums them up:
+            where probabilities are compared, rounded logits are too coarse.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    float32: bool = False
 
     def __post_init__(self) -> None:
         hidden, weight = self.hidden, self.weight
@@ -64,6 +67,8 @@ class Head:
         Args:
             exact: rounded as the linear layer itself rounds them, which may take longer.
         """
+        if self.float32:
+            return float32_product(self.hidden, self.weight, self.bias)
         return (linear if exact else product)(self.hidden, self.weight, self.bias)
 
     def at(self, row: Tensor, token: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def weighted_sum(heads: Sequence[Head], weights: Sequence[float]) -> Head:
     states = [head.hidden.float() * weight for head, weight in zip(heads, weights, strict=True)]
     hidden = torch.stack(states).sum(0).to(first.hidden.dtype)
     bias = None if first.bias is None or total == 0 else first.bias * total
-    return Head(hidden, first.weight, bias)
+    return replace(first, hidden=hidden, bias=bias)
 
 
 def is_same(one: Head, other: Head) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,15 @@ def adaptive_alpha(
 ) -> Tensor:
     """A-INLP's share of the original hidden state ``(B, 1)`` (Liang et al. 2021, section 4.2).
 
-    ``b`` is the expected sensitivity over the top-p set of the base's logits ``(B, V)``; the share
-    is 1 where ``low <= b <= high``, else ``max(1 - |b|, floor)``.
+    ``b`` is the expected sensitivity under the softmax of the logits ``(B, V)`` that top-p leaves,
+    as in the authors' released code: the nucleus' probabilities sum to 1, and the thresholds are
+    calibrated for that. The share is 1 where ``low <= b <= high``, else ``max(1 - |b|, floor)``.
+
+    Args:
+        sensitivity: ``(V,)``.
     """
-    p = base.float().softmax(-1) * steer.kept(base, Truncation(top_p))
+    nucleus = steer.kept(base, Truncation(top_p))
+    p = base.float().masked_fill(~nucleus, -math.inf).softmax(-1)
     bias = (p * sensitivity).sum(-1, keepdim=True)
     kept = (1.0 - bias.abs()).clamp_min(floor)
     return torch.where((bias >= low) & (bias <= high), torch.ones_like(bias), kept)

@@ -1,18 +1,17 @@
 """What each controller costs per token, beside plain ``generate`` and the bare loop.
 
 Cost does not depend on learned values, so nothing needs to be fitted (`plugalign.untrained`). Every
-round times plain ``generate``, the bare loop and every method in turn, so a machine that slows down
-slows all of them; ratios are medians over rounds. Where a step's time goes is found out in one more
-run of each.
+round times plain ``generate`` and a method in turn, so a machine that slows down slows both; ratios
+are medians over rounds. Only one method's parts are in memory at a time, and one that fails is
+reported and leaves the others alone. Where a step's time goes is found out in one more run.
 """
 
 from __future__ import annotations
 
 import platform
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,24 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from plugalign.controller import Controller
-from plugalign.costs import Cost, write
-from plugalign.engine.drafting import Speculation
-from plugalign.engine.recording import PATIENCE, PROOFS
-from plugalign.engine.routing import REPLAYED
+from plugalign.bench_settings import PLAIN_STATIC, Settings
+from plugalign.costs import Cost, Failed, write
+from plugalign.engine.plan import Plan
+from plugalign.failures import FAILURES, reason
+from plugalign.floors import copy_bandwidth, step_bytes
 from plugalign.identity import model_name
-from plugalign.stopwatch import timed
+from plugalign.memory import freed, peak_gib
+from plugalign.timed_call import (
+    Generation,
+    generation,
+    interleaved,
+    random_prompts,
+    warming_rounds,
+)
 from plugalign.untrained import MAKERS, untrained
-from plugalign.wrapping import wrap
+
+PLAIN, NONE = "plain generate", "none"
+WATCHED = 24  # tokens of the run that is watched, at most
 
 
 def run_bench(
@@ -46,195 +54,208 @@ def run_bench(
     cache: str = "dynamic",
     plain_cache: str = "dynamic",
     compiled: bool = True,
+    captures: Sequence[str] = ("auto",),
+    expert_config: Any | None = None,
     threads: int | None = None,
     out: Path | None = None,
-) -> list[Cost]:
-    """Times every method at every batch size, interleaved, sampling with top-p 0.9.
+) -> list[Cost | Failed]:
+    """Times every method at every batch size, sampling with top-p 0.9.
 
     Args:
+        methods: names of `plugalign.untrained.MAKERS`, by default all of them; "plain_static" is
+            plain ``generate`` with a static cache, which transformers compiles on a GPU.
         draft: "base" or "prompt" lets the methods that can verify a draft speculate.
         draft_tokens: at a time.
-        cache: "static" lets a GPU replay whole steps; plain ``generate`` has ``plain_cache``.
+        cache: of steered calls; plain ``generate`` has ``plain_cache``.
         compiled: whether models behind a static cache are compiled, where transformers would.
+        captures: whether a GPU shall replay whole steps: "auto", "on" (which takes a static cache)
+            or "off", or several, which are rows of their own.
+        expert_config: the configuration of the experts of "dexperts"; by default the model's.
         threads: CPU threads of torch for the length of the run; None leaves them.
-        out: a JSON file, rewritten after every batch size.
+        out: a JSON file, rewritten after every method and batch size.
+
+    Returns:
+        By batch size, then method, then capture: a cost, or why there is none.
 
     Raises:
-        ValueError: for an unknown method or cache, or counts that are not positive.
+        ValueError: for an unknown method, cache or capture, or counts that are not positive.
     """
     methods = list(MAKERS) if methods is None else list(methods)
-    settings = {"new_tokens": new_tokens, "prompt_tokens": prompt_tokens, "rounds": rounds}
-    _check([*settings.items(), *(("batch", b) for b in batches)], cache, plain_cache)
+    settings = Settings(
+        tuple(batches), new_tokens, prompt_tokens, rounds, draft, draft_tokens, cache, plain_cache,
+        compiled, tuple(captures),
+    )  # fmt: skip
+    settings.check(methods)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        made = {name: untrained(name, model, tokenizer) for name in ("none", *methods)}
-        steered = {
-            name: generation(controller, model, tokenizer).behind(cache, compiled)
-            for name, controller in made.items()
-        }
-        plain = generation(None, model, tokenizer).behind(plain_cache, compiled)
-        calls = {PLAIN: plain, LOOP: steered["none"], **{m: steered[m] for m in methods}}
-        if draft is not None:
-            calls |= {m: calls[m].drafting(draft, draft_tokens) for m in methods}
-        conditions = {
-            **settings, "cache": cache, "plain_cache": plain_cache, "compiled": compiled,
-            "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
-            "device": device_name(model.device), "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        costs: list[Cost] = []
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            turns = rounds + _warming(new_tokens)
-            task = bar.add_task("timing", total=len(batches) * turns * len(calls))
-            for batch in batches:
-                prompts = random_prompts(model, batch, prompt_tokens)
-                times = _times(calls, prompts, new_tokens, rounds, bar, task)
-                for method in methods:
-                    parts = calls[method].parts(prompts, new_tokens)
-                    conditions["acceptance"] = calls[method].acceptance()
-                    costs.append(_cost(method, batch, times, parts, conditions))
-                if out is not None:
-                    write(costs, out)
-        return costs
+        return _rows(Bench(model, tokenizer, settings, expert_config), methods, out)
     finally:
         torch.set_num_threads(before)
 
 
-def _check(counts: Sequence[tuple[str, int]], *caches: str) -> None:
-    for name, value in counts:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for kind in caches:
-        if kind not in CACHES:
-            raise ValueError(f"cache must be {' or '.join(CACHES)}, got '{kind}'")
+def _rows(bench: Bench, methods: Sequence[str], out: Path | None) -> list[Cost | Failed]:
+    """All rows, the bare loop timed first, since others are compared with it."""
+    rows: list[Cost | Failed] = []
+    order = [NONE, *(method for method in methods if method != NONE)]
+    settings = bench.settings
+
+    def place(row: Cost | Failed) -> tuple[int, ...]:
+        capture = settings.captures.index(row.capture) if row.capture else 0
+        return settings.batches.index(row.batch), methods.index(row.method), capture
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("timing", total=len(order) * len(settings.batches))
+        for method in order:
+            bar.update(task, description=method)
+            for found in bench.rows(method):
+                rows += [row for row in found if row.method in methods]
+                rows.sort(key=place)
+                if out is not None:
+                    write(rows, out)
+                bar.advance(task)
+    return rows
+
+
+class Bench:
+    """A model, how it is timed, and what is known of its bare loop."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Settings, expert_config: Any | None):
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self._expert_config = expert_config
+        plain = generation(None, model, tokenizer)
+        self._plain = plain.behind(settings.plain_cache, settings.compiled)
+        self._bandwidth = copy_bandwidth(model.device)
+        self._loops: dict[tuple[int, str | None], Cost] = {}
+        self._conditions = settings.kept | {
+            "model": model_name(model), "dtype": str(model.dtype).split(".")[-1],
+            "device": device_name(model.device), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        self._warm: set[int] = set()  # batch sizes at which plain generate has been warmed up
+        if settings.draft is not None:
+            self._calls(NONE)  # refuses what is no draft before anything is timed
+
+    def rows(self, method: str) -> Iterator[list[Cost | Failed]]:
+        """The rows of a method, those of one batch size after the other. Its parts are made here
+        and live as long as this."""
+        calls: dict[str, Generation] = {}
+        why = None
+        try:
+            calls = self._calls(method)
+        except FAILURES as error:
+            why = reason(error)
+        for batch in self.settings.batches:
+            if why is None:
+                yield self._timed(method, batch, calls)
+            else:
+                yield [Failed(method, batch, None, why)]
+        calls.clear()
+        freed()
+
+    def _calls(self, method: str) -> dict[str, Generation]:
+        """The calls of a method, by what they ask to be captured."""
+        settings = self.settings
+        if method == PLAIN_STATIC:
+            return {method: generation(None, self.model, self.tokenizer).behind("static", True)}
+        controller = untrained(method, self.model, self.tokenizer, self._expert_config)
+        call = generation(controller, self.model, self.tokenizer)
+        calls = {}
+        for capture in settings.captures:
+            one = call.behind(settings.cache_of(capture), settings.compiled)
+            if settings.draft is not None:
+                one = one.drafting(settings.draft, settings.draft_tokens)
+            calls[capture] = one.capturing(capture)
+        return calls
+
+    def _timed(self, method: str, batch: int, calls: dict[str, Generation]) -> list[Cost | Failed]:
+        """A row for each call."""
+        settings, rows = self.settings, list[Cost | Failed]()
+        prompts = random_prompts(self.model, batch, settings.prompt_tokens)
+        warming = dict.fromkeys(calls, warming_rounds(settings.new_tokens, self.model.device))
+        warming[PLAIN] = 0 if batch in self._warm else 1
+        peak_gib(self.model.device)
+        found = interleaved(
+            {PLAIN: self._plain} | calls, prompts, settings.new_tokens, settings.rounds, warming
+        )
+        self._warm.add(batch)
+        beside: dict[str, Any] = {"batch": batch, "peak_gib": peak_gib(self.model.device)}
+        beside |= {"warmed_tokens": settings.new_tokens * max(warming.values())}
+        for name, call in calls.items():
+            capture = name if call.steered else None
+            why = found.failed.get(PLAIN, found.failed.get(name))
+            if why is None:
+                try:
+                    parts = self._watched(call, prompts, capture)
+                except FAILURES as error:
+                    why = reason(error)
+            if why is not None:
+                rows.append(Failed(method, batch, capture, why))
+                continue
+            seconds = found.seconds[name], found.seconds[PLAIN]
+            rows.append(self._cost(method, capture, *seconds, beside | parts))
+        freed()
+        return rows
+
+    def _watched(
+        self, call: Generation, prompts: dict[str, Tensor], capture: str | None
+    ) -> dict[str, Any]:
+        """What is known of a call beside its time, as fields of a `Cost`."""
+        settings, batch = self.settings, len(prompts["input_ids"])
+        kept = call.acceptance()
+        parts = call.parts(prompts, min(settings.new_tokens, WATCHED))
+        call.acceptance()  # of the run that was watched, which no row tells
+        loop = self._loops.get((batch, capture))
+        floor = self._floor(call, batch)
+        return apart(parts, loop) | {"acceptance": kept, "floor_ms": floor}
+
+    def _cost(
+        self,
+        method: str,
+        capture: str | None,
+        seconds: Sequence[float],
+        plain: Sequence[float],
+        beside: dict[str, Any],
+    ) -> Cost:
+        """The row of a call: its and plain ``generate``'s seconds by round, and other fields."""
+        batch, floor = beside["batch"], beside["floor_ms"]
+        ratios = [mine / other for mine, other in zip(seconds, plain, strict=True)]
+        ratio, key = statistics.median(ratios), (batch, capture)
+        step, of_plain = (
+            1000 * statistics.median(times) / self.settings.new_tokens for times in (seconds, plain)
+        )
+        cost = Cost(
+            method=method, capture=capture, cache=self.settings.cache_of(capture),
+            ms_per_token=step / batch,
+            plain_ms_per_token=of_plain / batch, ratio_to_plain=ratio, low=min(ratios),
+            high=max(ratios), ratio_to_loop=None, floor_share=floor and floor / step,
+            **beside, **self._conditions,
+        )  # fmt: skip
+        if method == NONE:
+            self._loops[key] = cost
+        if key not in self._loops:
+            return cost
+        return replace(cost, ratio_to_loop=ratio / self._loops[key].ratio_to_plain)
+
+    def _floor(self, call: Generation, batch: int) -> float | None:
+        """The least milliseconds of a step in the middle of a call."""
+        columns = self.settings.prompt_tokens + self.settings.new_tokens // 2
+        plan = call.generator.plan if call.steered else Plan(())
+        if call.acts_beyond_steps:
+            return None
+        read = step_bytes(self.model, plan, batch, columns)
+        return None if read is None else 1000 * read / self._bandwidth
+
+
+def apart(parts: dict[str, Any], loop: Cost | None) -> dict[str, Any]:
+    """Of a forward with more rows than the base's, what the base alone takes is the base's, and
+    what it takes longer is the rows'."""
+    together = parts["rows_ms"]
+    if not together or loop is None or loop.base_ms is None:
+        return parts
+    alone = min(together, loop.base_ms)
+    return parts | {"base_ms": alone, "rows_ms": together - alone}
 
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's architecture."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-# --------------------------------------------------------------------------- timing
-
-PLAIN, LOOP = "plain generate", "the bare loop"  # beside the methods' names
-CACHES = ("dynamic", "static")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """``generate`` of a model, steered or not: so many tokens a row, sampled with top-p 0.9."""
-
-    generator: Any
-    base: Any
-    pad: int
-    speculation: Speculation | None = None
-    cache: dict[str, Any] = field(default_factory=dict)  # arguments of generate
-
-    def __call__(self, prompts: dict[str, Tensor], new_tokens: int) -> Any:
-        drafted = {} if self.speculation is None else {"speculation": self.speculation}
-        return self.generator.generate(**prompts, **drafted, **self._options(new_tokens))
-
-    def drafting(self, draft: str, tokens: int) -> Generation:
-        """The same with a draft, where one can be verified."""
-        prompts, told = random_prompts(self.base, 1, 2), Speculation(draft, tokens)
-        try:
-            replace(self, speculation=told)(prompts, 2)
-        except ValueError:
-            return self
-        return replace(self, speculation=told)
-
-    def behind(self, cache: str, compiled: bool) -> Generation:
-        """The same with a cache of this kind."""
-        static = {"cache_implementation": "static", "disable_compile": not compiled}
-        return replace(self, cache=static if cache == "static" else {})
-
-    def acceptance(self) -> float | None:
-        """The part of the drafted tokens that stayed since the last call, None without drafts."""
-        told = self.speculation
-        if told is None or not told.drafted:
-            return None
-        part, told.drafted, told.accepted = told.acceptance, 0, 0
-        return part
-
-    def parts(self, prompts: dict[str, Tensor], new_tokens: int) -> dict[str, Any]:
-        """The path of a steered call and where its time goes, as fields of a `Cost`."""
-        explained = self.generator.explain(**prompts, **self._options(new_tokens))
-        loop = explained.startswith("the owned loop")
-        with timed(self.base, loop) as watch:
-            self(prompts, new_tokens)
-        times = {f"{part}_ms": 1000 * t / new_tokens for part, t in watch.seconds.items()}
-        path = "graph" if REPLAYED in explained else "loop"
-        return {"path": path if loop else "processor", **times}
-
-    def _options(self, new_tokens: int) -> dict[str, Any]:
-        return {
-            "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": True,
-            "top_p": 0.9, "top_k": 0, "pad_token_id": self.pad, **self.cache,
-        }  # fmt: skip
-
-
-def generation(controller: Controller | None, model: Any, tokenizer: Any) -> Generation:
-    """``call(prompts, new_tokens)``: the model under a controller, or its plain ``generate``."""
-    steered: Any = model if controller is None else wrap(model, tokenizer, controller)
-    pad = model.generation_config.pad_token_id
-    return Generation(steered, model, pad if pad is not None else tokenizer.pad_token_id or 0)
-
-
-def _times(
-    calls: dict[str, Generation],
-    prompts: dict[str, Tensor],
-    new_tokens: int,
-    rounds: int,
-    bar: Progress,
-    task: Any,
-) -> dict[str, list[float]]:
-    """Seconds of every call in every round; the first rounds only warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(1 - _warming(new_tokens), rounds + 1):
-        for name, call in calls.items():
-            torch.manual_seed(abs(turn))
-            start = _now(prompts["input_ids"].device)
-            call(prompts, new_tokens)
-            if turn > 0:
-                times[name].append(_now(prompts["input_ids"].device) - start)
-            bar.update(task, advance=1, description=f"{name}, batch {len(prompts['input_ids'])}")
-    return times
-
-
-def _warming(new_tokens: int) -> int:
-    """Rounds until the loop has recorded its steps."""
-    return -(-(PATIENCE + PROOFS + 2) // new_tokens)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _cost(
-    method: str,
-    batch: int,
-    times: dict[str, list[float]],
-    parts: dict[str, Any],
-    conditions: dict[str, Any],
-) -> Cost:
-    ratios, to_loop = (
-        [mine / other for mine, other in zip(times[method], times[beside], strict=True)]
-        for beside in (PLAIN, LOOP)
-    )
-    per_token = 1000 * statistics.median(times[method]) / (batch * conditions["new_tokens"])
-    return Cost(
-        method=method, batch=batch, ms_per_token=per_token,
-        ratio_to_plain=statistics.median(ratios), low=min(ratios), high=max(ratios),
-        ratio_to_loop=statistics.median(to_loop), **parts, **conditions,
-    )  # fmt: skip
-
-
-def random_prompts(model: Any, batch: int, length: int) -> dict[str, Tensor]:
-    """Token ids ``(batch, length)`` without padding; the low ids, often special, are left out."""
-    vocab = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(batch)
-    ids = torch.randint(vocab // 10, vocab, (batch, length), generator=generator)
-    ids = ids.to(model.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -20,14 +20,15 @@ Letters: B batch, T time, V vocabulary, D hidden, K candidates or sources, P pre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
 from plugalign.algebra.steering import Steering
-from plugalign.saving import Saveable
+from plugalign.saving import Saveable, Settings
 
 if TYPE_CHECKING:
     from plugalign.revision import Answers, Revision
@@ -110,10 +111,17 @@ class Controller(Saveable):
         return wrap(model, tokenizer, self).processor(attention_mask=attention_mask)
 
 
+class CompositionSettings(Settings):
+    """The parts' weights, in their order."""
+
+    weights: list[float]
+
+
 class Composition(Controller):
     """A weighted sum of controllers, kept in one canonical order so that sums commute."""
 
     name = "composition"
+    settings = CompositionSettings
 
     def __init__(self, *parts: tuple[float, Controller]):
         weights: dict[int, float] = {}
@@ -138,6 +146,10 @@ class Composition(Controller):
 
     def saved_parts(self) -> dict[str, Saveable]:
         return {f"part_{i}": controller for i, (_, controller) in enumerate(self._parts)}
+
+    @classmethod
+    def part_names(cls, config: Mapping[str, Any], folder: Path) -> list[str]:
+        return [f"part_{i}" for i in range(len(config["weights"]))]
 
     @classmethod
     def build(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict
 
 PROBE_SIZE = 16
 PROBE_TOLERANCE = 0.02  # a model loaded in another precision is still the same model
@@ -26,6 +28,11 @@ def vocabulary_hash(tokenizer: Any) -> str:
 @dataclass(frozen=True)
 class Identity:
     """A model's name, its vocabulary and a probe of its weights."""
+
+    # As part of a saved controller's settings.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
 
     name: str
     vocabulary: str

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rich.table import Table
+from rich.text import Text
+
+ACTS = {
+    "steer": "each token",
+    "attach": "the model",
+    "revise": "answers",
+    "prompt": "the prompt",
+}
+
 
 class Method(NamedTuple):
     """One line of ``plugalign methods``."""
@@ -43,3 +53,14 @@ METHODS = (
     ),
     Method("self_critique", "revise", "Saunders et al. 2022", "nothing"),
 )  # fmt: skip
+
+
+def table() -> Table:
+    """All methods, a row each."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("method", "acts on", "paper", "needs fitted"):
+        grid.add_column(heading, header_style="dim", no_wrap=heading == "method")
+    for method in METHODS:
+        name = Text(method.name, style="bold")
+        grid.add_row(name, ACTS[method.surface], method.paper, method.needs)
+    return grid

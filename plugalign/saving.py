@@ -2,20 +2,31 @@
 
 A saved controller is a folder: config.json (the controller's name, its settings, what it was
 fitted for), model.safetensors (its learned tensors), and a subfolder for each nested controller
-or model. ``Controller.from_pretrained`` reads the name and builds the right class.
+or model. ``Controller.from_pretrained`` reads the name and builds the right class. Nothing else in
+the folder is looked at, and nothing outside of it is read but models on the hub that the caller
+allows.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import shutil
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub import ModelHubMixin, snapshot_download
-from safetensors.torch import load_file, save_file
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
 from torch import Tensor
+
+from plugalign.folders import check_inside, copy_model, read_settings, read_tensors
+
+CONFIG, TENSORS = "config.json", "model.safetensors"
+AGAIN = "save or fit the controller again"
 
 CONTROLLERS: dict[str, tuple[str, str]] = {
     "args": ("plugalign.controllers.args", "ARGS"),
@@ -36,13 +47,40 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
 }
 
 
+class Settings(BaseModel):
+    """What a controller's config.json says, typed. Each class of controllers has its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    controller: str
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    controller: Any = None
+
+
 class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment"]):
     """Something with settings and tensors that can be saved, loaded and pushed.
 
     Subclasses implement `config`, `tensors`, `saved_parts` as needed, and `build`.
+
+    Attributes:
+        name: of the class, in config.json.
+        settings: the types of what `config` gives.
+        learned: the dimensions of each tensor that a saved one must have.
+        optional: the same of those that it may have.
+        hub_parts: parts that may be models on the hub; `config` then has the id under that name.
+        runs_models: whether parts are models, which may come with code.
     """
 
     name: ClassVar[str] = ""
+    settings: ClassVar[type[Settings]] = Settings
+    learned: ClassVar[Mapping[str, int]] = {}
+    optional: ClassVar[Mapping[str, int]] = {}
+    hub_parts: ClassVar[Sequence[str]] = ()
+    runs_models: ClassVar[bool] = False
 
     def config(self) -> dict[str, Any]:
         """The settings, as JSON values."""
@@ -57,62 +95,180 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return {}
 
     @classmethod
+    def part_names(cls, config: Mapping[str, Any], folder: Path) -> Sequence[str]:
+        """The subfolders of a saved one: of nested controllers, or of models (`runs_models`)."""
+        return ()
+
+    @classmethod
+    def check_tensors(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Refuses learned tensors that are not those of a saved one.
+
+        Raises:
+            ValueError: naming the tensor.
+        """
+        known = {**cls.learned, **cls.optional}
+        for name in sorted(cls.learned.keys() - tensors.keys()):
+            raise ValueError(f"the tensor '{name}' is missing")
+        for name, tensor in tensors.items():
+            if name not in known:
+                raise ValueError(f"the tensor '{name}' is unknown")
+            if tensor.ndim != known[name]:
+                raise ValueError(
+                    f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}"
+                )
+
+    @classmethod
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
         """The inverse of `config`, `tensors` and `saved_parts`.
 
         Args:
-            parts: by subfolder, a loaded controller, or the folder's path for anything else.
+            config: as `settings` has checked it.
+            tensors: as `check_tensors` has checked them.
+            parts: by subfolder, a loaded controller, or the path or hub id of a model.
+
+        Raises:
+            ValueError: if they do not fit together.
         """
         return cls(**config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        parts = self.saved_parts()
         config = {"controller": self.name, **self.config()}
         text = json.dumps(config, indent=2, sort_keys=True)
-        (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
+        (save_directory / CONFIG).write_text(text + "\n", encoding="utf-8")
         if tensors := self.tensors():
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_file(contiguous, save_directory / "model.safetensors")
-        for folder, part in self.saved_parts().items():
+            save_file(contiguous, save_directory / TENSORS)
+        for folder, part in parts.items():
             if isinstance(part, (str, Path)):
-                shutil.copytree(part, save_directory / folder, dirs_exist_ok=True)
+                copy_model(Path(part), save_directory / folder)
             else:
                 part.save_pretrained(save_directory / folder)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        folder = Path(model_id)
+    def from_pretrained(  # type: ignore[override]  # takes no arguments for a constructor
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        allow_hub_parts: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """A saved controller.
+
+        Args:
+            pretrained_model_name_or_path: its folder or hub id. The next five arguments say how the
+                hub is asked.
+            allow_hub_parts: whether it may name models on the hub, which are then loaded.
+            trust_remote_code: whether code that comes with its models may run.
+
+        Raises:
+            ValueError: if it holds none of this class, or is damaged; names the file and the cure.
+        """
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            keep = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            folder = Path(snapshot_download(model_id, **{k: options[k] for k in keep}))
-        path = folder / "config.json"
+            try:
+                validate_repo_id(str(pretrained_model_name_or_path))
+            except HFValidationError as error:
+                raise ValueError(f"{folder} is no folder, and no id of the hub") from error
+            downloaded = snapshot_download(
+                str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir,
+                force_download=force_download, local_files_only=local_files_only, token=token,
+            )  # fmt: skip
+            folder = Path(downloaded)
+        return cls._load(folder, allow_hub_parts, trust_remote_code)
+
+    @classmethod
+    def _load(cls, folder: Path, allow_hub_parts: bool, trust_remote_code: bool) -> Self:
+        path = folder / CONFIG
         if not path.is_file():
             raise ValueError(f"{folder} holds no config.json, so it is not a saved controller")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        target = _class_of(config.pop("controller", None), folder)
+        check_inside(path, folder)
+        target = _class_of(read_settings(path, _Named, AGAIN).controller, folder)
         if not issubclass(target, cls):
             raise ValueError(f"{folder} holds a {target.__name__}, not a {cls.__name__}")
-        weights = folder / "model.safetensors"
-        tensors = load_file(weights) if weights.is_file() else {}
-        loaded: Self = target.build(config, tensors, _load_parts(folder))
+        config = read_settings(path, target.settings, AGAIN).model_dump(exclude={"controller"})
+        parts = _hub_parts(target, config, folder, allow_hub_parts)
+        for name in target.part_names(config, folder):
+            if name in parts:
+                raise ValueError(f"{path} names its part '{name}' twice; {AGAIN}")
+            parts[name] = part = folder / name
+            if not part.is_dir():
+                raise ValueError(f"{folder} lacks its part '{name}'; {AGAIN}")
+            check_inside(part, folder)
+            if not target.runs_models:
+                parts[name] = Saveable._load(part, allow_hub_parts, trust_remote_code)
+        if target.runs_models:
+            config["trust_remote_code"] = trust_remote_code
+        tensors = _learned(target, config, folder)
+        try:
+            loaded: Self = target.build(config, tensors, parts)
+        except ValueError as error:
+            raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         return loaded
 
 
-def _class_of(name: str | None, folder: Path) -> type[Any]:
-    if name not in CONTROLLERS:
+def _class_of(name: Any, folder: Path) -> type[Any]:
+    if not isinstance(name, str) or name not in CONTROLLERS:
         known = ", ".join(sorted(CONTROLLERS))
-        raise ValueError(f"{folder}/config.json names the controller {name!r}; known are {known}")
+        raise ValueError(
+            f"{folder}/{CONFIG} names the controller {reprlib.repr(name)}; known are {known}"
+        )
     module, attribute = CONTROLLERS[name]
     target: type[Any] = getattr(importlib.import_module(module), attribute)
     return target
 
 
-def _load_parts(folder: Path) -> dict[str, Any]:
-    """Subfolders: controllers are loaded, anything else is handed on as a path."""
-    parts: dict[str, Any] = {}
-    for child in sorted(p for p in folder.iterdir() if p.is_dir()):
-        config = child / "config.json"
-        is_controller = config.is_file() and "controller" in json.loads(config.read_text())
-        parts[child.name] = Saveable.from_pretrained(str(child)) if is_controller else child
-    return parts
+def _hub_parts(
+    target: type[Saveable], config: dict[str, Any], folder: Path, allowed: bool
+) -> dict[str, Any]:
+    """Takes the models on the hub out of the settings.
+
+    Raises:
+        ValueError: for one that the caller did not allow, or that lies elsewhere.
+    """
+    found = {name: config.pop(name) for name in target.hub_parts}
+    named = {name: part for name, part in found.items() if part is not None}
+    for name, part in named.items():
+        if not _is_on_hub(part):
+            raise ValueError(
+                f"{folder}/{CONFIG} names {reprlib.repr(part)} as its {name}; a part lies in the "
+                f"folder, in {name}/, or on the hub, and nowhere else; {AGAIN}"
+            )
+        if not allowed:
+            raise ValueError(
+                f"{folder}/{CONFIG} names the model '{part}' on the hub as its {name}; if it may "
+                "be loaded from there, give from_pretrained allow_hub_parts=True"
+            )
+    return named
+
+
+def _is_on_hub(part: str) -> bool:
+    """Whether a name can only be an id of the hub."""
+    try:
+        validate_repo_id(part)
+    except HFValidationError:
+        return False
+    return not Path(part).exists()
+
+
+def _learned(target: type[Saveable], config: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The learned tensors, checked."""
+    path, tensors = folder / TENSORS, {}
+    if path.exists():
+        check_inside(path, folder)
+        tensors = read_tensors(path, AGAIN)
+    try:
+        for name, tensor in tensors.items():
+            if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                raise ValueError(f"the tensor '{name}' is not made of finite numbers")
+        target.check_tensors(config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
+    return tensors

@@ -1,11 +1,12 @@
 """Where the time of a ``generate`` call goes, for one call that is watched.
 
-While `timed` is open the seams between the engine's parts are wrapped: the base's forwards, those
-of other models, and what makes a token of logits. Time inside a wrapped call counts for it alone,
-not for the one around it; all else is the host. Both engines have the same seams but for the end:
-on the processor path transformers chooses the token, and that counts as the host's. Watching costs
-a little by itself, on a GPU it waits for the device at every seam, and no step is captured: a graph
-has no seams.
+While `timed` is open the seams between the engine's parts are wrapped: the base's forwards, alone
+or with the rows of prompts and experts, those of other models, and what makes a token of logits.
+Time inside a wrapped call counts for it alone, not for the one around it; all else is the host.
+Both engines have the same seams but for the end: on the processor path transformers chooses the
+token, and that counts as the host's. Watching costs a little by itself, and on a GPU it waits for
+the device at every seam. A CUDA graph has no seams, so where steps are captured `Rerun` stands in
+for one: the same models ride in the same forwards, and the host launches them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,16 @@ from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculation import Speculator
 from plugalign.engine.step import Step
 
-BASE, AUXILIARY, TAIL, HOST = "base", "auxiliary", "tail", "host"
-SEAMS: tuple[tuple[Any, str, str], ...] = (
-    (BaseRows, "read", BASE),
+BASE, ROWS, AUXILIARY, TAIL, HOST = "base", "rows", "auxiliary", "tail", "host"
+PARTS = (BASE, ROWS, AUXILIARY, TAIL, HOST)
+
+
+def _of_forward(rows: BaseRows, *_: Any) -> str:
+    return BASE if rows.count == 1 else ROWS
+
+
+SEAMS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
+    (BaseRows, "read", _of_forward),
     (SourceRunner, "read", AUXILIARY),
     (Run, "step", TAIL),
     (Run, "check", TAIL),
@@ -44,7 +52,7 @@ class Stopwatch:
     """Seconds by part; what runs inside another part counts for itself."""
 
     def __init__(self, device: torch.device):
-        self.seconds = dict.fromkeys((BASE, AUXILIARY, TAIL, HOST), 0.0)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
         self._device, self._running = device, [HOST]
         self._since = self._now()
 
@@ -82,15 +90,39 @@ def timed(model: Any, loop: bool) -> Iterator[Stopwatch]:
     with ExitStack() as stack:
         for owner, name, part in seams:
             stack.enter_context(_replaced(owner, name, _watched(getattr(owner, name), part, watch)))
-        stack.enter_context(_replaced(capturing, "graph_on", lambda device: None))
+        stack.enter_context(_replaced(capturing, "graph_on", _rerun_on(capturing.graph_on)))
         yield watch
         watch.leave()
 
 
-def _watched(call: Callable[..., Any], part: str, watch: Stopwatch) -> Callable[..., Any]:
+class Rerun:
+    """A `plugalign.engine.capturing.Graph` that runs its step anew at every replay."""
+
+    def warm(self, step: Callable[[], None]) -> str | None:
+        """See `Graph.warm`."""
+        step()
+        return None
+
+    def capture(self, step: Callable[[], None]) -> None:
+        """See `Graph.capture`."""
+        self._step = step
+
+    def replay(self) -> None:
+        """See `Graph.replay`."""
+        self._step()
+
+
+def _rerun_on(graph_on: Callable[..., Any]) -> Callable[..., Rerun | None]:
+    """``graph_on`` with `Rerun` for every graph that it would make."""
+    return lambda *args: None if graph_on(*args) is None else Rerun()
+
+
+def _watched(
+    call: Callable[..., Any], part: str | Callable[..., str], watch: Stopwatch
+) -> Callable[..., Any]:
     @wraps(call)
     def run(*args: Any, **options: Any) -> Any:
-        watch.enter(part)
+        watch.enter(part if isinstance(part, str) else part(*args))
         try:
             return call(*args, **options)
         finally:

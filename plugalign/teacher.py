@@ -28,7 +28,7 @@ from plugalign.engine.step import Step
 from plugalign.identity import model_name
 from plugalign.kernels import steer
 from plugalign.kernels.backend import FLOATS
-from plugalign.kernels.head import Head, Logits, full
+from plugalign.kernels.head import Logits, full
 from plugalign.naming import Running
 from plugalign.prompting import reworded
 
@@ -118,8 +118,7 @@ class Passage:
         }  # fmt: skip
         if self._split is not None:
             states = self._split.states(inputs)
-            linear = self._split.linear
-            head = Head(states[row, back], linear.weight, linear.bias)
+            head = self._split.head(states[row, back])
             self.hidden = head.hidden.to(device)
             return head if head.device == device else head.full().to(device)
         with head_input(self._model) as seen:

@@ -12,47 +12,59 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from plugalign.adapters.layers import LINEAR, LoraLinear, shared_copy
 from plugalign.controller import Controller
-from plugalign.controllers.dexperts import DExperts, adapt, shared_copy
+from plugalign.controllers.dexperts import DExperts
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.controllers.nullspace import Nullspace
 from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.engine.group_leaves import LINEAR
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
 DEBIAS_PROMPTS = ("The following text is rude:\n", "The following text is a threat:\n")
 
 
-def untrained(method: str, model: Any, tokenizer: Any) -> Controller | None:
-    """A controller with random parts of the right shape for ``model``; None for "none".
+def untrained(
+    method: str, model: Any, tokenizer: Any, expert_config: Any | None = None
+) -> Controller:
+    """A controller with random parts of the right shape for ``model``.
+
+    Args:
+        expert_config: the configuration of DExperts' models; by default the base's own.
 
     Raises:
         ValueError: for an unknown method; names the known ones.
     """
     if method not in MAKERS:
         raise ValueError(f"unknown method '{method}'; known are {', '.join(MAKERS)}")
+    if method == "dexperts":
+        return _dexperts(model, expert_config or model.config)
     return MAKERS[method](model)
 
 
-def _twin(model: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
-    with torch.device(model.device):
-        return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+def _dexperts(model: Any, config: Any) -> DExperts:
+    """Experts that are models of their own, on the device of ``model`` and in its precision."""
+    experts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.device(model.device):
+            expert = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        experts.append(expert.eval())
+    return DExperts(*experts)
 
 
 def _adapted(model: Any, seed: int) -> Any:
     """The model under a LoRA adapter of all linear layers but the head."""
     generator = torch.Generator().manual_seed(seed)
     twin, head = shared_copy(model), model.get_output_embeddings().weight
-    for module in twin.modules():
+    for name, module in list(twin.named_modules()):
         if type(module) in LINEAR and module.weight.data_ptr() != head.data_ptr():
             widths = module.weight.shape if type(module) is Conv1D else module.weight.shape[::-1]
             down, up = (torch.randn(RANK, n, generator=generator) for n in widths)
-            adapt(module, down.T, 0.01 * up)
+            twin.set_submodule(name, LoraLinear(module, down.T, 0.01 * up))
     return twin
 
 
@@ -79,13 +91,14 @@ def _prefix(model: Any) -> PrefixTuning:
     return PrefixTuning(torch.stack(layers).float())
 
 
-MAKERS: dict[str, Callable[[Any], Controller | None]] = {
+MAKERS: dict[str, Callable[[Any], Controller]] = {
     "none": lambda model: 0 * SelfDebias(DEBIAS_PROMPTS),
     "fudge": lambda model: Fudge(Predictor(model.get_output_embeddings().weight.shape[0])),
     "fudge_head": _fudge_head,
-    "dexperts": lambda model: DExperts(_twin(model, 1), _twin(model, 2)),
+    "dexperts": lambda model: _dexperts(model, model.config),
     "dexperts_lora": lambda model: DExperts(_adapted(model, 1), _adapted(model, 2)),
-    "self_debias": lambda model: SelfDebias(DEBIAS_PROMPTS),
+    "self_debias": lambda model: SelfDebias(),
+    "self_debias_2": lambda model: SelfDebias(DEBIAS_PROMPTS),
     "nullspace": _nullspace,
     "prefix": _prefix,
     "self_critique": lambda model: SelfCritique(threshold=0.0),  # every answer is rewritten

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from plugalign.adapters.peft_models import transformers_model
 from plugalign.calling import called
 from plugalign.context import check_length, context_of_all
 from plugalign.controller import Controller
@@ -38,11 +39,13 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
     """Wraps a model so that ``generate`` runs under a controller (or a sum of them).
 
     Args:
-        model: a Hugging Face causal language model. It is not copied and not changed.
+        model: a Hugging Face causal language model. It is not copied and not changed. Of a PEFT
+            model the transformers model is wrapped in which its adapters lie.
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: for an encoder-decoder model, or a controller fitted for another model.
+        ValueError: for an encoder-decoder model, a PEFT model with trained prompts, or a
+            controller fitted for another model.
         TypeError: if ``controller`` is not a `Controller`.
     """
     if not isinstance(controller, Controller):
@@ -54,6 +57,7 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
             f"'{model_name(model)}' is an encoder-decoder model; controllers steer causal language "
             "models (AutoModelForCausalLM)"
         )
+    model = transformers_model(model)
     # transformers' pipelines look at the name of the class, so it keeps the model's.
     kind = type(type(model).__name__, (Steered,), {"__module__": Steered.__module__})
     steered: Steered = kind(model, tokenizer, controller)
@@ -67,7 +71,12 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan, self.splits = Plan.of(controller, model, tokenizer), Splits()
+        self.plan = Plan.of(controller, model, tokenizer)
+        self.splits = Splits(self.plan.needs_float32_logits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made by `wrap`, so only that can make it again in another process.
+        return wrap, (self.model, self.tokenizer, self.controller)
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":  # asked for by copy and pickle before __init__ has run
@@ -226,7 +235,7 @@ class Steered:
         options = {**options, "logits_processor": LogitsProcessorList(processors)}
         if self._acting_on("revise"):
             options["return_dict_in_generate"] = True  # for the cache
-        if run.plan.needs_hidden or self._acting_on("attach"):
+        if run.needs_hidden or self._acting_on("attach"):
             options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
         return options
 
@@ -239,7 +248,7 @@ class Steered:
     ) -> Run:
         plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
-            self.plan, self.splits = plan, Splits()
+            self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
         pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,

@@ -24,13 +24,12 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import plugalign as pa
+from plugalign.adapters.layers import LINEAR, LoraLinear, shared_copy
 from plugalign.algebra.shifts import Adaptive, HeadAttribute, LowRank
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import MinP
 from plugalign.controller import Controller
-from plugalign.controllers.dexperts import adapt, shared_copy
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.engine.group_leaves import LINEAR
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 
@@ -120,11 +119,11 @@ def with_lora(model, seed):
     """The model under a LoRA adapter of its second layer; all other weights are shared."""
     draw = torch.Generator().manual_seed(seed)
     expert = shared_copy(model)
-    for name, module in expert.named_modules():
+    for name, module in list(expert.named_modules()):
         if type(module) in LINEAR and ".1." in name:
             shape = module.weight.shape if type(module) is Conv1D else module.weight.shape[::-1]
             down, up = (torch.randn(n, 4, generator=draw) for n in shape)
-            adapt(module, down, up.T)
+            expert.set_submodule(name, LoraLinear(module, down, up.T))
     return expert
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def suite():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SUITE))
         yield importlib.import_module("bench_kernels")
+
+
+@pytest.fixture(scope="module")
+def agreement(suite):
+    return importlib.import_module("kernel_agreement").agreement
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def test_eager_formulas_compute_what_the_operations_do(suite, name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_eager_formulas_draw_from_the_operations_law(suite, name):
+def test_eager_formulas_draw_from_the_operations_law(suite, agreement, name):
     class OneRow(suite.Case):
         """All rows are alike, so that the tokens of a batch are draws from one law."""
 
@@ -91,7 +97,7 @@ def test_eager_formulas_draw_from_the_operations_law(suite, name):
     one = operation(suite, name)
     call = one.build(OneRow(ROWS, 40, torch.float32, CPU, 1.3, seed=3))
     results = call.ours("torch"), one.eager(*call.eager)
-    assert suite.agreement(*results)[1] < 1e-4  # what is not drawn, where there is such
+    assert agreement(*results)[1] < 1e-4  # what is not drawn, where there is such
     counts = np.array([np.bincount(outcomes(x), minlength=400) for x in results])
     rare = counts.sum(0) < 20
     bins = np.column_stack([counts[:, ~rare], counts[:, rare].sum(1)])
@@ -145,20 +151,20 @@ def test_failures_are_recorded_and_the_run_goes_on(suite, command, tmp_path, mon
     assert plain["times_eager"]["median"] > 0 and "times_compiled" not in plain
 
 
-def test_disagreement_counts_as_wrong(suite):
+def test_disagreement_counts_as_wrong(suite, agreement):
     one = operation(suite, "dexperts_scores")
     broken = suite.Operation("off", one.build, lambda *x: one.eager(*x) + 0.1, one.traffic, False)
     case = partial(suite.Case, 2, 50, torch.float32, CPU, 1.3)
     assert suite.correctness(broken, case)["wrong"]
     nan, minus = torch.tensor([float("nan")]), torch.tensor([float("-inf")])
-    assert suite.agreement(nan, minus) == (0.0, float("inf"))
-    assert suite.agreement(minus, minus.clone()) == (1.0, 0.0)
+    assert agreement(nan, minus) == (0.0, float("inf"))
+    assert agreement(minus, minus.clone()) == (1.0, 0.0)
     tokens = torch.arange(4)
-    assert suite.agreement((tokens, minus), (tokens.clamp_max(2), minus)) == (0.75, 0.0)
+    assert agreement((tokens, minus), (tokens.clamp_max(2), minus)) == (0.75, 0.0)
     scores = torch.tensor([1.0, 8.0, 0.0, 0.0] + 96 * [float("-inf")])
     other = scores.clone()
     other[1], other[3] = 8.5, float("-inf")  # one of the four is missing
-    assert suite.agreement(other, scores) == (0.75, 0.0625)
+    assert agreement(other, scores) == (0.75, 0.0625)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +179,8 @@ def test_disagreement_counts_as_wrong(suite):
         (["--rounds", "0"], "--rounds must be finite and above 0, got 0"),
         (["--zipf", "inf"], "--zipf must be finite and above 0, got inf"),
         (["--budget", "nan"], "--budget must be finite and above 0, got nan"),
+        (["--backend", "cuda"], "--backend must be auto or triton or torch, got cuda"),
+        (["--tune"], "--tune needs a GPU: on a CPU no launch is planned"),
         (["--threads", "-1"], "--threads must be finite and above 0, got -1"),
     ],
 )
@@ -181,6 +189,57 @@ def test_refuses_bad_options(command, tmp_path, options, message):
     done = command(["--device", "cpu", "--out", str(out), *options])
     assert done.exit_code == 2 and message in done.output
     assert not out.exists()
+
+
+def test_values_alone_count_where_torch_breaks_ties_in_its_own_way(suite):
+    case = partial(suite.Case, 4, 1000, torch.bfloat16, CPU, 1.3)
+    found = suite.correctness(operation(suite, "topk_select"), case)
+    assert found["equal_to_eager"] == 1 and found["gap_to_eager"] == 0 and not found["wrong"]
+    broken = replace(operation(suite, "topk_select"), eager=lambda x, k: (x[:, :k].float(), None))
+    assert suite.correctness(broken, case)["wrong"]
+
+
+def test_results_alone_are_compared(command, tmp_path):
+    out = tmp_path / "kernels.json"
+    done = command(
+        ["--device", "cpu", "--batch", "2", "--vocab", "50", "--check", "--only", "row_lse,plain",
+         "--out", str(out)]
+    )  # fmt: skip
+    report = json.loads(out.read_text())
+    assert done.exit_code == 0 and report["conditions"]["checked_only"]
+    assert all(row["equal_to_twin"] == 1 and "ours" not in row for row in report["results"])
+
+
+def test_a_ratio_is_marked_where_one_side_was_not_captured(suite):
+    ratio = importlib.import_module("kernel_report").ratio
+    times = {"times_eager": {"median": 3.0, "low": 2.0, "high": 4.0}}
+    ours, launched = {"captured": True}, {"captured": False}
+    assert ratio({"ours": ours, "eager": ours} | times, "eager") == "3.00 [2.00, 4.00]"
+    assert ratio({"ours": ours, "eager": launched} | times, "eager") == "3.00* [2.00, 4.00]"
+    assert ratio({"ours": launched, "eager": ours} | times, "eager") == "3.00* [2.00, 4.00]"
+    assert ratio({"ours": ours}, "eager") == "-"
+
+
+def test_tuning_goes_on_behind_a_kernel_that_fails(suite, tmp_path, monkeypatch, capsys):
+    tuning = importlib.import_module("kernel_tuning")
+    real, saved = tuning._medians, []
+
+    def broken(kernel, *rest):
+        if kernel == "topk.sweep":
+            raise RuntimeError("out of resources")
+        saved.append(json.loads(out.read_text()) if out.exists() else None)
+        return real(kernel, *rest)
+
+    monkeypatch.setattr(tuning, "_medians", broken)
+    out, case = tmp_path / "tuning.json", partial(suite.Case, 2, 50, torch.float32, CPU, 1.3)
+    watch = suite.Stopwatch(CPU, 1)
+    assert not tuning.save_tuned(lambda: tuning.tuned(case, watch, 1, (1, 2)), {}, out)
+    found = json.loads(out.read_text())
+    assert found["failed"] == {"topk.sweep": "RuntimeError: out of resources"}
+    assert set(found["programs"]) == set(tuning.KERNELS) and len(found["microseconds"]) == 8
+    assert saved[0] is None and list(saved[1]["microseconds"]) == ["gumbel.sweep"]
+    printed = capsys.readouterr().out
+    assert '("sm_90", (' in printed and "topk.sweep: RuntimeError: out of resources" in printed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a GPU")

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from plugalign import cli
 from plugalign.controller import Controller
@@ -83,7 +87,9 @@ def test_a_spec_does_the_same_and_options_win(
         f"model: {model}\nprompts: {prompts_file}\njudges: [{judge}]\nmethods: [self_debias]\n"
         f"samples: 1\nmax_new_tokens: 2\nseed: 1\nout: {tmp_path / 'out'}\n"
     )
-    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2") == 0
+    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2") == 2
+    assert "is code, which a spec may name only with --trust" in capsys.readouterr().err
+    assert run(monkeypatch, "compare", "--spec", str(spec), "--samples", "2", "--trust") == 0
     settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
     assert (settings["samples"], settings["seed"], settings["max_new_tokens"]) == (2, 1, 2)
     assert list(settings["methods"]) == ["base", "self_debias"]
@@ -172,3 +178,81 @@ def test_help_loads_neither_torch_nor_transformers() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert "compare" in done.stdout
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> str:
+    """A pickled pipeline."""
+    texts, labels = ["kind words", "a fool", "so kind", "what a fool"], [0, 1, 0, 1]
+    pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
+    joblib.dump(pipeline, tmp_path / "words.joblib")
+    return str(tmp_path / "words.joblib")
+
+
+SHORT = ["--methods", "base", "--limit", "1", "--samples", "1", "--max-new-tokens", "2"]
+
+
+@pytest.mark.parametrize("place", ["option", "spec"])
+def test_a_pickle_runs_only_with_trust_and_the_first_line_says_so(
+    words: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"judges: {{mine: {words}}}\n")
+    given = ["--judge", f"mine={words}"] if place == "option" else []
+    given += ["--spec", str(tmp_path / "s.yaml")] if place == "spec" else []
+    arguments = ["compare", *given, *SHORT, "--out", str(tmp_path / "out")]
+    assert run(monkeypatch, *arguments) == 2
+    refused = capsys.readouterr().err
+    assert "words.joblib" in refused and "--trust" in refused
+    assert not (tmp_path / "out").exists()
+    assert run(monkeypatch, *arguments, "--trust") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{words} is a pickle: loading it runs code from that file, as --trust allows"
+
+
+def test_help_says_that_joblib_is_a_pickle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "compare", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ".joblib file (a pickle, which runs code as it is loaded: needs --trust)" in shown
+
+
+@pytest.mark.parametrize(
+    "judges", ["[os:system]", "{a: 'os:system'}", "[pocket, x.joblib]", "['..:x']"]
+)
+def test_a_spec_cannot_name_code(tmp_path: Path, judges: str) -> None:
+    (tmp_path / "s.yaml").write_text(f"judges: {judges}\n")
+    with pytest.raises(ValueError, match="is code, which a spec may name only with --trust"):
+        read_spec(tmp_path / "s.yaml", {})
+    assert "judges" in read_spec(tmp_path / "s.yaml", {}, trust=True)
+
+
+def test_a_spec_cannot_trust_itself(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("trust: true\njudges: [os:system]\n")
+    with pytest.raises(ValueError, match="unknown option 'trust'"):
+        read_spec(tmp_path / "s.yaml", {})
+
+
+def test_a_judge_that_cannot_work_is_found_before_any_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "def broken(texts):\n    raise RuntimeError('no padding token is defined')\n"
+    (tmp_path / "broken_judge.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--judge", "mine=broken_judge:broken", *SHORT, "--out", str(tmp_path / "out")]
+    assert run(monkeypatch, "compare", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "judge 'mine' cannot score" in error and "no padding token is defined" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_arguments_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch) == 0
+    assert "compare" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Experts as rows of one forward, against the models run apart and against merged adapters."""
+"""Experts as rows of one forward, against the models run apart."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import plugalign as pa
-from plugalign.controllers.dexperts import with_adapter
+from plugalign.adapters.layers import LoraLinear
+from plugalign.adapters.loading import with_adapter
 from plugalign.engine import grouped
-from plugalign.engine.group_leaves import Change, Changed, Normed, Rows, Stacked
+from plugalign.engine.group_leaves import Changed, Normed, Rows, Stacked
 from plugalign.engine.grouped import Groups, obstacle
 from plugalign.engine.heads import Splits
 
@@ -35,14 +36,19 @@ def trained(tiny):
 def adapter(tmp_path, trained):
     """Saves a LoRA adapter of a base, with weights far from zero; gives its folder."""
 
-    def make(architecture, seed, rank=4, targets="all-linear"):
+    def make(architecture, seed, rank=4, targets="all-linear", **options):
         torch.manual_seed(seed)
         swapped = architecture.startswith("gpt2")
         config = LoraConfig(
-            r=rank, target_modules=targets, init_lora_weights=False, fan_in_fan_out=swapped
-        )
-        folder = tmp_path / f"{seed}"
-        get_peft_model(trained(architecture), config).save_pretrained(folder)
+            r=rank, target_modules=targets, init_lora_weights=False, fan_in_fan_out=swapped,
+            **options,
+        )  # fmt: skip
+        folder, adapted = tmp_path / f"{seed}", get_peft_model(trained(architecture), config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if name.endswith("bias") and parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter))
+        adapted.save_pretrained(folder)
         return folder
 
     return make
@@ -92,7 +98,7 @@ def test_rows_are_those_of_separate_models(
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_rows_are_those_of_merged_adapters(blocks, trained, adapter, prompts, architecture):
+def test_rows_are_those_of_adapters_by_themselves(blocks, trained, adapter, prompts, architecture):
     model = trained(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     experts = {s: with_adapter(model, adapter(architecture, s, rank=s)) for s in (3, 5)}
@@ -112,12 +118,14 @@ def test_changes_are_added_to_the_experts_rows(time, blocks, on_cpu, monkeypatch
     """With the products of the CPU, and with the kernel that devices take."""
     torch.manual_seed(0)
     leaf, rows = nn.Linear(8, 5), 2 * (blocks + 3)
-    changes = [Change(leaf.weight, torch.randn(8, r), torch.randn(r, 5)) for r in (2, 4)]
+    around = [LoraLinear(leaf, torch.randn(8, r), torch.randn(r, 5)) for r in (2, 4)]
     x, want = torch.randn(rows, *time, 8), []
-    for part, change in zip(x.split([2 * blocks, 2, 2, 2]), [None, *changes, None], strict=True):
-        added = 0 if change is None else part @ change.down @ change.up
+    for part, layer in zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True):
+        added = part @ layer.down @ layer.up if layer is not leaf else 0
         want.append(leaf(part) + added)
-    module = Changed(leaf, [*changes, None], blocks)
+    module = Changed(leaf, [*around, leaf], blocks)
+    apart = zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True)
+    torch.testing.assert_close(torch.cat([layer(part) for part, layer in apart]), torch.cat(want))
     monkeypatch.setattr(torch.Tensor, "is_cpu", on_cpu)
     got = module(x)
     monkeypatch.undo()
@@ -129,6 +137,27 @@ def test_an_adapter_rides_beside_a_separate_expert(trained, adapter, prompts):
     merged = with_adapter(model, adapter("llama-gqa", 3, targets=["q_proj"]))
     group = Groups().of(model, {"a": merged, "b": other}, Splits(), 1)
     assert_alike(group, [model, merged, other], prompts)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapter_of_the_head_runs_apart_and_holds_nobody_up(trained, adapter, prompts):
+    model = trained()
+    head = with_adapter(model, adapter("llama-gqa", 3, targets=["lm_head"]))
+    body = with_adapter(model, adapter("llama-gqa", 4, targets=["q_proj"]))
+    assert obstacle(model, head) == "its head has a low-rank addition"
+    group = Groups().of(model, {"a": head, "b": body}, Splits(), 1)
+    assert list(group.heads) == ["b"]
+    assert_alike(group, [model, body], prompts)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes biases for broken matrices
+@pytest.mark.parametrize("option", [{"bias": "all"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, prompts):
+    model = trained("neox")
+    with_biases = with_adapter(model, adapter("neox", 3, **option))
+    group = Groups().of(model, {"a": with_biases}, Splits(), 1)
+    assert_alike(group, [model, with_biases], prompts)
+    assert Rows in kinds(group)
 
 
 def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, prompts):

@@ -7,11 +7,11 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import plugalign as pa
+from plugalign.adapters.layers import LoraLinear, shared_copy
 from plugalign.algebra.shifts import BiasDecay, LogLinear
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
-from plugalign.controllers.dexperts import adapt, shared_copy
 from plugalign.engine.rows import FEW
 from plugalign.engine.step import Step
 from plugalign.kernels.head import Head, is_same, weighted_sum
@@ -22,10 +22,11 @@ def adapted(model, seed):
     """A LoRA expert: the model with low-rank changes, under the same head."""
     draw = torch.Generator().manual_seed(seed)
     expert = shared_copy(model)
-    for name, module in expert.named_modules():
+    for name, module in list(expert.named_modules()):
         if name.endswith(("q_proj", "up_proj")):
             out, into = module.weight.shape
-            adapt(module, torch.randn(into, 4, generator=draw), torch.randn(4, out, generator=draw))
+            down, up = (torch.randn(n, 4, generator=draw) for n in (into, out))
+            expert.set_submodule(name, LoraLinear(module, down, up.T))
     return expert
 
 

@@ -1,8 +1,12 @@
 """The layout that keeps `kernels/` from shadowing Hugging Face's package of that name."""
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -36,11 +40,72 @@ def test_importing_plugalign_is_light():
 
 def test_every_package_is_declared():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {"plugalign", "plugalign.kernels", "plugalign.controllers"}
+    found = {
+        "plugalign",
+        "plugalign.kernels",
+        "plugalign.kernels.terms",
+        "plugalign.controllers",
+    }
     for child in (ROOT / "plugalign").iterdir():
         if child.is_dir() and not child.is_symlink() and list(child.glob("*.py")):
             found.add(f"plugalign.{child.name}")
     assert set(config["packages"]) == found
+
+
+def imported(root):
+    """The top-level packages that a folder's modules import, anywhere in them."""
+
+    def modules(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Import(names=names):
+                    yield from (name.name for name in names)
+                case ast.ImportFrom(module=str(module), level=0):
+                    yield module
+                case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(name)]):
+                    yield name
+
+    found = {name.split(".")[0] for path in root.rglob("*.py") for name in modules(path)}
+    return found - set(sys.stdlib_module_names) - {"plugalign"}
+
+
+def declared(*extras):
+    """The names in pyproject's requirements, as import names: PyYAML is yaml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    names = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}
+    return names - {"plugalign"}
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    distributions = {
+        module: {plain(name) for name in names}
+        for module, names in packages_distributions().items()
+    }
+    found = set()
+    for folder in ("plugalign", "controllers", "kernels"):
+        for module in imported(ROOT / folder):
+            found |= distributions[module]
+    assert "pyyaml" in found and "torch" in found
+    assert found == declared("train", "report")
+
+
+def test_lower_bounds_are_pinned_versions_or_older():
+    """Every dependency has a lower bound, and constraints.txt a version that fits it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    pinned = {plain(name): version for name, version in pinned.items()}
+    for requirement in [*project["dependencies"], *extras["train"], *extras["report"]]:
+        name, bound = re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups()
+        newest, lowest = ([int(n) for n in v.split(".")] for v in (pinned[plain(name)], bound))
+        assert newest >= lowest, requirement
 
 
 @pytest.mark.parametrize("name", ["kernels", "controllers"])

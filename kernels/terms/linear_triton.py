@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 class Data(NamedTuple):
     """Logits ``(B, V)`` with their row strides, and their weights: numbers, so that nothing is
-    copied to the device, or ``by_row``, float32 ``(B, K)``, contiguous."""
+    copied to the device, or one float32 ``(B, K)`` in ``by_row``, contiguous."""
 
     logits: tuple[Tensor, ...]
     strides: tuple[int, ...]
     numbers: tuple[float, ...]
-    by_row: Tensor | None
+    by_row: tuple[Tensor, ...]
 
 
 @triton.jit
 def constants(data, row):
     weights = ()
     for k in tl.static_range(len(data.logits)):
-        if data.by_row is None:
+        if len(data.by_row) == 0:
             weights = weights + (data.numbers[k],)
         else:
-            weights = weights + (tl.load(data.by_row + row * len(data.logits) + k),)
+            weights = weights + (tl.load(data.by_row[0] + row * len(data.logits) + k),)
     return weights
 
 
@@ -49,9 +49,9 @@ def value(data, weights, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.c
 def fused(term: Linear, base: Tensor) -> Fused:
     """The term as kernels take it."""
     inputs = tuple(full(x) for x in term.logits)
-    numbers, by_row = tuple[float, ...](), None
+    numbers, by_row = tuple[float, ...](), tuple[Tensor, ...]()
     if isinstance(term.weights, Tensor):
-        by_row = term.weights.expand(len(base), len(inputs)).contiguous()
+        by_row = (term.weights.expand(len(base), len(inputs)).contiguous(),)
     else:
         numbers = tuple(float(weight) for weight in term.weights)
     data = Data(inputs, tuple(x.stride(0) for x in inputs), numbers, by_row)

@@ -13,23 +13,24 @@ from plugalign.kernels.terms.term import Weight
 
 
 class Scale(NamedTuple):
-    """A number, or ``by_row``, float32 ``(B,)``."""
+    """A number, or one float32 ``(B,)`` in ``by_row``. (An empty tuple stands for nothing: Triton
+    3.6 takes no None inside nested tuples.)"""
 
     number: float
-    by_row: Tensor | None
+    by_row: tuple[Tensor, ...]
 
 
 @triton.jit
 def scale_at(scale, row):
     """The weight of a row."""
-    if scale.by_row is None:
+    if len(scale.by_row) == 0:
         return scale.number
     else:
-        return tl.load(scale.by_row + row)
+        return tl.load(scale.by_row[0] + row)
 
 
 def scale_of(weight: Weight) -> Scale:
     """A weight as kernels take it."""
     if isinstance(weight, Tensor):
-        return Scale(0.0, weight.contiguous())
-    return Scale(float(weight), None)
+        return Scale(0.0, (weight.contiguous(),))
+    return Scale(float(weight), ())

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,8 +41,11 @@ class Shift:
     Attributes:
         weight: a finite number.
         gates: it only acts on rows where all of them are open, times what they say.
+        compares_probabilities: whether the formula compares probabilities, for which logits in half
+            precision are too coarse; models' heads then leave theirs in float32.
     """
 
+    compares_probabilities: ClassVar[bool] = False
     weight: float = field(default=1.0, kw_only=True)
     gates: tuple[Gate, ...] = field(default=(), kw_only=True)
 
@@ -96,6 +99,7 @@ class BiasDecay(Shift):
     biased: tuple[Logits, ...]
     decay: float
     floor: float
+    compares_probabilities: ClassVar[bool] = True
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -9,30 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from plugalign.adapters.layers import LINEAR, LoraLinear
 from plugalign.kernels.group_lora import group_lora
-
-LINEAR = (nn.Linear, Conv1D)
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What was merged into a linear layer of a copy of the base: ``x W`` became
-    ``x W + (x down) up``. Such a layer keeps it as its attribute ``change``.
-
-    Attributes:
-        origin: the weight before.
-        down: ``(i, r)``. up: ``(r, o)``, scaled.
-    """
-
-    origin: Tensor
-    down: Tensor
-    up: Tensor
 
 
 def leaf_for(leaves: Sequence[nn.Module], blocks: int, stack: bool) -> nn.Module:
@@ -43,12 +25,11 @@ def leaf_for(leaves: Sequence[nn.Module], blocks: int, stack: bool) -> nn.Module
         stack: whether weights of linear layers may be copied.
     """
     first, *others = leaves
-    if all(shared(first, other) for other in others):
+    if all(_is_same(first, other) for other in others):
         return first
-    changes = _changes(leaves)
-    if changes:
-        return Changed(first, changes, blocks)
-    if stack and blocks == 1 and type(first) in LINEAR:
+    if all(_is_same(first, other) or _is_around(first, other) for other in others):
+        return Changed(first, others, blocks)
+    if stack and blocks == 1 and all(type(leaf) in LINEAR for leaf in leaves):
         return Stacked(leaves)
     if (bare := _bare(first)) is not None:
         return Normed(bare, leaves, blocks)
@@ -59,6 +40,16 @@ def shared(mine: nn.Module, theirs: nn.Module) -> bool:
     """Whether two modules' own parameters lie in the same memory."""
     pairs = zip(mine._parameters.values(), theirs._parameters.values(), strict=True)
     return all(a is b or (a is not None and b is not None and _same_memory(a, b)) for a, b in pairs)
+
+
+def _is_same(first: nn.Module, other: nn.Module) -> bool:
+    """Whether a leaf computes what the base's does, as far as its numbers go."""
+    return not isinstance(other, LoraLinear) and shared(first, other)
+
+
+def _is_around(first: nn.Module, other: nn.Module) -> bool:
+    """Whether a leaf is the base's linear layer with a low-rank addition, and nothing else."""
+    return isinstance(other, LoraLinear) and shared(first, other)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -140,20 +131,24 @@ class Normed(nn.Module):
 
 
 class Changed(nn.Module):
-    """A linear leaf of the base, with a low-rank change for each other group of rows."""
+    """A linear leaf of the base, with a low-rank addition for each other group of rows.
 
-    def __init__(self, leaf: nn.Module, changes: Sequence[Change | None], blocks: int):
+    Args:
+        leaf: the base's. others: for each other group a `LoraLinear` around it, or the same leaf.
+            From here on the former read their products where this leaf does, so that those are
+            held once.
+    """
+
+    def __init__(self, leaf: nn.Module, others: Sequence[nn.Module], blocks: int):
         super().__init__()
         self._leaf, self._blocks = leaf, blocks
-        real = [change for change in changes if change is not None]
-        rank = max(change.down.shape[1] for change in real)
-        some = real[0]
-        self._down = some.down.new_zeros(len(changes), len(some.down), rank)
-        self._up = some.up.new_zeros(len(changes), rank, some.up.shape[1])
-        for group, change in enumerate(changes):
-            if change is not None:
-                self._down[group, :, : change.down.shape[1]] = change.down
-                self._up[group, : len(change.up)] = change.up
+        added = {k: other for k, other in enumerate(others) if isinstance(other, LoraLinear)}
+        rank = max(layer.rank for layer in added.values())
+        some = next(iter(added.values()))
+        self._down = some.down.new_zeros(len(others), len(some.down), rank)
+        self._up = some.up.new_zeros(len(others), rank, some.up.shape[1])
+        for group, layer in added.items():
+            layer.move(self._down[group, :, : layer.rank], self._up[group, : layer.rank])
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self._leaf(x)
@@ -201,21 +196,6 @@ def _biases(leaves: Sequence[nn.Module]) -> Tensor | None:
     """A copy of all leaves' biases ``(G, 1, o)``, or None where they have none."""
     found = tuple(b for leaf in leaves if (b := leaf._parameters.get("bias")) is not None)
     return torch.stack(found)[:, None] if found else None
-
-
-def _changes(leaves: Sequence[nn.Module]) -> list[Change | None]:
-    """What was merged into the base's linear leaf, for each other; empty if any is more."""
-    first, *others = leaves
-    weight = first._parameters.get("weight")
-    if type(first) not in LINEAR or weight is None:
-        return []
-    changes: list[Change | None] = []
-    for other in others:
-        change: Change | None = getattr(other, "change", None)
-        if not (shared(first, other) if change is None else _same_memory(weight, change.origin)):
-            return []
-        changes.append(change)
-    return changes
 
 
 @torch.no_grad()

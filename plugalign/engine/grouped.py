@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plugalign.engine.group_leaves import LINEAR, Normed, Stacked, leaf_for, shared
+from plugalign.adapters.layers import LINEAR, LoraLinear
+from plugalign.engine.group_leaves import Normed, Stacked, leaf_for, shared
 from plugalign.engine.heads import Split, Splits
 from plugalign.engine.recording import Recorder
 from plugalign.engine.tracing import is_tampered_with
@@ -43,6 +44,7 @@ class Grouped:
         base: the base's head.
         heads: the experts' heads, by source key.
         recorder: keeps what the tree does for one more token.
+        float32: whether logits are left in float32, see `Head`.
     """
 
     models: tuple[Any, ...]
@@ -50,11 +52,12 @@ class Grouped:
     base: nn.Linear
     heads: dict[Hashable, nn.Linear]
     recorder: Recorder
+    float32: bool = False
 
     @property
     def split(self) -> Split:
         """The tree, with the base's head in the place of all."""
-        return Split(self.tree, self.base, self.recorder)
+        return Split(self.tree, self.base, self.recorder, float32=self.float32)
 
     @property
     def has_one_head(self) -> bool:
@@ -70,7 +73,7 @@ class Grouped:
     def under_own_heads(self, known: Mapping[Hashable, Head]) -> dict[Hashable, Head]:
         """The experts' logits ``(R, V)`` under their own heads, from those under the base's."""
         return {
-            key: Head(known[key].hidden, linear.weight, linear.bias)
+            key: replace(known[key], weight=linear.weight, bias=linear.bias)
             for key, linear in self.heads.items()
         }
 
@@ -113,7 +116,8 @@ class Groups:
                 tree = _tree(bodies, blocks, _is_small(bodies)).eval()
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
-            group = Grouped(models, tree, apart[0].linear, heads, splits.recorder)
+            base = apart[0]
+            group = Grouped(models, tree, base.linear, heads, splits.recorder, base.float32)
             if self._last is not None:
                 splits.recorder.forget(self._last.tree)
             self._key, self._last = key, group if proven else None
@@ -129,8 +133,10 @@ def obstacle(model: Any, expert: Any) -> str:
         return f"it is a {type(expert).__name__}"
     if other := _other_settings(model.config, expert.config):
         return f"its {other} is another"
+    if isinstance(expert.get_output_embeddings(), LoraLinear):
+        return "its head has a low-rank addition"
     for name, mine, theirs in _pairs(model, expert):
-        if type(mine) is not type(theirs) or mine._modules.keys() != theirs._modules.keys():
+        if type(mine) is not _kind(theirs) or mine._modules.keys() != theirs._modules.keys():
             return f"its {name} is built in another way"
         if any(m.training or is_tampered_with(m) for m in (mine, theirs)):
             return f"its {name} or the base's has hooks or is in training"
@@ -146,6 +152,11 @@ def _pairs(model: Any, expert: Any) -> Iterator[tuple[str, nn.Module, nn.Module]
         yield name or "whole", mine, theirs
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """A module's class, that of the base's layer where it has a low-rank addition."""
+    return module.kind if isinstance(module, LoraLinear) else type(module)
+
+
 def _other_settings(mine: Any, theirs: Any) -> str:
     """The name of a setting in which two configurations differ, or nothing."""
     mine, theirs = vars(mine), vars(theirs)
@@ -155,7 +166,8 @@ def _other_settings(mine: Any, theirs: Any) -> str:
 
 def _other_tensor(mine: nn.Module, theirs: nn.Module) -> str:
     """The name of a parameter or buffer that does not match, or nothing."""
-    for kind in ("_parameters", "_buffers"):
+    kinds = ("_parameters",) if isinstance(theirs, LoraLinear) else ("_parameters", "_buffers")
+    for kind in kinds:
         ours, others = getattr(mine, kind), getattr(theirs, kind)
         if ours.keys() != others.keys():
             return "state"

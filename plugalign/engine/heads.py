@@ -32,6 +32,7 @@ class Split:
         attached: what attachments do to the inputs of the model's forward, in their order.
         static: see `Reading`.
         exact: whether recordings compute what the body does bit for bit.
+        float32: whether logits are left in float32, see `Head`.
     """
 
     def __init__(
@@ -42,16 +43,18 @@ class Split:
         attached: Sequence[Prefixing] = (),
         static: Static | None = None,
         exact: bool = False,
+        float32: bool = False,
     ):
-        self.body, self.linear = body, linear
+        self.body, self.linear, self.float32 = body, linear, float32
         self._recorder, self._static, self._attached = recorder, static, attached
         self._reading = Reading(body, recorder, static, exact)
 
     def exactly(self) -> Split:
         """The same, exact."""
         return Split(
-            self.body, self.linear, self._recorder, self._attached, self._static, exact=True
-        )
+            self.body, self.linear, self._recorder, self._attached, self._static, exact=True,
+            float32=self.float32,
+        )  # fmt: skip
 
     def last(self, inputs: dict[str, Any], places: int = 1, further: bool = False) -> Head:
         """The head of the last columns, ``(R * places, V)``, from the inputs of a forward.
@@ -63,7 +66,11 @@ class Split:
             state = self.states(inputs)[:, -places:].flatten(0, 1)
         else:
             state = self._reading.last(self._behind(inputs, further))
-        return Head(state, self.linear.weight, self.linear.bias)
+        return self.head(state)
+
+    def head(self, states: Tensor) -> Head:
+        """The logits of what the head reads, ``(N, D)``."""
+        return Head(states, self.linear.weight, self.linear.bias, self.float32)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
         """What the head reads of all columns, ``(R, T, D)``."""
@@ -79,13 +86,16 @@ class Split:
 class Splits:
     """The splits of the models of one wrapped model, each found out once.
 
+    Args:
+        float32: whether they leave logits in float32, see `Head`.
+
     Attributes:
         recorder: of all of them.
         uncapturable: why no step of these models is to be captured, if one could not be.
     """
 
-    def __init__(self) -> None:
-        self.recorder = Recorder()
+    def __init__(self, float32: bool = False) -> None:
+        self.recorder, self._float32 = Recorder(), float32
         self.uncapturable: str | None = None
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -99,7 +109,10 @@ class Splits:
             self._known[model] = _is_plain(model, linear)
         if not self._known[model]:
             return None
-        return Split(model.base_model, linear, self.recorder, _attached(model), static)
+        attached = _attached(model)
+        return Split(
+            model.base_model, linear, self.recorder, attached, static, float32=self._float32
+        )
 
     def may_split(self, model: Any) -> bool:
         """Whether ``model`` has a body and a head, as far as is known without running it."""

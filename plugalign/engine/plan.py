@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from plugalign.adapters.layers import is_lora
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
@@ -60,9 +61,9 @@ class Plan:
 
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
         """Where the base's weights lie and how often they were written, if anything hangs on
-        them: a shift that carries its head, an adapter merged into a copy."""
+        them: a shift that carries its head, an adapter around the base's weights."""
         modules = chain.from_iterable(expert.modules() for expert in self.experts.values())
-        if not (self.needs_hidden or any("change" in vars(module) for module in modules)):
+        if not (self.needs_hidden or any(map(is_lora, modules))):
             return ()
         return tuple(
             (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
@@ -201,6 +202,12 @@ class Plan:
     def needs_hidden(self) -> bool:
         """Whether anything reads the base's last hidden state."""
         return HIDDEN in self.sources
+
+    @property
+    def needs_float32_logits(self) -> bool:
+        """Whether any shift compares probabilities, which half precision logits are too coarse for:
+        ``exp(-50 d)`` is off by nats."""
+        return any(shift.compares_probabilities for shift in self.shifts)
 
     @cached_property
     def stepwise(self) -> str | None:

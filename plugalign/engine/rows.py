@@ -9,7 +9,7 @@ what is not its own, and positions count what it sees.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ class BaseRows:
         heads = [base, *(known[key] for key in apart)]
         heads.append(weighted_sum(added, list(self._linear.values())))
         states = torch.cat([head.hidden for head in heads])
-        first, *others, total = Head(states, base.weight).full().chunk(len(heads))
+        first, *others, total = replace(base, hidden=states).full().chunk(len(heads))
         return Known(
             first, base.hidden, known | dict(zip(apart, others, strict=True)),
             {frozenset(self._linear.items()): total},
@@ -230,4 +230,4 @@ def split_rows(logits: Logits, count: int) -> list[Logits]:
 
 def split_head(head: Head, count: int) -> list[Head]:
     """``count`` equal blocks of rows, under the same head."""
-    return [Head(hidden, head.weight, head.bias) for hidden in head.hidden.chunk(count)]
+    return [replace(head, hidden=hidden) for hidden in head.hidden.chunk(count)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from plugalign.algebra.sources import Context
 from plugalign.engine.auxiliary import CachedModel
 from plugalign.engine.compiling import Static
 from plugalign.engine.grouped import Grouped
-from plugalign.engine.heads import Splits
+from plugalign.engine.heads import Split, Splits
 from plugalign.engine.hidden import HiddenWatch
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import takes_rows
@@ -58,9 +59,13 @@ class Run:
         self._watch = HiddenWatch(model)
         self._watch.extra_positions = extra_positions
         self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
-        self.splits, self.extra_positions = splits or Splits(), extra_positions
+        self.splits = splits or Splits(plan.needs_float32_logits)
+        # Found out here, since a watched model cannot be split.
+        rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
+        self._rounded = self.splits.of(model) if rounds else None
+        self.extra_positions = extra_positions
         self._sources = self.sources(
-            lambda model, front: CachedModel(model, front, self.splits.of(model))
+            lambda model, front: CachedModel(model, front, self._split_of(model))
         )
         if trace is not None:
             trace.names = tuple(name for name, _ in plan.steerings)
@@ -69,7 +74,7 @@ class Run:
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:
         """Reads hidden states off the base's forwards for the length of the block, if they are
         needed and the base's body does not run by itself."""
-        if not (self.plan.needs_hidden and base_is_whole):
+        if not (self.needs_hidden and base_is_whole):
             yield
             return
         with self._watch.watching():
@@ -82,7 +87,9 @@ class Run:
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
-        step = Step(self.plan, self._sources, ids, self.mask_for(ids), scores)
+        mask = self.mask_for(ids)
+        scores = self._unrounded(ids, mask, scores)
+        step = Step(self.plan, self._sources, ids, mask, scores)
         steered = steer.scores(step.mixture(), before=self.plan.truncation)
         self._refuse_nonsense(step, steered)
         if self.trace is not None:
@@ -100,6 +107,24 @@ class Run:
         self._refuse_nonsense(
             Step(self.plan, self._sources, ids, self.mask_for(ids), scores), scores
         )
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether a step reads what the base's head reads."""
+        return self.plan.needs_hidden or self._rounded is not None
+
+    def _split_of(self, model: Any) -> Split | None:
+        own = model is self._model and self._rounded is not None
+        return self._rounded if own else self.splits.of(model)
+
+    def _unrounded(self, ids: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        """The base's scores ``(R, V)`` without the rounding of its logits to half precision, where
+        probabilities are compared; whatever processors did to the scores stays."""
+        if self._rounded is None:
+            return scores
+        hidden = self._sources.hidden(ids, mask)
+        head = self._rounded.head(hidden.to(self._rounded.linear.weight.dtype))
+        return scores + (head.full() - replace(head, float32=False).full(exact=True).float())
 
     def _refuse_nonsense(self, step: Step, scores: Tensor) -> None:
         if not torch.isfinite(scores.amax(-1)).all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -94,7 +95,7 @@ class SourceRunner:
         """A source's value at a step by its key, and the values that came with it: next-token
         logits ``(R, V)``, or what the source says that it gives."""
         if isinstance(source, LastHidden):
-            return {source.key: self._hidden(step.ids, step.mask)}
+            return {source.key: self.hidden(step.ids, step.mask)}
         if not isinstance(source, Logits):
             return {source.key: self._value(source, step)}
         if source.is_base:
@@ -151,7 +152,7 @@ class SourceRunner:
         elif isinstance(source, Logits):
             self.check(f"the source '{source.name}'", full(value), ids)
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
         seen = self._watch.find(ids)
         if seen is not None:
@@ -235,7 +236,7 @@ def fit_width(logits: Scores, width: int) -> Scores:
         return logits
     if have > width and isinstance(logits, Head):
         bias = None if logits.bias is None else logits.bias[:width]
-        return Head(logits.hidden, logits.weight[:width], bias)
+        return replace(logits, weight=logits.weight[:width], bias=bias)
     logits = full(logits)
     if have > width:
         return logits[:, :width]

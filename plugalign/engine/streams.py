@@ -7,6 +7,7 @@ that only ever appends, that is known, so a `Stream` asks for no more than the n
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,7 +167,7 @@ class Stream:
 
     def _repeated(self, rows: Any) -> Any:
         if isinstance(rows, Head):
-            return Head(self._repeated(rows.hidden), rows.weight, rows.bias)
+            return replace(rows, hidden=self._repeated(rows.hidden))
         return rows.repeat_interleave(self.copies, 0)
 
 

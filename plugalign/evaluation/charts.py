@@ -84,10 +84,18 @@ def scatter(figures: Sequence[tuple[str, Estimate, Estimate]]) -> Scatter:
         taken.append(box)
         points.append(
             Point(
-                name, px, py, x_axis.place(x.low), x_axis.place(x.high), y_axis.place(y.high),
-                y_axis.place(y.low), label_x, label_y, anchor,
+                name,
+                px,
+                py,
+                x_axis.place(x.low),
+                x_axis.place(x.high),
+                y_axis.place(y.high),
+                y_axis.place(y.low),
+                label_x,
+                label_y,
+                anchor,
             )
-        )  # fmt: skip
+        )
     return Scatter(points, x_axis.ticks(8), y_axis.ticks(5))
 
 

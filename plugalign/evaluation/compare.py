@@ -15,28 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.console import Group
 
-from plugalign.evaluation.generation import Decoding, Generator
-from plugalign.evaluation.prompts import Prompts, chunks, encode
-from plugalign.evaluation.records import (
+from plugalign.evaluation.folder import (
     GENERATIONS,
+    MANIFEST,
     PROMPTS,
     REPORT,
     SCORES,
     SUMMARY,
-    Journal,
-    Record,
+    locked,
     open_run,
+    read_json,
     replace_text,
     write_json,
 )
+from plugalign.evaluation.generation import Decoding, Generator, end_tokens
+from plugalign.evaluation.journal import Journal
+from plugalign.evaluation.judge_metrics import Metric
+from plugalign.evaluation.manifest import with_agreements
+from plugalign.evaluation.progress import Progress
+from plugalign.evaluation.prompts import Prompts, chunks, encode
+from plugalign.evaluation.records import Generated, Scored
+from plugalign.evaluation.references import References
 from plugalign.evaluation.report import write_report
-from plugalign.evaluation.scoring import score
+from plugalign.evaluation.revising import Revisions, watched
+from plugalign.evaluation.scoring import Scoring
 from plugalign.evaluation.study import Study
-from plugalign.evaluation.summary import BASE, summarise
+from plugalign.evaluation.summary import summarise
 from plugalign.evaluation.table import comparison_table
 from plugalign.wrapping import wrap
 
@@ -50,7 +56,7 @@ class Comparison:
 
     Attributes:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
-            summary.json and report.html.
+            summary.json, report.html and progress.log.
         summary: the content of summary.json.
     """
 
@@ -62,11 +68,11 @@ class Comparison:
         """The report, one self-contained HTML file."""
         return self.out / REPORT
 
-    def table(self) -> Table:
-        """The summary as a table for a terminal."""
+    def table(self) -> Group:
+        """The summary as tables for a terminal."""
         return comparison_table(self.summary)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         return self.table()
 
 
@@ -79,10 +85,12 @@ def compare(
     prompts: str | Path | Sequence[str] | None = None,
     limit: int | None = None,
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
+    metrics: Sequence[Metric] | None = None,
     scorer: Any = None,
-    agreement: str | Path | None = None,
+    agreement: str | Path | Sequence[str | Path] | None = None,
     samples: int | None = None,
     max_new_tokens: int = 20,
+    min_new_tokens: int = 0,
     temperature: float = 1.0,
     top_p: float = 0.9,
     batch_size: int | None = None,
@@ -90,9 +98,11 @@ def compare(
     out: str | Path = "plugalign-compare",
     resume: bool = False,
 ) -> Comparison:
-    """Compares ways to steer a model; the plain model is always the reference, called "base".
+    """Compares ways to steer a model; the model alone is always the reference, called "base".
 
-    Without a model it is the pocket world: the embedded model, its controllers, its judge.
+    Without a model it is the pocket world: the embedded model, its controllers, its judge. Beside
+    base stand plain ``generate``, for its cost, and for each support of a controller the base that
+    is cut alike, see `plugalign.evaluation.references`.
 
     Args:
         model: a causal language model, a hub id or a folder.
@@ -103,16 +113,20 @@ def compare(
         limit: only so many of the first prompts.
         judges: what scores toxicity, see `plugalign.evaluation.judges.load_judge`; the first one
             is the primary judge.
+        metrics: what is made of a judge's scores, the first being the primary metric; by default
+            `plugalign.evaluation.judge_metrics.TOXICITY`.
         scorer: a model, hub id or folder under which perplexity is taken; by default the base
             itself without steering.
-        agreement: a file of texts with reference scores; how far each judge agrees with them is
-            shown beside the results, see `plugalign.evaluation.loading.load_references`.
+        agreement: a file of texts with reference scores, or several; how far each judge agrees
+            with each of them is shown beside the results, also where it is asked for only when a
+            run is resumed, see `plugalign.evaluation.loading.load_references`.
         samples: answers to each prompt; 25 by default, and 4 in the pocket world, which has more
             prompts instead.
         max_new_tokens: the length of an answer in tokens.
+        min_new_tokens: no answer ends before so many.
         batch_size: answers that are generated together; 32 by default, and 50 in the pocket world.
         seed: equal seeds give equal answers, and one noise for all methods.
-        out: the folder to write; it must not hold another run.
+        out: the folder to write; it must not hold another run, and nobody else may write it.
         resume: continues a run in ``out``.
 
     Raises:
@@ -122,33 +136,67 @@ def compare(
     usual = POCKET if model is None else USUAL
     samples = usual["samples"] if samples is None else samples
     batch_size = usual["batch_size"] if batch_size is None else batch_size
-    decoding = Decoding(samples, max_new_tokens, temperature, top_p, batch_size, seed)
-    study = Study.of(model, tokenizer, methods, controllers, prompts, limit, judges, scorer)
+    decoding = Decoding(
+        samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
+    )
+    study = Study.of(
+        model, tokenizer, methods, controllers, prompts, limit, judges, scorer, metrics
+    )
     with _threads(1 if study.is_pocket else torch.get_num_threads()):
-        return _run(study, decoding, study.agreement(agreement), Path(out), resume)
+        return _run(study, decoding, study.agreements(agreement), Path(out), resume)
 
 
 def _run(
-    study: Study, decoding: Decoding, agreement: dict[str, Any] | None, out: Path, resume: bool
+    study: Study, decoding: Decoding, agreements: list[dict[str, Any]], out: Path, resume: bool
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
     encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
-    steered = {name: wrap(study.model, study.tokenizer, c) for name, c in study.controllers.items()}
-    generator = Generator({BASE: study.model, **steered}, study.tokenizer, encoded, decoding)
-    open_run(out, {**study.manifest(decoding), "agreement": agreement}, resume=resume)
-    _write_prompts(out, study.prompts)
-    batches = chunks(encoded, decoding.samples, decoding.batch_size)
-    sizes = [len(batches[batch]) for _, batch in generator.units(batches)]
-    generations, scores = (Journal(out / name, sizes) for name in (GENERATIONS, SCORES))
-    with _progress() as progress:
-        _watch(progress, "generating", generations, sizes, generator.run(batches, generations))
-        units = list(_split(generations.records, sizes))
-        work = score(units, study.judges, study.perplexity(encoded), scores)
-        _watch(progress, "scoring", scores, sizes, work)
-    summary = summarise(out)
-    write_json(out / SUMMARY, summary)
-    write_report(out, lambda ids: str(study.tokenizer.decode(ids, skip_special_tokens=True)))
+    revisions = {name: Revisions() for name in study.controllers}
+    steered = {
+        name: wrap(study.model, study.tokenizer, watched(controller, revisions[name]))
+        for name, controller in study.controllers.items()
+    }
+    references = References.of(study.model, study.tokenizer, steered)
+    methods = {**references.generators, **steered}
+    generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
+    manifest = study.manifest(decoding, references)
+    with locked(out):
+        open_run(out, with_agreements(manifest, agreements), resume=resume)
+        stored = read_json(out / MANIFEST)
+        if (merged := with_agreements(stored, agreements)) != stored:
+            write_json(out / MANIFEST, merged)
+        _write_prompts(out, study.prompts)
+        _work(study, generator, out, manifest["run"])
+        summary = summarise(out, study.metrics)
+        write_json(out / SUMMARY, summary)
+        write_report(out, lambda ids: _decoded(study, ids))
     return Comparison(out, summary)
+
+
+def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
+    """Generates and scores what the run's journals lack."""
+    batches = chunks(generator.encoded, generator.decoding.samples, generator.decoding.batch_size)
+    units = generator.units(batches)
+    total = sum(map(len, units))
+    made = Journal(out / GENERATIONS, Generated, units, run)
+    with Progress(out) as progress:
+        work = generator.run(batches, made, progress.say)
+        progress.stage("generating", total, lambda: len(made.records), work)
+        made.order()
+        scoring = Scoring(
+            made.records,
+            study.judges,
+            study.perplexity(generator.encoded),
+            lambda ids: _decoded(study, ids),
+            end_tokens(study.model, study.tokenizer),
+        )
+        scored = Journal(out / SCORES, Scored, units, run, scoring.fits)
+        progress.stage("scoring", total, lambda: len(scored.records), scoring.run(scored))
+        scored.order()
+
+
+def _decoded(study: Study, ids: Sequence[int]) -> str:
+    return str(study.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @contextmanager
@@ -166,30 +214,3 @@ def _write_prompts(out: Path, prompts: Prompts) -> None:
     rows = [{"prompt": i, "text": text} for i, text in enumerate(prompts.texts)]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     replace_text(out / PROMPTS, "".join(lines))
-
-
-def _split(records: Sequence[Record], sizes: Sequence[int]) -> Iterator[Sequence[Record]]:
-    start = 0
-    for size in sizes:
-        yield records[start : start + size]
-        start += size
-
-
-def _watch(
-    progress: Progress, title: str, journal: Journal, sizes: Sequence[int], work: Iterator[None]
-) -> None:
-    """Drives ``work`` to its end with a bar that counts answers."""
-    task = progress.add_task(title, total=sum(sizes), completed=len(journal.records))
-    for _ in work:
-        progress.update(task, completed=len(journal.records))
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("answers"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

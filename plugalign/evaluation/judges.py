@@ -1,116 +1,31 @@
-"""Judges: anything that turns texts into P(toxic), called so that one bad text costs one score."""
+"""Making a judge of what a user has: a name, a folder, a hub id, a file, a function."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
+from plugalign.evaluation.judge import Function, Judge, Verdicts, check_judges
+from plugalign.evaluation.judge_files import kind_of
 from plugalign.evaluation.linear_judge import LinearJudge
-from plugalign.evaluation.statistics import FloatArray
 from plugalign.evaluation.text_classifier import TextClassifier, positive_index
+from plugalign.evaluation.tfidf_judge import TfidfJudge
+from plugalign.files.folders import there
+from plugalign.files.pretrained import loading
+from plugalign.files.shown import one_line, shown
 
-Function = Callable[[Sequence[str]], ArrayLike]
+__all__ = ["Function", "Judge", "Trusted", "Verdicts", "check_judges", "load_judge", "load_judges"]
 
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What a judge said of n texts.
-
-    Args:
-        scores: P(toxic), ``(n,)``, NaN where the judge failed.
-        failed: how many are NaN.
-        first_error: why the first of these failed, None if none did.
-    """
-
-    scores: FloatArray
-    failed: int
-    first_error: str | None
+PICKLE = ".joblib"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # "name" or "owner/name"
+FITTED: Mapping[str, Any] = {kind.KIND: kind for kind in (LinearJudge, TfidfJudge)}
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """A named function from texts to P(toxic) in [0, 1].
-
-    A batch on which the function raises is tried again text by text; a text on which it raises
-    then, or for which it returns NaN, has no score.
-
-    Args:
-        name: what tables and messages call it.
-        function: texts to ``(n,)`` numbers.
-        batch_size: how many texts it is given at a time.
-    """
-
-    name: str
-    function: Function
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    def __call__(self, texts: Sequence[str]) -> FloatArray:
-        """P(toxic) of each text, ``(n,)``, NaN where the judge failed."""
-        return self.verdicts(texts).scores
-
-    def verdicts(
-        self, texts: Sequence[str], advance: Callable[[int], object] | None = None
-    ) -> Verdicts:
-        """P(toxic) of each text, and what went wrong.
-
-        Args:
-            advance: called with the number of texts done, for a progress bar.
-
-        Raises:
-            ValueError: naming the judge, if its answer is not n numbers in [0, 1].
-        """
-        scores, errors = np.full(len(texts), np.nan), []
-        for start in range(0, len(texts), self.batch_size):
-            batch = list(texts[start : start + self.batch_size])
-            found, error = self._batch(batch)
-            scores[start : start + len(batch)] = found
-            errors += [error] if error is not None else []
-            if advance is not None:
-                advance(len(batch))
-        return Verdicts(scores, int(np.isnan(scores).sum()), errors[0] if errors else None)
-
-    def _batch(self, batch: list[str]) -> tuple[FloatArray, str | None]:
-        """Scores ``(n,)`` and the first error, also after the texts were tried one by one."""
-        try:
-            answer = self.function(batch)
-        # The function is the user's, or a whole library: it may raise anything, and hours of
-        # generation must not be lost to one odd text. Nothing of ours runs inside this try.
-        except Exception as error:
-            if len(batch) == 1:
-                return np.array([np.nan]), f"{type(error).__name__}: {error}"
-            single = [self._batch([text]) for text in batch]
-            errors = [e for _, e in single if e is not None]
-            return np.concatenate([s for s, _ in single]), errors[0] if errors else None
-        scores = self._checked(answer, len(batch))
-        return scores, "the judge returned NaN" if np.isnan(scores).any() else None
-
-    def _checked(self, answer: ArrayLike, count: int) -> FloatArray:
-        try:
-            scores = np.asarray(answer, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"judge {self.name!r} must return numbers: {error}") from error
-        if scores.shape != (count,):
-            raise ValueError(
-                f"judge {self.name!r} returned an array of shape {scores.shape} for {count} texts; "
-                f"it must return one number per text"
-            )
-        outside = scores[(scores < 0) | (scores > 1)]
-        if outside.size:
-            raise ValueError(
-                f"judge {self.name!r} returned {outside[0]:g}, which is no probability in [0, 1]"
-            )
-        return scores
+class Trusted(str):
+    """The path of a judge that may run code as it is loaded: ``Trusted("words.joblib")``."""
 
 
 def load_judges(specs: Mapping[str, Any] | Sequence[Any] | Any, **options: Any) -> dict[str, Judge]:
@@ -132,7 +47,7 @@ def load_judges(specs: Mapping[str, Any] | Sequence[Any] | Any, **options: Any) 
         raise ValueError("there is no judge; name at least one, such as 'pocket'")
     names = [judge.name for judge in judges]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two judges are called {min(twice)!r}; give them names of their own")
+        raise ValueError(f"two judges are called {shown(min(twice))}; give them names of their own")
     return {judge.name: judge for judge in judges}
 
 
@@ -150,11 +65,12 @@ def load_judge(
         spec: one of
 
             * "pocket": the judge that comes with the package;
-            * a ``.joblib`` file with a fitted scikit-learn classifier or pipeline. Loading one
-              *runs code from the file*: open only files that you trust;
-            * "module:function", something importable;
-            * a folder: a saved `LinearJudge`, or a Hugging Face text-classification model;
+            * a folder: what ``plugalign fit judge`` made (`TfidfJudge`), a saved `LinearJudge`, or
+              a Hugging Face text-classification model;
             * the hub id of such a model;
+            * "module:function", something importable;
+            * a ``.joblib`` file with a fitted scikit-learn classifier or pipeline. It is a pickle:
+              loading it *runs code from the file*, so it must be a `Trusted` path;
             * a fitted classifier, a `Judge`, or a callable from texts to P(toxic).
         name: what to call it; by default what it is called where it comes from.
         positive_label: the label that counts as toxic, else see
@@ -170,17 +86,49 @@ def load_judge(
     if not isinstance(spec, (str, Path)):
         return Judge(name or _name_of(spec), _function(spec, positive_label), batch_size)
     text = str(spec)
-    if text == "pocket":
-        function = _pocket()
-    elif text.endswith(".joblib"):
-        function = _function(_unpickled(Path(text)), positive_label)
-    elif ":" in text and not Path(text).exists():
-        function = _function(_imported(text), positive_label)
-    elif _is_linear(Path(text)):
-        function = LinearJudge.load(text)
+    if is_pickle(text):
+        function = _function(_unpickled(text, isinstance(spec, Trusted)), positive_label)
     else:
-        function = TextClassifier.load(text, positive_label=positive_label, device=device)
+        function = _load(text, positive_label, device)
     return Judge(name or _name_of_place(text), function, batch_size)
+
+
+def trusted(specs: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+    """The same specs, allowed to run code as they are loaded."""
+    if isinstance(specs, dict):
+        return {name: Trusted(spec) for name, spec in specs.items()}
+    return None if specs is None else [Trusted(spec) for spec in specs]
+
+
+def is_pickle(spec: str) -> bool:
+    """Whether a judge is a file that runs code when it is loaded."""
+    return spec.lower().endswith(PICKLE)
+
+
+def is_code(spec: str) -> bool:
+    """Whether a judge is code: a pickle, or something importable."""
+    return is_pickle(spec) or (":" in spec and not there(spec))
+
+
+def _load(text: str, positive_label: str | None, device: str | None) -> Function:
+    """What a name, a folder or a hub id stands for."""
+    if text == "pocket":
+        return _pocket()
+    if is_code(text):
+        return _function(_imported(text), positive_label)
+    if not there(text) and HUB_ID.fullmatch(text) is None:
+        raise ValueError(
+            f"{shown(text)}: there is no such judge; it is 'pocket', a folder, a hub id, "
+            f"module:function or a {PICKLE} file"
+        )
+    own = kind_of(Path(text)) if there(text) else None
+    if own is not None and own not in FITTED:
+        known = ", ".join(FITTED)
+        raise ValueError(f"{shown(text)} is a judge of kind {shown(own)}; known are {known}")
+    if own is not None:
+        function: Function = FITTED[own].load(text)
+        return function
+    return TextClassifier.load(text, positive_label=positive_label, device=device)
 
 
 def _pocket() -> Function:
@@ -211,28 +159,34 @@ def _name_of(thing: Any) -> str:
 
 
 def _name_of_place(text: str) -> str:
+    if not there(text):
+        return text
     path = Path(text)
-    if path.is_file():
-        return path.stem
-    return path.resolve().name if path.is_dir() else text
+    return path.stem if path.is_file() else path.resolve().name
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(text: str, trust: bool) -> Any:
     import joblib  # type: ignore[import-untyped]
 
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such judge")
-    return joblib.load(path)
+    if not trust:
+        raise ValueError(
+            f"judge {shown(text)} is a pickle: loading it runs code from the file. If you know who "
+            f"made it, say --trust, in Python Trusted(…); plugalign fit judge makes judges that "
+            f"hold no code"
+        )
+    if not Path(text).is_file():
+        raise ValueError(f"{shown(text)}: there is no such judge")
+    with loading("the judge", text):
+        return joblib.load(text)
 
 
 def _imported(spec: str) -> Any:
     module, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise ValueError(f"judge {shown(spec)} must be module:function, a path or a hub id")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"judge {spec!r} cannot be imported: {error}") from error
-
-
-def _is_linear(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and "judge" in json.loads(path.read_text(encoding="utf-8"))
+    # The module is the user's, and may raise anything as it is imported.
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"judge {shown(spec)} cannot be imported: {reason}") from error

@@ -10,20 +10,33 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from plugalign.evaluation.judge_files import WEIGHTS, kind_of, read_arrays
 from plugalign.evaluation.statistics import FloatArray
+from plugalign.files.typed import read_config
 
 WORD_NGRAMS = (1, 2)
 CHARACTER_NGRAMS = (2, 5)
+
+
+class _Config(BaseModel):
+    """config.json"""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    judge: Literal["linear"]
+    n_features: int = Field(gt=0)
+    intercept: float = Field(allow_inf_nan=False)
 
 
 class LinearJudge:
@@ -33,6 +46,8 @@ class LinearJudge:
         weights: ``(2 * n_features,)``, of the words' buckets and then of the characters'.
         intercept: added to every score.
     """
+
+    KIND: ClassVar = "linear"
 
     def __init__(self, weights: NDArray[np.float32], intercept: float):
         self.weights = weights
@@ -79,27 +94,23 @@ class LinearJudge:
         """Writes config.json and model.safetensors into ``folder``."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        config = {"judge": "linear", "n_features": self.n_features, "intercept": self.intercept}
+        config = {"judge": self.KIND, "n_features": self.n_features, "intercept": self.intercept}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({"weights": self.weights}, target / "model.safetensors")
+        save_file({"weights": self.weights}, target / WEIGHTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: the folder holds something else.
+            ValueError: the folder holds something else, or is damaged; names the file.
         """
         path = Path(folder) / "config.json"
-        config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if config.get("judge") != "linear":
+        if kind_of(path.parent) != cls.KIND:
             raise ValueError(f"{folder} holds no linear judge (see {path})")
-        weights = load_file(Path(folder) / "model.safetensors")["weights"]
-        if weights.shape != (2 * config["n_features"],):
-            raise ValueError(
-                f"{folder} has {weights.shape} weights, not 2 x {config['n_features']}"
-            )
-        return cls(weights, float(config["intercept"]))
+        config = read_config(path, _Config)
+        (weights,) = read_arrays(path.parent / WEIGHTS, {"weights": 2 * config.n_features})
+        return cls(weights.astype(np.float32), config.intercept)
 
 
 def _features(texts: Sequence[str], n_features: int) -> csr_matrix:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from plugalign.adapters.merging import base_of, merged, tokenizer_of
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.fitting.data import read_rows
+from plugalign.files.pretrained import loading
+from plugalign.files.rows import read_rows
+from plugalign.files.shown import check_name, printable
+from plugalign.identity import model_name
 
 UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any model can have them
     "self_debias": SelfDebias,
@@ -22,24 +25,26 @@ UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any m
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A causal language model in eval mode, on a GPU if there is one, and its tokenizer.
 
-    On a CPU it is loaded in float32, since half precision is emulated there and many times slower.
-
     Args:
-        name: a Hugging Face hub id or a folder.
+        name: a Hugging Face hub id or a folder; the folder of an adapter is its base with the
+            adapter merged in.
+        dtype: of its weights; by default as they are stored on a GPU, and float32 on a CPU, since
+            many emulate half precision, see `plugalign.precision.chosen_dtype`.
 
     Raises:
         ValueError: if there is no such model, or it is an encoder-decoder model.
     """
     device = _device()
-    with _told(name):
-        _decoder_config(name)
+    with loading("the model", name):
+        _decoder_config(base_of(name))
+        usual = "auto" if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto" if device == "cuda" else torch.float32
+            base_of(name), dtype=usual if dtype is None else dtype, trust_remote_code=False
         )
-        return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+        return merged(model, name).to(device).eval(), _tokenizer(name)
 
 
 def random_model(name: str) -> tuple[Any, Any]:
@@ -49,11 +54,15 @@ def random_model(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: see `load_model`.
     """
-    with _told(name):
-        config, tokenizer = _decoder_config(name), AutoTokenizer.from_pretrained(name)
+    with loading("the model", name):
+        config, tokenizer = _decoder_config(base_of(name)), _tokenizer(name)
         dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
         with torch.device(_device()):
             return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
+
+
+def _tokenizer(name: str) -> Any:
+    return AutoTokenizer.from_pretrained(tokenizer_of(name), trust_remote_code=False)
 
 
 def _device() -> str:
@@ -61,20 +70,24 @@ def _device() -> str:
 
 
 def _decoder_config(name: str) -> Any:
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError("an encoder-decoder model; controllers steer causal language models")
     return config
 
 
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """One clear error where there is no such model, or it is of another kind."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load the model '{name}': {reason}") from error
+def check_context(model: Any, tokens: int) -> None:
+    """Refuses more tokens than the model has positions for, before any work.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise ValueError(
+            f"prompt and new tokens together are {tokens}, more than the context of "
+            f"'{model_name(model)}' ({context}); take fewer"
+        )
 
 
 def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
@@ -85,14 +98,12 @@ def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
     """
     loaded: dict[str, Controller] = {}
     for name, given in controllers.items():
+        check_name(name, "a controller")
         if isinstance(given, Controller):
             loaded[name] = given
             continue
-        try:
+        with loading("the controller", f"{name}={given}"):
             loaded[name] = Controller.from_pretrained(str(given))
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load the controller {name}={given}: {reason}") from error
     return loaded
 
 
@@ -100,21 +111,18 @@ def load_references(path: str | Path) -> tuple[list[str], list[float]]:
     """Texts with reference scores in [0, 1], such as Perspective's, from a JSONL or CSV file.
 
     The text is in the field "text" or "continuation", its score in "score", "toxicity" or
-    "perspective_toxicity".
+    "perspective_toxicity", or, where the text's field is nested, beside it: the toxicity in
+    "continuation.toxicity" belongs to the text in "continuation.text".
 
     Raises:
         ValueError: naming the file and the line.
     """
     texts, scores = [], []
-    for place, row in read_rows(Path(path)):
-        text = next((row[name] for name in TEXTS if name in row), None)
-        score = next((row[name] for name in REFERENCES if name in row), None)
-        if not isinstance(text, str) or score is None:
-            wanted = f"a text in {' or '.join(TEXTS)} and a score in {' or '.join(REFERENCES)}"
-            raise ValueError(f"{place}: needs {wanted}")
-        texts.append(text)
-        try:
-            scores.append(float(score))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: the score {score!r} is no number") from error
+    for row in read_rows(Path(path)):
+        field = row.first(*TEXTS)
+        texts.append(row.text(field))
+        nested = [f"{field}.{name}" for name in REFERENCES]
+        scores.append(row.share(row.first(*REFERENCES, *nested)))
+    if not texts:
+        raise ValueError(f"{printable(str(path))} holds no texts with reference scores")
     return texts, scores

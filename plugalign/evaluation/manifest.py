@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plugalign.controller import Controller
+from plugalign.controller import Composition, Controller
 from plugalign.fitting.training import fingerprint
 from plugalign.identity import Identity, model_name
 
@@ -33,12 +34,46 @@ def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def describe_controller(controller: Controller) -> dict[str, Any]:
-    """A controller's class and settings, and a fingerprint of what it has learned."""
-    return {
+    """A controller's class and settings, and a fingerprint of what it has learned.
+
+    Of a sum, each of its controllers is described under "parts".
+    """
+    found: dict[str, Any] = {
         "class": type(controller).__name__,
         "config": controller.config(),
         "learned": controller_fingerprint(controller),
     }
+    if isinstance(controller, Composition):
+        found["parts"] = [
+            {"weight": weight, **describe_controller(part)} for weight, part in controller.parts()
+        ]
+    return found
+
+
+def run_name(manifest: Mapping[str, Any]) -> str:
+    """A hash of all that a run's results depend on."""
+    parts = {part: manifest[part] for part in ("settings", "versions")}
+    return fingerprint(json.dumps(parts, sort_keys=True))[:16]
+
+
+def with_agreements(
+    manifest: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A manifest with what was found on further reference sets; a set that was there is renewed.
+
+    "agreement" is the first of them.
+    """
+    new = {one["sha256"] for one in found}
+    kept = [one for one in agreements(manifest) if one.get("sha256") not in new]
+    every = [*kept, *found]
+    return {**manifest, "agreement": every[0] if every else None, "agreements": every}
+
+
+def agreements(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a manifest says of the judges' agreement with reference scores, set by set."""
+    first = manifest.get("agreement")
+    every: list[dict[str, Any]] = manifest.get("agreements") or ([first] if first else [])
+    return every
 
 
 def controller_fingerprint(controller: Controller) -> str:
@@ -86,9 +121,10 @@ def _part(part: Any) -> str:
     if isinstance(part, nn.Module):
         return weights_fingerprint(part)
     folder = Path(part)
-    return fingerprint([(p.name, _file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])
+    return fingerprint([(p.name, file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

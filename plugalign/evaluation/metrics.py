@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plugalign.evaluation.statistics import FloatArray
+from plugalign.tokens import token_ids
 
 Ids = Sequence[int]
 
@@ -124,10 +125,11 @@ def perplexity(
     """
     start = tokenizer.bos_token_id
     start = tokenizer.eos_token_id if start is None else start
-    known = {text: list(tokenizer(text, verbose=False)["input_ids"]) for text in set(prompts)}
+    different = list(dict.fromkeys(prompts))
+    known = dict(zip(different, token_ids(tokenizer, different), strict=True))
     heads, tails = [], []
     for prompt, continuation in zip(prompts, continuations, strict=True):
-        whole = list(tokenizer(prompt + continuation, verbose=False)["input_ids"])
+        (whole,) = token_ids(tokenizer, [prompt + continuation])
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(whole, known[prompt], strict=False))
         shared = sum(1 for _ in pairs)
         if shared == 0 and start is not None:

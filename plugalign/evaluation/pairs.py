@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from plugalign.evaluation.records import Record
-from plugalign.evaluation.summary import Answers
+from plugalign.evaluation.answers import Answers
+from plugalign.evaluation.records import Answer
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -45,13 +44,13 @@ def telling_pairs(
     """The largest fall of toxicity, its largest rise if there is one, and one pair at random."""
     rows = [
         (before, after)
-        for befores, afters in zip(base.records, method.records, strict=True)
+        for befores, afters in zip(base.rows, method.rows, strict=True)
         for before, after in zip(befores, afters, strict=True)
-        if None not in (before["scores"][judge], after["scores"][judge])
+        if None not in (before.scored.scores[judge], after.scored.scores[judge])
     ]
     if not rows:
         return []
-    by_change = sorted(rows, key=lambda row: row[1]["scores"][judge] - row[0]["scores"][judge])
+    by_change = sorted(rows, key=lambda row: _change(row, judge))
     chosen = {"the largest fall": by_change[0], "the largest rise": by_change[-1]}
     falls, rises = (_change(row, judge) for row in chosen.values())
     if falls >= 0:
@@ -62,31 +61,32 @@ def telling_pairs(
     return [_pair(kind, *row, judge, prompts, decode) for kind, row in chosen.items()]
 
 
-def _change(row: tuple[Record, Record], judge: str) -> float:
-    before, after = (float(record["scores"][judge]) for record in row)
+def _change(row: tuple[Answer, Answer], judge: str) -> float:
+    before, after = (answer.scored.scores[judge] or 0.0 for answer in row)
     return after - before
 
 
 def _pair(
-    kind: str, base: Record, method: Record, judge: str, prompts: Sequence[str], decode: Decode
+    kind: str, base: Answer, method: Answer, judge: str, prompts: Sequence[str], decode: Decode
 ) -> Pair:
-    a, b = base["tokens"], method["tokens"]
+    a, b = base.generated.tokens, method.generated.tokens
     same = next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
     parted = same < max(len(a), len(b))
     return Pair(
         kind,
-        prompts[base["prompt"]],
+        prompts[base.generated.prompt],
         _part(base, same, judge, decode),
         _part(method, same, judge, decode),
         same + 1 if parted else None,
     )
 
 
-def _part(record: Record, same: int, judge: str, decode: Decode) -> Part:
-    tokens: Sequence[Any] = record["tokens"]
+def _part(answer: Answer, same: int, judge: str, decode: Decode) -> Part:
+    tokens = answer.generated.tokens
     shared, through, whole = (decode(tokens[:n]) for n in (same, same + 1, len(tokens)))
     if not (through.startswith(shared) and whole.startswith(through)):
         shared, through = "", ""  # a character may span tokens, and some decoders tidy up spaces
-    return Part(shared, through[len(shared) :], whole[len(through) :], record["scores"][judge])
+    score = answer.scored.scores[judge]
+    return Part(shared, through[len(shared) :], whole[len(through) :], score)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.fitting.data import read_rows
+from plugalign.files.rows import read_lines, read_rows
+from plugalign.files.shown import printable, shown
+from plugalign.files.values import text_of
 from plugalign.identity import model_name
+from plugalign.tokens import token_ids
 
 Row = tuple[int, int]
 """The number of a prompt and the number of a sample."""
+FIELDS = ("text", "prompt")  # where a prompt stands in a row
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ def load_prompts(source: str | Path | Sequence[str], limit: int | None = None) -
     """Reads prompts.
 
     Args:
-        source: a ``.jsonl`` or ``.csv`` file with a "text" field, a ``.txt`` file with one prompt
-            a line, or the texts themselves. RealToxicityPrompts' own layout is understood too.
+        source: a ``.jsonl`` or ``.csv`` file with a "text" or "prompt" field, which may be nested
+            as in RealToxicityPrompts (`plugalign.files.rows.Row`), a ``.txt`` file with one prompt
+            a line, or the texts themselves.
         limit: only so many of the first.
 
     Raises:
@@ -45,29 +50,29 @@ def load_prompts(source: str | Path | Sequence[str], limit: int | None = None) -
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     if not isinstance(source, (str, Path)):
-        texts = [_checked(text, f"prompt {i}") for i, text in enumerate(source)]
+        texts = [text_of(text, f"prompt {i}: the prompt") for i, text in enumerate(source)]
         if not texts:
             raise ValueError("there are no prompts; give at least one text")
         return Prompts(tuple(texts[:limit]))
     path = Path(source)
-    texts = [_checked(value, place) for place, value in _values(path)]
+    texts = list(_read(path))
     if not texts:
-        raise ValueError(f"{path} holds no prompts; give it one prompt per line")
+        raise ValueError(f"{printable(str(path))} holds no prompts; give it one prompt per line")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Prompts(tuple(texts[:limit]), str(path), digest)
 
 
 def encode(prompts: Prompts, model: Any, tokenizer: Any, max_new_tokens: int) -> list[list[int]]:
-    """Token ids of every prompt.
+    """Token ids of every prompt, with one begin token where the tokenizer puts one.
 
     Raises:
         ValueError: for a prompt without tokens, or one that leaves no room for the answer.
     """
-    encoded: list[list[int]] = [tokenizer(t, verbose=False)["input_ids"] for t in prompts.texts]
+    encoded = token_ids(tokenizer, prompts.texts)
     context = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded):
         if not ids:
-            raise ValueError(f"prompt {number} ({prompts.texts[number]!r}) has no tokens")
+            raise ValueError(f"prompt {number} ({shown(prompts.texts[number])}) has no tokens")
         if context is not None and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"prompt {number} has {len(ids)} tokens; with {max_new_tokens} new ones it is "
@@ -92,36 +97,9 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-def _values(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every prompt of a file with its place, "file, line n"."""
+def _read(path: Path) -> Iterator[str]:
+    """Every prompt of a file."""
     if path.suffix.lower() == ".txt":
-        yield from _lines(path)
-        return
-    for place, row in read_rows(path):
-        value = row.get("text", row.get("prompt"))
-        if isinstance(value, Mapping):  # RealToxicityPrompts: {"prompt": {"text": ...}, ...}
-            value = value.get("text")
-        if value is None:
-            columns = ", ".join(repr(str(c)) for c in row)
-            raise ValueError(f"{place}: no field 'text'; the fields are {columns}")
-        yield place, value
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8; save the file as UTF-8") from error
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.rstrip("\r")
-
-
-def _checked(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{place}: a prompt must be text, got {value!r}")
-    if not value.strip():
-        raise ValueError(f"{place}: the prompt is empty; remove it or fill it")
-    return value
+        yield from (text_of(line, f"{place}: the prompt") for place, line in read_lines(path))
+    else:
+        yield from (row.text(row.first(*FIELDS)) for row in read_rows(path))

@@ -7,22 +7,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plugalign.evaluation.answers import read_answers
 from plugalign.evaluation.charts import Estimate, Scatter, scatter
-from plugalign.evaluation.pairs import Decode, Pair, telling_pairs
-from plugalign.evaluation.records import (
+from plugalign.evaluation.folder import (
     MANIFEST,
     PROMPTS,
     REPORT,
     SUMMARY,
     read_json,
-    read_whole,
     replace_text,
 )
-from plugalign.evaluation.summary import BASE, read_answers
-from plugalign.evaluation.table import SIGNIFICANT, number, p_value
+from plugalign.evaluation.manifest import agreements
+from plugalign.evaluation.pairs import Decode, Pair, telling_pairs
+from plugalign.evaluation.references import BASE, PLAIN
+from plugalign.evaluation.table import (
+    number,
+    p_value,
+    percent,
+    revisions_in_words,
+    rows_of,
+    under,
+    verdict,
+)
 
 TEMPLATE = "report.html.j2"
-TOXICITY = "toxicity_probability"
+TITLES = {
+    "toxicity_probability": "Toxicity probability",
+    "expected_maximum_toxicity": "Expected maximum",
+    "mean_toxicity": "Mean toxicity",
+}
+LONGEST = 16  # characters of a setting that stands beside a method's name
 
 
 def write_report(out: Path, decode: Decode) -> Path:
@@ -36,54 +50,114 @@ def write_report(out: Path, decode: Decode) -> Path:
     """
     environment = _environment()
     manifest, summary = read_json(out / MANIFEST), read_json(out / SUMMARY)
+    rows, settings = rows_of(summary), manifest["settings"]
     html = environment.get_template(TEMPLATE).render(
         summary=summary,
         manifest=manifest,
-        settings=manifest["settings"],
+        settings=settings,
+        rows=rows,
         methods=summary["methods"],
-        base=summary["methods"][BASE],
+        primary=summary["metrics"][0],
         finding=headline(summary),
         scatter=_scatter(summary),
         change_scale=_change_scale(summary),
-        cost_scale=max(m["ratio_to_plain"]["quartiles"][1] for m in summary["methods"].values()),
+        cost_scale=max(row["ratio_per_step"]["quartiles"][1] for row in rows.values()),
         pairs=_pairs(out, manifest, decode),
-        other_judges=[j for j in summary["judges"] if j != summary["primary_judge"]],
+        reference_sets=agreements(manifest),
         conditions=list(_conditions(manifest)),
-        controllers={n: c for n, c in manifest["settings"]["methods"].items() if c},
+        beside={name: settings_line(found) for name, found in settings["methods"].items()},
+        controllers={n: c for n, c in settings["methods"].items() if c},
     )
     replace_text(out / REPORT, html)
     return out / REPORT
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """What was found, in one or two plain sentences."""
-    methods = {n: m for n, m in summary["methods"].items() if "difference" in m[TOXICITY]}
-    sure = {n: m for n, m in methods.items() if m[TOXICITY]["p_adjusted"] < SIGNIFICANT}
-    better = {n: m for n, m in sure.items() if m[TOXICITY]["difference"]["value"] < 0}
+    """What was found, in a few plain sentences; it claims no more than every judge does."""
+    metric, judges = summary["metrics"][0], list(summary["judges"])
+    name, better = metric["name"], metric["better"]
+    methods = {n: m for n, m in summary["methods"].items() if "difference" in m[name]}
+    found = {n: m for n, m in methods.items() if verdict(m[name], better) == "better"}
     if not methods:
         return "Only the plain model was run, so there is nothing to compare it with."
-    if not better:
+    if not found:
         return (
-            "No method lowered the toxicity probability by more than these prompts' chance "
-            "differences would explain."
+            f"No method {_improved(metric, past=True)} by more than these prompts' chance "
+            f"differences would explain."
         )
-    best = min(better, key=lambda n: _rank(better[n]))
-    base, found = summary["methods"][BASE], better[best]
-    before, after = (f"{m[TOXICITY]['value']:.0%}" for m in (base, found))
+    sign = 1 if better == "lower" else -1
+    best = min(found, key=lambda n: (sign * found[n][name]["value"], _cost(found[n])))
+    row, base = found[best], summary["methods"][summary["reference"]]
     sentence = (
-        f"{best} lowers the share of prompts with a toxic answer from {before} to {after}, at "
-        f"{number(found['ratio_to_plain']['value'])} times the time per token"
+        f"{best} {_improved(metric, past=False)} {_change(row[name], base[name]['value'])}"
+        f"{_elsewhere(summary, best, judges[1:])}, at {number(_cost(row))} times the time per "
+        f"decoding step{_perplexity(row, base)}."
     )
-    if found["perplexity"]["value"] is None or base["perplexity"]["value"] is None:
-        return sentence + "."
-    change = found["perplexity"]["value"] / base["perplexity"]["value"] - 1
-    moved = f"{abs(change):.0%} {'higher' if change > 0 else 'lower'}"
-    return f"{sentence} and a perplexity {moved}."
+    return f"{sentence}{_at_equal_length(row, metric)}"
 
 
-def _rank(method: Mapping[str, Any]) -> tuple[float, float]:
-    """Less toxic first; among equals the cheaper one."""
-    return method[TOXICITY]["value"], method["ratio_to_plain"]["value"]
+def settings_line(described: Mapping[str, Any] | None) -> str:
+    """A method's settings in a line, to stand beside its name; what is long is left out of it."""
+    if not described:
+        return ""
+    if parts := described.get("parts"):
+        return " + ".join(f"{p['weight']:g} x {p['class']} ({settings_line(p)})" for p in parts)
+    shown = {k: v for k, v in described["config"].items() if v is not None and k != "fitted_for"}
+    short = [f"{k} {v}" for k, v in shown.items() if _is_short(v)]
+    return ", ".join([*short, "…"] if len(short) < len(shown) else short)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= LONGEST)
+
+
+def _improved(metric: Mapping[str, Any], *, past: bool) -> str:
+    present, before = {"lower": ("lowers", "lowered"), "higher": ("raises", "raised")}[
+        metric["better"]
+    ]
+    what = metric["name"].replace("_", " ")
+    if metric["name"] == "toxicity_probability" and not past:
+        what = "share of prompts with a toxic answer"
+    return f"{before if past else present} the {what}"
+
+
+def _change(figure: Mapping[str, Any], before: float) -> str:
+    return f"from {before:.0%} to {figure['value']:.0%}"
+
+
+def _elsewhere(summary: Mapping[str, Any], method: str, judges: list[str]) -> str:
+    """The same figures under the other judges, who may see it otherwise."""
+    name, rows = summary["metrics"][0]["name"], summary["methods"]
+    said = []
+    for judge in judges:
+        before, after = (
+            rows[row]["judges"][judge][name]["value"] for row in (summary["reference"], method)
+        )
+        if None not in (before, after):
+            said.append(f"{before:.0%} to {after:.0%} under {judge}")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _at_equal_length(row: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    figure = row.get("length_matched", {}).get(metric["name"])
+    if figure is None or figure["value"] is None:
+        return ""
+    sure = verdict(figure, metric["better"]) == "better"
+    return (
+        f" Over answers of equal length it goes from {figure['base']:.0%} to {figure['value']:.0%}"
+        f"{'' if sure else ', which chance may explain'}."
+    )
+
+
+def _perplexity(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    if row["perplexity"]["value"] is None or base["perplexity"]["value"] is None:
+        return ""
+    change = row["perplexity"]["value"] / base["perplexity"]["value"] - 1
+    return f" and a perplexity {abs(change):.0%} {'higher' if change > 0 else 'lower'}"
+
+
+def _cost(row: Mapping[str, Any]) -> float:
+    return float(row["ratio_per_step"]["value"])
 
 
 def _environment() -> Any:
@@ -98,7 +172,15 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, p_value=p_value, json=_pretty)
+    environment.filters.update(
+        number=number,
+        p_value=p_value,
+        percent=percent,
+        json=_pretty,
+        words=revisions_in_words,
+        title=lambda metric: TITLES.get(metric, metric.replace("_", " ").capitalize()),
+    )
+    environment.globals.update(under=under, verdict=verdict)
     return environment
 
 
@@ -107,18 +189,23 @@ def _pretty(value: Any) -> str:
 
 
 def _scatter(summary: Mapping[str, Any]) -> Scatter | None:
+    metric = summary["metrics"][0]["name"]
     figures = [
-        (name, _estimate(method["perplexity"]), _estimate(method[TOXICITY]))
-        for name, method in summary["methods"].items()
-        if None not in (method["perplexity"]["value"], method[TOXICITY]["value"])
+        (name, _estimate(row["perplexity"]), _estimate(row[metric]))
+        for name, row in rows_of(summary).items()
+        if None not in (row["perplexity"]["value"], row[metric]["value"]) and name != PLAIN
     ]
     return scatter(figures) if figures else None
 
 
 def _change_scale(summary: Mapping[str, Any]) -> float:
     """The largest change from base that an interval reaches, for a common scale."""
-    changes = [m[TOXICITY].get("difference") for m in summary["methods"].values()]
-    return max((abs(c[end]) for c in changes if c for end in ("low", "high")), default=0) or 1.0
+    metric, primary = summary["metrics"][0]["name"], summary["primary_judge"]
+    rows = [under(row, j, primary) for row in rows_of(summary).values() for j in summary["judges"]]
+    figures = [row[metric] for row in rows]
+    figures += [row["length_matched"][metric] for row in rows if "length_matched" in row]
+    changes = [figure["difference"] for figure in figures if "difference" in figure]
+    return max((abs(c[end]) for c in changes for end in ("low", "high")), default=0) or 1.0
 
 
 def _estimate(figures: Mapping[str, Any]) -> Estimate:
@@ -126,14 +213,14 @@ def _estimate(figures: Mapping[str, Any]) -> Estimate:
 
 
 def _pairs(out: Path, manifest: Mapping[str, Any], decode: Decode) -> dict[str, list[Pair]]:
-    settings = manifest["settings"]
-    answers = read_answers(out, list(settings["methods"]))
-    prompts = [row["text"] for row in read_whole(out / PROMPTS)]
+    settings, answers = manifest["settings"], read_answers(out, manifest)
+    lines = (out / PROMPTS).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    prompts = [json.loads(line)["text"] for line in lines]
     judge, seed = settings["judges"][0], settings["seed"]
     return {
         name: telling_pairs(answers[BASE], method, judge, prompts, decode, seed)
         for name, method in answers.items()
-        if name != BASE
+        if name in settings["methods"] and name != BASE
     }
 
 
@@ -148,12 +235,13 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     source = "of the pocket world" if manifest["pocket"] else "given as texts"
     count, source = settings["prompts"]["count"], data["path"] or source
     yield "Prompts", f"{count} ({source}), SHA-256 {settings['prompts']['sha256'][:16]}"
-    yield "Judges", ", ".join(settings["judges"])
+    details, paths = settings.get("judge_details", {}), data.get("judges", {})
+    yield "Judges", ", ".join(_judge(j, details.get(j), paths.get(j)) for j in settings["judges"])
     yield "Perplexity under", "the base without steering" if scorer["is_base"] else scorer["name"]
     yield (
         "Sampling",
         (
-            f"{settings['samples']} samples of {settings['max_new_tokens']} tokens, top-p "
+            f"{settings['samples']} samples of {_length(settings)} tokens, top-p "
             f"{settings['top_p']:g}, temperature {settings['temperature']:g}, seed "
             f"{settings['seed']}, batches of {settings['batch_size']}"
         ),
@@ -166,3 +254,18 @@ def _conditions(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"Python {where['python']}, {where['platform']}"
         ),
     )
+
+
+def _length(settings: Mapping[str, Any]) -> str:
+    least = settings.get("min_new_tokens", 0)
+    return f"{least} to {settings['max_new_tokens']}" if least else f"{settings['max_new_tokens']}"
+
+
+def _judge(name: str, details: Mapping[str, Any] | None, path: str | None) -> str:
+    """A judge by its name, what it is and where it came from."""
+    if not details:
+        return name
+    known = [details["class"], *([path] if path else [])]
+    known += [f"SHA-256 {details['sha256'].split(':')[-1][:16]}"] if details["sha256"] else []
+    known += [f"toxic from {details['threshold']:g}"] if details["threshold"] is not None else []
+    return f"{name} ({', '.join(known)})"

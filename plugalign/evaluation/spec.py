@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from plugalign.files.shown import check_name, printable, shown
+from plugalign.files.typed import read_yaml, validated
+
+MOST = 100_000  # of samples, tokens or answers at a time: a number beyond it is a slip
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a name, a path or a text is needed")
+    return text
+
+
+def _name(text: str) -> str:
+    return check_name(text, "a method or a judge")
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Name = Annotated[str, AfterValidator(_name)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class CompareSpec(BaseModel):
@@ -15,58 +34,52 @@ class CompareSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str | None = None
-    prompts: str | list[str] | None = None
+    model: Text | None = None
+    prompts: Text | list[Text] | None = None
     limit: int | None = Field(None, ge=1)
-    methods: list[str] | None = None
-    controllers: dict[str, str] | None = None
-    judges: list[str] | dict[str, str] | None = None
-    scorer: str | None = None
-    agreement: str | None = None
-    samples: int = Field(25, ge=1)
-    max_new_tokens: int = Field(20, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    methods: list[Name] | None = Field(None, min_length=1)
+    controllers: dict[Name, Text] | None = None
+    judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
+    scorer: Text | None = None
+    agreement: Text | list[Text] | None = None
+    samples: Count = 25
+    max_new_tokens: Count = 20
+    min_new_tokens: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(0.9, gt=0, le=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: Count = 32
     seed: int = Field(0, ge=0)
-    out: str | None = None
+    out: Text | None = None
     resume: bool = False
 
 
-def read_spec(path: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_spec(
+    path: Path | None, given: Mapping[str, Any], *, trust: bool = False
+) -> dict[str, Any]:
     """The options in a YAML file, with those in ``given`` in their place; only what was set.
+
+    Args:
+        trust: whether the file may name a judge that is code.
 
     Raises:
         ValueError: naming the file and the line, or the option and what is wrong with it.
     """
-    options = {**({} if path is None else _read(path)), **given}
-    try:
-        return CompareSpec.model_validate(options).model_dump(exclude_unset=True, exclude_none=True)
-    except ValidationError as error:
-        raise ValueError(_explained(error, path)) from error
+    typed = validated(CompareSpec, given, None)
+    if path is not None:
+        written = validated(CompareSpec, read_yaml(path), printable(str(path)))
+        if not trust:
+            _refuse_code(written.judges, path)
+        typed = written.model_copy(update=typed.model_dump(exclude_unset=True))
+    return typed.model_dump(exclude_unset=True, exclude_none=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise ValueError(f"{path}{line}: malformed YAML ({error.problem})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected options such as 'samples: 25', got {content!r:.60}")
-    return content
+def _refuse_code(judges: list[str] | dict[str, str] | None, path: Path) -> None:
+    """A file of options that came from somebody else must not run what it names."""
+    from plugalign.evaluation.judges import is_code
 
-
-def _explained(error: ValidationError, path: Path | None) -> str:
-    """The first fault in one line."""
-    fault = error.errors()[0]
-    name = ".".join(str(part) for part in fault["loc"])
-    place = "" if path is None else f" (in {path} or among the options)"
-    if fault["type"] == "extra_forbidden":
-        return f"unknown option {name!r}{place}; known are {', '.join(CompareSpec.model_fields)}"
-    wrong = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{name}: {wrong}, got {fault['input']!r}{place}"
+    specs = list(judges.values() if isinstance(judges, dict) else judges or ())
+    if code := [spec for spec in specs if is_code(spec)]:
+        raise ValueError(
+            f"{printable(str(path))}: the judge {shown(code[0])} is code, which a spec may name "
+            f"only with --trust; or give it as --judge"
+        )

@@ -11,17 +11,21 @@ from plugalign import pocket
 from plugalign.controller import Controller
 from plugalign.evaluation.agreement import agreement as agree
 from plugalign.evaluation.generation import Decoding, end_tokens
-from plugalign.evaluation.judges import Judge, load_judges
+from plugalign.evaluation.judge_identity import describe_judge, judge_source, specs_of
+from plugalign.evaluation.judge_metrics import Metric, checked
+from plugalign.evaluation.judges import Judge, check_judges, load_judges
 from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
 from plugalign.evaluation.manifest import (
     conditions,
     describe_controller,
     describe_model,
+    file_hash,
+    run_name,
     versions,
 )
 from plugalign.evaluation.prompts import Prompts, load_prompts
+from plugalign.evaluation.references import BASE, References
 from plugalign.evaluation.scoring import Scorer
-from plugalign.evaluation.summary import BASE
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -37,6 +41,8 @@ class Study:
     controllers: dict[str, Controller]
     prompts: Prompts
     judges: dict[str, Judge]
+    judge_specs: dict[str, Any]
+    metrics: tuple[Metric, ...]
     scorer: tuple[Any, Any] | None
     is_pocket: bool
 
@@ -51,45 +57,75 @@ class Study:
         limit: int | None,
         judges: Mapping[str, Any] | Sequence[Any] | None,
         scorer: Any,
+        metrics: Sequence[Metric] | None = None,
     ) -> Study:
         is_pocket = model is None
         if not is_pocket:
             _require(prompts=prompts, judges=judges)
-        texts = _prompts(prompts, limit)
+        texts, measured = _prompts(prompts, limit), checked(metrics)
         given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
         chosen = load_controllers(_chosen(methods, given))
-        judged = load_judges(["pocket"] if judges is None else judges)
+        specs = ["pocket"] if judges is None else judges
+        judged = load_judges(specs)
+        check_judges(judged.values(), texts.texts)
+        named = dict(zip(judged, specs_of(specs), strict=True))
         model, tokenizer = _model(model, tokenizer)
         scored = None if scorer is None else _model(scorer, None)
-        return cls(model, tokenizer, chosen, texts, judged, scored, is_pocket)
+        return cls(model, tokenizer, chosen, texts, judged, named, measured, scored, is_pocket)
 
-    def manifest(self, decoding: Decoding) -> dict[str, Any]:
+    def manifest(self, decoding: Decoding, references: References) -> dict[str, Any]:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
         methods = {name: describe_controller(c) for name, c in self.controllers.items()}
         base = describe_model(self.model, self.tokenizer)
         scorer = describe_model(*self.scorer) if self.scorer else base
-        return {
+        threshold = next((m.threshold for m in self.metrics if m.is_share), None)
+        found = {
             "settings": {
                 "model": base,
                 "methods": {BASE: None, **methods},
+                "references": {n: references.supports.get(n) for n in references.generators},
+                "cut_alike": dict(references.cut_alike),
                 "prompts": {"count": len(self.prompts.texts), "sha256": self.prompts.fingerprint()},
                 "judges": list(self.judges),
+                "judge_details": {
+                    name: describe_judge(judge, self.judge_specs[name]) | {"threshold": threshold}
+                    for name, judge in self.judges.items()
+                },
+                "metrics": {metric.name: metric.to_dict() for metric in self.metrics},
                 "scorer": {**scorer, "is_base": self.scorer is None},
                 **asdict(decoding),
             },
             "versions": versions(),
-            "data": {"path": self.prompts.path, "sha256": self.prompts.sha256},
+            "data": {
+                "path": self.prompts.path,
+                "sha256": self.prompts.sha256,
+                "judges": {name: judge_source(spec) for name, spec in self.judge_specs.items()},
+            },
             "pocket": self.is_pocket,
             "conditions": conditions(self.model.device),
         }
+        return {"run": run_name(found), **found}
 
-    def agreement(self, path: str | Path | None) -> dict[str, Any] | None:
-        """How far every judge agrees with the reference scores in a file."""
-        if path is None:
-            return None
+    def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[dict[str, Any]]:
+        """How far every judge agrees with the reference scores in each of these files.
+
+        Raises:
+            ValueError: naming the file, if it is malformed or cannot tell a judge from a coin.
+        """
+        given = [paths] if isinstance(paths, (str, Path)) else list(paths or ())
+        return [self._agreement(Path(path)) for path in dict.fromkeys(map(str, given))]
+
+    def _agreement(self, path: Path) -> dict[str, Any]:
         texts, references = load_references(path)
-        found = {name: asdict(agree(j(texts), references)) for name, j in self.judges.items()}
-        return {"source": Path(path).name, "judges": found}
+        found = {}
+        for name, judge in self.judges.items():
+            verdicts = judge.verdicts(texts)
+            try:
+                found[name] = asdict(agree(verdicts.scores, references))
+            except ValueError as error:
+                reason = f" ({verdicts.first_error})" if verdicts.failed else ""
+                raise ValueError(f"{path}, judge {name!r}: {error}{reason}") from error
+        return {"source": path.name, "sha256": file_hash(path), "judges": found}
 
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""

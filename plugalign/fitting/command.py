@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from plugalign.controller import Controller
-from plugalign.fitting.data import Labelled
+from plugalign.evaluation.loading import load_model
+from plugalign.fitting.data import Labelled, load_data
+from plugalign.fitting.progress import say
+from plugalign.fitting.settings import settings_of, validated
 from plugalign.identity import model_name
+from plugalign.precision import chosen_dtype
 
-FITTERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "dexperts": ("plugalign.fitting.dexperts", "fit_dexperts", {}),
-    "dexperts_lora": ("plugalign.fitting.dexperts", "fit_dexperts", {"lora": True}),
-    "fudge": ("plugalign.fitting.fudge", "fit_fudge", {}),
-    "fudge_head": ("plugalign.fitting.fudge_head", "fit_fudge_head", {}),
-    "nullspace": ("plugalign.fitting.nullspace", "fit_nullspace", {}),
-    "prefix": ("plugalign.fitting.prefix", "fit_prefix", {}),
-    "prefix_contrast": ("plugalign.fitting.prefix", "fit_prefix", {"contrast": True}),
+
+class Fitter(NamedTuple):
+    """Where a method's fit function is.
+
+    Attributes:
+        fixed: settings that make the function fit this method.
+        frozen: whether the model only runs, or is tuned as a whole.
+    """
+
+    module: str
+    function: str
+    fixed: Mapping[str, Any] = {}
+    frozen: bool = True
+
+
+FITTERS = {
+    "dexperts": Fitter("plugalign.fitting.dexperts", "fit_dexperts", {"lora": False}, frozen=False),
+    "dexperts_lora": Fitter("plugalign.fitting.dexperts", "fit_dexperts", {"lora": True}),
+    "fudge": Fitter("plugalign.fitting.fudge", "fit_fudge", frozen=False),
+    "fudge_head": Fitter("plugalign.fitting.fudge_head", "fit_fudge_head"),
+    "nullspace": Fitter("plugalign.fitting.nullspace", "fit_nullspace"),
+    "prefix": Fitter("plugalign.fitting.prefix", "fit_prefix", {"contrast": False}),
+    "prefix_contrast": Fitter("plugalign.fitting.prefix", "fit_prefix", {"contrast": True}),
 }
 UNFITTED = ("self_debias", "self_critique")
+OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
 
 
-def fitter(method: str) -> tuple[Callable[..., Controller], dict[str, Any]]:
+def fitter(method: str) -> tuple[Callable[..., Controller], Mapping[str, Any]]:
     """The fit function of a method, and the settings that make it this method.
 
     Raises:
@@ -36,40 +57,81 @@ def fitter(method: str) -> tuple[Callable[..., Controller], dict[str, Any]]:
         raise ValueError(f"{method} has nothing to fit: it needs settings only")
     if method not in FITTERS:
         raise ValueError(f"unknown method '{method}'; those that learn are {', '.join(FITTERS)}")
-    module, name, settings = FITTERS[method]
-    return getattr(importlib.import_module(module), name), settings
+    found = FITTERS[method]
+    return getattr(importlib.import_module(found.module), found.function), found.fixed
 
 
 def parse_settings(method: str, pairs: Sequence[str]) -> dict[str, Any]:
     """``NAME=VALUE`` pairs as keyword arguments of the method's fit function.
 
     Raises:
-        ValueError: for a setting that the method does not have; lists those it has.
+        ValueError: for a setting that the method does not have, naming those it has, or a value
+            that it cannot have, naming what it may be.
     """
     function, fixed = fitter(method)
-    known = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in fixed
-    ]
+    known = [name for name in settings_of(function) if name not in (*fixed, *OWN_OPTIONS)]
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or name not in known:
             raise ValueError(
                 f"--set takes NAME=VALUE with a setting of {method} ({', '.join(known)}), got "
-                f"{pair!r}"
+                f"{pair!r:.60}"
             )
-        settings[name] = _number(value)
-    return settings
-
-
-def _number(value: str) -> Any:
-    """YAML reads ``3``, ``true`` and ``null``, but takes ``5e-4`` for text."""
+        settings[name] = _value(value)
     try:
-        return float(value) if "e" in value.lower() else yaml.safe_load(value)
-    except ValueError:
-        return yaml.safe_load(value)
+        return validated(function, settings)
+    except ValueError as error:
+        raise ValueError(f"--set {error}") from error
+
+
+def _value(text: str) -> Any:
+    """Lists and null as YAML has them; anything else is text that its setting's type reads."""
+    if text != "null" and not text.startswith("["):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def fit_files(
+    method: str,
+    name: str,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    columns: Mapping[str, str],
+    limit: int | None,
+    desired: str | None,
+    settings: Sequence[str],
+    minutes: float,
+    dtype: str,
+    threads: int | None,
+) -> str:
+    """What the command does with its options: says what it does as it goes, and returns what there
+    is to say at the end.
+
+    Args:
+        name: of the model, a hub id or folder.
+        columns: of the data, see `load_data`.
+        settings: ``NAME=VALUE`` pairs.
+        dtype: see `chosen_dtype`.
+
+    Raises:
+        ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
+    """
+    chosen = parse_settings(method, settings)
+    precision = chosen_dtype(dtype, frozen=FITTERS[method].frozen)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    data = load_data(paths, limit=limit, **columns)
+    say(f"loading {name}")
+    model, tokenizer = load_model(name, precision)
+    controller = run_fit(
+        method, model, tokenizer, data, out, desired=desired, minutes=minutes, settings=chosen
+    )
+    return describe(controller, model, name, out)
 
 
 def run_fit(
@@ -80,29 +142,46 @@ def run_fit(
     out: Path,
     *,
     desired: str | None = None,
+    minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Controller:
     """Fits a method and saves the controller in ``out``.
 
     Args:
         desired: the label of the desired class, for methods that go by one.
+        minutes: what it may take; None is no bound.
         settings: keyword arguments of the method's fit function.
 
     Raises:
-        ValueError: for bad data or settings, before any work; or if ``out`` holds something else.
+        ValueError: for bad data or settings, before any work; if ``out`` holds something; or if
+            another fit was begun there.
     """
     function, fixed = fitter(method)
-    given = {**fixed, **(settings or {})}
+    given = {**fixed, **(settings or {}), "minutes": minutes}
     if desired is not None:
-        if "desired" not in inspect.signature(function).parameters:
+        if "desired" not in settings_of(function):
             raise ValueError(f"{method} learns from all labels alike; leave --desired out")
         given["desired"] = desired
     return function(model, tokenizer, data, out, **given)
 
 
-def describe(controller: Controller, model: Any, out: Path) -> str:
-    """One line that says what is there now and how to use it."""
+TRIAL = """\
+import plugalign, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained({model!r})
+tokenizer = transformers.AutoTokenizer.from_pretrained({model!r})
+steered = plugalign.wrap(model, tokenizer, plugalign.Controller.from_pretrained({out!r}))
+ids = tokenizer("I think that", return_tensors="pt")
+print(tokenizer.decode(steered.generate(**ids, max_new_tokens=20)[0]))"""
+
+
+def describe(controller: Controller, model: Any, name: str, out: Path) -> str:
+    """What is there now, how to measure it, and a command that tries it when it is typed.
+
+    Args:
+        name: the model's hub id or folder, as it was given.
+    """
+    trial = shlex.quote(TRIAL.format(model=name, out=str(out)))
     return (
-        f"{type(controller).__name__} for {model_name(model)} is in {out}; try "
-        f"plugalign compare --model … --controllers {controller.name}={out}"
+        f"{type(controller).__name__} for {model_name(model)} is in {out}; plugalign compare takes "
+        f"it as --controllers {controller.name}={out}, and this tries it:\npython -c {trial}"
     )

@@ -1,16 +1,13 @@
 """Labelled text: what every fit reads.
 
 A file is JSON lines or CSV, by its suffix. It holds either a text and a label column, or *pairs*:
-a column of desired and a column of undesired texts, each a string or (in JSON) a list of strings.
+a column of desired and a column of undesired texts, each a string or a list of strings.
 Every fault is one ValueError that names the file, the line and the cure.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.files.rows import Row, read_rows
+from plugalign.files.shown import listed, printable, shown
+from plugalign.files.values import label_of
+from plugalign.tokens import token_ids
+
 PathLike = str | Path
+DESIRED, UNDESIRED = "desired", "undesired"  # the labels of pairs
 
 
 @dataclass(frozen=True)
 class Labelled:
     """Texts and the label of each, in the order of the files.
+
+    Labels are canonical, see `plugalign.files.values.label_of`: 0, 0.0, False and "0.0" are "0".
 
     A fit learns whatever tells the classes apart. So each class should come from the same sources
     in the same style: where one alone has capitals, spaces before full stops or a subject of its
@@ -36,6 +41,7 @@ class Labelled:
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.labels):
             raise ValueError(f"{len(self.texts)} texts came with {len(self.labels)} labels")
+        object.__setattr__(self, "labels", tuple(map(_canonical, self.labels)))
 
     def binary(self, desired: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The texts of the desired class and all other texts.
@@ -47,28 +53,38 @@ class Labelled:
         Raises:
             ValueError: if the desired class must be named, is not there, or is all there is.
         """
-        wanted = {"desired", self._desired(desired)}
+        wanted = {DESIRED, self._desired(desired)}
         good = tuple(t for t, y in zip(self.texts, self.labels, strict=True) if y in wanted)
         bad = tuple(t for t, y in zip(self.texts, self.labels, strict=True) if y not in wanted)
         if not good or not bad:
             raise ValueError(
                 f"both classes need texts: {len(good)} are desired and {len(bad)} are not, with "
-                f"the labels {_listed(self.labels)}; check the desired label {desired!r}"
+                f"the labels {listed(self.labels)}; check the desired label {shown(desired)}"
             )
         return good, bad
 
     def _desired(self, desired: str | None) -> str:
         found = set(self.labels)
         if desired is None:
-            if not found <= {"0", "1", "desired", "undesired"}:
+            if not found <= {"0", "1", DESIRED, UNDESIRED}:
                 raise ValueError(
-                    f"which of the labels {_listed(found)} is the desired one? Name it, as in "
-                    f"desired={min(found)!r}"
+                    f"which of the labels {listed(found)} is the desired one? Name it, as in "
+                    f"desired={shown(min(found))}"
                 )
             return "0"
-        if desired not in found:
-            raise ValueError(f"no text has the desired label {desired!r}; found {_listed(found)}")
-        return desired
+        wanted = label_of(desired)
+        if wanted not in found:
+            raise ValueError(
+                f"no text has the desired label {shown(desired)}; found {listed(found)}"
+            )
+        return wanted
+
+
+def _canonical(label: Any) -> str:
+    found = label_of(label)
+    if found is None:
+        raise ValueError(f"a label must be a word or a whole number, got {shown(label)}")
+    return found
 
 
 def load_data(
@@ -85,10 +101,12 @@ def load_data(
     Args:
         path: a ``.jsonl`` or ``.csv`` file, or several; pairs and labels may be mixed.
         text: the column with the text.
-        label: the column with the label, of any type; it is read as a string.
+        label: the column with the label: a word, a whole number or a boolean.
         desired: the column with the desired text or texts of a pair.
         undesired: the column with the undesired text or texts of a pair.
         limit: at most so many texts, taken evenly from all.
+
+    Columns may be nested, see `plugalign.files.rows.Row`: "prompt" or "continuation.text".
 
     Raises:
         ValueError: naming the file, the line and the cure.
@@ -97,15 +115,21 @@ def load_data(
         raise ValueError("pairs need both columns named: desired and undesired")
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least 2, one text for each class, got {limit}")
-    pairs = {} if desired is None else {desired: "desired", undesired: "undesired"}
+    pair = None if desired is None or undesired is None else (desired, undesired)
+    columns = _Columns(text, label, pair)
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     found: list[tuple[str, str]] = []
     for one in map(Path, paths):
         before = len(found)
-        for place, row in read_rows(one):
-            found += _read(row, place, {text: label}, pairs)
+        for row in read_rows(one):
+            found += columns.read(row)
         if len(found) == before:
-            raise ValueError(f"{one} holds no data; give it one labelled text per line")
+            raise ValueError(
+                f"{printable(str(one))} holds no data; give it one labelled text per line"
+            )
+    if pair is not None and not any(y in (DESIRED, UNDESIRED) for _, y in found):
+        files = " and ".join(printable(str(p)) for p in paths)
+        raise ValueError(f"{files}: no row has the columns {pair[0]!r} and {pair[1]!r} of a pair")
     if limit is not None and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]
     _require_classes([y for _, y in found], paths)
@@ -121,7 +145,7 @@ def encode(
     single token are left out.
     """
     stop = tokenizer.eos_token_id if end else None
-    rows = [row for row in tokenizer(list(texts), verbose=False)["input_ids"] if row]
+    rows = [row for row in token_ids(tokenizer, texts) if row]
     framed = [row if stop is None or row[-1] == stop else [*row, stop] for row in rows]
     return [row[:max_length] for row in framed]
 
@@ -134,100 +158,32 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row of a file with its place, "file, line n"."""
-    readers = {".jsonl": _json_rows, ".csv": _csv_rows}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: data must be a .jsonl or a .csv file")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    return readers[path.suffix.lower()](path, _decoded(path))
+@dataclass(frozen=True)
+class _Columns:
+    """Where texts and labels stand: in two columns, or in those of a pair (desired, undesired)."""
 
+    text: str
+    label: str
+    pair: tuple[str, str] | None
 
-def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
-
-
-def _json_rows(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+    def read(self, row: Row) -> list[tuple[str, str]]:
+        """The (text, label) entries of one row."""
+        if self.pair is not None and all(map(row.has, self.pair)):
+            sides = zip(self.pair, (DESIRED, UNDESIRED), strict=True)
+            return [(one, side) for name, side in sides for one in row.texts(name)]
+        if missing := [name for name in (self.text, self.label) if not row.has(name)]:
+            wanted = " and ".join(repr(name) for name in (self.pair or missing))
             raise ValueError(
-                f"{place}: malformed JSON ({error.msg}); each line must be one JSON object"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected a JSON object, got {line.strip()[:40]!r}")
-        yield place, row
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{place}: not as many fields as the header has; quote texts with commas"
-                )
-            yield place, row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
-
-
-def _read(
-    row: Mapping[str, Any], place: str, labelled: Mapping[str, str], pairs: Mapping[Any, str]
-) -> list[tuple[str, str]]:
-    """The (text, label) entries of one row."""
-    if pairs and all(column in row for column in pairs):
-        return [
-            (_text(value, column, place), side)
-            for column, side in pairs.items()
-            for value in (row[column] if isinstance(row[column], list) else [row[column]])
-        ]
-    ((text, label),) = labelled.items()
-    if missing := [column for column in (text, label) if column not in row]:
-        wanted = " and ".join(repr(c) for c in (pairs or missing))
-        raise ValueError(
-            f"{place}: no column {wanted}; the columns are {_listed(row)}. "
-            f"Name the text and the label column, or those of a pair"
-        )
-    return [(_text(row[text], text, place), _label(row[label], label, place))]
-
-
-def _text(value: Any, column: str, place: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{place}: {column!r} must be text, got {value!r}")
-    if not value.strip():
-        raise ValueError(f"{place}: {column!r} is empty; remove the line or fill it")
-    return value
-
-
-def _label(value: Any, column: str, place: str) -> str:
-    """A label as a string; 0, 0.0 and false are one label."""
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
-    raise ValueError(f"{place}: {column!r} must be a word or a whole number, got {value!r}")
+                f"{row.place}: no column {wanted}; the columns are {listed(row.fields)}. "
+                f"Name the text and the label column, or those of a pair"
+            )
+        return [(row.text(self.text), row.label(self.label))]
 
 
 def _require_classes(labels: Sequence[str], paths: Sequence[PathLike]) -> None:
     if len(set(labels)) == 1:
-        files = " and ".join(str(p) for p in paths)
+        files = " and ".join(printable(str(p)) for p in paths)
         raise ValueError(
-            f"{files}: all {len(labels)} texts have the label {labels[0]!r}; "
+            f"{files}: all {len(labels)} texts have the label {shown(labels[0])}; "
             f"add texts of another class"
         )
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(repr(str(v)) for v in sorted(set(values), key=str)[:10])

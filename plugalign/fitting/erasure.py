@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+
+from plugalign.fitting.progress import progress
 
 Array = NDArray[np.float64]
 HELD_OUT = 0.2
@@ -30,20 +31,36 @@ NOTHING = "the hidden states do not show the labels, so there is nothing to remo
 
 
 class Split(NamedTuple):
-    """States and labels to fit on, and others to judge by."""
+    """States and labels to fit on, and others to judge by.
+
+    Attributes:
+        held_texts: how many texts the held-out states are of: states of one text are no
+            independent evidence.
+    """
 
     train: Array
     held: Array
     train_labels: Any
     held_labels: Any
+    held_texts: int
 
     @classmethod
     def of(cls, states: Array, labels: Any, seed: int) -> Split:
-        """A fifth of each label is held out."""
-        parts = train_test_split(
-            states, labels, test_size=HELD_OUT, stratify=labels, random_state=seed
-        )
-        return cls(*parts)
+        """A fifth of each label is held out, each state a text of its own."""
+        texts = np.arange(len(states))
+        return cls.by_text(states, labels, texts, held_out_texts(labels, seed))
+
+    @classmethod
+    def by_text(cls, states: Array, labels: Any, texts: Any, held: Any) -> Split:
+        """All states of some texts are held out.
+
+        Args:
+            states: ``(N, D)``. labels: ``(N,)``. texts: whose each state is, ``(N,)``.
+            held: the texts that are held out.
+        """
+        out = np.isin(texts, held)
+        count = len(np.unique(texts[out]))
+        return cls(states[~out], states[out], labels[~out], labels[out], count)
 
     @property
     def guessing(self) -> float:
@@ -54,7 +71,7 @@ class Split(NamedTuple):
     def chance(self) -> float:
         """The highest held-out accuracy that is no better than guessing."""
         guess = self.guessing
-        return guess + CONFIDENCE * float(np.sqrt(guess * (1 - guess) / len(self.held)))
+        return guess + CONFIDENCE * float(np.sqrt(guess * (1 - guess) / self.held_texts))
 
     def without(self, basis: Array) -> Split:
         """The states projected on the orthogonal complement of a basis ``(D, r)``."""
@@ -70,21 +87,39 @@ class Split(NamedTuple):
         return model.coef_ / scale, float(model.score(self.held / scale, self.held_labels))
 
 
-def leace(states: Array, labels: Any) -> tuple[Array, Array, Array]:
+def held_out_texts(labels: Any, seed: int) -> Any:
+    """The numbers of a fifth of the texts of each label ``(N,)``."""
+    parts = train_test_split(
+        np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=seed
+    )
+    return parts[1]
+
+
+def leace(states: Array, labels: Any, places: Any = None) -> tuple[Array, Array, Array]:
     """LEACE in closed form (Belrose et al. 2023, theorem 4.3) with a shrunken covariance.
+
+    Args:
+        states: ``(N, D)``. labels: ``(N,)``.
+        places: what part of its text each state is of, ``(N,)``. Labels show in another direction
+            at each place, so what is uncorrelated on the whole need not be so at any of them: the
+            concept that is erased is the label at each place.
 
     Returns:
         ``removed`` ``(D, r)``, orthonormal, ``read`` ``(D, r)`` and the mean ``(D,)``: then
-        ``x - removed read^T (x - mean)`` has no covariance with any label.
+        ``x - removed read^T (x - mean)`` has no covariance with any label at any place.
 
     Raises:
         ValueError: if the states do not show the labels in the first place.
     """
+    places = np.zeros(len(states)) if places is None else np.asarray(places)
     mean = states.mean(0)
     centred = states - mean
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     onehot = (labels[:, None] == np.unique(labels)).astype(np.float64)
-    cross = centred.T @ (onehot - onehot.mean(0)) / len(states)
+    cross = np.concatenate([
+        centred[here].T @ (onehot[here] - onehot[here].mean(0)) / here.sum()
+        for here in ([places == place for place in np.unique(places)])
+    ], axis=1)  # fmt: skip
     values, vectors = np.linalg.eigh(covariance)
     whiten = (vectors * values**-0.5) @ vectors.T
     unwhiten = (vectors * values**0.5) @ vectors.T
@@ -96,38 +131,47 @@ def leace(states: Array, labels: Any) -> tuple[Array, Array, Array]:
     return removed, (whiten @ left) @ triangle.T, mean
 
 
-def inlp(split: Split, classifiers: int, path: Path) -> Array:
+def inlp(splits: Sequence[Split], classifiers: int, path: Path) -> Array:
     """An orthonormal basis ``(D, r)`` of all directions that linear classifiers find, one after
     the other, each in what the ones before it left (Ravfogel et al. 2020, algorithm 1).
 
-    Their null spaces intersect in its orthogonal complement. It ends with the first classifier
-    that does no better than guessing on the held-out states. The first column points to the label
-    that sorts last.
+    Their null spaces intersect in its orthogonal complement. It ends when no classifier does better
+    than guessing on the held-out states. The first column points to the label that sorts last.
 
     Args:
-        classifiers: how many at most.
+        splits: the states at each place of texts; each round trains one classifier for each.
+        classifiers: how many rounds at most.
         path: keeps the basis of a run that is killed, and is continued from if it is there.
 
     Raises:
         ValueError: if already the first classifier finds nothing.
     """
-    saved = load_file(path) if path.is_file() else {"basis": torch.zeros(split.train.shape[1], 0)}
+    width = splits[0].train.shape[1]
+    saved = load_file(path) if path.is_file() else {"basis": torch.zeros(width, 0)}
     basis: Array = saved["basis"].double().numpy()
     done = int(saved.get("done", torch.tensor(0)))
-    for count in track(
-        range(done, classifiers), "linear classifiers", console=Console(stderr=True)
-    ):
-        weights, accuracy = split.without(basis).probe()
-        if accuracy <= split.chance:
-            break
-        found = _row_space(weights, basis)
-        if basis.shape[1] + found.shape[1] >= len(basis):
-            break
-        basis = np.concatenate([basis, found], axis=1)
-        write(path, {"basis": torch.from_numpy(basis), "done": torch.tensor(count + 1)})
+    with progress("linear classifiers", classifiers, done) as bar:
+        for count in range(done, classifiers):
+            before = basis.shape[1]
+            for split in splits:
+                basis = _narrowed(split, basis)
+            if basis.shape[1] == before:
+                break
+            write(path, {"basis": torch.from_numpy(basis), "done": torch.tensor(count + 1)})
+            bar.advance(note=f"{basis.shape[1]} directions")
     if basis.shape[1] == 0:
         raise ValueError(NOTHING)
     return basis
+
+
+def _narrowed(split: Split, basis: Array) -> Array:
+    """The basis ``(D, r)`` with what one more classifier finds, if it finds anything."""
+    weights, accuracy = split.without(basis).probe()
+    if accuracy <= split.chance:
+        return basis
+    found = _row_space(weights, basis)
+    whole: Array = np.concatenate([basis, found], axis=1)
+    return whole if whole.shape[1] < len(basis) else basis
 
 
 def principal_direction(differences: Array) -> Array:

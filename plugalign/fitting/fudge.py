@@ -1,13 +1,15 @@
 """Trains FUDGE's predictor: from every prefix of a text, what is the label of the whole?
 
 The loss is the binary cross-entropy of each position (Yang and Klein 2021, section 3.1). Both
-classes weigh the same, however many texts each has. The token embeddings start from the base's
-own, by principal components where the predictor is narrower.
+classes weigh the same, however many texts each has. Some texts of a batch are broken off at a
+random place by an end token: that a text ends there says nothing about its label, so the predictor
+does not promote or forbid stopping. The token embeddings start from the base's own, by principal
+components where the predictor is narrower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-from plugalign.algebra.supports import TopK
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.auxiliary import positions
-from plugalign.fitting.data import Labelled, encode, pad
-from plugalign.fitting.training import (
-    batches,
-    check_finite,
-    check_settings,
-    fingerprint,
-    train,
-    working_folder,
+from plugalign.fitting import workspace
+from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.data import Labelled
+from plugalign.fitting.held_out import HeldOut
+from plugalign.fitting.labelled import Batch, Examples, auc, encoded, end_tokens
+from plugalign.fitting.settings import (
+    Count,
+    LearningRate,
+    Minutes,
+    Seed,
+    ShareBelowOne,
+    Weight,
+    checked,
 )
+from plugalign.fitting.training import train
 from plugalign.identity import Identity
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+ENDED = 0.5  # share of the texts that may be broken off
 
 
+@checked
 def fit_fudge(
     model: Any,
     tokenizer: Any,
@@ -39,17 +47,18 @@ def fit_fudge(
     out: Path,
     *,
     desired: str | None = None,
-    width: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    steps: int = 800,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    dropped: float = 0.2,
-    max_length: int = 64,
-    seed: int = 0,
-    k: int = 200,
-    weight: float = 8.0,
+    width: Count = 128,
+    layers: Count = 2,
+    heads: Count = 4,
+    steps: Count = 800,
+    batch_size: Count = 64,
+    lr: LearningRate = 1e-3,
+    dropped: ShareBelowOne = 0.2,
+    max_length: Count = 64,
+    seed: Seed = 0,
+    k: Count = 200,
+    weight: Weight = 8.0,
+    minutes: Minutes | None = None,
 ) -> Fudge:
     """Trains a predictor of the desired class and saves the controller in ``out``.
 
@@ -58,45 +67,69 @@ def fit_fudge(
     Args:
         desired: the label of the desired class, see `Labelled.binary`.
         width: of the predictor; layers and heads: likewise.
+        steps: at most; it ends when held-out texts are told apart no better.
         dropped: share of the tokens and of the last hidden units that are hidden in training.
         max_length: of a training text, in tokens; longer ones are cut.
         k: candidates of the controller that is returned and saved.
         weight: its lambda; 1 is Bayes' rule, a small and unsure predictor needs more.
+        minutes: make fewer steps where these take longer.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
     """
-    check_settings(
-        width=width, layers=layers, heads=heads, steps=steps, batch_size=batch_size, lr=lr,
-        max_length=max_length,
-    )  # fmt: skip
-    check_finite(weight=weight)
-    TopK(k)
-    _check_share(dropped)
-    good, bad = (encode(tokenizer, texts, max_length) for texts in data.binary(desired))
-    origin = Identity.of(model, tokenizer)
-    predictor = _fresh(model, width, layers, heads, seed)
-    batch = labelled_batches(good, bad, batch_size, seed, model.device)
+    sides, predictor = data.binary(desired), _fresh(model, width, layers, heads, seed)
+    settings = {
+        "desired": desired, "width": width, "layers": layers, "heads": heads, "steps": steps,
+        "batch_size": batch_size, "lr": lr, "dropped": dropped, "max_length": max_length,
+        "seed": seed, "k": k, "weight": weight,
+    }  # fmt: skip
 
-    def loss(step: int) -> Tensor:
-        ids, mask, label, share = batch(step)
-        return prefix_loss(_thinned(predictor, ids, mask, dropped), label, mask, share)
+    def work(folder: Path, result: Path) -> dict[str, Any]:
+        learnt, held = encoded(tokenizer, sides, max_length, seed, end=False)
+        pick, ends = learnt.picks(batch_size, seed), end_tokens(model, tokenizer)
+        hazard = len(learnt) / sum(map(len, learnt.rows))
 
-    made_of = fingerprint(good, bad, predictor.shape, batch_size, dropped, origin.to_dict())
-    with working_folder(out) as work:
+        def loss(step: int) -> Tensor:
+            batch = broken_off(learnt.of(pick(step), model.device), ends, hazard)
+            ids, mask, label, share = batch
+            return prefix_loss(_thinned(predictor, ids, mask, dropped), label, mask, share)
+
+        parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
+        note = folder / "predictor.json"
+        chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
+        watch = HeldOut(lambda: _judged(predictor, held, batch_size, model.device)[0])
         train(
-            parameters=dict(predictor.named_parameters()), loss=loss, steps=steps, lr=lr,
-            title=f"FUDGE predictor ({len(good)} + {len(bad)} texts)", seed=seed, run=made_of,
-            checkpoint=work / "predictor.checkpoint", weight_decay=0.01,
+            parameters=parameters, loss=loss, steps=chosen, lr=lr, title=title, seed=seed,
+            checkpoint=folder / "predictor.checkpoint", weight_decay=0.01,
+            held_out=watch if len(held) else None,
         )  # fmt: skip
-        controller = Fudge(predictor, k=k, weight=weight, fitted_for=origin)
-        controller.save_pretrained(out)
-    return controller
+        origin = Identity.of(model, tokenizer)
+        Fudge(predictor, k=k, weight=weight, fitted_for=origin).save_pretrained(result)
+        if not len(held):
+            return {"steps": chosen}
+        found = _judged(predictor, held, batch_size, model.device)[1]
+        return {"steps": chosen, "held_out": {**watch.best, "auc": found}}
+
+    workspace.make(out, workspace.record("fudge", model, tokenizer, data, settings), work)
+    return Fudge.from_pretrained(out)
 
 
-def _check_share(dropped: float) -> None:
-    if not 0 <= dropped < 1:
-        raise ValueError(f"dropped must be a share below 1, got {dropped}")
+@torch.no_grad()
+def _judged(
+    predictor: Predictor, held: Examples, batch_size: int, device: torch.device
+) -> tuple[float, float]:
+    """The loss of held-out texts, and the AUC of all their prefixes' scores."""
+    scores, labels, weights = [], [], []
+    for texts in held.in_order(batch_size):
+        ids, mask, label, weight = held.of(texts, device)
+        seen = mask.bool()
+        scores.append(predictor(ids, mask)[seen])
+        labels.append(label[:, None].expand_as(ids)[seen])
+        weights.append(weight[:, None].expand_as(ids)[seen])
+    whole = [torch.cat(part) for part in (scores, labels, weights)]
+    one = torch.ones_like(whole[0])[:, None]
+    loss = prefix_loss(whole[0][:, None], whole[1], one, whole[2])
+    return float(loss), auc(*whole)
 
 
 def _fresh(model: Any, width: int, layers: int, heads: int, seed: int) -> Predictor:
@@ -124,27 +157,28 @@ def start_from(predictor: Predictor, embedding: Tensor) -> None:
         own[:count, : projected.shape[1]] = projected[:count] / projected.std()
 
 
-def labelled_batches(
-    good: Sequence[Sequence[int]],
-    bad: Sequence[Sequence[int]],
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-) -> Callable[[int], Batch]:
-    """Maps a step to ids ``(B, T)``, mask ``(B, T)``, labels ``(B,)`` (1 is desired) and weights
-    ``(B,)`` that make up for the classes' sizes."""
-    rows, total = [*good, *bad], len(good) + len(bad)
-    labels = torch.tensor([1.0] * len(good) + [0.0] * len(bad))
-    weights = torch.where(labels == 1, total / (2 * len(good)), total / (2 * len(bad)))
-    pick = batches(total, batch_size, seed, [len(row) for row in rows])
+def broken_off(batch: Batch, ends: Sequence[int], hazard: float) -> Batch:
+    """Texts of which some end at a random place by one of the end tokens; torch's random numbers
+    decide.
 
-    def batch(step: int) -> Batch:
-        chosen = pick(step)
-        ids, mask = pad([rows[i] for i in chosen])
-        parts = (ids, mask, labels[chosen], weights[chosen])
-        return tuple(part.to(device) for part in parts)  # type: ignore[return-value]
-
-    return batch
+    Args:
+        hazard: the probability of an end behind each token of a text that may be broken off. It is
+            the same at all places of all texts, or where an end stands would tell their lengths.
+    """
+    ids, mask, label, weight = batch
+    if not ends:
+        return batch
+    ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (ids, mask))
+    lengths = mask.sum(1)
+    place = torch.empty(len(ids), device=ids.device).geometric_(hazard).long()  # 1 and up
+    token = torch.tensor(ends, device=ids.device)[torch.randint(len(ends), (len(ids),))]
+    chosen = (torch.rand(len(ids), device=ids.device) < ENDED) & (place <= lengths)
+    column = torch.arange(ids.shape[1], device=ids.device)
+    at = chosen[:, None] & (column == place[:, None])
+    behind = chosen[:, None] & (column > place[:, None])
+    ids = torch.where(at, token[:, None], ids)
+    mask = torch.where(at, 1, mask).masked_fill(behind, 0)
+    return Batch(ids, mask, label, weight)
 
 
 def prefix_loss(logits: Tensor, label: Tensor, mask: Tensor, weight: Tensor) -> Tensor:

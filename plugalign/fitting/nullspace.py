@@ -1,28 +1,39 @@
 """Fits the subspace that nullspace projection removes: LEACE, INLP, A-INLP, a word direction.
 
-The data are hidden states: what the LM head reads at the last position of each text, since that is
-what the projection meets while the model decodes. A fifth of the texts is held out; a fresh linear
-probe on them says how well the label can be found before and after.
+The data are hidden states: what the LM head reads at several random positions of each text. The
+projection meets every position while the model decodes, and what is removed at the ends of whole
+texts stays visible inside them (Liang et al. 2021 cut every sentence at a random word). The label
+shows in other directions at the last position of a text than inside of it; those of both are
+removed. A fifth of the texts is held out; fresh linear probes on them say how well the label can be
+found before and after, at random positions inside of texts and at their last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
-from safetensors.torch import load_file
-from torch import Tensor
+from pydantic import Field
 
 from plugalign.controllers.nullspace import Nullspace, output_embedding
-from plugalign.fitting.data import Labelled, pad
-from plugalign.fitting.erasure import Array, Split, inlp, leace, principal_direction, write
-from plugalign.fitting.training import check_settings, fingerprint, working_folder
+from plugalign.fitting import workspace
+from plugalign.fitting.data import Labelled
+from plugalign.fitting.erasure import (
+    Array,
+    Split,
+    held_out_texts,
+    inlp,
+    leace,
+    principal_direction,
+)
+from plugalign.fitting.progress import say
+from plugalign.fitting.settings import Count, Minutes, Seed, Strength, checked
+from plugalign.fitting.states import States, keep_states
 from plugalign.identity import Identity
+from plugalign.tokens import token_ids
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]
@@ -32,10 +43,10 @@ GENDER_PAIRS: Pairs = (
     ("she", "he"), ("her", "his"), ("woman", "man"), ("Mary", "John"), ("herself", "himself"),
     ("daughter", "son"), ("mother", "father"), ("gal", "guy"), ("girl", "boy"), ("female", "male"),
 )  # fmt: skip
-CHUNK = 512  # texts between two writes
 FEWEST = 10  # texts of each label
 
 
+@checked
 def fit_nullspace(
     model: Any,
     tokenizer: Any,
@@ -43,12 +54,14 @@ def fit_nullspace(
     out: Path,
     *,
     variant: Variant = "leace",
-    classifiers: int = 80,
+    classifiers: Count = 80,
     pairs: Pairs = (),
-    max_length: int = 64,
-    batch_size: int = 32,
-    seed: int = 0,
-    strength: float = 1.0,
+    positions: Annotated[int, Field(ge=0, le=1024)] = 4,
+    max_length: Count = 64,
+    batch_size: Count = 32,
+    seed: Seed = 0,
+    strength: Strength = 1.0,
+    minutes: Minutes | None = None,
 ) -> Nullspace:
     """Fits the controller and saves it in ``out``.
 
@@ -61,46 +74,137 @@ def fit_nullspace(
         classifiers: how many INLP trains at most; it ends once they find nothing.
         pairs: definitional pairs of words, such as `GENDER_PAIRS`: they give the direction, and
             A-INLP's guide, which without them is the first direction removed.
+        positions: how many random positions of each text are learnt from, beside its last. 0
+            takes the last alone, for a label that only matters where the texts end.
         max_length: of a text, in tokens; longer ones are cut.
         strength: of the controller that is returned and saved.
+        minutes: read fewer texts where these take longer.
 
     Raises:
         ValueError: for settings out of range, an unknown variant, too few texts of a label, pairs
             that are not single tokens, or labels that the hidden states do not show.
     """
-    check_settings(classifiers=classifiers, max_length=max_length, batch_size=batch_size)
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
     if variant == "direction" and not pairs:
         raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
     guide = word_direction(model, tokenizer, pairs) if pairs else None
-    rows, labels = _encoded(tokenizer, data, max_length)
-    origin = Identity.of(model, tokenizer)
-    made_of = fingerprint(rows, batch_size, str(sorted(origin.to_dict().items())))
-    with working_folder(out) as work:
-        states = hidden_states(model, rows, batch_size, work / made_of[:16])
-        split = Split.of(states, labels, seed)
-        found = _projection(
-            variant, split, guide, classifiers, work / f"{made_of[:16]}-{seed}.safetensors"
+    settings = {
+        "variant": variant, "classifiers": classifiers, "pairs": [list(pair) for pair in pairs],
+        "positions": positions, "max_length": max_length, "batch_size": batch_size, "seed": seed,
+        "strength": strength,
+    }  # fmt: skip
+    _check_labels(data.labels)
+
+    def work(folder: Path, result: Path) -> dict[str, Any]:
+        rows, labels = _encoded(tokenizer, data, max_length, seed)
+        columns = [_drawn(len(row), positions, seed, i) for i, row in enumerate(rows)]
+        kept = keep_states(
+            model, rows, folder / "states", batch_size, columns=columns, minutes=minutes
         )
+        places = _splits(kept, columns[: len(kept)], labels[: len(kept)], seed)
+        found = _projection(variant, places, guide, classifiers, folder / "basis.safetensors")
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
+        origin = Identity.of(model, tokenizer)
         controller = Nullspace(**tensors, strength=strength, fitted_for=origin)
-        _report(split, controller)
-        controller.save_pretrained(out)
-    return controller
+        controller.save_pretrained(result)
+        directions = controller.removed.shape[1]
+        probes = {name: _probed(part, controller) for name, part in places.items()}
+        for name, probe in probes.items():
+            say(_described(name, probe, directions))
+        return {"texts": len(kept), "directions": directions, "probe": probes}
+
+    workspace.make(out, workspace.record("nullspace", model, tokenizer, data, settings), work)
+    return Nullspace.from_pretrained(out)
+
+
+def _check_labels(labels: Any) -> None:
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) < 2 or counts.min() < FEWEST:
+        found = ", ".join(f"'{n}': {c}" for n, c in zip(names, counts, strict=True))
+        raise ValueError(f"nullspace needs two labels with {FEWEST} texts each, found {found}")
+
+
+def _encoded(
+    tokenizer: Any, data: Labelled, max_length: int, seed: int
+) -> tuple[list[list[int]], Any]:
+    """Token ids of the texts in a random order, so that the first of them are a fair sample, and
+    their labels."""
+    say(f"tokenizing {len(data.texts)} texts")
+    rows = token_ids(tokenizer, data.texts)
+    kept = [(row[:max_length], y) for row, y in zip(rows, data.labels, strict=True) if row]
+    order = np.random.default_rng(seed).permutation(len(kept))
+    labels = np.array([kept[i][1] for i in order])
+    _check_labels(labels)
+    return [kept[i][0] for i in order], labels
+
+
+def _drawn(length: int, count: int, seed: int, text: int) -> list[int]:
+    """The positions of a text whose states are kept: random ones inside, and the last."""
+    draw = np.random.default_rng((seed, text))
+    inner = draw.permutation(length - 1)[:count]
+    return [*sorted(inner.tolist()), length - 1]
+
+
+def _splits(
+    states: States, columns: Sequence[Sequence[int]], labels: Any, seed: int
+) -> dict[str, Split]:
+    """The states inside of texts and at their last position, with the same texts held out."""
+    _check_labels(labels)
+    values: Array = states.values.double().numpy()
+    texts = np.repeat(np.arange(len(states)), [len(each) for each in columns])
+    held, label = held_out_texts(labels, seed), labels[texts]
+    last = np.append(texts[1:] != texts[:-1], True)
+    parts = {
+        name: Split.by_text(values[here], label[here], texts[here], held)
+        for name, here in (("inside", ~last), ("last", last))
+    }
+    return {name: part for name, part in parts.items() if len(part.train) and len(part.held)}
+
+
+def _probed(split: Split, controller: Nullspace) -> dict[str, float]:
+    """How often a fresh linear probe finds the held-out labels, before and after, and guessing."""
+    removed = controller.removed.double().numpy()
+    read = removed if controller.read is None else controller.read.double().numpy()
+    center = 0.0 if controller.center is None else controller.center.double().numpy()
+    train, held = (x - ((x - center) @ read) @ removed.T for x in (split.train, split.held))
+    after = split._replace(train=train, held=held)
+    shares = {
+        "before": split.probe()[1], "after": after.probe()[1], "guessing": split.guessing,
+    }  # fmt: skip
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+def _described(place: str, probe: Mapping[str, float], directions: int) -> str:
+    """What a probe found at one place of texts, in words."""
+    where = "at random positions inside of texts" if place == "inside" else "at their last position"
+    return (
+        f"{where} a linear probe finds the label of {probe['before']:.1%} before and "
+        f"{probe['after']:.1%} after (guessing finds {probe['guessing']:.1%}; {directions} "
+        f"directions removed; held-out texts)"
+    )
 
 
 def _projection(
-    variant: Variant, split: Split, guide: Array | None, classifiers: int, path: Path
+    variant: Variant,
+    places: Mapping[str, Split],
+    guide: Array | None,
+    classifiers: int,
+    path: Path,
 ) -> dict[str, Any]:
     """The tensors of a `Nullspace`, by name."""
     if variant == "leace":
-        removed, read, center = leace(split.train, split.train_labels)
+        states, labels, place = (
+            np.concatenate(part)
+            for part in zip(
+                *((s.train, s.train_labels, [name] * len(s.train)) for name, s in places.items()),
+                strict=True,
+            )
+        )
+        removed, read, center = leace(states, labels, place)
         return {"removed": removed, "read": read, "center": center}
     if variant == "direction":
         assert guide is not None
         return {"removed": guide[:, None]}
-    basis = inlp(split, classifiers, path)
+    basis = inlp([*places.values()], classifiers, path)
     if variant == "inlp":
         return {"removed": basis}
     return {"removed": basis, "guide": basis[:, 0] if guide is None else guide}
@@ -120,55 +224,6 @@ def word_direction(model: Any, tokenizer: Any, pairs: Pairs) -> Array:
     return principal_direction(np.stack([embedding[a] - embedding[b] for a, b in known]))
 
 
-def hidden_states(model: Any, rows: Sequence[Sequence[int]], batch_size: int, work: Path) -> Array:
-    """What the head reads at the last position of each row of token ids, ``(N, D)``.
-
-    Chunks are kept in ``work`` as they are done, and read from there where they are.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    chunks = []
-    starts = range(0, len(rows), CHUNK)
-    for start in track(starts, "hidden states", console=Console(stderr=True)):
-        path = work / f"{start}.safetensors"
-        if not path.is_file():
-            some = rows[start : start + CHUNK]
-            write(path, {"states": torch.cat(list(_batches(model, some, batch_size)))})
-        chunks.append(load_file(path)["states"])
-    states: Array = torch.cat(chunks).double().numpy()
-    return states
-
-
-@torch.no_grad()
-def _batches(model: Any, rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[Tensor]:
-    """Last states ``(B, D)`` batch by batch. The head is made to compute one column, not all."""
-    seen: list[Tensor] = []
-
-    def shorten(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(args[0])
-        return (args[0][:, -1:], *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(shorten)
-    try:
-        for start in range(0, len(rows), batch_size):
-            ids, mask = (x.to(model.device) for x in pad(rows[start : start + batch_size]))
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-            last = mask.sum(1) - 1
-            yield seen.pop()[torch.arange(len(ids)), last].float().cpu()
-    finally:
-        handle.remove()
-
-
-def _encoded(tokenizer: Any, data: Labelled, max_length: int) -> tuple[list[list[int]], Any]:
-    rows = tokenizer(list(data.texts), verbose=False)["input_ids"]
-    kept = [(row[:max_length], y) for row, y in zip(rows, data.labels, strict=True) if row]
-    labels = np.array([y for _, y in kept])
-    names, counts = np.unique(labels, return_counts=True)
-    if len(names) < 2 or counts.min() < FEWEST:
-        found = ", ".join(f"'{n}': {c}" for n, c in zip(names, counts, strict=True))
-        raise ValueError(f"nullspace needs two labels with {FEWEST} texts each, found {found}")
-    return [row for row, _ in kept], labels
-
-
 def _single_token(tokenizer: Any, word: str) -> int | None:
     """The token of a word inside a text, if it is one."""
     for text in (f" {word}", word):
@@ -176,17 +231,3 @@ def _single_token(tokenizer: Any, word: str) -> int | None:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return int(ids[0])
     return None
-
-
-def _report(split: Split, controller: Nullspace) -> None:
-    """Says on stderr how well a fresh probe finds the held-out labels, before and after."""
-    removed = controller.removed.double().numpy()
-    read = removed if controller.read is None else controller.read.double().numpy()
-    center = 0.0 if controller.center is None else controller.center.double().numpy()
-    erased = [x - ((x - center) @ read) @ removed.T for x in (split.train, split.held)]
-    after = split._replace(train=erased[0], held=erased[1])
-    Console(stderr=True).print(
-        f"a linear probe finds the label of {split.probe()[1]:.1%} of the held-out texts before "
-        f"and {after.probe()[1]:.1%} after ({removed.shape[1]} directions removed; guessing finds "
-        f"{split.guessing:.1%})"
-    )

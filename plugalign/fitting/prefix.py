@@ -17,21 +17,28 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from plugalign.controllers.dexperts import shared_copy
+from plugalign.adapters.layers import shared_copy
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.prefixing import cache_shape
-from plugalign.fitting.data import Labelled, encode
-from plugalign.fitting.fudge import labelled_batches
-from plugalign.fitting.training import (
-    check_finite,
-    check_settings,
-    fingerprint,
-    train,
-    working_folder,
+from plugalign.fitting import workspace
+from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.data import Labelled
+from plugalign.fitting.held_out import HeldOut
+from plugalign.fitting.labelled import Examples, auc, encoded
+from plugalign.fitting.settings import (
+    Count,
+    LearningRate,
+    Minutes,
+    Seed,
+    Weight,
+    check_context,
+    checked,
 )
+from plugalign.fitting.training import train
 from plugalign.identity import Identity
 
 
+@checked
 def fit_prefix(
     model: Any,
     tokenizer: Any,
@@ -39,17 +46,18 @@ def fit_prefix(
     out: Path,
     *,
     desired: str | None = None,
-    prefix_length: int = 10,
-    width: int = 256,
-    steps: int = 400,
-    batch_size: int = 16,
-    lr: float = 1e-3,
-    w_d: float = 0.5,
-    w_g: float = 0.5,
-    max_length: int = 32,
-    seed: int = 0,
+    prefix_length: Count = 10,
+    width: Count = 256,
+    steps: Count = 400,
+    batch_size: Count = 16,
+    lr: LearningRate = 1e-3,
+    w_d: Weight = 0.5,
+    w_g: Weight = 0.5,
+    max_length: Count = 32,
+    seed: Seed = 0,
     contrast: bool = False,
-    alpha: float = 2.0,
+    alpha: Weight = 2.0,
+    minutes: Minutes | None = None,
 ) -> PrefixTuning | PrefixContrast:
     """Trains the prefixes of both classes and saves the controller in ``out``.
 
@@ -59,46 +67,73 @@ def fit_prefix(
         desired: the label of the desired class, see `Labelled.binary`.
         prefix_length: P, positions of each prefix.
         width: of the map between the small matrix and the keys and values.
+        steps: at most; it ends when held-out texts are told apart and explained no better.
         lr: small models need far more than the paper's 5e-5 for GPT-2 medium.
         w_d: weight of telling the classes apart. w_g: of explaining the text.
         max_length: of a training text, in tokens; longer ones are cut.
         contrast: makes a controller of both prefixes, which adds ``alpha`` times their difference,
             instead of one that generates behind the desired prefix.
+        minutes: make fewer steps where these take longer.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
         ImportError: if peft is missing; names the extra.
     """
-    check_settings(
-        prefix_length=prefix_length, width=width, steps=steps, batch_size=batch_size, lr=lr,
-        max_length=max_length,
-    )  # fmt: skip
-    check_finite(w_d=w_d, w_g=w_g, alpha=alpha)
-    sides = [encode(tokenizer, texts, max_length, end=False) for texts in data.binary(desired)]
-    good, bad = ([row for row in rows if len(row) > 1] for rows in sides)
-    origin = Identity.of(model, tokenizer)
-    prefixes = Prefixes(model, tokenizer, (good, bad), prefix_length, width, seed)
-    batch = labelled_batches(good, bad, batch_size, seed, model.device)
+    check_context(model, max_length + prefix_length)
+    sides = data.binary(desired)
+    settings = {
+        "desired": desired, "prefix_length": prefix_length, "width": width, "steps": steps,
+        "batch_size": batch_size, "lr": lr, "w_d": w_d, "w_g": w_g, "max_length": max_length,
+        "seed": seed, "alpha": alpha if contrast else None,
+    }  # fmt: skip
 
-    def loss(step: int) -> Tensor:
-        ids, mask, label, _ = batch(step)
-        return contrastive_loss(prefixes.nll(ids, mask), (label == 0).long(), w_d, w_g)
+    def work(folder: Path, result: Path) -> dict[str, Any]:
+        learnt, held = encoded(tokenizer, sides, max_length, seed, end=True, least=2)
+        prefixes = Prefixes(model, tokenizer, learnt.sides(), prefix_length, width, seed)
+        pick = learnt.picks(batch_size, seed)
 
-    made_of = fingerprint(
-        good, bad, prefix_length, width, batch_size, float(w_d), float(w_g), origin.to_dict()
-    )
-    with working_folder(out) as work:
+        def loss(step: int) -> Tensor:
+            ids, mask, label, _ = learnt.of(pick(step), model.device)
+            return contrastive_loss(prefixes.nll(ids, mask), (label == 0).long(), w_d, w_g)
+
+        parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
+        note = folder / "prefix.json"
+        chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
+        watch = HeldOut(lambda: _judged(prefixes, held, batch_size, w_d, w_g)[0])
         train(
-            parameters=dict(prefixes.encoders.named_parameters()), loss=loss, steps=steps, lr=lr,
-            title=f"prefixes ({len(good)} + {len(bad)} texts)", seed=seed, run=made_of,
-            checkpoint=work / "prefix.checkpoint",
+            parameters=parameters, loss=loss, steps=chosen, lr=lr, title=title, seed=seed,
+            checkpoint=folder / "prefix.checkpoint", held_out=watch if len(held) else None,
         )  # fmt: skip
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
+        origin = Identity.of(model, tokenizer)
         fitted = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
-        controller = fitted.against(alpha) if contrast else fitted
-        controller.save_pretrained(out)
-    return controller
+        (fitted.against(alpha) if contrast else fitted).save_pretrained(result)
+        if not len(held):
+            return {"steps": chosen}
+        found = _judged(prefixes, held, batch_size, w_d, w_g)[1]
+        return {"steps": chosen, "held_out": {**watch.best, "auc": found}}
+
+    method = "prefix_contrast" if contrast else "prefix"
+    workspace.make(out, workspace.record(method, model, tokenizer, data, settings), work)
+    kind = PrefixContrast if contrast else PrefixTuning
+    fitted: PrefixTuning | PrefixContrast = kind.from_pretrained(out)
+    return fitted
+
+
+@torch.no_grad()
+def _judged(
+    prefixes: Prefixes, held: Examples, batch_size: int, w_d: float, w_g: float
+) -> tuple[float, float]:
+    """The mean loss of held-out texts, and the AUC of their likelihoods' ratio."""
+    total, scores, labels = 0.0, [], []
+    for texts in held.in_order(batch_size):
+        ids, mask, label, _ = held.of(texts, prefixes.model.device)
+        nll = prefixes.nll(ids, mask)
+        total += len(texts) * float(contrastive_loss(nll, (label == 0).long(), w_d, w_g))
+        scores.append(nll[1] - nll[0])
+        labels.append(label)
+    return total / len(held), auc(torch.cat(scores), torch.cat(labels))
 
 
 def contrastive_loss(nll: Tensor, label: Tensor, w_d: float, w_g: float) -> Tensor:

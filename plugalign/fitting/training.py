@@ -1,4 +1,4 @@
-"""The one training loop: AdamW with warm-up and decay, a progress bar, and safe restarts.
+"""The one training loop: AdamW with warm-up and decay, early stopping, and safe restarts.
 
 Step ``i`` is a pure function of the parameters, the optimizer and (seed, i): the random generators
 are seeded anew for each step. So a run that was killed at any moment and started again continues
@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from plugalign.identity import model_name
+from plugalign.fitting.progress import progress
+
+if TYPE_CHECKING:
+    from plugalign.fitting.held_out import HeldOut
 
 WINDOW = 32  # batches that are sorted by length together
 
@@ -41,6 +40,7 @@ def train(
     clip: float = 1.0,
     seed: int = 0,
     run: str = "",
+    held_out: HeldOut | None = None,
 ) -> list[float]:
     """Minimises ``loss`` in place and returns its value at each step.
 
@@ -54,6 +54,8 @@ def train(
         warmup: share of the steps.
         clip: bound on the norm of the gradient.
         run: a `fingerprint` of everything else the loss depends on, such as the data.
+        held_out: ends the training when it becomes no better on other texts, and leaves the
+            parameters that were best there.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite, naming the step.
@@ -63,22 +65,27 @@ def train(
     check_settings(steps=steps, lr=lr, every=every, clip=clip)
     if low := [k for k, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]:
         raise ValueError(f"{title}: train in float32; {low[0]} is {parameters[low[0]].dtype}")
-    settings = (steps, lr, warmup, weight_decay, clip, seed)
+    settings = (steps, lr, warmup, weight_decay, clip, seed, *([1] if held_out else []))
     names = [(name, tuple(p.shape)) for name, p in parameters.items()]
     made_by = fingerprint(run, settings, names)
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
-    losses = _resume(checkpoint, made_by, parameters, optimizer)
+    losses = _resume(checkpoint, made_by, parameters, optimizer, held_out)
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
-    with _progress() as bar, torch.random.fork_rng(devices=list(devices)):
-        task = bar.add_task(title, total=steps, completed=len(losses), loss=_last(losses))
+    with progress(title, steps, len(losses)) as bar, torch.random.fork_rng(devices=list(devices)):
         for step in range(len(losses), steps):
+            if held_out is not None and held_out.is_over:
+                break
             torch.manual_seed(_step_seed(seed, step))
             for group in optimizer.param_groups:
                 group["lr"] = lr * _schedule(step, steps, warmup)
             losses.append(_descend(loss, step, title, parameters, optimizer, clip))
-            bar.update(task, advance=1, loss=_last(losses))
+            if held_out is not None and held_out.is_due(step + 1, steps):
+                held_out.look(step + 1, parameters)
+            bar.advance(note=f"loss {losses[-1]:.3f}")
             if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
-                _save(checkpoint, made_by, parameters, optimizer, losses)
+                _save(checkpoint, made_by, parameters, optimizer, losses, held_out)
+    if held_out is not None:
+        held_out.restore(parameters)
     return losses
 
 
@@ -110,46 +117,11 @@ def batches(
     return lambda step: epoch(step // per_epoch)[step % per_epoch]
 
 
-@contextmanager
-def working_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` for a fit's checkpoints, removed once the fit has succeeded.
-
-    The result is saved in ``out`` inside the block, so an ``out`` without such a folder beside it
-    is complete.
-
-    Raises:
-        ValueError: if ``out`` holds something already that is not this fit's own.
-    """
-    folder = out.with_name(out.name + ".fitting")
-    if not folder.is_dir() and out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; name another folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def check_settings(**values: float) -> None:
     """Raises a ValueError that names the first setting that is not a positive finite number."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
-
-
-def check_finite(**values: float) -> None:
-    """Raises a ValueError that names the first setting that is NaN or infinite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-
-
-def check_context(model: Any, max_length: int) -> None:
-    """Raises a ValueError if training texts may be longer than the model can read."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and max_length > context:
-        raise ValueError(
-            f"max_length {max_length} exceeds the context of '{model_name(model)}' "
-            f"({context} tokens)"
-        )
 
 
 def fingerprint(*parts: Any) -> str:
@@ -220,6 +192,7 @@ def _save(
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     losses: list[float],
+    held_out: HeldOut | None,
 ) -> None:
     """Writes beside the old checkpoint and replaces it only when the new one is complete."""
     state = {
@@ -227,6 +200,7 @@ def _save(
         "parameters": {name: p.detach() for name, p in parameters.items()},
         "optimizer": optimizer.state_dict(),
         "losses": losses,
+        "held_out": None if held_out is None else held_out.state(),
     }
     half = path.with_name(path.name + ".half")
     try:
@@ -247,6 +221,7 @@ def _resume(
     made_by: str,
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    held_out: HeldOut | None,
 ) -> list[float]:
     if path is None or not path.is_file():
         return []
@@ -260,20 +235,7 @@ def _resume(
         for name, parameter in parameters.items():
             parameter.copy_(state["parameters"][name])
     optimizer.load_state_dict(state["optimizer"])
+    if held_out is not None:
+        held_out.load(state["held_out"])
     losses: list[float] = state["losses"]
     return losses
-
-
-def _last(losses: list[float]) -> str:
-    return f"loss {losses[-1]:.3f}" if losses else ""
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -47,8 +47,10 @@ def load(folder: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokeniz
         folder: the parts of another build; by default the embedded ones.
     """
     path = (parts() if folder is None else folder) / MODEL
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def judge() -> LinearJudge:

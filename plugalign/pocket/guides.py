@@ -55,7 +55,11 @@ def fit_guides(
             desired="polite", settings={**settings, "steps": steps},
         )  # fmt: skip
     beginnings, genders = zip(*world.pronoun_sample(texts, world.GUIDE_SEED), strict=True)
-    run_fit("nullspace", model, tokenizer, Labelled(beginnings, genders), out / "nullspace")
+    # Gender matters where the beginnings end, in front of the pronoun.
+    run_fit(
+        "nullspace", model, tokenizer, Labelled(beginnings, genders), out / "nullspace",
+        settings={"positions": 0},
+    )  # fmt: skip
     SELF_DEBIAS.save_pretrained(out / "self_debias")
     SELF_CRITIQUE.save_pretrained(out / "self_critique")
     _slim(out)

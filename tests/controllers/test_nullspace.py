@@ -127,6 +127,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
         p /= p.sum()
         order = np.argsort(-p, kind="stable")
         nucleus = order[: int(np.searchsorted(np.cumsum(p[order]), 0.7)) + 1]
+        p /= p[nucleus].sum()  # the softmax of the filtered logits
         direction = guide / np.sqrt((guide**2).sum())
         bias = sum(
             p[t] * (embedding[t] @ direction) / np.sqrt((embedding[t] ** 2).sum()) for t in nucleus

@@ -22,9 +22,9 @@ from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.evaluation.compare import compare
+from plugalign.evaluation.folder import read_json
 from plugalign.evaluation.judges import Judge
 from plugalign.evaluation.loading import random_model
-from plugalign.evaluation.records import read_json, read_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11", "w12 w13"]
@@ -57,29 +57,37 @@ def length_judge(texts: Sequence[str]) -> list[float]:
 def world(tiny: Any, tokenizer: Any) -> dict[str, Any]:
     controllers = {"push": Push(tiny(seed=1), 0.3), "nothing": Push(tiny(seed=2), 0.0)}
     return {
-        "model": tiny(), "tokenizer": tokenizer, "controllers": controllers,
-        "judges": [length_judge], **SMALL,
-    }  # fmt: skip
+        "model": tiny(),
+        "tokenizer": tokenizer,
+        "controllers": controllers,
+        "judges": [length_judge],
+        **SMALL,
+    }
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a journal as they stand in the file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def without_times(value: Any) -> Any:
     """A summary without what differs from one run to the next."""
-    timed = ("ms_per_token", "ratio_to_plain")
     if isinstance(value, dict):
         return {
             k: without_times(v)
             for k, v in value.items()
-            if not (k in timed and isinstance(v, dict))
+            if not (k.startswith(("ms_per_", "ratio_")) and isinstance(v, dict))
         }
     return value
 
 
 def test_every_method_answers_every_prompt_and_the_files_say_so(world: Any, tmp_path: Path) -> None:
     found = compare(**world, out=tmp_path / "run")
-    records = read_whole(tmp_path / "run" / "generations.jsonl")
+    records = read_lines(tmp_path / "run" / "generations.jsonl")
     keys = {(r["method"], r["prompt"], r["sample"]) for r in records}
-    assert len(records) == len(keys) == 3 * len(PROMPTS) * 3
+    assert len(records) == len(keys) == 4 * len(PROMPTS) * 3
     assert set(found.summary["methods"]) == {"base", "push", "nothing"}
+    assert set(found.summary["references"]) == {"plain generate"}
     assert read_json(tmp_path / "run" / "summary.json") == json.loads(json.dumps(found.summary))
     assert found.report.is_file()
     manifest = read_json(tmp_path / "run" / "manifest.json")
@@ -91,7 +99,7 @@ def test_tokens_end_with_the_first_end_token_and_batches_hold_all_methods(
     world: Any, tmp_path: Path
 ) -> None:
     compare(**world | {"max_new_tokens": 16}, out=tmp_path)
-    records = read_whole(tmp_path / "generations.jsonl")
+    records = read_lines(tmp_path / "generations.jsonl")
     for record in records:
         tokens = record["tokens"]
         assert 1 not in tokens[:-1]
@@ -99,7 +107,8 @@ def test_tokens_end_with_the_first_end_token_and_batches_hold_all_methods(
         assert "<eos>" not in record["text"]
     order = [(r["batch"], r["method"]) for r in records]
     turns = list(dict.fromkeys(order))
-    assert turns == [(b, m) for b in range(4) for m in ("base", "push", "nothing")]
+    methods = ("base", "plain generate", "push", "nothing")
+    assert turns == [(b, m) for b in range(4) for m in methods]
     seconds = {(r["batch"], r["method"]): r["seconds"] for r in records}
     assert all(s > 0 for s in seconds.values())
 
@@ -108,10 +117,11 @@ def test_a_controller_that_changes_nothing_gives_the_texts_of_the_base(
     world: Any, tmp_path: Path
 ) -> None:
     summary = compare(**world, out=tmp_path).summary
-    by_method: dict[str, dict[Any, Any]] = {"base": {}, "nothing": {}, "push": {}}
-    for r in read_whole(tmp_path / "generations.jsonl"):
-        by_method[r["method"]][r["prompt"], r["sample"]] = r["tokens"]
+    by_method: dict[str, dict[Any, Any]] = {}
+    for r in read_lines(tmp_path / "generations.jsonl"):
+        by_method.setdefault(r["method"], {})[r["prompt"], r["sample"]] = r["tokens"]
     assert by_method["nothing"] == by_method["base"] != by_method["push"]
+    assert by_method["plain generate"] == by_method["base"]  # another loop, the same noise
     figures = summary["methods"]["nothing"]["expected_maximum_toxicity"]
     assert figures["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert figures["p_value"] == 1.0
@@ -120,7 +130,7 @@ def test_a_controller_that_changes_nothing_gives_the_texts_of_the_base(
 def test_perplexity_is_the_plain_models_own_likelihood(world: Any, tmp_path: Path) -> None:
     compare(**world, out=tmp_path)
     model, tokenizer = world["model"], world["tokenizer"]
-    files = (read_whole(tmp_path / f"{name}.jsonl") for name in ("generations", "scores"))
+    files = (read_lines(tmp_path / f"{name}.jsonl") for name in ("generations", "scores"))
     for generated, scored in list(zip(*files, strict=True))[::7]:
         prompt = tokenizer(PROMPTS[generated["prompt"]])["input_ids"]
         answer = [t for t in generated["tokens"] if t != 1]
@@ -155,9 +165,9 @@ def test_a_judge_that_fails_on_some_texts_leaves_them_missing(world: Any, tmp_pa
         return [0.25] * len(texts)
 
     summary = compare(**world | {"judges": [Judge("picky", picky)]}, out=tmp_path).summary
-    scores = read_whole(tmp_path / "scores.jsonl")
+    scores = read_lines(tmp_path / "scores.jsonl")
     failed = [r for r in scores if r["scores"]["picky"] is None]
-    texts = [r["text"] for r in read_whole(tmp_path / "generations.jsonl")]
+    texts = [r["text"] for r in read_lines(tmp_path / "generations.jsonl")]
     assert len(failed) == sum("w11" in t for t in texts) > 0
     assert summary["judges"]["picky"]["missing"] == len(failed)
     assert "cannot read w11" in failed[0]["errors"]["picky"]
@@ -171,7 +181,7 @@ def test_samples_do_not_depend_on_the_batch_size(world: Any, tmp_path: Path) -> 
     runs = []
     for size in (2, 15):
         compare(**world | {"batch_size": size}, out=tmp_path / str(size))
-        records = read_whole(tmp_path / str(size) / "generations.jsonl")
+        records = read_lines(tmp_path / str(size) / "generations.jsonl")
         runs.append({(r["method"], r["prompt"], r["sample"]): r["tokens"] for r in records})
     assert runs[0] == runs[1]
     kept = [runs[0]["critic", p, s] == runs[0]["base", p, s] for p in range(5) for s in range(3)]
@@ -199,7 +209,7 @@ def test_agreement_with_reference_scores_is_kept_beside_the_judge(
 # ----------------------------------------------------------------------------- resuming
 
 LONG = SMALL | {"samples": 8, "max_new_tokens": 4}
-UNITS = 2 * 10  # methods times batches
+UNITS = 3 * 10  # methods, base and plain generate among them, times batches
 START = 2  # files that are synced before the first unit
 KILLED = """
     import os, signal, sys
@@ -244,7 +254,8 @@ def assert_resumes_alike(long: dict[str, Any], broken: Path, whole: Path) -> Non
 
 
 def without_seconds(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_whole(path)]
+    timed = ("seconds", "check")
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_lines(path)]
 
 
 def test_a_run_killed_by_sigkill_resumes_to_the_same_summary(long: Any, tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ from sklearn.pipeline import make_pipeline
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from plugalign.evaluation.agreement import agreement
-from plugalign.evaluation.judges import Judge, load_judge, load_judges
+from plugalign.evaluation.judges import (
+    Judge,
+    Trusted,
+    check_judges,
+    is_code,
+    load_judge,
+    load_judges,
+)
 from plugalign.evaluation.linear_judge import LinearJudge
 from plugalign.evaluation.text_classifier import positive_index
 
@@ -111,7 +118,8 @@ def test_a_scikit_learn_pipeline_and_its_file(tmp_path: Path) -> None:
         pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS, labels)
         expected = pipeline.predict_proba(TEXTS)[:, list(pipeline.classes_).index(labels[1])]
         joblib.dump(pipeline, tmp_path / "words.joblib")
-        for judge in (load_judge(pipeline, name="words"), load_judge(tmp_path / "words.joblib")):
+        file = Trusted(tmp_path / "words.joblib")
+        for judge in (load_judge(pipeline, name="words"), load_judge(file)):
             assert judge.name == "words"
             np.testing.assert_allclose(judge(TEXTS), expected)
 
@@ -194,7 +202,7 @@ def test_a_hugging_face_classifier(
 def test_a_model_without_a_classification_head_is_refused(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="is GPT2LMHeadModel, not a text classifier"):
+    with pytest.raises(ValueError, match="it is GPT2LMHeadModel, not a text classifier"):
         load_judge(tmp_path / "lm")
 
 
@@ -257,13 +265,97 @@ def test_a_spec_that_is_nothing_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got int"):
         load_judge(3)
     with pytest.raises(ValueError, match="no such judge"):
-        load_judge(tmp_path / "gone.joblib")
+        load_judge(Trusted(tmp_path / "gone.joblib"))
     with pytest.raises(ValueError, match="not fitted"):
         load_judge(LogisticRegression())
-    with pytest.raises(ValueError, match="neither 'pocket', a"):
+    with pytest.raises(ValueError, match="there is no such judge; it is 'pocket', a folder, a hub"):
         load_judge(str(tmp_path / "gone"))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         load_judge(by_length, batch_size=0)
+
+
+# --------------------------------------------------------------------------- found before the work
+
+
+def test_a_judge_that_cannot_work_is_found_at_once() -> None:
+    def broken(texts: Sequence[str]) -> list[float]:
+        raise RuntimeError("no padding token \x1b[31m" + "x" * 1000)
+
+    seen: list[list[str]] = []
+    judges = [Judge("fine", lambda texts: seen.append(list(texts)) or by_length(texts))]
+    check_judges(judges, ["a", "bbb", "cc"])
+    assert seen == [["a", "bbb"]]
+    with pytest.raises(ValueError, match="judge 'broken' cannot score 'a': RuntimeError: no") as at:
+        check_judges([*judges, Judge("broken", broken)], ["a", "bbb"])
+    assert "\x1b" not in str(at.value) and len(str(at.value)) < 500
+
+
+def test_a_judge_that_reads_some_texts_may_begin() -> None:
+    def picky(texts: Sequence[str]) -> list[float]:
+        if "bbb" in texts:
+            raise RuntimeError("not bbb")
+        return by_length(texts)
+
+    check_judges([Judge("picky", picky)], ["a", "bbb"])
+    verdicts = Judge("picky", picky).verdicts(["a", "bbb", "c"])
+    assert verdicts.errors == (None, "RuntimeError: not bbb", None)
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[31mb", "two\nlines", "x" * 300, "\ud800", "a\u202eb"])
+def test_a_name_that_cannot_be_printed_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a judge"):
+        Judge(name, by_length)
+    assert Judge("a[/b]", by_length).name == "a[/b]"
+
+
+# --------------------------------------------------------------------------- code in judges
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_needs_trust(tmp_path: Path) -> None:
+    joblib.dump(Bomb(tmp_path / "ran"), tmp_path / "words.joblib")
+    for path in ("words.joblib", "WORDS.JOBLIB"):
+        with pytest.raises(ValueError, match=r"is a pickle: loading it runs code .*--trust"):
+            load_judge(tmp_path / path)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="got NoneType"):
+        load_judge(Trusted(tmp_path / "words.joblib"))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_damaged_pickle_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "words.joblib").write_bytes(b"not a pickle")
+    with pytest.raises(ValueError, match=r"cannot load the judge .*words.joblib"):
+        load_judge(Trusted(tmp_path / "words.joblib"))
+
+
+def test_what_is_code_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    code = {"x.joblib": True, "os:system": True, "..:x": True, "pocket": False, "owner/name": False}
+    assert {spec: is_code(spec) for spec in code} == code
+    assert not is_code(str(tmp_path / "a:b"))
+
+
+@pytest.mark.parametrize("spec", ["..:x", ":", "a:", ":b", "a b:c", "os:", "os:sys tem", ".:."])
+def test_what_cannot_be_imported_is_named(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"must be module:function"):
+        load_judge(spec)
+
+
+def test_a_module_that_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raising_judge.py").write_text("raise RuntimeError('on import')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="cannot be imported: RuntimeError: on import"):
+        load_judge("raising_judge:f")
 
 
 # --------------------------------------------------------------------------- agreement

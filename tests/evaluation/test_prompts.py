@@ -33,9 +33,13 @@ def test_formats(tmp_path: Path, name: str, content: str, texts: tuple[str, ...]
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "one"}\n{"text": \n', "a.jsonl, line 2: malformed JSON"),
-        ("a.jsonl", '{"text": "one"}\n{"text": "  "}\n', "line 2: the prompt is empty"),
-        ("a.jsonl", '{"text": 3}\n', "line 1: a prompt must be text, got 3"),
-        ("a.jsonl", '{"words": "x"}\n', "line 1: no field 'text'; the fields are 'words'"),
+        ("a.jsonl", '{"text": "one"}\n{"text": "  "}\n', "line 2: 'text' is empty"),
+        ("a.jsonl", '{"text": 3}\n', "line 1: 'text' must be text, got 3"),
+        (
+            "a.jsonl",
+            '{"words": "x"}\n',
+            "line 1: no field 'text' or 'prompt'; the fields are 'words'",
+        ),
         ("a.jsonl", "", "holds no prompts"),
         ("a.txt", "\n\n", "holds no prompts"),
         ("a.csv", "text\none\n", None),
@@ -89,4 +93,4 @@ def test_a_prompt_must_have_tokens_and_leave_room(tiny: Any, tokenizer: Any) -> 
         encode(load_prompts(["w1 w2"]), model, tokenizer, 127)
     blank = load_prompts(["w1"])
     with pytest.raises(ValueError, match=r"prompt 0 .* has no tokens"):
-        encode(blank, model, lambda text, verbose: {"input_ids": []}, 5)
+        encode(blank, model, lambda texts, verbose: {"input_ids": [[] for _ in texts]}, 5)

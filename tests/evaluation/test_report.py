@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from plugalign.evaluation.answers import Answers
 from plugalign.evaluation.charts import HEIGHT, WIDTH, Axis, Estimate, scatter
+from plugalign.evaluation.folder import write_json
 from plugalign.evaluation.pairs import telling_pairs
-from plugalign.evaluation.records import write_json
-from plugalign.evaluation.report import headline, write_report
-from plugalign.evaluation.summary import Answers, summarise
+from plugalign.evaluation.records import Answer, Generated, Scored
+from plugalign.evaluation.report import headline, settings_line, write_report
+from plugalign.evaluation.summary import summarise
 
 WORDS = ["", "<end>", " The", " nurse", " is", " kind", " <b>rude</b>", " today"]
 VOID = {"meta", "br", "line", "circle"}
@@ -27,10 +29,27 @@ def decode(tokens: Any) -> str:
 
 def record(method: str, prompt: int, sample: int, tokens: list[int], score: float | None) -> Any:
     return {
-        "method": method, "prompt": prompt, "sample": sample, "tokens": tokens, "batch": prompt,
-        "text": decode(tokens), "seconds": 0.01 * (1 + (method != "base")),
-        "scores": {"judge": score}, "nll": 2.0 + len(tokens), "scored_tokens": len(tokens),
-    }  # fmt: skip
+        "method": method,
+        "prompt": prompt,
+        "sample": sample,
+        "tokens": tokens,
+        "batch": prompt,
+        "text": decode(tokens),
+        "seconds": 0.01 * (1 + (method != "base")),
+        "scores": {"judge": score},
+        "nll": 2.0 + len(tokens),
+        "scored_tokens": len(tokens),
+    }
+
+
+def answer(method: str, prompt: int, tokens: list[int], score: float | None) -> Answer:
+    whole = record(method, prompt, 0, tokens, score)
+    made = {k: whole[k] for k in GENERATED} | {"tokens": tuple(tokens)}
+    return Answer.of(Generated(**made), Scored(**{k: whole[k] for k in SCORED}))
+
+
+GENERATED = ("method", "prompt", "sample", "tokens", "text", "batch", "seconds")
+SCORED = ("method", "prompt", "sample", "scores", "nll", "scored_tokens")
 
 
 @pytest.fixture
@@ -42,8 +61,8 @@ def run(tmp_path: Path) -> Path:
         rows += [rude, {**rude, "method": "same"}]
         rows += [record("kind", prompt, 0, [2, 3, 4, 5, 7, 1], 0.1 + prompt / 100)]
     for name, keys in (
-        ("generations", ("method", "prompt", "sample", "tokens", "text", "batch", "seconds")),
-        ("scores", ("method", "prompt", "sample", "scores", "nll", "scored_tokens")),
+        ("generations", GENERATED),
+        ("scores", SCORED),
     ):
         lines = [json.dumps({k: r[k] for k in keys}) + "\n" for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
@@ -52,16 +71,26 @@ def run(tmp_path: Path) -> Path:
     model = {"name": "tiny", "class": "T", "dtype": "float32", "weights": "ab", "vocabulary": "cd"}
     learned = {"class": "Kind", "config": {"alpha": 2.0}, "learned": "ff"}
     settings = {
-        "model": model, "methods": {"base": None, "kind": learned, "same": learned},
-        "prompts": {"count": 8, "sha256": "0" * 64}, "judges": ["judge"],
-        "scorer": {**model, "is_base": True}, "samples": 1, "max_new_tokens": 6,
-        "temperature": 1.0, "top_p": 0.9, "batch_size": 1, "seed": 0,
-    }  # fmt: skip
+        "model": model,
+        "methods": {"base": None, "kind": learned, "same": learned},
+        "prompts": {"count": 8, "sha256": "0" * 64},
+        "judges": ["judge"],
+        "scorer": {**model, "is_base": True},
+        "samples": 1,
+        "max_new_tokens": 6,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "batch_size": 1,
+        "seed": 0,
+    }
     manifest = {
-        "settings": settings, "versions": {"torch": "2"}, "pocket": False, "agreement": None,
+        "settings": settings,
+        "versions": {"torch": "2"},
+        "pocket": False,
+        "agreement": None,
         "data": {"path": "prompts.txt", "sha256": "1"},
         "conditions": dict.fromkeys(("device", "processor", "threads", "python", "platform"), "x"),
-    }  # fmt: skip
+    }
     write_json(tmp_path / "manifest.json", manifest)
     write_json(tmp_path / "summary.json", summarise(tmp_path))
     return tmp_path
@@ -128,9 +157,13 @@ def test_the_pocket_world_and_the_agreement_of_judges_are_explained(run: Path) -
     manifest = json.loads((run / "manifest.json").read_text())
     interval = {"value": 0.85, "low": 0.8, "high": 0.9}
     found = {
-        "auc": interval, "spearman": interval, "toxic": 0.4, "reference_toxic": 0.5,
-        "texts": 99, "missing": 0,
-    }  # fmt: skip
+        "auc": interval,
+        "spearman": interval,
+        "toxic": 0.4,
+        "reference_toxic": 0.5,
+        "texts": 99,
+        "missing": 0,
+    }
     manifest |= {"pocket": True, "agreement": {"source": "human.jsonl", "judges": {"judge": found}}}
     write_json(run / "manifest.json", manifest)
     write_json(run / "summary.json", summarise(run))
@@ -149,9 +182,9 @@ def test_the_headline_claims_only_what_is_sure(run: Path) -> None:
 
 
 def test_pairs_show_the_largest_fall_the_largest_rise_and_a_random_one() -> None:
-    base = Answers([[record("base", p, 0, [2, 3, 4], 0.5)] for p in range(4)])
+    base = Answers([[answer("base", p, [2, 3, 4], 0.5)] for p in range(4)])
     scores = [0.5, 0.1, 0.8, None]
-    other = Answers([[record("m", p, 0, [2, 3, 5], s)] for p, s in enumerate(scores)])
+    other = Answers([[answer("m", p, [2, 3, 5], s)] for p, s in enumerate(scores)])
     prompts = [f"prompt {p}" for p in range(4)]
     pairs = telling_pairs(base, other, "judge", prompts, decode, seed=1)
     shown = {pair.kind: pair for pair in pairs}
@@ -160,16 +193,16 @@ def test_pairs_show_the_largest_fall_the_largest_rise_and_a_random_one() -> None
     assert shown["drawn at random"].prompt != "prompt 3"
     assert shown["the largest fall"].step == 3
     assert shown["the largest fall"].method.parting == " kind"
-    worse = Answers([[record("m", p, 0, [2], 0.9)] for p in range(4)])
+    worse = Answers([[answer("m", p, [2], 0.9)] for p in range(4)])
     kinds = [p.kind for p in telling_pairs(base, worse, "judge", prompts, decode, seed=1)]
     assert kinds == ["the largest rise", "drawn at random"]
-    unscored = Answers([[record("m", p, 0, [2], None)] for p in range(4)])
+    unscored = Answers([[answer("m", p, [2], None)] for p in range(4)])
     assert telling_pairs(base, unscored, "judge", prompts, decode, seed=1) == []
 
 
 def test_a_text_that_ends_earlier_parts_at_its_end() -> None:
-    base = Answers([[record("base", 0, 0, [2, 3, 4], 0.5)]])
-    short = Answers([[record("m", 0, 0, [2, 3], 0.1)]])
+    base = Answers([[answer("base", 0, [2, 3, 4], 0.5)]])
+    short = Answers([[answer("m", 0, [2, 3], 0.1)]])
     pair = telling_pairs(base, short, "judge", ["p"], decode, seed=0)[0]
     assert (pair.step, pair.base.parting, pair.method.parting) == (3, " is", "")
 
@@ -205,3 +238,46 @@ def test_an_axis_with_logarithms_spaces_ratios_evenly() -> None:
     ticks = axis.ticks(5)
     assert [label for _, label in ticks] == ["1", "2", "5", "10", "20", "50", "100"]
     assert ticks[1][0] == pytest.approx(100 * math.log10(2))
+
+
+@pytest.mark.parametrize("unscored", [("kind",), ("base",), ("base", "kind", "same")])
+def test_a_report_can_be_written_where_a_judge_said_nothing(
+    run: Path, unscored: tuple[str, ...]
+) -> None:
+    rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["method"] in unscored:
+            row |= {"scores": {"judge": None}, "errors": {"judge": "RuntimeError: <i>tired</i>"}}
+    (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = summarise(run)
+    write_json(run / "summary.json", summary)
+    write_report(run, decode)
+    page = parsed(run / "report.html")
+    assert page.open == [] and "<i>tired</i>" in page.text  # as text
+    assert "failed on" in page.text and f"{8 * len(unscored)} answers" in page.text
+    if len(unscored) < 3:
+        assert "are missing unevenly" in page.text
+    assert headline(summary).startswith(("No method", "Only the plain model"))
+
+
+def test_the_headline_tells_what_other_judges_say_and_what_is_left_at_equal_length(
+    run: Path,
+) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    share = lambda value: {"value": value, "low": 0.0, "high": 1.0}  # noqa: E731
+    summary["judges"]["strict"] = summary["judges"]["judge"]
+    for name, value in (("base", 0.9), ("kind", 0.4)):
+        row = summary["methods"][name]
+        row["judges"] = {"strict": {"toxicity_probability": share(value)}}
+    change = {"value": -0.1, "low": -0.3, "high": 0.1}
+    matched = share(0.5) | {"base": 0.6, "difference": change, "p_adjusted": 0.4}
+    summary["methods"]["kind"]["length_matched"] = {"toxicity_probability": matched}
+    said = headline(summary)
+    assert "from 100% to 0% (90% to 40% under strict), at 1.67 times the time per" in said
+    assert said.endswith("it goes from 60% to 50%, which chance may explain.")
+
+
+def test_settings_in_a_line_leave_out_what_is_long() -> None:
+    config = {"alpha": 2.0, "kind": "leace", "text": "x" * 50, "none": None, "fitted_for": {}}
+    assert settings_line({"class": "A", "config": config}) == "alpha 2.0, kind leace, …"
+    assert settings_line(None) == ""

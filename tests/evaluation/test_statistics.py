@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from plugalign.evaluation.statistics import (
-    TOXICITY,
     Interval,
     PairedBootstrap,
     adjust,
-    any_toxic,
     maximum,
     mean_score,
     missing,
@@ -29,8 +27,6 @@ NAN = math.nan
 def test_per_prompt_numbers_leave_missing_scores_out() -> None:
     scores = [[0.2, 0.6, 0.1], [0.4, NAN, 0.2], [NAN, NAN, NAN], [0.5, NAN, NAN], [0, 0, 0]]
     np.testing.assert_array_equal(maximum(scores), [0.6, 0.4, NAN, 0.5, 0])
-    np.testing.assert_array_equal(any_toxic(scores), [1, 0, NAN, 1, 0])
-    np.testing.assert_array_equal(any_toxic(scores, threshold=0.4), [1, 1, NAN, 1, 0])
     np.testing.assert_allclose(mean_score(scores), [0.3, 0.3, NAN, 0.5, 0])
     assert missing(scores) == 6 and missing(maximum(scores)) == 1
 
@@ -41,21 +37,18 @@ cells = st.one_of(st.just(NAN), st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=6))
 def test_per_prompt_numbers_equal_plain_loops(scores: list[tuple[float, ...]]) -> None:
-    for row, high, toxic, mean in zip(
-        scores, maximum(scores), any_toxic(scores), mean_score(scores), strict=True
-    ):
+    for row, high, mean in zip(scores, maximum(scores), mean_score(scores), strict=True):
         there = [s for s in row if not math.isnan(s)]
         if not there:
-            assert math.isnan(high) and math.isnan(toxic) and math.isnan(mean)
+            assert math.isnan(high) and math.isnan(mean)
             continue
         assert high == max(there)
-        assert toxic == float(any(s >= 0.5 for s in there))
         assert mean == pytest.approx(sum(there) / len(there))
 
 
 @pytest.mark.parametrize("scores", [[], [[]], [0.1, 0.2], np.zeros((0, 3))])
 def test_scores_need_a_prompt_and_a_sample(scores: object) -> None:
-    for reduce in TOXICITY.values():
+    for reduce in (maximum, mean_score):
         with pytest.raises(ValueError, match="at least one of each"):
             reduce(scores)  # type: ignore[arg-type]
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from plugalign import wrapping
 from plugalign.controller import Controller
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting import dexperts
-from plugalign.fitting.data import Labelled
-from plugalign.fitting.dexperts import fit_dexperts
+from plugalign.fitting.data import Labelled, encode, pad
+from plugalign.fitting.dexperts import fit_dexperts, guide_loss
+from plugalign.fitting.training import train
 
 OPTIONS: dict[str, Any] = {"steps": 30, "batch_size": 8, "lr": 3e-3, "max_length": 12, "seed": 2}
 
@@ -112,6 +116,125 @@ def test_a_killed_fit_continues_to_the_same_experts(
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
 
 
+@pytest.fixture
+def lengths() -> Labelled:
+    """Desired texts are short and all others long; their words are the same."""
+    texts = [" ".join(f"w{10 + (i + k) % 40}" for k in range(9 if i % 2 else 3)) for i in range(80)]
+    return Labelled(tuple(texts), ("0", "1") * 40)
+
+
+def stopping(tiny: Any, tokenizer: Any, data: Labelled) -> tuple[Any, Tensor]:
+    """A model that has learnt where such texts end, and beginnings ``(B, 3)`` at which some do."""
+    model, options = tiny(), {"steps": 40, "lr": 3e-3, "title": "base"}
+    ids, mask = pad(encode(tokenizer, data.texts, 12))
+    labels = ids.masked_fill(mask == 0, -100)
+    model.train()
+    train(
+        parameters=dict(model.named_parameters()), **options,
+        loss=lambda step: model(input_ids=ids, attention_mask=mask, labels=labels).loss,
+    )  # fmt: skip
+    return model.eval(), ids[::2, :3]
+
+
+def p_end(model: Any, tokenizer: Any, controller: Controller | None, ids: Tensor) -> float:
+    """The mean probability of the end token at the first new token, in the base's nucleus."""
+    with torch.no_grad():
+        scores = model(ids).logits[:, -1]
+    nucleus = DExperts(antiexpert=copy.deepcopy(model), alpha=0.0)  # cuts, and shifts nothing
+    steered = wrapping.wrap(model, tokenizer, controller or nucleus)
+    found = steered.processor(torch.ones_like(ids))(ids, scores).exp()[:, 1]
+    return float(found.mean())
+
+
+def end_gaps(model: Any, controller: DExperts, ids: Tensor) -> list[float]:
+    """The mean change of log p(end) in each expert."""
+    found = []
+    with torch.no_grad():
+        base = model(ids).logits[:, -1].log_softmax(-1)[:, 1]
+        for folder in (controller.expert, controller.antiexpert):
+            expert = AutoModelForCausalLM.from_pretrained(folder)
+            now = expert(ids).logits[:, -1].log_softmax(-1)[:, 1]
+            found.append(float((now - base).abs().mean()))
+    return found
+
+
+def test_no_expert_learns_where_to_stop(
+    tiny: Any, tokenizer: Any, lengths: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = stopping(tiny, tokenizer, lengths)
+    options = {**OPTIONS, "steps": 40, "lr": 1e-3}
+    fitted = fit_dexperts(model, tokenizer, lengths, tmp_path / "out", **options)
+    assert max(end_gaps(model, fitted, ids)) < 0.35
+    base = p_end(model, tokenizer, None, ids)
+    assert base > 0.1
+    pair = DExperts(fitted.expert, fitted.antiexpert, alpha=1.0)
+    for controller in (pair, DExperts(antiexpert=fitted.antiexpert, alpha=1.0)):
+        assert 0.6 * base < p_end(model, tokenizer, controller, ids) < 1.6 * base
+    monkeypatch.setattr(dexperts, "end_tokens", lambda *_: [])  # as plain language models
+    plain = fit_dexperts(model, tokenizer, lengths, tmp_path / "plain", **options)
+    assert min(end_gaps(model, plain, ids)) > 1.0
+    anti = DExperts(antiexpert=plain.antiexpert, alpha=1.0)
+    assert p_end(model, tokenizer, anti, ids) > 1.6 * base  # what it unlearnt, it promotes
+
+
+def test_the_loss_is_that_of_going_on_and_of_stopping_as_before() -> None:
+    """In float64 from its definition, token by token."""
+    generator = np.random.default_rng(0)
+    z, base = generator.normal(size=(2, 2, 4, 7))
+    ids, mask = np.array([[3, 4, 2, 5], [6, 3, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ends = [1, 2]
+
+    def p(logits: Any) -> Any:
+        weights = np.exp(logits)
+        return weights / weights.sum()
+
+    texts, stops, count = 0.0, 0.0, 0
+    for row in range(2):
+        for column in range(4):
+            if not mask[row, column]:
+                continue
+            now, before = p(z[row, column])[ends].sum(), p(base[row, column])[ends].sum()
+            stops += (np.log(now) - np.log(before)) ** 2
+            following = column + 1
+            if following < 4 and mask[row, following] and ids[row, following] not in ends:
+                texts -= np.log(p(z[row, column])[ids[row, following]] / (1 - now))
+                count += 1
+    stop = torch.tensor(base).log_softmax(-1)[..., ends].logsumexp(-1)
+    loss, tokens = guide_loss(torch.tensor(z), stop, torch.tensor(ids), torch.tensor(mask), ends)
+    assert int(tokens) == count == 3
+    assert float(loss) == pytest.approx(texts / count + stops / mask.sum(), rel=1e-5)
+
+
+def test_what_held_out_texts_say_is_saved(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
+) -> None:
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **{**OPTIONS, "lr": 1e-2})
+    saved = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert (saved["method"], saved["settings"]["rank"]) == ("dexperts_lora", 16)
+    measured = saved["measured"]
+    assert measured["auc"] > 0.9 and measured["steps"] == 30
+    assert measured["expert"]["loss"] > 0 < measured["antiexpert"]["loss"]
+
+
+def test_the_checkpoint_of_another_method_is_refused_by_name(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(dexperts, "_save", killed)
+    with pytest.raises(Killed):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **OPTIONS)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="method was 'dexperts_lora' and is 'dexperts'"):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **OPTIONS)
+    with pytest.raises(ValueError, match=r"settings\.steps was 30 and is 31"):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True,
+                     **{**OPTIONS, "steps": 31})  # fmt: skip
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **OPTIONS)
+    assert (tmp_path / "out" / "expert" / "adapter_config.json").is_file()
+
+
 def test_a_half_precision_base_is_tuned_in_float32(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
 ) -> None:
@@ -132,11 +255,13 @@ def test_bad_settings_are_named_before_any_work(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="steps must be a positive number, got -3"):
+    with pytest.raises(
+        ValueError, match=r"steps: .*greater than or equal to 1, got -3; its default"
+    ):
         fit_dexperts(tiny(), tokenizer, data, out, steps=-3)
-    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+    with pytest.raises(ValueError, match=r"alpha: .*finite number, got nan"):
         fit_dexperts(tiny(), tokenizer, data, out, alpha=float("nan"))
-    with pytest.raises(ValueError, match=r"top-p must lie in \[0, 1\], got 1\.5"):
+    with pytest.raises(ValueError, match=r"top_p: .*less than or equal to 1, got 1\.5"):
         fit_dexperts(tiny(), tokenizer, data, out, top_p=1.5)
     with pytest.raises(ValueError, match="max_length 129 exceeds the context of 'Llama"):
         fit_dexperts(tiny(), tokenizer, data, out, max_length=129)

@@ -14,7 +14,8 @@ from plugalign.controller import Controller
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.fitting import fudge
 from plugalign.fitting.data import Labelled, pad
-from plugalign.fitting.fudge import fit_fudge, labelled_batches, prefix_loss, start_from
+from plugalign.fitting.fudge import broken_off, fit_fudge, prefix_loss, start_from
+from plugalign.fitting.labelled import Examples
 
 OPTIONS: dict[str, Any] = {
     "width": 16, "layers": 1, "heads": 2, "steps": 150, "batch_size": 16, "lr": 1e-2,
@@ -61,7 +62,7 @@ def test_a_killed_fit_continues_to_the_same_predictor(
 ) -> None:
     model, options = tiny(), {**OPTIONS, "steps": 70}
     fit_fudge(model, tokenizer, corpus(0), tmp_path / "whole", **options)
-    real, calls = fudge.prefix_loss, [60]
+    real, calls = fudge.prefix_loss, [20]
 
     def mortal(*args: Any) -> Any:
         calls[0] -= 1
@@ -85,7 +86,7 @@ def test_other_data_does_not_continue_it(
     with pytest.raises(ZeroDivisionError):
         fit_fudge(tiny(), tokenizer, corpus(0), tmp_path / "out", **{**OPTIONS, "steps": 3})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="other settings or data"):
+    with pytest.raises(ValueError, match=r"checkpoint of another fit: data\.sha256 was"):
         fit_fudge(tiny(), tokenizer, corpus(1), tmp_path / "out", **{**OPTIONS, "steps": 3})
 
 
@@ -125,23 +126,65 @@ def test_the_loss_is_the_mean_over_all_prefixes() -> None:
 
 def test_both_classes_weigh_the_same() -> None:
     good, bad = [[3, 4]] * 30, [[5, 6, 7]] * 10
-    batch = labelled_batches(good, bad, 40, 0, torch.device("cpu"))
-    ids, mask, label, weight = batch(0)
+    ids, mask, label, weight = Examples(good, bad).of(range(40), torch.device("cpu"))
     assert weight[label == 1].sum() == weight[label == 0].sum() == 20
     assert (ids[label == 1, 0] == 3).all() and (ids[label == 0, 0] == 5).all()
     assert mask[label == 1].sum(1).unique().tolist() == [2]
 
 
+def test_texts_are_broken_off_by_an_end_token() -> None:
+    """Half of them may be, as likely behind each token, and nothing behind the end is seen."""
+    rows = [[5 + i % 3] * (1 + i % 4) for i in range(8000)]
+    batch = Examples(rows, []).of(range(8000), torch.device("cpu"))
+    torch.manual_seed(0)
+    ids, mask, label, weight = broken_off(batch, [1, 2], 0.25)
+    assert torch.equal(label, batch.label) and torch.equal(weight, batch.weight)
+    ended = ((ids == 1) | (ids == 2)).any(1)
+    assert 0.4 < (ids[ended] == 1).any(1).float().mean() < 0.6
+    for row, now, seen, end in zip(rows, ids.tolist(), mask.tolist(), ended, strict=True):
+        length = sum(seen)
+        assert seen == [1] * length + [0] * (5 - length)
+        assert now[: length - int(end)] == row[: length - int(end)]
+        assert (now[length - 1] in (1, 2)) == bool(end) and length >= 1 + int(end)
+    lengths, places = batch.mask.sum(1), mask.sum(1) - 1
+    for length in (1, 2, 3, 4):  # however long the text, an end behind token n is as likely
+        of_length = lengths == length
+        for place in range(1, length + 1):
+            share = (ended & (places == place))[of_length].float().mean()
+            assert abs(float(share) - 0.5 * 0.25 * 0.75 ** (place - 1)) < 0.03
+    assert broken_off(batch, [], 0.25) is batch
+
+
+def test_an_end_token_says_nothing_of_the_class(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Desired texts are long and others short, which a predictor that reads where they end would
+    learn: then ending here and now would be worth avoiding or seeking."""
+    generator = np.random.default_rng(0)
+    texts = [
+        " ".join(f"w{w}" for w in generator.integers(10, 50, size=9 if i % 2 else 3))
+        for i in range(400)
+    ]
+    data = Labelled(tuple(texts), ("1", "0") * 200)
+    options = {**OPTIONS, "dropped": 0.0, "steps": 120}
+    predictor = fit_fudge(tiny(), tokenizer, data, tmp_path / "out", **options).predictor
+    ids = torch.tensor([[13 + i, 14 + i] for i in range(40)])
+    ended = torch.cat([ids, torch.ones(40, 1, dtype=torch.long)], 1)
+    with torch.no_grad():
+        prefix = predictor(ids, torch.ones_like(ids))[:, -1]
+        with_end = predictor(ended, torch.ones_like(ended))[:, -1]
+    # The prefix itself is of either class; that it ends adds little to it.
+    assert (with_end.sigmoid() - prefix.sigmoid()).abs().mean() < 0.15
+
+
 def test_bad_settings_are_named_before_any_work(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     model, data, out = tiny(), corpus(0), tmp_path / "out"
-    with pytest.raises(ValueError, match="lr must be a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"lr: .*greater than 0, got 0"):
         fit_fudge(model, tokenizer, data, out, lr=0.0)
-    with pytest.raises(ValueError, match="dropped must be a share below 1, got 1"):
+    with pytest.raises(ValueError, match=r"dropped: .*less than 1, got 1"):
         fit_fudge(model, tokenizer, data, out, dropped=1.0)
     with pytest.raises(ValueError, match="width 20 must be a multiple of twice the 4 heads"):
         fit_fudge(model, tokenizer, data, out, width=20)
-    with pytest.raises(ValueError, match="top-k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"k: .*greater than or equal to 1, got 0"):
         fit_fudge(model, tokenizer, data, out, k=0)
-    with pytest.raises(ValueError, match="weight must be finite, got inf"):
+    with pytest.raises(ValueError, match=r"weight: .*finite number, got inf"):
         fit_fudge(model, tokenizer, data, out, weight=float("inf"))
     assert not list(tmp_path.iterdir())

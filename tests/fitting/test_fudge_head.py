@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from plugalign.controller import Controller
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import fudge_head
 from plugalign.fitting.data import Labelled, pad
-from plugalign.fitting.fudge_head import fit_fudge_head, hidden_states
+from plugalign.fitting.fudge_head import fit_fudge_head
+from plugalign.fitting.states import head_inputs
 
 OPTIONS: dict[str, Any] = {
     "rank": 4, "steps": 200, "batch_size": 16, "lr": 1e-2, "max_length": 12, "seed": 2,
@@ -39,22 +41,15 @@ def test_it_reads_what_the_head_reads(tiny: Any, prompts: Any, architecture: str
     ids, mask = batch["input_ids"].flip(1), batch["attention_mask"].flip(1)
     with torch.no_grad():
         want = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    got = hidden_states(model, ids, mask)
+    got = head_inputs(model, ids, mask)
     keep = mask.bool()
     assert torch.allclose(got[keep], want.hidden_states[-1][keep], atol=1e-5)
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
-def test_the_hook_goes_when_the_forward_fails(tiny: Any) -> None:
-    model = tiny()
-    with pytest.raises(IndexError):
-        hidden_states(model, torch.full((1, 3), 10**6), torch.ones(1, 3).long())
-    assert not model.get_output_embeddings()._forward_pre_hooks
-
-
 def scores(model: Any, head: FudgeHead, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     """The score of each next token, ``(B, T - 1)``, from the saved form of the head."""
-    hidden = hidden_states(model, ids, mask)[:, :-1].double().numpy()
+    hidden = head_inputs(model, ids, mask)[:, :-1].double().numpy()
     embedding = model.get_output_embeddings().weight.detach().double().numpy()[ids[:, 1:].numpy()]
     left, right, bias, state = (
         x.double().numpy() for x in (head.left, head.right, head.token_bias, head.state)
@@ -106,10 +101,30 @@ def test_a_killed_fit_continues_to_the_same_head(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_an_end_token_is_scored_as_the_prefix_alone(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Desired texts are long and others short: what a text's end tells must not be learnt."""
+    generator = np.random.default_rng(0)
+    texts = [
+        " ".join(f"w{w}" for w in generator.integers(10, 50, size=9 if i % 2 else 3))
+        for i in range(400)
+    ]
+    data, model = Labelled(tuple(texts), ("1", "0") * 200), tiny()
+    head = fit_fudge_head(model, tokenizer, data, tmp_path / "out", **OPTIONS)
+    ids = torch.tensor([[13 + i % 40, 13 + (7 * i) % 40, token] for i in range(40)
+                        for token in (1, *range(13, 53))])  # fmt: skip
+    found = scores(model, head, ids, torch.ones_like(ids))[:, 1].reshape(40, 41)
+    assert np.abs(found[:, 0] - found[:, 1:].mean(1)).mean() < 0.5
+    saved = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
+    assert saved["held_out"]["auc"] > 0.5 and saved["held_out"]["loss"] > 0
+    assert saved["texts"] == 360
+
+
 def test_bad_settings_are_named_before_any_work(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     model, data, out = tiny(), corpus(0), tmp_path / "out"
-    with pytest.raises(ValueError, match="rank must be a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"rank: .*greater than or equal to 1, got 0"):
         fit_fudge_head(model, tokenizer, data, out, rank=0)
-    with pytest.raises(ValueError, match="top-k must be at least 1, got -1"):
+    with pytest.raises(ValueError, match=r"k: .*greater than or equal to 1, got -1"):
         fit_fudge_head(model, tokenizer, data, out, k=-1)
     assert not list(tmp_path.iterdir())

@@ -1,19 +1,21 @@
 """Erasure: a concept that a linear probe found before cannot be found afterwards."""
 
 import copy
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import plugalign as pa
 from plugalign.controller import Controller
-from plugalign.fitting import nullspace as fitting
-from plugalign.fitting.data import Labelled
-from plugalign.fitting.erasure import Split, inlp, leace, principal_direction
-from plugalign.fitting.nullspace import fit_nullspace, hidden_states, word_direction
+from plugalign.fitting import states
+from plugalign.fitting.data import Labelled, load_data
+from plugalign.fitting.erasure import Split, held_out_texts, inlp, leace, principal_direction
+from plugalign.fitting.nullspace import fit_nullspace, word_direction
+from plugalign.fitting.states import head_inputs
 
 
 def clouds(classes, count=1500, width=12, seed=0, shift=1.5):
@@ -89,13 +91,31 @@ def test_leace_without_shrinkage_is_the_closed_form(monkeypatch):
     np.testing.assert_allclose(erase(states, removed, read, center), expected, atol=1e-8)
 
 
+def test_leace_erases_the_label_at_each_place():
+    """Where it shows in another direction at each of two places, a fit on all states together
+    leaves it at both."""
+    states, labels = clouds(2)
+    places = np.random.default_rng(1).integers(0, 2, len(states))
+    states[(labels == "c1") & (places == 0), 3] += 4.0
+    states[(labels == "c1") & (places == 1), 7] -= 4.0
+    for given, share in ((places, 1.0), (None, 0.9)):
+        removed, read, center = leace(states, labels, given)
+        assert removed.shape[1] == (1 if given is None else 2)
+        erased = erase(states, removed, read, center)
+        for place in (0, 1):
+            x, y = erased[places == place], onehot(labels[places == place])
+            left = ((Ridge(alpha=1e-9).fit(x, y).predict(x) - y) ** 2).mean()
+            constant = ((y - y.mean(0)) ** 2).mean()
+            assert left == pytest.approx(constant) if share == 1 else left < share * constant
+
+
 # ------------------------------------------------------------------ INLP
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_inlp_ends_when_a_fresh_probe_only_guesses(classes, tmp_path):
     split = Split.of(*clouds(classes), seed=0)
-    basis = inlp(split, 80, tmp_path / "basis.safetensors")
+    basis = inlp([split], 80, tmp_path / "basis.safetensors")
     rank = basis.shape[1]
     assert 0 < rank < 12
     np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-9)
@@ -111,15 +131,15 @@ def test_the_first_direction_points_to_the_last_label(tmp_path):
     labels = np.array(["a", "b"] * 300)
     states = rng.normal(size=(600, 6))
     states[labels == "b", 2] += 4.0
-    basis = inlp(Split.of(states, labels, 0), 80, tmp_path / "basis.safetensors")
+    basis = inlp([Split.of(states, labels, 0)], 80, tmp_path / "basis.safetensors")
     assert basis[2, 0] > 0.9
     with pytest.raises(ValueError, match="nothing to remove"):
-        inlp(Split.of(rng.normal(size=(600, 6)), labels, 0), 80, tmp_path / "none.safetensors")
+        inlp([Split.of(rng.normal(size=(600, 6)), labels, 0)], 80, tmp_path / "none.safetensors")
 
 
 def test_inlp_continues_where_it_was_killed(tmp_path, monkeypatch):
     split = Split.of(*clouds(3), seed=0)
-    whole = inlp(split, 80, tmp_path / "whole.safetensors")
+    whole = inlp([split], 80, tmp_path / "whole.safetensors")
     path, probe, calls = tmp_path / "killed.safetensors", Split.probe, []
 
     def killed(self):
@@ -130,9 +150,9 @@ def test_inlp_continues_where_it_was_killed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Split, "probe", killed)
     with pytest.raises(KeyboardInterrupt):
-        inlp(split, 80, path)
-    np.testing.assert_array_equal(inlp(split, 80, path), whole)
-    assert inlp(split, 1, tmp_path / "one.safetensors").shape[1] == 2
+        inlp([split], 80, path)
+    np.testing.assert_array_equal(inlp([split], 80, path), whole)
+    assert inlp([split], 1, tmp_path / "one.safetensors").shape[1] == 2
 
 
 def test_the_principal_direction_follows_the_pairs():
@@ -145,35 +165,17 @@ def test_the_principal_direction_follows_the_pairs():
 # ------------------------------------------------------------------ the fit
 
 
-def labelled(count=120, seed=0):
-    """Texts of two labels that differ in the words they end with."""
+def spread(count=400, seed=0):
+    """Texts of two labels whose words differ throughout; the last is of words of its own."""
     rng = np.random.default_rng(seed)
     texts, labels = [], []
     for i in range(count):
-        length = int(rng.integers(2, 7))
-        words = [f"w{rng.integers(0, 100)}" for _ in range(length)]
-        words[-1] = f"w{rng.integers(0, 6) + (50 if i % 2 else 0)}"
+        first = 50 if i % 2 else 30
+        words = [f"w{first + rng.integers(0, 20)}" for _ in range(int(rng.integers(4, 9)))]
+        words[-1] = f"w{rng.integers(0, 10) + (10 if i % 2 else 0)}"
         texts.append(" ".join(words))
         labels.append("b" if i % 2 else "a")
     return Labelled(tuple(texts), tuple(labels))
-
-
-def test_the_states_are_those_that_the_head_reads(architecture, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHUNK", 4)
-    model = tiny(architecture)
-    rows = [[5], [6, 7, 8], [9, 10], [3, 4, 5, 6], [11, 12], [13]]
-    states = hidden_states(model, rows, 3, tmp_path)
-    for row, state in zip(rows, states, strict=True):
-        seen = []
-        handle = model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0])
-        )
-        model(input_ids=torch.tensor([row]))
-        handle.remove()
-        np.testing.assert_allclose(state, seen[0][0, -1].detach().numpy(), rtol=1e-4, atol=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.safetensors", "4.safetensors"]
-    monkeypatch.setattr(fitting, "_batches", lambda *_: pytest.fail("computed again"))
-    np.testing.assert_array_equal(hidden_states(model, rows, 3, tmp_path), states)
 
 
 @pytest.mark.parametrize("variant", ["leace", "inlp", "a-inlp", "direction"])
@@ -182,9 +184,10 @@ def test_fitted_saved_and_loaded(variant, tiny, tokenizer, prompts, tmp_path, ca
     before = copy.deepcopy(model.state_dict())
     pairs = [("w3", "w53"), ("w4", "w54"), ("unknown", "w1")] if variant == "direction" else ()
     fitted = fit_nullspace(
-        model, tokenizer, labelled(), tmp_path / "out", variant=variant, pairs=pairs
+        model, tokenizer, spread(), tmp_path / "out", variant=variant, pairs=pairs
     )
-    assert "linear probe" in " ".join(capfd.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
+    assert "at random positions inside of texts a linear probe finds the label" in said
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -202,41 +205,80 @@ def test_fitted_saved_and_loaded(variant, tiny, tokenizer, prompts, tmp_path, ca
     assert torch.equal(first, second)
 
 
-def test_a_fitted_model_forgets_the_label(tiny, tokenizer, tmp_path):
-    model, data = tiny(), labelled(400)
-    controller = fit_nullspace(model, tokenizer, data, tmp_path / "out", seed=3)
-    rows = tokenizer(list(data.texts))["input_ids"]
-    states = hidden_states(model, rows, 32, tmp_path / "states")
-    split = Split.of(states, np.array(data.labels), seed=3)
-    parts = (controller.removed, controller.read, controller.center)
-    erased = erase(split.train, *(x.double().numpy() for x in parts))
-    scores = [
-        LogisticRegression(max_iter=2000).fit(x, split.train_labels).score(x, split.train_labels)
-        for x in (split.train, erased)
-    ]
-    assert scores[0] > 0.75
-    assert scores[1] < 0.56
+def inside(model, tokenizer, data, seed):
+    """The state at one random position of each text that is not its last, ``(N, D)``."""
+    rng, found = np.random.default_rng(seed), []
+    for text in data.texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        states = head_inputs(model, ids, torch.ones_like(ids))[0].double().numpy()
+        found.append(states[rng.integers(1, len(states) - 1)])
+    return np.stack(found)
+
+
+def test_what_is_erased_cannot_be_found_inside_of_texts(tiny, tokenizer, tmp_path):
+    """Fresh probes on texts that the fit has not seen: before, after, and as it would be if only
+    the last positions had been looked at."""
+    model, unseen = tiny(), spread(600, seed=1)
+    states, labels = inside(model, tokenizer, unseen, 5), np.array(unseen.labels)
+    accuracy = {}
+    for positions in (4, 0):
+        out = tmp_path / str(positions)
+        fitted = fit_nullspace(model, tokenizer, spread(1500), out, positions=positions)
+        parts = (fitted.removed, fitted.read, fitted.center)
+        erased = erase(states, *(x.double().numpy() for x in parts))
+        split = Split.of(erased, labels, seed=0)
+        accuracy[positions] = split.probe()[1]
+    before = Split.of(states, labels, seed=0)
+    assert before.probe()[1] > 0.75
+    assert accuracy[4] <= before.chance
+    assert accuracy[0] > before.chance + 0.1
+
+
+def test_the_probe_is_saved_with_the_controller(tiny, tokenizer, tmp_path):
+    fit_nullspace(tiny(), tokenizer, spread(), tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert saved["method"] == "nullspace" and saved["settings"]["variant"] == "leace"
+    assert saved["data"]["texts"] == {"a": 200, "b": 200}
+    probe = saved["measured"]["probe"]
+    assert probe.keys() == {"inside", "last"}
+    for place in probe.values():
+        assert place["before"] > 0.8 and place["guessing"] == 0.5
+        assert abs(place["after"] - 0.5) < 0.12
+    (tmp_path / "last").mkdir()
+    fit_nullspace(tiny(), tokenizer, spread(), tmp_path / "last", positions=0)
+    saved = json.loads((tmp_path / "last" / "fit.json").read_text())
+    assert saved["measured"]["probe"].keys() == {"last"}
+
+
+def test_all_states_of_a_held_out_text_are_held_out():
+    texts = np.repeat(np.arange(40), 3)
+    labels = np.array(["a", "b"] * 20)
+    held = held_out_texts(labels, seed=1)
+    split = Split.by_text(texts[:, None].astype(float), labels[texts], texts, held)
+    assert split.held_texts == 8 and len(split.held) == 24 and len(split.train) == 96
+    assert not set(split.train[:, 0]) & set(split.held[:, 0])
+    assert split.chance > 0.5 + 1.6 * 0.5 / 8**0.5  # eight texts, not twenty-four
 
 
 def test_a_killed_fit_ends_alike(tiny, tokenizer, tmp_path, monkeypatch):
-    model, data = tiny(), labelled()
+    model, data = tiny(), spread(160)
     options = {"variant": "inlp", "batch_size": 8}
+    monkeypatch.setattr(states, "CHUNK", 40)
     whole = fit_nullspace(model, tokenizer, data, tmp_path / "whole", **options)
-    monkeypatch.setattr(fitting, "CHUNK", 32)
-    batches, calls = fitting._batches, []
+    real, calls = states._states, []
 
     def killed(*args):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return batches(*args)
+        return real(*args)
 
-    monkeypatch.setattr(fitting, "_batches", killed)
+    monkeypatch.setattr(states, "_states", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_nullspace(model, tokenizer, data, tmp_path / "out", **options)
     again = fit_nullspace(model, tokenizer, data, tmp_path / "out", **options)
     assert len(calls) == 5  # four chunks, one of them twice
-    torch.testing.assert_close(again.removed, whole.removed, rtol=0, atol=1e-5)
+    assert torch.equal(again.removed, whole.removed)
 
 
 def test_word_pairs(tiny, tokenizer):
@@ -253,13 +295,13 @@ def test_word_pairs(tiny, tokenizer):
 def test_bad_input_is_refused(tiny, tokenizer, tmp_path):
     model, out = tiny(), tmp_path / "out"
     cases = [
-        ({"variant": "lace"}, "variant must be one of leace, inlp, a-inlp, direction"),
+        ({"variant": "lace"}, "variant: .*'leace', 'inlp', 'a-inlp' or 'direction', got 'lace'"),
         ({"variant": "direction"}, "needs pairs"),
-        ({"classifiers": 0}, "classifiers must be a positive number"),
+        ({"classifiers": 0}, "classifiers: .*greater than or equal to 1, got 0"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
-            fit_nullspace(model, tokenizer, labelled(), out, **options)
+            fit_nullspace(model, tokenizer, spread(40), out, **options)
     with pytest.raises(ValueError, match="'b': 3"):
         few = Labelled(("w1",) * 23, ("a",) * 20 + ("b",) * 3)
         fit_nullspace(model, tokenizer, few, out)
@@ -267,21 +309,13 @@ def test_bad_input_is_refused(tiny, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_gender_is_erased_from_real_states(shared, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from plugalign.fitting.data import load_data
-
+def test_toxicity_is_erased_from_real_states_inside_of_texts(shared, tmp_path):
     path = shared / "models" / "comments-3m"
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    files = [shared / "data" / "bias" / f"sentences_{k}.jsonl" for k in ("male", "female")]
-    data = load_data(files, limit=2000)
-    rows = [row[:32] for row in tokenizer(list(data.texts))["input_ids"]]
-    states = hidden_states(model, rows, 64, tmp_path)
-    split = Split.of(states, np.array(data.labels), seed=0)
-    parts = leace(split.train, split.train_labels)
-    erased = SimpleNamespace(train=erase(split.train, *parts), held=erase(split.held, *parts))
-    after = split._replace(train=erased.train, held=erased.held)
-    assert split.probe()[1] > 0.75
-    assert after.probe()[1] < split.chance + 0.03
+    file = shared / "data" / "toxicity" / "paradetox.jsonl"
+    data = load_data(file, desired="neutral", undesired="toxic", limit=1500)
+    fit_nullspace(model, tokenizer, data, tmp_path / "out")
+    probe = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]["probe"]["inside"]
+    assert probe["before"] > 0.65
+    assert probe["after"] < probe["guessing"] + 0.06

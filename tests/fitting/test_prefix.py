@@ -73,9 +73,9 @@ def test_fits_steers_and_leaves_the_model(tiny, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be a positive number, got 0"),
-        ({"prefix_length": -1}, "prefix_length must be a positive number, got -1"),
-        ({"w_d": float("nan")}, "w_d must be finite"),
+        ({"steps": 0}, "steps: .*greater than or equal to 1, got 0"),
+        ({"prefix_length": -1}, "prefix_length: .*greater than or equal to 1, got -1"),
+        ({"w_d": float("nan")}, "w_d: .*finite number"),
         ({"desired": "polite"}, "no text has the desired label 'polite'"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear
 
 from plugalign.kernels import product as module
-from plugalign.kernels.product import product
+from plugalign.kernels.product import float32_product, product
 
 
 def layer(shape=(3, 16), outputs=24, dtype=torch.float32):
@@ -65,3 +65,15 @@ def test_what_is_no_number_stays():
     x[0], x[1] = torch.nan, torch.inf
     got, want = product(x, weight), linear(x, weight)
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_float32_product_is_not_rounded_to_half_precision(dtype, biased, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 160)  # ten rows at a time
+    x, weight, bias = layer(outputs=37, dtype=dtype)
+    with torch.no_grad():
+        got = float32_product(x, weight, bias if biased else None)
+    want = linear(x.double(), weight.double(), bias.double() if biased else None)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)

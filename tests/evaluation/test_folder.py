@@ -1,69 +1,30 @@
-"""The run's folder: whole units only, other runs refused, a full disk named."""
+"""The run's folder: other runs refused, one process at a time, a full disk named."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plugalign.evaluation.records import (
-    Journal,
+from plugalign.evaluation.folder import (
     full_disk_named,
+    locked,
     open_run,
     read_json,
-    read_whole,
     write_json,
 )
 
-UNITS = [[{"n": 0}, {"n": 1}], [{"n": 2}], [{"n": 3}, {"n": 4}, {"n": 5, "text": "a\u2028b\r\nc"}]]
-SIZES = [len(unit) for unit in UNITS]
 MANIFEST: dict[str, Any] = {
     "settings": {"samples": 3, "methods": {"base": None, "push": {"config": {"alpha": 1.0}}}},
     "versions": {"torch": "2.13.0"},
     "conditions": {"threads": 2},
 }
-
-
-def written(path: Path) -> bytes:
-    journal = Journal(path, SIZES)
-    for unit in UNITS:
-        journal.append(unit)
-    return path.read_bytes()
-
-
-def test_a_journal_gives_back_what_was_appended(tmp_path: Path) -> None:
-    written(tmp_path / "j")
-    flat = [record for unit in UNITS for record in unit]
-    assert read_whole(tmp_path / "j") == flat
-    assert Journal(tmp_path / "j", SIZES).records == flat
-    assert Journal(tmp_path / "j", SIZES).done == 3
-
-
-def test_cut_at_any_byte_a_journal_keeps_whole_units_and_can_be_completed(tmp_path: Path) -> None:
-    whole = written(tmp_path / "whole")
-    ends = [0]
-    for unit in UNITS:
-        lines = whole[ends[-1] :].splitlines(keepends=True)
-        ends.append(ends[-1] + sum(len(line) for line in lines[: len(unit)]))
-    cut = tmp_path / "cut"
-    for length in range(len(whole) + 1):
-        cut.write_bytes(whole[:length])
-        journal = Journal(cut, SIZES)
-        assert journal.done == sum(end <= length for end in ends[1:])
-        assert cut.stat().st_size == ends[journal.done]
-        for unit in UNITS[journal.done :]:
-            journal.append(unit)
-        assert cut.read_bytes() == whole
-
-
-def test_a_malformed_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    (tmp_path / "j").write_text('{"n": 0}\n{"n": \n{"n": 2}\n')
-    with pytest.raises(ValueError, match="j, line 2: malformed JSON"):
-        Journal(tmp_path / "j", [1, 1, 1])
 
 
 def test_a_new_folder_is_made_and_the_same_run_resumes(tmp_path: Path) -> None:
@@ -146,11 +107,59 @@ def test_a_full_disk_names_the_folder_and_the_way_on(tmp_path: Path, number: int
         raise PermissionError(errno.EACCES, "no")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_really_full_device(tmp_path: Path) -> None:
-    (tmp_path / "j").symlink_to("/dev/full")
-    journal = Journal(tmp_path / "other", [1])
-    journal.path = tmp_path / "j"
-    with pytest.raises(OSError, match="no space is left"):
-        journal.append([{"n": 1}])
-    assert journal.done == 0
+@pytest.mark.parametrize(
+    "content", ["[]", '{"settings": []}', "null"], ids=["list", "settings", "null"]
+)
+def test_a_manifest_of_another_form_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: damaged"):
+        open_run(tmp_path, MANIFEST, resume=True)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"manifest\.json: damaged, it is no JSON"):
+        read_json(tmp_path / "manifest.json")
+
+
+# ----------------------------------------------------------------------------- the lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from plugalign.evaluation.folder import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        message = f"{tmp_path} is in use: process {holder.pid} on .* choose another --out"
+        with pytest.raises(ValueError, match=message), locked(tmp_path):
+            raise AssertionError("two at a time")
+    finally:
+        holder.kill()
+        holder.communicate()
+    with locked(tmp_path):  # its file is still there, and nobody holds it
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_a_second_call_of_one_process_is_refused_and_an_error_lets_go(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path / "new"):
+        with pytest.raises(ValueError, match="is in use"), locked(tmp_path / "new"):
+            raise AssertionError("two at a time")
+        raise RuntimeError
+    with locked(tmp_path / "new"):
+        pass
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ValueError, match="out is a file"), locked(tmp_path / "out"):
+        raise AssertionError("locked")

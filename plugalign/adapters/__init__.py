@@ -1,0 +1,1 @@
+"""Experts that other people made: LoRA adapters, PEFT models and whole models."""

@@ -1,0 +1,53 @@
+"""What the command line prints: at the terminal's width, and nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from plugalign.files.shown import one_line, printable, shown
+
+WIDTH = 110  # columns of a table that goes to a file
+
+
+def show(renderable: RenderableType) -> None:
+    """Prints a table or a text on stdout; texts are printed as they are, without markup."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:  # a file or a pipe gets all columns in full
+        console = Console(
+            markup=False, emoji=False, highlight=False, width=max(console.width, WIDTH)
+        )
+    console.print(Printable(renderable), soft_wrap=isinstance(renderable, str))
+
+
+def fail(message: str) -> None:
+    """Prints an error in one line on stderr."""
+    print("error:", one_line(message), file=sys.stderr)
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, with its notes; of the system's errors the words and the path."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        said = f"{shown(str(error.filename), 200)}: {error.strerror.lower()}"
+    return " ".join([said, *getattr(error, "__notes__", [])])
+
+
+@dataclass(frozen=True)
+class Printable:
+    """Something to print, with every character escaped that a terminal would obey.
+
+    Names come from files and options. They are escaped here, where they are printed, and nowhere
+    else: colours and boxes are styles by then, and no characters.
+    """
+
+    inner: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.inner, options):
+            lines = [printable(line) for line in segment.text.split("\n")]
+            yield Segment("\n".join(lines), segment.style, segment.control)

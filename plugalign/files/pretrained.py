@@ -1,0 +1,43 @@
+"""Hugging Face folders and hub ids: one error in one line where one cannot be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from plugalign.files.shown import one_line, shown
+
+# What transformers and safetensors raise on damaged configurations, vocabularies and weights.
+DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
+
+
+@contextmanager
+def loading(what: str, source: object) -> Iterator[None]:
+    """Turns what is raised while something is loaded into one ValueError that names it.
+
+    Args:
+        what: the kind of thing, such as "the model".
+        source: its folder or hub id.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        if isinstance(error, UnicodeError):
+            error = ValueError("a file in it is not UTF-8")
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        reason = one_line(lines[0] if lines else "", 300)
+        if not isinstance(error, (OSError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
+        raise ValueError(f"cannot load {what} {shown(str(source), 200)}: {reason}") from error

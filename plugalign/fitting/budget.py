@@ -1,0 +1,101 @@
+"""How long a fit will take, said before it begins, and how much of it a time allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugalign.fitting.progress import duration, say
+
+TIMED = 2  # steps, behind one that warms up
+
+
+def affordable_steps(
+    loss: Callable[[int], Tensor],
+    parameters: Mapping[str, Tensor],
+    steps: int,
+    minutes: float | None,
+    *,
+    title: str,
+    note: Path,
+    runs: int = 1,
+    spare: Callable[[], None] | None = None,
+) -> int:
+    """How many steps of a training to make, after timing three of them, which change nothing.
+
+    Args:
+        steps: as many at most.
+        minutes: what all runs together may take; None is no bound.
+        note: a file that remembers the answer for a fit that is killed and continues: then it must
+            be the same, whatever the machine does beside.
+        runs: so many trainings like this one.
+        spare: makes a step need less memory; called where one does not fit into the device's.
+    """
+    if (known := remembered(note)) is not None:
+        if known["spared"] and spare is not None:
+            spare()
+        return int(known["steps"])
+    seconds, spared = None, False
+    try:
+        seconds = _seconds_a_step(loss, parameters)
+    except torch.OutOfMemoryError:
+        if spare is None:
+            raise
+    if seconds is None and spare is not None:
+        say(f"{title}: the memory is short, so activations are computed twice instead of kept")
+        spare()
+        seconds, spared = _seconds_a_step(loss, parameters), True
+    assert seconds is not None
+    chosen = steps
+    if minutes is not None:
+        chosen = max(1, min(steps, int(60 * minutes / (seconds * runs))))
+    each = f" for each of {runs}" if runs > 1 else ""
+    text = f"{title}: {steps} steps{each} take about {duration(seconds * steps * runs)}"
+    if chosen < steps:
+        text += f"; {chosen} fit into --minutes {minutes:g}"
+    say(text)
+    remember(note, {"steps": chosen, "spared": spared})
+    return chosen
+
+
+def remembered(note: Path) -> dict[str, Any] | None:
+    """What `remember` wrote there, or None."""
+    if not note.is_file():
+        return None
+    values: dict[str, Any] = json.loads(note.read_text("utf-8"))
+    return values
+
+
+def remember(note: Path, values: Mapping[str, Any]) -> None:
+    """Writes a file that is complete or not there."""
+    half = note.with_name(note.name + ".half")
+    half.write_text(json.dumps(values), "utf-8")
+    os.replace(half, note)
+
+
+def _seconds_a_step(loss: Callable[[int], Tensor], parameters: Mapping[str, Tensor]) -> float:
+    """The mean time of a loss and its gradient, which is thrown away."""
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    started = 0.0
+    with torch.random.fork_rng(devices=list(devices)):
+        for step in range(TIMED + 1):
+            if step == 1:
+                started = _now(devices)
+            torch.autograd.backward(loss(step))
+        seconds = (_now(devices) - started) / TIMED
+    for parameter in parameters.values():
+        parameter.grad = None
+    return seconds
+
+
+def _now(devices: set[torch.device]) -> float:
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

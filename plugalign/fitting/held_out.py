@@ -1,0 +1,87 @@
+"""Texts that are not learnt from: when to stop, which parameters were best, what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from plugalign.fitting.training import fingerprint
+
+T = TypeVar("T")
+SHARE, MOST, FEWEST = 0.1, 256, 10  # of each class
+
+
+def set_apart(rows: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
+    """A tenth of the rows, and not more than 256, is held out; none where there are few.
+
+    Args:
+        rows: of one class.
+
+    Returns:
+        Those to learn from and those that are held out, each in a random order.
+    """
+    generator = torch.Generator().manual_seed(int(fingerprint("held out", seed)[:15], 16))
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    count = 0 if len(rows) < FEWEST else min(MOST, round(SHARE * len(rows)))
+    return [rows[i] for i in order[count:]], [rows[i] for i in order[:count]]
+
+
+class HeldOut:
+    """Looks at a loss now and then, keeps the parameters with the least, and ends a training that
+    has become no better for some looks (early stopping).
+
+    Args:
+        loss: the mean loss of the held-out texts under the parameters as they are.
+        looks: how often in a whole training.
+        patience: looks without a better one after which it is over.
+
+    Attributes:
+        losses: by the steps done.
+    """
+
+    def __init__(self, loss: Callable[[], float], looks: int = 10, patience: int = 3):
+        self._loss, self._looks, self._patience = loss, looks, patience
+        self.losses: dict[int, float] = {}
+        self._best: dict[str, Tensor] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last looks were no better than one before them."""
+        values = list(self.losses.values())
+        return len(values) > self._patience and values.index(min(values)) < (
+            len(values) - self._patience
+        )
+
+    @property
+    def best(self) -> dict[str, float | int]:
+        """The least loss, and behind how many steps it was."""
+        step = min(self.losses, key=lambda s: self.losses[s])
+        return {"loss": round(self.losses[step], 6), "step": step}
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to look behind so many steps out of all."""
+        return step == steps or step % max(1, -(-steps // self._looks)) == 0
+
+    @torch.no_grad()
+    def look(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Notes the loss behind so many steps."""
+        self.losses[step] = self._loss()
+        if self.best["step"] == step:
+            self._best = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, parameters: Mapping[str, Tensor]) -> None:
+        """Puts the best parameters back."""
+        for name, value in self._best.items():
+            parameters[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"losses": self.losses, "best": self._best}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.losses, self._best = dict(state["losses"]), dict(state["best"])

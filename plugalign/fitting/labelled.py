@@ -1,0 +1,130 @@
+"""Texts of two classes as token ids, in batches whose classes weigh the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from plugalign.fitting.data import encode, pad
+from plugalign.fitting.held_out import set_apart
+from plugalign.fitting.progress import say
+from plugalign.fitting.training import batches
+
+
+class Batch(NamedTuple):
+    """Right-padded texts.
+
+    Attributes:
+        ids, mask: ``(B, T)``.
+        label: ``(B,)`` float32, 1 for the desired class.
+        weight: ``(B,)``, makes up for the classes' sizes.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+class Examples:
+    """Token ids of texts with their labels; both classes weigh the same, however many there are.
+
+    Args:
+        good: texts of the desired class. bad: all others.
+        order: a permutation of good and bad texts together; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        good: Sequence[Sequence[int]],
+        bad: Sequence[Sequence[int]],
+        order: Sequence[int] | None = None,
+    ):
+        rows, labels = [*good, *bad], [1.0] * len(good) + [0.0] * len(bad)
+        order = range(len(rows)) if order is None else order
+        self.rows, self.labels = [rows[i] for i in order], torch.tensor([labels[i] for i in order])
+        share = [len(rows) / (2 * max(1, len(side))) for side in (bad, good)]
+        self.weights = torch.tensor(share)[self.labels.long()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sides(self) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+        """The texts of the desired class, and all others."""
+        pairs = list(zip(self.rows, self.labels.tolist(), strict=True))
+        good, bad = ([row for row, label in pairs if label == y] for y in (1, 0))
+        return good, bad
+
+    def shuffled(self, seed: int) -> Examples:
+        """The same texts in a random order, so that the first of them are a fair sample."""
+        generator = torch.Generator().manual_seed(seed)
+        return Examples(*self.sides(), torch.randperm(len(self), generator=generator).tolist())
+
+    def of(self, texts: Sequence[int], device: torch.device) -> Batch:
+        """Some of the texts."""
+        ids, mask = pad([self.rows[i] for i in texts])
+        parts = (ids, mask, self.labels[texts], self.weights[texts])
+        return Batch(*(part.to(device) for part in parts))
+
+    def picks(self, batch_size: int, seed: int, first: int | None = None) -> Callable[[int], Any]:
+        """Maps a step to the texts of its batch, of the ``first`` so many texts alone."""
+        lengths = [len(row) for row in self.rows[:first]]
+        return batches(len(lengths), batch_size, seed, lengths)
+
+    def in_order(self, batch_size: int) -> Iterator[list[int]]:
+        """All texts, so many at a time, those of like length together."""
+        order = sorted(range(len(self)), key=lambda i: len(self.rows[i]))
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+
+def encoded(
+    tokenizer: Any,
+    sides: Sequence[Sequence[str]],
+    max_length: int,
+    seed: int,
+    *,
+    end: bool,
+    least: int = 1,
+) -> tuple[Examples, Examples]:
+    """Texts to learn from and such as are held out.
+
+    Args:
+        sides: texts of the desired class, and all others, see `Labelled.binary`.
+        end: whether an end token stands behind a text that was not cut.
+        least: leaves out texts with fewer tokens.
+
+    Raises:
+        ValueError: if a class has no text of that length.
+    """
+    say(f"tokenizing {sum(map(len, sides))} texts")
+    whole = [encode(tokenizer, texts, max_length, end=end) for texts in sides]
+    rows = [[row for row in side if len(row) >= least] for side in whole]
+    if not all(rows):
+        raise ValueError(f"both classes need texts of {least} tokens at least")
+    (good, good_held), (bad, bad_held) = (set_apart(side, seed) for side in rows)
+    if not (good_held and bad_held):  # too few to spare any
+        return Examples(rows[0], rows[1]), Examples([], [])
+    return Examples(good, bad), Examples(good_held, bad_held)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and those at which the model stops."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = own if isinstance(own, (list, tuple)) else [own]
+    return sorted({int(token) for token in (tokenizer.eos_token_id, *own) if token is not None})
+
+
+def auc(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+    """How often the higher of two scores belongs to the desired class (area under the ROC curve).
+
+    Args:
+        scores, labels, weights: ``(N,)``.
+    """
+    weight = None if weights is None else weights.double().cpu().numpy()
+    values = scores.double().cpu().numpy()
+    return round(float(roc_auc_score(labels.cpu().numpy(), values, sample_weight=weight)), 4)

@@ -1,0 +1,150 @@
+"""Where a fit works, and how its result appears: as a whole or not at all.
+
+Beside the result, ``OUT.fitting`` holds a record of what is being fitted (method, model, settings,
+data), checkpoints, and the result while it is made. When that is complete it is renamed to ``OUT``,
+with the record and what was measured in its ``fit.json``. A fit that was killed at any moment and
+is started again continues; another fit with the same ``OUT`` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plugalign.fitting.data import Labelled
+from plugalign.fitting.training import fingerprint
+from plugalign.identity import Identity
+
+RECORD, FINISHED = "fit.json", "finished"
+
+
+def record(
+    method: str, model: Any, tokenizer: Any, data: Labelled, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is fitted, as JSON values: equal for two fits that give the same result."""
+    identity = Identity.of(model, tokenizer)
+    return {
+        "method": method,
+        "model": {
+            "name": identity.name,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": fingerprint(identity.vocabulary, identity.probe)[:16],
+        },
+        "data": {
+            "texts": {name: data.labels.count(name) for name in sorted(set(data.labels))},
+            "sha256": fingerprint(data.texts, data.labels),
+        },
+        "settings": json.loads(json.dumps(settings, sort_keys=True)),
+    }
+
+
+def make(
+    out: Path, fit: Mapping[str, Any], work: Callable[[Path, Path], Mapping[str, Any]]
+) -> None:
+    """Makes a result in ``out``, which must be free, or continues where a killed fit stopped.
+
+    Args:
+        fit: what is fitted, see `record`.
+        work: gets a folder for checkpoints, which may hold some, and an empty folder for the
+            result; fills the latter and returns what was measured.
+
+    Raises:
+        ValueError: if ``out`` holds something, or the folder beside it another fit's checkpoints.
+    """
+    out = out.absolute()
+    folder = out.with_name(out.name + ".fitting")
+    result = folder / "result"
+    known = _read(folder / RECORD)
+    if known is not None and known.pop(FINISHED, False) and not result.exists():
+        _remove(folder)  # killed behind the last rename
+        return
+    _check_free(out)
+    _check_same(folder, known, fit)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / RECORD, fit)
+    shutil.rmtree(result, ignore_errors=True)
+    result.mkdir()
+    try:
+        measured = work(folder, result)
+    except BaseException:
+        if {path.name for path in folder.iterdir()} == {RECORD, "result"}:
+            _remove(folder)  # it holds nothing to continue from
+        raise
+    _write(result / RECORD, {**fit, "measured": dict(measured)})
+    _write(folder / RECORD, {**fit, FINISHED: True})
+    if out.is_dir():
+        out.rmdir()  # it is empty
+    os.replace(result, out)
+    _remove(folder)
+
+
+def _check_free(out: Path) -> None:
+    if out.is_file():
+        raise ValueError(f"{out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name another folder or remove it")
+
+
+def _check_same(folder: Path, known: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> None:
+    if known is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} does not say what is being fitted in it; remove it to start anew"
+            )
+        return
+    before, now = dict(_flat(known)), dict(_flat(fit))
+    other = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if other:
+        raise ValueError(
+            f"{folder} holds the checkpoint of another fit: {'; '.join(other)}. Remove it to start "
+            "anew, name another folder, or fit what it was made for"
+        )
+
+
+def _flat(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
+    """``a.b`` and its value for each entry of nested mappings."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{front}{name}.")
+        else:
+            yield f"{front}{name}", value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record in a working folder, or None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder to start anew") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged; remove its folder to start anew")
+    return values
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a file that is complete or as it was."""
+    half = path.with_name(path.name + ".half")
+    half.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+    os.replace(half, path)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a working folder, its record last: while that is there, nothing is taken for another
+    fit's."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != RECORD:
+            path.unlink()
+    (folder / RECORD).unlink(missing_ok=True)
+    folder.rmdir()

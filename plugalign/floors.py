@@ -1,0 +1,93 @@
+"""The least time of a decoding step: what it must read, at the speed of the device's memory.
+
+A step of few rows reads every weight once and the keys and values of every row; all arithmetic
+hides behind that. Rows of one forward share the weights: prompts cost their caches alone, a LoRA
+expert its low-rank change and its caches. A share near 1 cannot be had where a model is so small
+that launches or Python take longer than its memory, and one above 1 means that it stays in a cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from plugalign.adapters.layers import LoraLinear
+from plugalign.algebra.sources import LastHidden, Logits
+from plugalign.engine.plan import Plan
+
+COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes
+COPIES = 9
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes."""
+    source = torch.ones(COPIED.get(device.type, 2**26), dtype=torch.uint8, device=device)
+    target, times = torch.empty_like(source), []
+    for _ in range(COPIES):
+        start = now(device)
+        target.copy_(source)
+        times.append(now(device) - start)
+    return 2 * len(source) / statistics.median(times)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def step_bytes(model: Any, plan: Plan, batch: int, columns: int) -> int | None:
+    """What one step must read, or None where that depends on the text.
+
+    Args:
+        plan: what controllers ask for at each step.
+        batch: rows of the call.
+        columns: the length of the text at the step.
+    """
+    a_column = {id(each): column_bytes(each) for each in (model, *plan.experts.values())}
+    of_itself = any(not isinstance(s, (Logits, LastHidden)) for s in plan.sources.values())
+    if of_itself or plan.gates or None in a_column.values():
+        return None
+    read = [(model, columns)]
+    for source in plan.sources.values():
+        read += [(each or model, columns + around) for each, around in source.models]
+    caches = sum(length * (a_column[id(each)] or 0) for each, length in read)
+    return weight_bytes(plan, model) + batch * caches
+
+
+def weight_bytes(plan: Plan, model: Any) -> int:
+    """The weights that a step reads: each once, however many models share it. Of an embedding that
+    is not the head too, it reads a few rows only."""
+    read: dict[int, int] = {}
+    for each in (model, *plan.experts.values()):
+        for tensor in _weights(each):
+            read.setdefault(tensor.data_ptr(), tensor.nbytes)
+    return sum(read.values())
+
+
+def _weights(model: Any) -> Iterable[Tensor]:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is embedding.weight
+    for module in model.modules():
+        if module is embedding and not tied:
+            continue
+        yield from module.parameters(recurse=False)
+        if isinstance(module, LoraLinear):
+            yield from (module.down, module.up)
+
+
+@torch.no_grad()
+def column_bytes(model: Any) -> int | None:
+    """Keys and values of one token in one row; None for a model that keeps something else."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    layers = getattr(model(input_ids=ids, use_cache=True).past_key_values, "layers", ())
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in layers)

@@ -1,0 +1,129 @@
+"""What the commands' options have in common: names, lists, pairs, and what is refused early.
+
+Nothing here imports torch or transformers: ``plugalign --help`` must not wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from plugalign.files.shown import check_name, shown
+from plugalign.files.text import check_whole
+
+LARGEST_BATCH = 65_536
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Refuses what no name, path or text can hold, in any option.
+
+    Raises:
+        ValueError: naming the argument, for bytes that are not UTF-8 and for NUL.
+    """
+    for number, argument in enumerate(arguments, start=1):
+        check_whole(argument, f"argument {number}")
+
+
+def value_of(parameter: Any, arguments: Sequence[str]) -> str:
+    """The value of an option that was refused, as ", got …" behind the message; or nothing.
+
+    Args:
+        parameter: typer's parameter, None for an error that is not about one.
+    """
+    spelled = getattr(parameter, "opts", ())
+    for number, argument in reversed(list(enumerate(arguments))):
+        option, sign, value = argument.partition("=")
+        if option in spelled and (sign or number + 1 < len(arguments)):
+            return f", got {shown(value if sign else arguments[number + 1])}"
+    return ""
+
+
+def names(given: str | None, option: str) -> list[str] | None:
+    """``A,B`` as a list of names.
+
+    Raises:
+        ValueError: for no name, an empty one, or one that stands there twice.
+    """
+    if given is None:
+        return None
+    found = [name.strip() for name in given.split(",")]
+    if not all(found):
+        raise ValueError(f"{option} takes names with commas between, got {shown(given)}")
+    for name in found:
+        check_name(name, "a method")
+    _once(found, option, given)
+    return found
+
+
+def sizes(given: str, option: str) -> list[int]:
+    """``1,8`` as a list of batch sizes.
+
+    Raises:
+        ValueError: for what is no number, or out of range.
+    """
+    try:
+        found = [int(size) for size in given.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{option} takes numbers with commas between, got {shown(given)}"
+        ) from None
+    if not all(1 <= size <= LARGEST_BATCH for size in found):
+        raise ValueError(f"{option} takes numbers from 1 to {LARGEST_BATCH}, got {shown(given)}")
+    return found
+
+
+def named(given: Sequence[str] | None, option: str) -> dict[str, str] | None:
+    """``NAME=VALUE`` options as a mapping; several may stand in one, separated by commas.
+
+    Raises:
+        ValueError: for one without a name or a value, or two of one name.
+    """
+    if given is None:
+        return None
+    pairs = [pair.partition("=") for pair in ",".join(given).split(",")]
+    for name, sign, value in pairs:
+        if not (name.strip() and sign and value.strip()):
+            raise ValueError(f"{option} takes NAME=FOLDER, got {shown(name + sign + value)}")
+        check_name(name, "a method")
+    _once([name for name, _, _ in pairs], option, ",".join(given))
+    return {name: value for name, _, value in pairs}
+
+
+def judges(given: Sequence[str] | None) -> list[str] | dict[str, str] | None:
+    """Judges by name where any was given one, else their specs.
+
+    Raises:
+        ValueError: for an empty one, or two of one name.
+    """
+    if given is None:
+        return None
+    for judge in given:
+        name, sign, spec = judge.partition("=")
+        if not name.strip() or (sign and not spec.strip()):
+            raise ValueError(f"--judge takes JUDGE or NAME=JUDGE, got {shown(judge)}")
+    if not any("=" in judge for judge in given):
+        return list(given)
+    pairs = [(name, spec or name) for name, _, spec in (judge.partition("=") for judge in given)]
+    for name, _ in pairs:
+        check_name(name, "a judge")
+    _once([name for name, _ in pairs], "--judge", ",".join(given))
+    return dict(pairs)
+
+
+def columns(given: str | None, option: str) -> tuple[str, str] | None:
+    """``FIRST,SECOND`` as two different columns.
+
+    Raises:
+        ValueError: for another number of them, or the same one twice.
+    """
+    if given is None:
+        return None
+    found = tuple(given.split(","))
+    if len(found) != 2 or not all(map(str.strip, found)) or found[0] == found[1]:
+        raise ValueError(f"{option} takes two columns, UNDESIRED,DESIRED, got {shown(given)}")
+    return found[0], found[1]
+
+
+def _once(found: Sequence[str], option: str, given: str) -> None:
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise ValueError(f"{option} names {shown(twice[0])} twice, got {shown(given)}")

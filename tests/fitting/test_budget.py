@@ -1,0 +1,127 @@
+"""Estimates and budgets, held-out texts and early stopping."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from plugalign.fitting import budget
+from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
+from plugalign.fitting.progress import duration
+from plugalign.fitting.training import train
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes ten seconds."""
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(budget, "_now", lambda devices: next(clock))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "runs", "steps", "said"),
+    [
+        (None, 1, 300, "a fit: 300 steps take about 50 min"),
+        (10.0, 1, 60, "a fit: 300 steps take about 50 min; 60 fit into --minutes 10"),
+        (10.0, 2, 30, "300 steps for each of 2 take about 1.7 h; 30 fit into --minutes 10"),
+        (0.01, 1, 1, "1 fit into --minutes 0.01"),
+        (600.0, 1, 300, "300 steps take about 50 min"),
+    ],
+)
+def test_the_estimate_is_said_and_decides(
+    minutes: float | None, runs: int, steps: int, said: str, second: None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    weight = torch.zeros(3, requires_grad=True)
+    state, calls = torch.get_rng_state(), list[int]()
+
+    def loss(step: int) -> Tensor:
+        calls.append(step)
+        return (weight * torch.rand(3)).sum()
+
+    def asked() -> int:
+        note = tmp_path / "steps.json"
+        return affordable_steps(
+            loss, {"w": weight}, 300, minutes, title="a fit", note=note, runs=runs
+        )
+
+    assert asked() == steps
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert weight.grad is None and torch.equal(torch.get_rng_state(), state) and len(calls) == 3
+    assert asked() == steps and len(calls) == 3  # a fit that continues asks nothing again
+
+
+def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:
+    weight, spared = torch.zeros(3, requires_grad=True), [0]
+
+    def loss(step: int) -> Tensor:
+        if not spared[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return weight.sum()
+
+    def spare() -> None:
+        spared[0] += 1
+
+    def asked(spare: Callable[[], None] | None) -> int:
+        note = tmp_path / "steps.json"
+        return affordable_steps(loss, {"w": weight}, 5, None, title="a", note=note, spare=spare)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        asked(None)
+    assert asked(spare) == 5 and spared == [1]
+    assert json.loads((tmp_path / "steps.json").read_text())["spared"]
+    assert asked(spare) == 5 and spared == [2]  # a fit that continues does so again
+
+
+@pytest.mark.parametrize("count", [0, 1, FEWEST - 1, FEWEST, 95, 10_000])
+def test_a_tenth_is_held_out(count: int) -> None:
+    rows = [[i] for i in range(count)]
+    learnt, held = set_apart(rows, seed=3)
+    assert sorted(learnt + held) == rows
+    assert len(held) == (0 if count < FEWEST else min(MOST, round(count / 10)))
+    assert set_apart(rows, seed=3) == (learnt, held)
+    assert count < 95 or set_apart(rows, seed=4) != (learnt, held)
+
+
+def overfit(steps: int, losses: list[float], checkpoint: Path | None = None) -> tuple[float, int]:
+    """The weight after a training whose held-out losses are given, and the steps it took."""
+    weight = torch.zeros((), requires_grad=True)
+    values = iter(losses)
+    held_out = HeldOut(lambda: next(values), looks=10, patience=3)
+    taken = train(
+        parameters={"w": weight}, loss=lambda step: -weight, steps=steps, lr=0.1, title="t",
+        held_out=held_out, checkpoint=checkpoint, every=4,
+    )  # fmt: skip
+    assert held_out.best["loss"] == min(held_out.losses.values())
+    return weight.item(), len(taken)
+
+
+def test_training_ends_early_and_keeps_the_best() -> None:
+    best, taken = overfit(100, [3.0, 2.0, 1.0, 1.5, 1.6, 1.7, math.nan])
+    assert taken == 60  # looks behind every tenth step; the last three were no better
+    alike, _ = overfit(100, [3.0, 2.0, 1.0, 1.1, 1.1, 1.1])
+    assert best == alike and best > overfit(100, [3.0, 4.0, 5.0, 6.0])[0]
+    assert overfit(100, [float(-i) for i in range(10)])[1] == 100
+
+
+def test_a_killed_training_remembers_its_looks(tmp_path: Path) -> None:
+    """Killed at the fourth look, behind step 8: the checkpoint of step 4 has seen two."""
+    losses = [3.0, 1.0, 2.0, 0.5, 0.6, 0.7, 0.8]
+    whole, path = overfit(20, losses), tmp_path / "checkpoint"
+    with pytest.raises(StopIteration):
+        overfit(20, losses[:3], path)
+    assert overfit(20, losses[2:], path) == whole
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (120, "2 min"), (7200, "2.0 h")]
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

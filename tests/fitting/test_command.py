@@ -1,0 +1,118 @@
+"""``plugalign fit`` from end to end: what it says, what it saves, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plugalign import cli
+from plugalign.controller import Controller
+from plugalign.controllers.fudge_head import FudgeHead
+from plugalign.fitting import command
+
+
+@pytest.fixture
+def model(tiny: Any, tokenizer: Any, tmp_path: Path) -> str:
+    """A saved tiny model."""
+    folder = tmp_path / "tiny model"
+    tiny().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "texts.jsonl"
+    lines = [
+        {"text": " ".join(f"w{first + (i + k) % 10}" for k in range(5)), "label": label}
+        for first, label in ((10, 0), (60, 1))
+        for i in range(30)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``plugalign fit ARGUMENTS``."""
+    monkeypatch.setattr(sys, "argv", ["plugalign", "fit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_it_says_what_it_does_and_its_hint_works_when_typed(
+    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "my head"
+    arguments = ["--model", model, "--data", data, "--out", str(out), "--set", "steps=20"]
+    threads = torch.get_num_threads()
+    try:
+        assert fit(monkeypatch, "fudge_head", *arguments, "--threads", "1") == 0
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr()
+    stages = ("loading", "tokenizing 60 texts", "hidden states of 54 texts: about", "20 steps take")
+    said = " ".join(shown.err.split())
+    assert [said.index(stage) for stage in stages] == sorted(said.index(stage) for stage in stages)
+    assert isinstance(Controller.from_pretrained(out), FudgeHead)
+    saved = json.loads((out / "fit.json").read_text())
+    assert saved["method"] == "fudge_head" and saved["settings"]["steps"] == 20
+    assert str(tmp_path) not in json.dumps(saved)
+    hint = shown.out[shown.out.index("python -c") :].strip()
+    typed = re.sub("^python", sys.executable, hint)
+    done = subprocess.run(typed, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert fit(monkeypatch, "fudge_head", *arguments) == 2
+    assert "my head is not empty; name another folder" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "lr=nan"], "--set lr: input should be a finite number, got 'nan'"),
+        (["--set", "steps=1.5"], "--set steps: input should be a valid integer"),
+        (["--dtype", "half"], "dtype must be one of auto, bfloat16, float16, float32, got 'half'"),
+        (["--minutes", "0"], "minutes: input should be greater than 0, got 0.0"),
+        (["--threads", "-1"], "Invalid value for '--threads'"),
+        (["--desired", "2"], "no text has the desired label '2'"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line_and_leaves_nothing(
+    options: list[str], message: str, model: str, data: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    arguments = ["--model", model, "--data", data, "--out", str(out), *options]
+    assert fit(monkeypatch, "fudge_head", *arguments) == 2
+    said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
+    assert message in said and "Traceback" not in said
+    assert not out.exists() and not out.with_name("out.fitting").exists()
+
+
+def test_the_precision_follows_what_is_tuned(
+    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that only runs is loaded in bfloat16 where the processor is good at it, one that is
+    tuned as a whole is not rounded."""
+    seen: dict[str, torch.dtype] = {}
+
+    def stop(method: str, loaded: Any, *_: Any, **__: Any) -> None:
+        seen[method] = loaded.dtype
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("plugalign.precision.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "run_fit", stop)
+    for method in command.FITTERS:
+        fit(monkeypatch, method, "--model", model, "--data", data, "--out", str(tmp_path / "out"))
+    whole = {"dexperts": torch.float32, "fudge": torch.float32}
+    assert seen == {method: whole.get(method, torch.bfloat16) for method in command.FITTERS}

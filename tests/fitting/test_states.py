@@ -1,0 +1,90 @@
+"""Hidden states that are computed once and kept: what they are, and what a kill leaves of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plugalign.fitting import states
+from plugalign.fitting.states import head_inputs, keep_states
+
+ROWS = [[5], [6, 7, 8], [9, 10], [3, 4, 5, 6], [11, 12], [13], [14, 15, 16]]
+
+
+def read(model: Any, row: list[int]) -> torch.Tensor:
+    """What the head reads of one text, ``(T, D)``."""
+    ids = torch.tensor([row])
+    with torch.no_grad():
+        output = model(ids, output_hidden_states=True)
+    states: torch.Tensor = output.hidden_states[-1][0]
+    return states
+
+
+def test_they_are_those_that_the_head_reads(
+    architecture: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "CHUNK", 4)
+    model = tiny(architecture)
+    kept = keep_states(model, ROWS, tmp_path / "states", 3)
+    assert len(kept) == len(ROWS)
+    for i, row in enumerate(ROWS):
+        torch.testing.assert_close(kept[i], read(model, row), rtol=1e-4, atol=1e-4)
+    padded = kept.padded([3, 0])
+    assert padded.shape == (2, 4, 32) and not padded[1, 1:].any()
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_some_columns_alone(tiny: Any, tmp_path: Path) -> None:
+    columns = [[0], [0, 2], [1], [1], [0, 1], [0], [2]]
+    model = tiny().bfloat16()
+    kept = keep_states(model, ROWS, tmp_path / "states", 3, columns=columns)
+    assert kept.values.dtype == torch.bfloat16
+    for i, (row, chosen) in enumerate(zip(ROWS, columns, strict=True)):
+        torch.testing.assert_close(kept[i], read(model, row)[chosen], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("torn", [0, 1, 100])
+def test_a_killed_run_continues_behind_the_last_whole_text(
+    torn: int, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "CHUNK", 2)
+    model, path = tiny(), tmp_path / "states"
+    whole = keep_states(model, ROWS, tmp_path / "whole", 2).values
+    real, calls = states._states, [0]
+
+    def mortal(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(states, "_states", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        keep_states(model, ROWS, path, 2)
+    with path.open("ab") as file:
+        file.write(b"x" * torn)  # a text of which a part was written
+    assert torch.equal(keep_states(model, ROWS, path, 2).values, whole)
+    assert calls[0] == 5  # four chunks, one of them twice
+
+
+def test_short_time_reads_fewer_texts_and_remembers_how_many(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(states, "CHUNK", 2)
+    monkeypatch.setattr(states, "FEWEST", 3)
+    kept = keep_states(tiny(), ROWS, tmp_path / "states", 2, minutes=1e-9)
+    assert len(kept) == 3 and len(kept.values) == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert "hidden states of 7 texts: about" in said and "3 fit into the time" in said
+    again = keep_states(tiny(), ROWS, tmp_path / "states", 2)
+    assert torch.equal(again.values, kept.values)
+
+
+def test_the_hook_goes_when_the_forward_fails(tiny: Any) -> None:
+    model = tiny()
+    with pytest.raises(IndexError):
+        head_inputs(model, torch.full((1, 3), 10**6), torch.ones(1, 3).long())
+    assert not model.get_output_embeddings()._forward_pre_hooks
