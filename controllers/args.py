@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from plugalign.controllers.reward_guided import Reward, RewardGuided
+from plugalign.controllers.reward_guided import Reward, RewardGuided, RewardSettings
+
+
+class ARGSSettings(RewardSettings):
+    """Support, label and strength."""
+
+    weight: float
 
 
 class ARGS(RewardGuided):
@@ -26,6 +32,7 @@ class ARGS(RewardGuided):
         k: number of the base's best tokens that stay possible and are scored.
         weight: w, which is 1 in the paper.
         label: the label whose probability is the reward, for a classifier with several.
+        trust_remote_code: whether code that comes with a folder or hub id may run.
 
     Raises:
         TypeError: for a reward that is neither a sequence classifier nor a name.
@@ -33,6 +40,7 @@ class ARGS(RewardGuided):
     """
 
     name = "args"
+    settings = ARGSSettings
     link = "identity"
 
     def __init__(
@@ -43,8 +51,16 @@ class ARGS(RewardGuided):
         k: int = 10,
         weight: float = 1.0,
         label: str | None = None,
+        trust_remote_code: bool = False,
     ):
-        super().__init__(reward, tokenizer=tokenizer, k=k, weight=weight, label=label)
+        super().__init__(
+            reward,
+            tokenizer=tokenizer,
+            k=k,
+            weight=weight,
+            label=label,
+            trust_remote_code=trust_remote_code,
+        )
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "weight": self.weight}

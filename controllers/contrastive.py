@@ -19,12 +19,24 @@ from torch import Tensor
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import MinP
-from plugalign.controller import Controller
 from plugalign.controllers.dexperts import DExperts
-from plugalign.controllers.lm_arithmetic import Model, check_model, hub_id, loaded_logits
+from plugalign.controllers.with_models import (
+    Model,
+    ModelSettings,
+    WithModels,
+    check_model,
+    loaded_logits,
+)
 
 
-class ContrastiveDecoding(Controller):
+class ContrastiveSettings(ModelSettings):
+    """Support and strength."""
+
+    alpha: float
+    beta: float
+
+
+class ContrastiveDecoding(WithModels):
     """Steers away from what a weaker model says.
 
     Args:
@@ -33,6 +45,7 @@ class ContrastiveDecoding(Controller):
         alpha: tokens less than ``alpha`` times as probable as the base's best one are left out,
             before mixing.
         beta: strength.
+        trust_remote_code: whether code that comes with the amateur's folder or hub id may run.
 
     Raises:
         TypeError: for an amateur that is no model.
@@ -40,33 +53,46 @@ class ContrastiveDecoding(Controller):
     """
 
     name = "contrastive"
+    settings = ContrastiveSettings
 
-    def __init__(self, amateur: Model, *, alpha: float = 0.1, beta: float = 0.5):
+    def __init__(
+        self,
+        amateur: Model,
+        *,
+        alpha: float = 0.1,
+        beta: float = 0.5,
+        trust_remote_code: bool = False,
+    ):
         check_model(amateur, "the amateur")
         if not math.isfinite(beta):
             raise ValueError(f"beta must be finite, got {beta}")
-        self.amateur, self.beta, self.support = amateur, float(beta), MinP(alpha)
+        self.amateur, self.trust_remote_code = amateur, trust_remote_code
+        self.beta, self.support = float(beta), MinP(alpha)
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
         """``-beta log p_amateur`` where ``p >= alpha max p``.
 
         Raises:
-            ValueError: if the amateur has another tokenizer than the base; names both.
+            ValueError: if the amateur cannot be loaded, or has another tokenizer than the base;
+                names it.
         """
-        amateur = loaded_logits(self.amateur, model, tokenizer, "the amateur")
+        amateur = loaded_logits(
+            self.amateur, model, tokenizer, "the amateur", trust_remote_code=self.trust_remote_code
+        )
         return Steering((LogLinear(((-1.0, amateur),), weight=self.beta),), (self.support,))
 
-    def config(self) -> dict[str, Any]:
-        return {"alpha": self.support.p, "beta": self.beta, "amateur": hub_id(self.amateur)}
+    def models(self) -> dict[str, Model]:
+        return {"amateur": self.amateur}
 
-    def saved_parts(self) -> dict[str, Any]:
-        return {"amateur": self.amateur} if hub_id(self.amateur) is None else {}
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "alpha": self.support.p, "beta": self.beta}
 
     @classmethod
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        return cls(**{**config, **parts})
+        own = {name: config[name] for name in ("alpha", "beta", "trust_remote_code")}
+        return cls(**own, **parts)
 
 
 def proxy_tuning(tuned: Model, untuned: Model, *, alpha: float = 1.0) -> DExperts:

@@ -19,18 +19,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from plugalign.algebra.shifts import LogLinear, Shift
 from plugalign.algebra.sources import Logits, Step
 from plugalign.algebra.steering import Steering
-from plugalign.controller import Controller
-from plugalign.controllers.dexperts import DExperts
 from plugalign.controllers.self_debias import prompted
+from plugalign.controllers.with_models import (
+    Model,
+    ModelSettings,
+    WithModels,
+    check_model,
+    loaded_logits,
+)
 from plugalign.kernels.terms.extreme import Extreme
 from plugalign.kernels.terms.term import Term, Weight
 
-Model = Any  # a causal language model, a folder of a model or an adapter, or a hub id; None: base
 Operation = Literal["model", "union", "intersection"]
 
 
@@ -156,12 +161,29 @@ class LogExtreme(Shift):
         yield Extreme(tuple(step.read(source) for source in self.over), self.least, weight)
 
 
-class LMArithmetic(Controller):
+class SummandSettings(BaseModel):
+    """A `Summand`, whose operands are pairs of a model's name (None for the base) and a prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    weight: float
+    operation: Operation
+    operands: list[tuple[str | None, str]] = Field(min_length=1)
+
+
+class FormulaSettings(ModelSettings):
+    """A formula, and the models in it."""
+
+    summands: list[SummandSettings]
+
+
+class LMArithmetic(WithModels):
     """Decodes from a formula in place of the base.
 
     Args:
         formula: see `lm`, `union` and `intersection`. The sum of its weights must be positive; one
             below 1 sharpens the distribution as a temperature below 1 does.
+        trust_remote_code: whether code that comes with a model's folder or hub id may run.
 
     Raises:
         TypeError: for something else than a formula.
@@ -169,8 +191,9 @@ class LMArithmetic(Controller):
     """
 
     name = "lm_arithmetic"
+    settings = FormulaSettings
 
-    def __init__(self, formula: Formula):
+    def __init__(self, formula: Formula, *, trust_remote_code: bool = False):
         if not isinstance(formula, Formula):
             raise TypeError(
                 f"LMArithmetic needs a formula, lm(...) say, got {type(formula).__name__}"
@@ -180,15 +203,21 @@ class LMArithmetic(Controller):
                 "a formula is divided by the sum of its weights, which must be positive, got "
                 f"{formula.total:g}"
             )
-        self.formula = formula
+        self.formula, self.trust_remote_code = formula, trust_remote_code
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
         """``1/W sum_i w_i f_i - log p``.
 
         Raises:
-            ValueError: if a model has another tokenizer than the base; names both.
+            ValueError: if a model cannot be loaded, or has another tokenizer than the base; names
+                it.
         """
-        loaded = [loaded_logits(each, model, tokenizer) for each in self._models()]
+        loaded = {
+            name: loaded_logits(
+                each, model, tokenizer, "the model", trust_remote_code=self.trust_remote_code
+            )
+            for name, each in self.models().items()
+        }
         total = self.formula.total
         linear, shifts = [(-1.0, Logits())], list[Shift]()
         for summand in self.formula.summands:
@@ -200,26 +229,26 @@ class LMArithmetic(Controller):
                 shifts.append(LogExtreme(over, summand.operation == "intersection", weight=weight))
         return Steering((LogLinear(tuple(linear)), *shifts))
 
-    def _source(self, operand: Prompted, loaded: list[Logits], tokenizer: Any) -> Logits:
+    def _source(self, operand: Prompted, loaded: dict[str, Logits], tokenizer: Any) -> Logits:
         if operand.model is None:
             return prompted(operand.prompt, tokenizer) if operand.prompt else Logits()
-        source = loaded[self._number(operand.model)]
+        source = loaded[self._name(operand.model)]
         if not operand.prompt:
             return source
         context = prompted(operand.prompt, tokenizer).context
         return replace(source, name=f"{source.name} behind {operand.prompt!r}", context=context)
 
-    def _models(self) -> list[Model]:
+    def models(self) -> dict[str, Model]:
         """All models but the base, each once."""
         found: list[Model] = []
         for summand in self.formula.summands:
             for operand in summand.operands:
                 if operand.model is not None and not any(_is_same(operand.model, x) for x in found):
                     found.append(operand.model)
-        return found
+        return {f"model_{i}": model for i, model in enumerate(found)}
 
-    def _number(self, model: Model) -> int:
-        return next(i for i, x in enumerate(self._models()) if _is_same(model, x))
+    def _name(self, model: Model) -> str:
+        return next(name for name, x in self.models().items() if _is_same(model, x))
 
     def config(self) -> dict[str, Any]:
         summands = [
@@ -227,65 +256,37 @@ class LMArithmetic(Controller):
                 "weight": summand.weight,
                 "operation": summand.operation,
                 "operands": [
-                    [None if x.model is None else self._number(x.model), x.prompt]
+                    [None if x.model is None else self._name(x.model), x.prompt]
                     for x in summand.operands
                 ],
             }
             for summand in self.formula.summands
         ]
-        return {"summands": summands, "models": [hub_id(model) for model in self._models()]}
-
-    def saved_parts(self) -> dict[str, Any]:
-        models = enumerate(self._models())
-        return {f"model_{i}": model for i, model in models if hub_id(model) is None}
+        return {**super().config(), "summands": summands}
 
     @classmethod
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        named = enumerate(config["models"])
-        models = [parts[f"model_{i}"] if name is None else name for i, name in named]
         summands = []
         for each in config["summands"]:
-            pairs = each["operands"]
-            over = (Prompted(None if i is None else models[i], prompt) for i, prompt in pairs)
-            summands.append(Summand(each["weight"], tuple(over), each["operation"]))
-        return cls.from_formula(Formula(tuple(summands)))
+            for name, _ in each["operands"]:
+                if name is not None and name not in parts:
+                    raise ValueError(f"its formula has a model '{name}' that is none of its parts")
+            over = tuple(Prompted(parts.get(name), prompt) for name, prompt in each["operands"])
+            if (each["operation"] == "model") != (len(over) == 1):
+                raise ValueError(f"its formula has the {each['operation']} of {len(over)} models")
+            summands.append(Summand(each["weight"], over, each["operation"]))
+        formula = Formula(tuple(summands))
+        loaded = cls.from_formula(formula, config["trust_remote_code"])
+        if loaded.formula != formula:
+            raise ValueError(f"its formula is none of {cls.__name__}")
+        return loaded
 
     @classmethod
-    def from_formula(cls, formula: Formula) -> Self:
+    def from_formula(cls, formula: Formula, trust_remote_code: bool) -> Self:
         """The controller of a formula that was saved."""
-        return cls(formula)
-
-
-def check_model(model: Model, who: str) -> None:
-    """Refuses what cannot be a model beside the base.
-
-    Raises:
-        TypeError: naming ``who`` and what was given.
-    """
-    if not isinstance(model, (str, Path)) and not hasattr(model, "get_output_embeddings"):
-        raise TypeError(
-            f"{who} must be a causal language model, a folder or a hub id, got "
-            f"{type(model).__name__}"
-        )
-
-
-def loaded_logits(model: Model, base: Any, tokenizer: Any, role: str = "the model") -> Logits:
-    """A model beside the base: one that is given, a folder, a hub id or an adapter of the base.
-
-    Raises:
-        ValueError: if it has another tokenizer than the base; names both.
-    """
-    [shift] = DExperts(model, top_p=1.0).steer(base, tokenizer).shifts
-    source = shift.sources[0]
-    assert isinstance(source, Logits)
-    return replace(source, name=f"{role} {source.name.removeprefix('expert ')}")
-
-
-def hub_id(model: Model) -> str | None:
-    """The id of a model that is named by one, else None: those are saved by their names."""
-    return model if isinstance(model, str) and not Path(model).is_dir() else None
+        return cls(formula, trust_remote_code=trust_remote_code)
 
 
 def _is_same(one: Model, other: Model) -> bool:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
-from torch import Tensor
-
-from plugalign.controllers.lm_arithmetic import Formula, LMArithmetic, Model, hub_id, lm
+from plugalign.controllers.lm_arithmetic import Formula, LMArithmetic, lm
+from plugalign.controllers.with_models import Model
 
 TOLERANCE = 1e-6
 
@@ -28,6 +27,7 @@ class DeRA(LMArithmetic):
         aligned: the base after alignment: a model, a folder or hub id of one, or a folder of a LoRA
             adapter of the base.
         weight: lambda; 0 is the base, 1 the aligned model, more extrapolates.
+        trust_remote_code: whether code that comes with the model's folder or hub id may run.
 
     Raises:
         TypeError: for something that is no model.
@@ -36,23 +36,17 @@ class DeRA(LMArithmetic):
 
     name = "dera"
 
-    def __init__(self, aligned: Model, *, weight: float):
+    def __init__(self, aligned: Model, *, weight: float, trust_remote_code: bool = False):
         if aligned is None:
             raise TypeError("DeRA needs the aligned model, got None")
-        super().__init__((1 - weight) * lm() + weight * lm(aligned))
-        self.aligned, self.weight = aligned, float(weight)
-
-    def config(self) -> dict[str, Any]:
-        return {"weight": self.weight, "aligned": hub_id(self.aligned)}
-
-    def saved_parts(self) -> dict[str, Any]:
-        return {"aligned": self.aligned} if hub_id(self.aligned) is None else {}
+        formula = (1 - weight) * lm() + weight * lm(aligned)
+        super().__init__(formula, trust_remote_code=trust_remote_code)
 
     @classmethod
-    def build(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
-    ) -> Self:
-        return cls(**{**config, **parts})
+    def from_formula(cls, formula: Formula, trust_remote_code: bool) -> Self:
+        aligned = formula.summands[-1]
+        model = aligned.operands[0].model
+        return cls(model, weight=aligned.weight, trust_remote_code=trust_remote_code)
 
 
 class MOD(LMArithmetic):
@@ -61,6 +55,7 @@ class MOD(LMArithmetic):
     Args:
         weights: by model (None for the base; see `lm`), what its objective counts. They add up
             to 1.
+        trust_remote_code: whether code that comes with a model's folder or hub id may run.
 
     Raises:
         TypeError: for something that is no model.
@@ -69,15 +64,16 @@ class MOD(LMArithmetic):
 
     name = "mod"
 
-    def __init__(self, weights: Mapping[Model, float]):
+    def __init__(self, weights: Mapping[Model, float], *, trust_remote_code: bool = False):
         if not isinstance(weights, Mapping):
             raise TypeError(f"MOD needs weights by model, got {type(weights).__name__}")
         total = math.fsum(weights.values())
         if not abs(total - 1) <= TOLERANCE:
             raise ValueError(f"MOD's weights must add up to 1, got {total:g}; divide them by it")
         terms = [weight * lm(model) for model, weight in weights.items()]
-        super().__init__(sum(terms[1:], terms[0]))
+        super().__init__(sum(terms[1:], terms[0]), trust_remote_code=trust_remote_code)
 
     @classmethod
-    def from_formula(cls, formula: Formula) -> Self:
-        return cls({s.operands[0].model: s.weight for s in formula.summands})
+    def from_formula(cls, formula: Formula, trust_remote_code: bool) -> Self:
+        weights = {summand.operands[0].model: summand.weight for summand in formula.summands}
+        return cls(weights, trust_remote_code=trust_remote_code)

@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from plugalign.controllers.reward_guided import Reward, RewardGuided
+from plugalign.controllers.reward_guided import Reward, RewardGuided, RewardSettings
+
+
+class RADSettings(RewardSettings):
+    """Support, label, strength and direction."""
+
+    beta: float
+    invert: bool
 
 
 class RAD(RewardGuided):
@@ -27,6 +34,7 @@ class RAD(RewardGuided):
         beta: strength; the paper takes 10 to 50.
         invert: whether 1 - r is the reward: less is better.
         label: the label whose probability is the reward, for a classifier with several.
+        trust_remote_code: whether code that comes with a folder or hub id may run.
 
     Raises:
         TypeError: for a reward that is neither a sequence classifier nor a name.
@@ -34,6 +42,7 @@ class RAD(RewardGuided):
     """
 
     name = "rad"
+    settings = RADSettings
     link = "clamp"
 
     def __init__(
@@ -45,9 +54,16 @@ class RAD(RewardGuided):
         beta: float = 30.0,
         invert: bool = False,
         label: str | None = None,
+        trust_remote_code: bool = False,
     ):
         super().__init__(
-            reward, tokenizer=tokenizer, k=k, weight=beta, inverted=invert, label=label
+            reward,
+            tokenizer=tokenizer,
+            k=k,
+            weight=beta,
+            inverted=invert,
+            label=label,
+            trust_remote_code=trust_remote_code,
         )
 
     def config(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from plugalign.algebra.sources import CandidateValues, TextCandidateValues
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
 from plugalign.context import context_of
-from plugalign.controller import Controller
+from plugalign.controllers.with_models import ModelSettings, WithModels
 from plugalign.identity import model_name, vocabulary_hash
 
 Reward = Any  # a sequence classifier, or a folder or hub id of one
@@ -104,7 +104,14 @@ class TextReward:
         return own if context is None else min(own, context)
 
 
-class RewardGuided(Controller):
+class RewardSettings(ModelSettings):
+    """Support and label."""
+
+    k: int
+    label: str | None
+
+
+class RewardGuided(WithModels):
     """Weighs the base's k best tokens by the reward of the text that each would make.
 
     Args:
@@ -116,6 +123,7 @@ class RewardGuided(Controller):
         weight: of the reward.
         inverted: whether 1 - r is the reward.
         label: the label whose probability is the reward, for a classifier with several.
+        trust_remote_code: whether code that comes with a folder or hub id may run.
 
     Raises:
         TypeError: for a reward that is neither a sequence classifier nor a name.
@@ -133,12 +141,14 @@ class RewardGuided(Controller):
         weight: float,
         inverted: bool = False,
         label: str | None = None,
+        trust_remote_code: bool = False,
     ):
         if not isinstance(reward, (str, Path)):
             check_reward(reward)
         if not math.isfinite(weight):
             raise ValueError(f"the reward's weight must be finite, got {weight}")
         self.reward, self.tokenizer, self.label = reward, tokenizer, label
+        self.trust_remote_code = trust_remote_code
         self.support, self.weight, self.inverted = TopK(k), float(weight), inverted
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
@@ -147,12 +157,7 @@ class RewardGuided(Controller):
         Raises:
             ValueError: if the reward model cannot be loaded or read; names it.
         """
-        reward, own = self.reward, self.tokenizer
-        if isinstance(reward, (str, Path)):
-            own = own if own is not None else tokenizer_beside(reward)
-            reward = load_reward(reward, model)
-        if isinstance(own, (str, Path)):
-            own = AutoTokenizer.from_pretrained(own)
+        reward, own = self._loaded(model)
         name, k = f"the reward model '{model_name(reward)}'", self.support.k
         label = label_number(reward, self.label)
         same = own is None or vocabulary_hash(own) == vocabulary_hash(tokenizer)
@@ -167,24 +172,29 @@ class RewardGuided(Controller):
             )
         return Steering((CandidateShift(scores, self.link, weight=self.weight),), (self.support,))
 
-    def config(self) -> dict[str, Any]:
-        hub = {part: _hub_id(getattr(self, part)) for part in ("reward", "tokenizer")}
-        return {"k": self.support.k, "label": self.label, **hub}
+    def _loaded(self, base: Any) -> tuple[Any, Any]:
+        """The reward model, and its tokenizer or None for the base's."""
+        reward, own, trust = self.reward, self.tokenizer, self.trust_remote_code
+        if isinstance(reward, (str, Path)):
+            own = tokenizer_beside(reward) if own is None else own
+            reward = load_reward(reward, base, trust_remote_code=trust)
+        if isinstance(own, (str, Path)):
+            own = AutoTokenizer.from_pretrained(own, trust_remote_code=trust)
+        return reward, own
 
-    def saved_parts(self) -> dict[str, Any]:
-        parts = {part: getattr(self, part) for part in ("reward", "tokenizer")}
-        given = {name: part for name, part in parts.items() if part is not None}
-        return {name: part for name, part in given.items() if _hub_id(part) is None}
+    def models(self) -> dict[str, Any]:
+        own = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return {"reward": self.reward, **own}
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "k": self.support.k, "label": self.label}
 
     @classmethod
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        return cls(**{**config, **parts})
-
-
-def _hub_id(part: Any) -> str | None:
-    return part if isinstance(part, str) and not Path(part).is_dir() else None
+        own = {name: value for name, value in config.items() if name != "models"}
+        return cls(**own, **parts)
 
 
 def check_reward(reward: Any) -> None:
@@ -201,15 +211,14 @@ def check_reward(reward: Any) -> None:
         )
 
 
-def tokenizer_beside(reward: str | Path) -> Any:
-    """The tokenizer of a reward model's folder or hub id; None for a folder without."""
+def tokenizer_beside(reward: str | Path) -> str | Path | None:
+    """Where the tokenizer of a reward model's folder or hub id is; None for a folder without."""
     folder = Path(reward)
-    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
-        return None
-    return AutoTokenizer.from_pretrained(reward)
+    alone = folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
+    return None if alone else reward
 
 
-def load_reward(reward: str | Path, base: Any) -> Any:
+def load_reward(reward: str | Path, base: Any, *, trust_remote_code: bool) -> Any:
     """A reward model from a folder or the hub: on the base's device, in its precision, in eval
     mode.
 
@@ -217,7 +226,7 @@ def load_reward(reward: str | Path, base: Any) -> Any:
         ValueError: if it lacks weights: any model loads as a classifier, with a random head.
     """
     model, found = AutoModelForSequenceClassification.from_pretrained(
-        reward, dtype=base.dtype, output_loading_info=True
+        reward, dtype=base.dtype, output_loading_info=True, trust_remote_code=trust_remote_code
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(

@@ -95,6 +95,12 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return {}
 
     @classmethod
+    def on_hub(cls, config: dict[str, Any]) -> Mapping[str, str | None]:
+        """The ids of parts that may be models on the hub, by part; None for one that is not. The
+        settings that `build` is given lack what is taken out of ``config``."""
+        return {name: config.pop(name) for name in cls.hub_parts}
+
+    @classmethod
     def part_names(cls, config: Mapping[str, Any], folder: Path) -> Sequence[str]:
         """The subfolders of a saved one: of nested controllers, or of models (`runs_models`)."""
         return ()
@@ -233,8 +239,7 @@ def _hub_parts(
     Raises:
         ValueError: for one that the caller did not allow, or that lies elsewhere.
     """
-    found = {name: config.pop(name) for name in target.hub_parts}
-    named = {name: part for name, part in found.items() if part is not None}
+    named = {name: part for name, part in target.on_hub(config).items() if part is not None}
     for name, part in named.items():
         if not _is_on_hub(part):
             raise ValueError(

@@ -82,5 +82,5 @@ def test_saves_and_decides_alike(written, tokenizer, prompts, paper, tmp_path):
 
 
 def test_defaults_are_those_of_the_paper():
-    parts = {"reward": "hub/reward", "tokenizer": None, "label": None}
-    assert ARGS("hub/reward").config() == {"k": 10, "weight": 1.0, **parts}
+    rest = {"models": {"reward": "hub/reward"}, "label": None}
+    assert ARGS("hub/reward").config() == {"k": 10, "weight": 1.0, **rest}

@@ -143,7 +143,27 @@ def test_ids_on_the_hub_are_saved_by_name(tmp_path):
     saved = LMArithmetic(lm("hub/chat") - 0.2 * lm("hub/base", prompt="Hi") + lm("hub/chat"))
     saved.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert pa.Controller.from_pretrained(str(tmp_path)).formula == saved.formula
+    with pytest.raises(ValueError, match="'hub/chat' on the hub as its model_0; if it may"):
+        pa.Controller.from_pretrained(str(tmp_path))
+    loaded = pa.Controller.from_pretrained(str(tmp_path), allow_hub_parts=True)
+    assert loaded.formula == saved.formula
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"model_0",', '"model_7",', "a model 'model_7' that is none of its parts"),
+        ('"union"', '"onion"', "'summands.0.operation'"),
+        ('"union"', '"model"', "the model of 2 models"),
+        ('"weight": 1.0', '"weight": -1.0', "must be positive, got -1"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(old, new, message, tmp_path):
+    LMArithmetic(union(lm(), lm("hub/chat"))).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf"is damaged: .*{message}"):
+        pa.Controller.from_pretrained(str(tmp_path), allow_hub_parts=True)
 
 
 @pytest.mark.parametrize("name", ["difference", "union", "prompts"])

@@ -106,8 +106,16 @@ def test_saves_and_decides_alike(name, written, tokenizer, prompts, paper, tmp_p
 def test_ids_on_the_hub_are_saved_by_name(tmp_path):
     for name, saved in {"d": DeRA("hub/a", weight=2), "m": MOD({"hub/a": 0.5, None: 0.5})}.items():
         saved.save_pretrained(tmp_path / name)
-        loaded = pa.Controller.from_pretrained(str(tmp_path / name))
+        loaded = pa.Controller.from_pretrained(str(tmp_path / name), allow_hub_parts=True)
         assert loaded.formula == saved.formula
+
+
+def test_another_formula_is_refused_by_name(tmp_path):
+    DeRA("hub/a", weight=2).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"weight": -1', '"weight": 3'))
+    with pytest.raises(ValueError, match="is damaged: its formula is none of DeRA"):
+        pa.Controller.from_pretrained(str(tmp_path), allow_hub_parts=True)
 
 
 @pytest.mark.parametrize("name", ["dera", "mod"])
