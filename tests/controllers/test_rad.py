@@ -217,11 +217,11 @@ def test_the_prefix_is_read_once(written, tokenizer, prompts):
 def test_what_it_cannot_do_it_says_by_name(written, tokenizer, prompts):
     model, controller, _ = written("tokens")
     steered, batch = pa.wrap(model, tokenizer, controller), prompts(rows=1)
-    with pytest.raises(ValueError, match=r"the reward model 'GPT2For.*' is read at one place"):
+    with pytest.raises(ValueError, match=r"'the reward model GPT2For.*' is read at one"):
         steered.generate(**batch, max_new_tokens=4, speculation=pa.Speculation("base"))
-    assert "the reward model 'GPT2For" in steered.plan.uncapturable
+    assert "the reward model GPT2For" in steered.plan.uncapturable
     long = {"input_ids": torch.full((1, 64), 5), "attention_mask": torch.ones(1, 64).long()}
-    with pytest.raises(ValueError, match=r"context of 'the reward model 'GPT2.*'' \(64 tokens\)"):
+    with pytest.raises(ValueError, match=r"context of 'the reward model GPT2.*' \(64 tokens\)"):
         steered.generate(**long, max_new_tokens=4)
     with pytest.raises(ValueError, match="text 0 has 65 tokens, more than the context"):
         steered.log_probs([" ".join(["w5"] * 65)])
@@ -264,6 +264,8 @@ def test_refuses_what_is_no_reward_model(tiny, tokenizer, tmp_path):
         RAD(make_reward(), k=0)
     with pytest.raises(ValueError, match="weight must be finite, got inf"):
         RAD(make_reward(), beta=float("inf"))
+    with pytest.raises(ValueError, match="'no/such' cannot be loaded: "):
+        pa.wrap(tiny(), tokenizer, RAD("no/such", tokenizer=tokenizer))
     tiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no trained reward model: it lacks score\.weight"):
         pa.wrap(tiny(), tokenizer, RAD(tmp_path))
