@@ -26,6 +26,8 @@ from plugalign.engine.auxiliary import positions
 from plugalign.identity import Identity, model_name
 from plugalign.saving import Settings
 
+ANY_LENGTH = 2**31 - 1  # a rotary model has no last position
+
 
 class Predictor(nn.Module):
     """A causal classifier of prefixes: a narrow Llama body and a linear head.
@@ -44,7 +46,7 @@ class Predictor(nn.Module):
         config = LlamaConfig(
             vocab_size=vocab_size, hidden_size=width, intermediate_size=3 * width,
             num_hidden_layers=layers, num_attention_heads=heads, pad_token_id=None,
-            bos_token_id=None, eos_token_id=None,
+            bos_token_id=None, eos_token_id=None, max_position_embeddings=ANY_LENGTH,
         )  # fmt: skip
         self.backbone = LlamaModel(config)
         self.head = nn.Linear(width, 1)

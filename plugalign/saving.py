@@ -29,14 +29,20 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 AGAIN = "save or fit the controller again"
 
 CONTROLLERS: dict[str, tuple[str, str]] = {
+    "args": ("plugalign.controllers.args", "ARGS"),
     "composition": ("plugalign.controller", "Composition"),
+    "contrastive": ("plugalign.controllers.contrastive", "ContrastiveDecoding"),
+    "dera": ("plugalign.controllers.mixing", "DeRA"),
     "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
     "fudge": ("plugalign.controllers.fudge", "Fudge"),
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
     "gated": ("plugalign.gated", "Gated"),
+    "lm_arithmetic": ("plugalign.controllers.lm_arithmetic", "LMArithmetic"),
+    "mod": ("plugalign.controllers.mixing", "MOD"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
+    "rad": ("plugalign.controllers.rad", "RAD"),
     "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
     "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
 }
@@ -93,6 +99,12 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
     def saved_parts(self) -> dict[str, Any]:
         """Nested objects by subfolder: with ``save_pretrained``, or a folder that is copied."""
         return {}
+
+    @classmethod
+    def on_hub(cls, config: dict[str, Any]) -> Mapping[str, str | None]:
+        """The ids of parts that may be models on the hub, by part; None for one that is not. The
+        settings that `build` is given lack what is taken out of ``config``."""
+        return {name: config.pop(name) for name in cls.hub_parts}
 
     @classmethod
     def part_names(cls, config: Mapping[str, Any], folder: Path) -> Sequence[str]:
@@ -265,8 +277,7 @@ def _hub_parts(
     Raises:
         ValueError: for one that the caller did not allow, or that lies elsewhere.
     """
-    found = {name: config.pop(name) for name in target.hub_parts}
-    named = {name: part for name, part in found.items() if part is not None}
+    named = {name: part for name, part in target.on_hub(config).items() if part is not None}
     for name, part in named.items():
         if not _is_on_hub(part):
             raise ValueError(

@@ -231,3 +231,17 @@ def test_a_forward_that_fails_leaves_no_candidates_behind(predictor, prompts, mo
         with pytest.raises(ZeroDivisionError):
             scorer.scores(ids, mask, candidates)
     check_scores(scorer, *grow(ids, mask, candidates[:, 4:5]), candidates)
+
+
+def test_a_row_whose_first_token_was_a_candidate(predictor, prompts):
+    """Texts of different lengths that are scored from their first tokens on."""
+    batch, scorer, candidates = prompts(rows=3, width=7), CachedScorer(predictor), some(3, 6, 1)
+    ids, mask = batch["input_ids"][:, :1], batch["attention_mask"][:, :1]  # two rows are empty yet
+    for step in range(4):
+        scores = scorer.scores(ids, mask, candidates)
+        begun = mask.bool().any(1)
+        want = uncached_scores(predictor, ids[begun], mask[begun], candidates[begun])
+        torch.testing.assert_close(scores[begun], want, atol=1e-4, rtol=1e-4)
+        shown = (step >= torch.tensor([0, 1, 2])).long()[:, None]
+        ids = torch.cat([ids, candidates[:, step : step + 1]], 1)
+        mask = torch.cat([mask, shown], 1)

@@ -8,12 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
 from plugalign import pocket
 from plugalign.adapters.layers import LoraLinear, shared_copy
+from plugalign.controllers.args import ARGS
+from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.fudge import Predictor
 from plugalign.controllers.fudge_head import FudgeHead
+from plugalign.controllers.lm_arithmetic import LMArithmetic, lm, union
+from plugalign.controllers.mixing import MOD, DeRA
+from plugalign.controllers.rad import RAD
 from plugalign.identity import Identity
 from plugalign.saving import AGAIN, CONTROLLERS
 
@@ -50,7 +56,7 @@ def test_every_known_name_is_the_class_that_carries_it():
     ("files", "message"),
     [
         ({}, "holds no config.json"),
-        ({"config.json": "{}"}, "names the controller None; known are composition, dexperts"),
+        ({"config.json": "{}"}, "names the controller None; known are args, composition"),
         ({"config.json": '{"controller": "magic"}'}, "names the controller 'magic'"),
     ],
 )
@@ -81,15 +87,26 @@ def saved(tmp_path_factory):
     fitted, basis = Identity.of(model, tokenizer), torch.linalg.qr(torch.randn(96, 3)).Q
     head = (torch.randn(96, 3), torch.randn(96, 3), torch.randn(120), torch.randn(96), 0.5)
     prefix, contrast = torch.randn(2, 2, 2, 2, 3, 8)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 120}
+    reward = LlamaForSequenceClassification(
+        LlamaConfig(**sizes, num_attention_heads=1, num_labels=1)
+    )
+    expert = lm(root / "expert")
     made = {
+        "args": ARGS(reward),
         "composition": 0.5 * pa.SelfDebias(["x"]) + pa.SelfCritique(),
+        "contrastive": ContrastiveDecoding(root / "expert"),
+        "dera": DeRA(root / "expert", weight=1.5),
         "dexperts": pa.DExperts(root / "expert", root / "antiexpert", fitted_for=fitted),
         "fudge": pa.Fudge(Predictor(120, width=16, layers=1, heads=2), fitted_for=fitted),
         "fudge_head": FudgeHead(*head, fitted_for=fitted),
         "gated": pa.SelfDebias(["x"]).when(pa.FirstSteps(2)),
+        "lm_arithmetic": LMArithmetic(lm() - 0.5 * union(expert, lm(prompt="x"))),
+        "mod": MOD({None: 0.5, root / "expert": 0.25, root / "antiexpert": 0.25}),
         "nullspace": pa.Nullspace(basis, basis, basis[:, 0], basis[:, 1], fitted_for=fitted),
         "prefix": pa.PrefixTuning(prefix, contrast, fitted_for=fitted),
         "prefix_contrast": pa.PrefixTuning(prefix, contrast, fitted_for=fitted).against(),
+        "rad": RAD(reward, tokenizer=tokenizer),
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
     }
@@ -156,6 +173,8 @@ def test_unknown_missing_and_wrong_settings_are_refused_by_name(folder):
         assert_refused(folder, "config.json", key)
         wrong = ({"a": [1]}, [[2]], True, float("nan"), float("inf"), -(10**400), ["x", 3])
         for value in wrong:
+            if value is True and isinstance(whole[key], bool):
+                continue
             write({**whole, key: value})
             assert_refused(folder, "config.json", key)
     if fitted := whole.get("fitted_for"):

@@ -204,6 +204,11 @@ class CandidateValues(Source):
     def key(self) -> Hashable:
         return ("candidates", id(self.model), self.k)
 
+    @property
+    def models(self) -> tuple[tuple[Any, int], ...]:
+        # A candidate stands where the base's next token will, so it asks for no room of its own.
+        return ((self.model.backbone, 0),)
+
 
 @dataclass(frozen=True, eq=False)
 class TextCandidateValues(Source):

@@ -213,7 +213,7 @@ class CachedScorer:
         if start < ids.shape[1]:
             self._encode(ids, mask, start)
         self._prefix.commit(ids, mask)
-        place = positions(mask)[:, -1:] + 1
+        place = mask.long().sum(-1, keepdim=True)  # 0 for a row that has no token yet
         states = self._star.read(candidates, place, self._prefix.cache, mask)
         self._candidates = candidates
         scores: Tensor = self.predictor.head(states)
