@@ -69,38 +69,20 @@ class DExperts(Controller):
         Raises:
             ValueError: if an expert has another tokenizer than the base; names both.
         """
-        expert, anti = (self._source(role, model, tokenizer) for role in ROLES)
+        expert, anti = (
+            logits_of(getattr(self, role), role, model, tokenizer, self.fitted_for)
+            for role in ROLES
+        )
         shift = LogLinear(((1.0, expert), (-1.0, anti)), weight=self.alpha)
         return Steering((shift,), (self.support,) if self.support.p < 1 else ())
 
-    def _source(self, role: str, base: Any, tokenizer: Any) -> Logits:
-        expert = getattr(self, role)
-        if expert is None:
-            return Logits()
-        if not isinstance(expert, (str, Path)):
-            check_width(expert, base, tokenizer)
-            return Logits(f"{role} {model_name(expert)}", expert)
-        path = Path(expert)
-        if (path / "adapter_config.json").is_file():
-            if self.fitted_for is not None:
-                who = f"the LoRA {role} in {path}"
-                self.fitted_for.check(base, tokenizer, needs="weights", who=who)
-            loaded = with_adapter(base, path)
-        else:
-            check_tokenizer(expert, base, tokenizer)
-            loaded = AutoModelForCausalLM.from_pretrained(expert, dtype=base.dtype)
-            check_width(loaded, base, tokenizer)
-            loaded = loaded.to(base.device).eval()
-        identity = (str(path.resolve() if path.exists() else expert), id(base))
-        return Logits(f"{role} {path.name}", loaded, identity=identity)
-
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
-        hub = {role: str(e) for role, e in self._experts().items() if _is_hub_id(e)}
+        hub = {role: str(e) for role, e in self._experts().items() if is_hub_id(e)}
         return {"alpha": self.alpha, "top_p": self.support.p, "fitted_for": fitted, **hub}
 
     def saved_parts(self) -> dict[str, Any]:
-        return {role: e for role, e in self._experts().items() if not _is_hub_id(e)}
+        return {role: e for role, e in self._experts().items() if not is_hub_id(e)}
 
     def _experts(self) -> dict[str, Expert]:
         named = {role: getattr(self, role) for role in ROLES}
@@ -115,7 +97,41 @@ class DExperts(Controller):
         return cls(**{**config, **parts, "fitted_for": identity})
 
 
-def _is_hub_id(expert: Expert) -> bool:
+def logits_of(
+    expert: Expert | None, role: str, base: Any, tokenizer: Any, fitted_for: Identity | None = None
+) -> Logits:
+    """The logits of an expert; of the base where there is none.
+
+    Args:
+        expert: a model, a folder (or hub id) of a model, or a folder of a LoRA adapter of the base.
+        role: what it is called in messages.
+        fitted_for: the base that the expert was made from, where it is an adapter.
+
+    Raises:
+        ValueError: if it has another tokenizer than the base, or is an adapter of another model.
+    """
+    if expert is None:
+        return Logits()
+    if not isinstance(expert, (str, Path)):
+        check_width(expert, base, tokenizer)
+        return Logits(f"{role} {model_name(expert)}", expert)
+    path = Path(expert)
+    if (path / "adapter_config.json").is_file():
+        if fitted_for is not None:
+            who = f"the LoRA {role} in {path}"
+            fitted_for.check(base, tokenizer, needs="weights", who=who)
+        loaded = with_adapter(base, path)
+    else:
+        check_tokenizer(expert, base, tokenizer)
+        loaded = AutoModelForCausalLM.from_pretrained(expert, dtype=base.dtype)
+        check_width(loaded, base, tokenizer)
+        loaded = loaded.to(base.device).eval()
+    identity = (str(path.resolve() if path.exists() else expert), id(base))
+    return Logits(f"{role} {path.name}", loaded, identity=identity)
+
+
+def is_hub_id(expert: Expert) -> bool:
+    """Whether an expert is saved as a name, not as a folder."""
     return isinstance(expert, str) and not Path(expert).is_dir()
 
 

@@ -61,7 +61,8 @@ class Plan:
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
         """Where the base's weights lie and how often they were written, if anything hangs on
         them: a shift that carries its head, an adapter merged into a copy."""
-        modules = chain.from_iterable(expert.modules() for expert in self.experts.values())
+        models = chain.from_iterable(source.models for source in self.sources.values())
+        modules = chain.from_iterable(m.modules() for m, _ in models if m is not None)
         if not (self.needs_hidden or any("change" in vars(module) for module in modules)):
             return ()
         return tuple(
