@@ -22,6 +22,7 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
     "fudge": ("plugalign.controllers.fudge", "Fudge"),
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
+    "gedi": ("plugalign.controllers.gedi", "GeDi"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
