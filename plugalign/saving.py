@@ -26,6 +26,7 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
+    "safe_decoding": ("plugalign.controllers.safe_decoding", "SafeDecoding"),
     "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
     "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
 }
