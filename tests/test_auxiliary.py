@@ -231,3 +231,21 @@ def test_a_forward_that_fails_leaves_no_candidates_behind(predictor, prompts, mo
         with pytest.raises(ZeroDivisionError):
             scorer.scores(ids, mask, candidates)
     check_scores(scorer, *grow(ids, mask, candidates[:, 4:5]), candidates)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_forward_that_fails_half_way_leaves_no_columns_behind(
+    failing, tiny, prompts, monkeypatch
+):
+    """The first layer has kept the new columns then, and the second has not."""
+    model, batch = tiny(), prompts(rows=2, width=5)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    cached = CachedModel(model)
+    check(cached, model, ids, mask)
+    ids, mask = grow(ids, mask, torch.tensor([[5], [9]]))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.layers[failing].mlp, "forward", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cached.logits(ids, mask)
+    check(cached, model, ids, mask)
+    check(cached, model, *grow(ids, mask, torch.tensor([[7], [8]])))
