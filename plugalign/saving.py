@@ -24,6 +24,7 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
     "gedi": ("plugalign.controllers.gedi", "GeDi"),
     "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
+    "pplm": ("plugalign.controllers.pplm", "PPLM"),
     "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
     "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
     "safe_decoding": ("plugalign.controllers.safe_decoding", "SafeDecoding"),

@@ -40,6 +40,11 @@ def log_probs_of(model, text):
         return log_softmax(model(input_ids=torch.tensor([text])).logits[0, -1].numpy())
 
 
+def unpadded(ids):
+    """A row without its left padding; an end token is followed by padding that counts as text."""
+    return ids[next(i for i, token in enumerate(ids) if token) :]
+
+
 def in_double(model):
     return copy.deepcopy(model).double()
 
@@ -73,7 +78,7 @@ class Formula(LogitsProcessor):
     def __call__(self, input_ids, scores):
         step = input_ids.shape[1] - self.start
         rows = [
-            self.row([i for i in ids if i], log_softmax(row), step)
+            self.row(unpadded(ids), log_softmax(row), step)
             for ids, row in zip(input_ids.tolist(), scores.double().numpy(), strict=True)
         ]
         return torch.tensor(np.array(rows), dtype=torch.float32)
@@ -157,7 +162,7 @@ def test_the_loop_decides_by_the_formula(options, tiny, tokenizer, prompts):
     formula, double = Formula(expert, 6), in_double(model)
     for step, got in enumerate(output.scores):
         prefix = output.sequences[:, : 6 + step]
-        texts = [[i for i in ids if i] for ids in prefix.tolist()]
+        texts = [unpadded(ids) for ids in prefix.tolist()]
         want = formula(prefix, torch.tensor(np.array([log_probs_of(double, t) for t in texts])))
         assert_close(got, want)
         possible = got.isfinite().sum(-1)
@@ -178,7 +183,8 @@ def test_a_batch_is_its_rows_one_by_one(tiny, tokenizer, prompts):
     for row in range(3):
         keep = batch["attention_mask"][row].bool()
         alone = steered.generate(batch["input_ids"][row][keep][None], max_new_tokens=5)
-        assert alone[0, keep.sum() :].tolist() == together[row, 7:].tolist()
+        answer = alone[0, keep.sum() :].tolist()
+        assert answer == together[row, 7 : 7 + len(answer)].tolist()
 
 
 def test_scored_texts_are_the_formula(tiny, tokenizer):
