@@ -79,7 +79,8 @@ class DesiredTokens(Support):
     its posterior is below ``tau``. Of equal posteriors the smaller token id comes first.
 
     Attributes:
-        omega: of the reweighted distribution.
+        omega: of the reweighted distribution; the weight of the controller in a sum changes the
+            shift and not this.
     """
 
     classes: ClassPosterior

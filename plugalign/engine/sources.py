@@ -208,12 +208,12 @@ class SourceRunner:
     @contextmanager
     def blamed(self, name: str, ids: Tensor) -> Iterator[None]:
         """Errors inside the block say that they came from a source, and at which step."""
-        self._watch.paused = True
+        outer, self._watch.paused = self._watch.paused, True
         try:
             with Running(f"the source '{name}' at {self.where(ids)}"):
                 yield
         finally:
-            self._watch.paused = False
+            self._watch.paused = outer  # a reader may read another source, and go on
 
     def where(self, ids: Tensor) -> str:
         """The step at which the next token of ``ids`` ``(R, T)`` is chosen, in words."""

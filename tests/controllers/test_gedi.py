@@ -333,6 +333,32 @@ def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
         assert_close(got[0, row], torch.tensor(log_softmax(want)).float())
 
 
+def test_half_the_weight_is_half_the_shift_behind_the_same_filter(tiny, tokenizer, prompts):
+    model, batch = tiny(), prompts(rows=1)
+    got = scores_of(model, tokenizer, 0.5 * GeDi(*CODES, omega=4.0), batch)[0, 0]
+    double, text = in_double(model), batch["input_ids"][0].tolist()
+    log_p = likelihood(double, [], text)[2]
+    shift, keep = formula(double, of_tokens(tokenizer), omega=4.0)(text, log_p)
+    want = log_softmax(np.where(keep, log_p + 0.5 * shift, -np.inf))
+    assert_close(got, torch.tensor(want).float())
+
+
+def test_classes_by_the_base_stand_behind_its_attached_prefix(make, tiny, tokenizer, prompts):
+    model, batch = tiny(), prompts(rows=2)
+    prefix = make("prefix", model, tiny, "llama-gqa")  # of the tokens 11, 12, 13
+    got = scores_of(model, tokenizer, GeDi(*CODES, omega=4.0) + prefix, batch)
+    double, front = in_double(model), [11, 12, 13]
+    delta = formula(double, [[*front, *code] for code in of_tokens(tokenizer)], omega=4.0)
+    for row in range(2):
+        text = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+        for step in range(4):
+            log_p = likelihood(double, front, text)[2]
+            shift, keep = delta(text, log_p)
+            want = log_softmax(np.where(keep, log_p + shift, -np.inf))
+            assert_close(got[step, row], torch.tensor(want).float())
+            text = [*text, int(got[step, row].argmax())]
+
+
 def test_strength_zero_is_the_identity(tiny, tokenizer, prompts):
     model, batch = tiny(), prompts()
     plain = model.generate(
@@ -358,6 +384,8 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     got = [scores_of(model, tokenizer, c, batch) for c in (saved, loaded)]
     torch.testing.assert_close(*got)
     assert pa.Controller.from_pretrained(str(tmp_path / "base")).model is None
+    named = GeDi(*CODES, model="somewhere/gedi")
+    assert named.config()["model"] == "somewhere/gedi" and not named.saved_parts()
 
 
 def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, prompts):

@@ -11,8 +11,12 @@ from torch import nn
 from transformers import DynamicCache, LogitsProcessor
 
 import plugalign as pa
-from plugalign.controllers.pplm import PPLM, bag_of
-from plugalign.controllers.pplm_gradient import Perturber, in_window
+from plugalign.algebra.shifts import LowRank
+from plugalign.algebra.sources import Context, Logits
+from plugalign.algebra.steering import Steering
+from plugalign.controller import Controller
+from plugalign.controllers.pplm import PPLM, PerturbedRatio, bag_of
+from plugalign.controllers.pplm_gradient import Perturbed, Perturber, in_window
 from plugalign.identity import Identity
 
 WORDS = ["w5", "w6", "w40"]
@@ -27,6 +31,16 @@ MODES = {
     "assisted": {"assistant": True, "do_sample": False},
     "lookup": {"prompt_lookup_num_tokens": 3},
 }
+
+
+class Declared(Controller):
+    """A controller that is nothing but its declaration."""
+
+    def __init__(self, steering):
+        self.steering = steering
+
+    def steer(self, model, tokenizer):
+        return self.steering
 
 
 # ------------------------------------------------------------------ float64 references
@@ -378,6 +392,59 @@ def test_a_trained_prefix_is_part_of_the_past(make, tiny, tokenizer, prompts):
         "attention_mask": torch.cat([torch.ones_like(front), batch["attention_mask"]], 1),
     }
     assert_close(got, scores_of(model, tokenizer, PPLM(WORDS), whole))
+
+
+ANOTHER = Logits("behind a prompt", context=Context((5, 6)))
+
+
+class AfterAnother(Perturbed):
+    """Reads another source first, and then what the perturbed base says."""
+
+    def reader(self, base):
+        inner = super().reader(base)
+
+        class Reading:
+            forget = staticmethod(inner.forget)
+
+            def read(self, step):
+                step.read(ANOTHER)
+                return inner.read(step)
+
+        return Reading()
+
+
+class Declaring(PerturbedRatio):
+    """Declares what its source reads, too."""
+
+    @property
+    def sources(self):
+        return (*super().sources, ANOTHER)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_what_the_base_does_for_a_reader_is_not_what_it_does_for_the_text(
+    beams, tiny, tokenizer, prompts
+):
+    """The hidden states that another formula reads are those of the text's own forwards, also where
+    a reader runs the base after it has read another source."""
+    model, batch = tiny(), prompts(rows=2)
+    draw = torch.Generator().manual_seed(3)
+    low = LowRank(torch.randn(120, 2, generator=draw), torch.randn(32, 2, generator=draw))
+    kept = {"iterations": 3, "gamma": 1.5, "kl": 0.01, "window": 0, "horizon": 1}
+    source = AfterAnother("one", tuple(BAG), None, 1, 0.5, **kept, variant="paper")
+    plain = Perturbed("one", tuple(BAG), None, 1, 0.5, **kept, variant="paper")
+    found = []
+    for each in (source, plain):
+        declared = Declared(Steering((Declaring(each, weight=0.9), low)))
+        steered = pa.wrap(model, tokenizer, declared)
+        processor = steered.processor(batch["attention_mask"])
+        with processor.run.watching():
+            output = model.generate(
+                **batch, max_new_tokens=4, num_beams=beams, logits_processor=[processor],
+                return_dict_in_generate=True, output_scores=True,
+            )  # fmt: skip
+        found.append(torch.stack(output.scores))
+    torch.testing.assert_close(*found)
 
 
 def test_strength_zero_is_the_identity(tiny, tokenizer, prompts):

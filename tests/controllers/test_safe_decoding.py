@@ -229,6 +229,15 @@ def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
         assert_close(got[0, row], torch.tensor(log_softmax(want)).float())
 
 
+def test_half_the_weight_is_half_the_shift(tiny, tokenizer, prompts):
+    model, batch, expert = tiny(), prompts(rows=1), tiny(seed=1)
+    got = scores_of(model, tokenizer, 0.5 * SafeDecoding(expert), batch)[0, 0]
+    text = batch["input_ids"][0].tolist()
+    log_p = log_probs_of(in_double(model), text)
+    want = log_softmax(0.5 * (log_p + Formula(expert, 7).row(text, log_p, 0)))
+    assert_close(got, torch.tensor(want).float())
+
+
 def test_strength_zero_is_the_identity(tiny, tokenizer, prompts):
     model, batch, expert = tiny(), prompts(), tiny(seed=1)
     plain = model.generate(
@@ -252,6 +261,8 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     loaded = pa.Controller.from_pretrained(str(tmp_path))
     assert isinstance(loaded, SafeDecoding) and loaded.config() == saved.config()
     torch.testing.assert_close(*(scores_of(model, tokenizer, c, batch) for c in (saved, loaded)))
+    named = SafeDecoding("somewhere/safe")
+    assert named.config()["expert"] == "somewhere/safe" and not named.saved_parts()
 
 
 def test_an_adapter_follows_the_weights_that_it_changes(tiny, tokenizer, prompts, tmp_path):
