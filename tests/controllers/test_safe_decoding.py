@@ -229,6 +229,30 @@ def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
         assert_close(got[0, row], torch.tensor(log_softmax(want)).float())
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_expert_may_serve_another_controller_too(adapted, tiny, tokenizer, prompts, tmp_path):
+    """One source, read at every step for one and at the first for the other; also as rows of the
+    base's forward."""
+    model, batch, expert = tiny(), prompts(rows=2), tiny(seed=1)
+    if adapted:
+        torch.manual_seed(4)
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(tiny(), config).save_pretrained(tmp_path)
+        expert = with_adapter(model, tmp_path)
+    settings = {"alpha": 1.0, "least_common": 40, "first_steps": 2}
+    both = SafeDecoding(expert, **settings) + pa.DExperts(expert, alpha=0.5, top_p=1.0)
+    output = pa.wrap(model, tokenizer, both).generate(
+        **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True
+    )
+    formula = Formula(expert, 7, **settings)
+    for step, got in enumerate(output.scores):
+        for row, ids in enumerate(output.sequences[:, : 7 + step].tolist()):
+            text = unpadded(ids)
+            log_p, log_q = (log_probs_of(in_double(m), text) for m in (model, expert))
+            want = log_softmax(formula.row(text, log_p, step) + 0.5 * (log_q - log_p))
+            assert_close(got[row], torch.tensor(want).float())
+
+
 def test_half_the_weight_is_half_the_shift(tiny, tokenizer, prompts):
     model, batch, expert = tiny(), prompts(rows=1), tiny(seed=1)
     got = scores_of(model, tokenizer, 0.5 * SafeDecoding(expert), batch)[0, 0]
