@@ -4,7 +4,7 @@ Read behind a control code, a class-conditional model gives the likelihood of th
 every next token, for the desired class and for the other one; Bayes' rule makes of both
 ``P(desired | x, t)`` for all tokens at once. The base is weighed by it, and tokens of the undesired
 class are filtered out (Krause et al. 2021, "GeDi: Generative Discriminator Guided Sequence
-Generation", equations 2 to 6)::
+Generation", section 3)::
 
     P(desired | x, t) = sigmoid(scale (l_desired(x, t) - l_undesired(x, t)) + bias)
     l_c(x, t)         = (log P(x | c) + log P(t | x, c)) / tokens of (x, t)

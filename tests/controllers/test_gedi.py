@@ -276,17 +276,17 @@ def test_a_start_token_stands_once_and_first(tiny, tokenizer):
     texts = ["w9 w10 w11", "w12"]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     steered = pa.wrap(model, tokenizer, GeDi(*CODES, omega=5.0))
-    got = steered.generate(
-        **batch, max_new_tokens=1, return_dict_in_generate=True, output_scores=True
-    ).scores[0]
+    output = steered.generate(
+        **batch, max_new_tokens=3, return_dict_in_generate=True, output_scores=True
+    )
     delta, double = formula(in_double(model), of_tokens(tokenizer), omega=5.0), in_double(model)
-    for row, text in enumerate(texts):
-        whole = tokenizer(text)["input_ids"]
-        log_p = likelihood(double, [], whole)[2]
-        shift, keep = delta(whole[1:], log_p)
-        assert_close(
-            got[row], torch.tensor(log_softmax(np.where(keep, log_p + shift, -np.inf))).float()
-        )
+    for step, got in enumerate(output.scores):
+        for row, ids in enumerate(output.sequences[:, : batch["input_ids"].shape[1] + step]):
+            start, *text = unpadded(ids.tolist())
+            log_p = likelihood(double, [], [start, *text])[2]
+            shift, keep = delta(text, log_p)
+            want = log_softmax(np.where(keep, log_p + shift, -np.inf))
+            assert_close(got[row], torch.tensor(want).float())
 
 
 def test_scored_texts_are_the_formula(tiny, tokenizer):

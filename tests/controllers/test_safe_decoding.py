@@ -60,7 +60,7 @@ def common_top(p, q, count):
 
 
 class Formula(LogitsProcessor):
-    """Evaluates equations 3 and 4 row by row from nothing but the prefix."""
+    """Evaluates the paper's sample space and probabilities from nothing but the prefix."""
 
     def __init__(self, expert, start, alpha=3.0, first_steps=2, least_common=5, floor=1e-8):
         self.expert, self.start, self.alpha = in_double(expert), start, alpha
