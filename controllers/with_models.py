@@ -13,6 +13,7 @@ from plugalign.adapters.peft_models import check_apart
 from plugalign.algebra.sources import Logits
 from plugalign.controller import Controller
 from plugalign.controllers.dexperts import DExperts
+from plugalign.identity import Identity
 from plugalign.saving import Settings
 
 Model = Any  # a model, a folder of a model or an adapter, or a hub id
@@ -86,18 +87,26 @@ def check_model(model: Model, who: str) -> None:
 
 
 def loaded_logits(
-    model: Model, base: Any, tokenizer: Any, who: str, *, trust_remote_code: bool
+    model: Model,
+    base: Any,
+    tokenizer: Any,
+    who: str,
+    *,
+    trust_remote_code: bool,
+    fitted_for: Identity | None = None,
 ) -> Logits:
     """A model beside the base: one that is given, a folder, a hub id or an adapter of the base.
 
     Args:
         who: in front of the model's name, for messages.
         trust_remote_code: whether code that comes with it may run.
+        fitted_for: the base that it was made from, where it is an adapter.
 
     Raises:
-        ValueError: if it cannot be loaded or has another tokenizer than the base; names it.
+        ValueError: if it cannot be loaded, is an adapter of another base, or has another tokenizer
+            than the base; names it.
     """
-    alone = DExperts(model, top_p=1.0, trust_remote_code=trust_remote_code)
+    alone = DExperts(model, top_p=1.0, trust_remote_code=trust_remote_code, fitted_for=fitted_for)
     [shift] = alone.steer(base, tokenizer).shifts
     source = shift.sources[0]
     assert isinstance(source, Logits)

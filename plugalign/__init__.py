@@ -18,11 +18,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from plugalign.algebra.gates import FirstSteps, Uncertain
     from plugalign.controller import Controller
+    from plugalign.controllers.args import ARGS
+    from plugalign.controllers.contrastive import ContrastiveDecoding, proxy_tuning
     from plugalign.controllers.dexperts import DExperts
     from plugalign.controllers.fudge import Fudge
     from plugalign.controllers.fudge_head import FudgeHead
+    from plugalign.controllers.gedi import GeDi
+    from plugalign.controllers.lm_arithmetic import LMArithmetic, intersection, lm, union
+    from plugalign.controllers.mixing import MOD, DeRA
     from plugalign.controllers.nullspace import Nullspace
+    from plugalign.controllers.pplm import PPLM
     from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
+    from plugalign.controllers.rad import RAD
+    from plugalign.controllers.safe_decoding import SafeDecoding
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
     from plugalign.controllers.self_diagnosis import Diagnosis, diagnose
@@ -33,15 +41,24 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used, so that `import plugalign` stays quick.
 _HOMES = {
+    "ARGS": "plugalign.controllers.args",
+    "ContrastiveDecoding": "plugalign.controllers.contrastive",
     "Controller": "plugalign.controller",
     "DExperts": "plugalign.controllers.dexperts",
+    "DeRA": "plugalign.controllers.mixing",
     "Diagnosis": "plugalign.controllers.self_diagnosis",
     "FirstSteps": "plugalign.algebra.gates",
     "Fudge": "plugalign.controllers.fudge",
     "FudgeHead": "plugalign.controllers.fudge_head",
+    "GeDi": "plugalign.controllers.gedi",
+    "LMArithmetic": "plugalign.controllers.lm_arithmetic",
+    "MOD": "plugalign.controllers.mixing",
     "Nullspace": "plugalign.controllers.nullspace",
+    "PPLM": "plugalign.controllers.pplm",
     "PrefixContrast": "plugalign.controllers.prefix_tuning",
     "PrefixTuning": "plugalign.controllers.prefix_tuning",
+    "RAD": "plugalign.controllers.rad",
+    "SafeDecoding": "plugalign.controllers.safe_decoding",
     "SelfCritique": "plugalign.controllers.self_critique",
     "SelfDebias": "plugalign.controllers.self_debias",
     "Speculation": "plugalign.engine.drafting",
@@ -50,18 +67,31 @@ _HOMES = {
     "Uncertain": "plugalign.algebra.gates",
     "compare": "plugalign.evaluation.compare",
     "diagnose": "plugalign.controllers.self_diagnosis",
+    "intersection": "plugalign.controllers.lm_arithmetic",
+    "lm": "plugalign.controllers.lm_arithmetic",
+    "proxy_tuning": "plugalign.controllers.contrastive",
+    "union": "plugalign.controllers.lm_arithmetic",
     "wrap": "plugalign.wrapping",
 }
 __all__ = [
+    "ARGS",
+    "MOD",
+    "PPLM",
+    "RAD",
+    "ContrastiveDecoding",
     "Controller",
     "DExperts",
+    "DeRA",
     "Diagnosis",
     "FirstSteps",
     "Fudge",
     "FudgeHead",
+    "GeDi",
+    "LMArithmetic",
     "Nullspace",
     "PrefixContrast",
     "PrefixTuning",
+    "SafeDecoding",
     "SelfCritique",
     "SelfDebias",
     "Speculation",
@@ -71,6 +101,10 @@ __all__ = [
     "__version__",
     "compare",
     "diagnose",
+    "intersection",
+    "lm",
+    "proxy_tuning",
+    "union",
     "wrap",
 ]
 

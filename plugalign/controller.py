@@ -87,7 +87,7 @@ class Controller(Saveable):
         return ((1.0, self),)
 
     @property
-    def label(self) -> str:
+    def display_name(self) -> str:
         """How messages and traces call it."""
         return type(self).__name__
 

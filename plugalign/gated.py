@@ -44,15 +44,15 @@ class Gated(Controller):
             raise TypeError("a sum stands behind a gate part by part; use its when(gate)")
         if beyond := [s for s in ("prompt", "attach", "revise") if controller.overrides(s)]:
             raise ValueError(
-                f"{controller.label} acts on {' and '.join(beyond)}, which cannot stand behind "
-                f"the gate {type(gate).__name__}: a gate opens and closes from token to token, so "
-                "only a controller that does nothing but steer can"
+                f"{controller.display_name} acts on {' and '.join(beyond)}, which cannot stand "
+                f"behind the gate {type(gate).__name__}: a gate opens and closes from token to "
+                "token, so only a controller that does nothing but steer can"
             )
         self.controller, self.gate = controller, gate
 
     @property
-    def label(self) -> str:
-        return f"{self.controller.label}.when({type(self.gate).__name__})"
+    def display_name(self) -> str:
+        return f"{self.controller.display_name}.when({type(self.gate).__name__})"
 
     @property
     def key(self) -> tuple[Any, ...]:

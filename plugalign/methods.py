@@ -1,11 +1,11 @@
-"""The methods that are there, for people: what each acts on, where it comes from, what it needs."""
+"""The table of ``plugalign methods``."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rich.table import Table
 from rich.text import Text
+
+from plugalign.catalogue import METHODS
 
 ACTS = {
     "steer": "each token",
@@ -13,46 +13,6 @@ ACTS = {
     "revise": "answers",
     "prompt": "the prompt",
 }
-
-
-class Method(NamedTuple):
-    """One line of ``plugalign methods``."""
-
-    name: str
-    surface: str
-    paper: str
-    needs: str
-
-
-METHODS = (
-    Method(
-        "dexperts", "steer", "Liu et al. 2021 (DExperts), 2024 (proxy tuning)",
-        "an expert, an anti-expert or both: models or LoRA adapters",
-    ),
-    Method(
-        "fudge", "steer", "Yang and Klein 2021",
-        "a small causal classifier of beginnings of texts",
-    ),
-    Method(
-        "fudge_head", "steer", "after Yang and Klein 2021",
-        "a linear head on the model's own hidden states",
-    ),
-    Method("self_debias", "steer", "Schick et al. 2021", "nothing"),
-    Method(
-        "nullspace", "steer", "Ravfogel et al. 2020 (INLP), Liang et al. 2021 (A-INLP), Belrose "
-        "et al. 2023 (LEACE)",
-        "a subspace of the hidden states",
-    ),
-    Method(
-        "prefix", "attach", "Qian et al. 2022 (contrastive prefixes)",
-        "trained keys and values in front of the prompt",
-    ),
-    Method(
-        "prefix_contrast", "steer", "Qian et al. 2022, as a contrast pair",
-        "the same prefixes, of both classes",
-    ),
-    Method("self_critique", "revise", "Saunders et al. 2022", "nothing"),
-)  # fmt: skip
 
 
 def table() -> Table:

@@ -23,28 +23,16 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plugalign.catalogue import CLASSES
 from plugalign.folders import check_inside, copy_model, read_settings, read_tensors
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 AGAIN = "save or fit the controller again"
 
 CONTROLLERS: dict[str, tuple[str, str]] = {
-    "args": ("plugalign.controllers.args", "ARGS"),
+    **CLASSES,
     "composition": ("plugalign.controller", "Composition"),
-    "contrastive": ("plugalign.controllers.contrastive", "ContrastiveDecoding"),
-    "dera": ("plugalign.controllers.mixing", "DeRA"),
-    "dexperts": ("plugalign.controllers.dexperts", "DExperts"),
-    "fudge": ("plugalign.controllers.fudge", "Fudge"),
-    "fudge_head": ("plugalign.controllers.fudge_head", "FudgeHead"),
     "gated": ("plugalign.gated", "Gated"),
-    "lm_arithmetic": ("plugalign.controllers.lm_arithmetic", "LMArithmetic"),
-    "mod": ("plugalign.controllers.mixing", "MOD"),
-    "nullspace": ("plugalign.controllers.nullspace", "Nullspace"),
-    "prefix": ("plugalign.controllers.prefix_tuning", "PrefixTuning"),
-    "prefix_contrast": ("plugalign.controllers.prefix_tuning", "PrefixContrast"),
-    "rad": ("plugalign.controllers.rad", "RAD"),
-    "self_critique": ("plugalign.controllers.self_critique", "SelfCritique"),
-    "self_debias": ("plugalign.controllers.self_debias", "SelfDebias"),
 }
 GATES: dict[str, tuple[str, str]] = {
     "diagnosis": ("plugalign.controllers.self_diagnosis", "Diagnosis"),

@@ -55,7 +55,9 @@ def _promised(controller: Controller, words: str) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        raise AssertionError(f"{controller.label} breaks a promise: {words} ({error})") from error
+        raise AssertionError(
+            f"{controller.display_name} breaks a promise: {words} ({error})"
+        ) from error
 
 
 def _leaves_the_model(case: Case) -> None:

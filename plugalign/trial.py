@@ -141,7 +141,7 @@ class Case:
         except ValueError as error:
             plan, parts = self.steered.plan, [part for _, part in self.controller.parts()]
             names = [type(each).__name__ for each in (*parts, *plan.gates, *plan.masks)]
-            names += [name for part in parts for name in (part.label, part.name) if name]
+            names += [name for part in parts for name in (part.display_name, part.name) if name]
             names += [source.name for source in plan.sources.values()]
             if not any(name in str(error) for name in names):
                 said = f"{what} is refused without the name of the controller: {error}"

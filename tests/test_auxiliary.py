@@ -245,3 +245,21 @@ def test_a_row_whose_first_token_was_a_candidate(predictor, prompts):
         shown = (step >= torch.tensor([0, 1, 2])).long()[:, None]
         ids = torch.cat([ids, candidates[:, step : step + 1]], 1)
         mask = torch.cat([mask, shown], 1)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_forward_that_fails_half_way_leaves_no_columns_behind(
+    failing, tiny, prompts, monkeypatch
+):
+    """The first layer has kept the new columns then, and the second has not."""
+    model, batch = tiny(), prompts(rows=2, width=5)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    cached = CachedModel(model)
+    check(cached, model, ids, mask)
+    ids, mask = grow(ids, mask, torch.tensor([[5], [9]]))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.layers[failing].mlp, "forward", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cached.logits(ids, mask)
+    check(cached, model, ids, mask)
+    check(cached, model, *grow(ids, mask, torch.tensor([[7], [8]])))

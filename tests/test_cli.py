@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from plugalign import cli
+from plugalign.catalogue import METHODS
 from plugalign.controller import Controller
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.spec import read_spec
-from plugalign.methods import METHODS
 from plugalign.saving import CONTROLLERS, class_of
 
 

@@ -17,9 +17,12 @@ from plugalign.controllers.args import ARGS
 from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.fudge import Predictor
 from plugalign.controllers.fudge_head import FudgeHead
+from plugalign.controllers.gedi import GeDi
 from plugalign.controllers.lm_arithmetic import LMArithmetic, lm, union
 from plugalign.controllers.mixing import MOD, DeRA
+from plugalign.controllers.pplm import PPLM
 from plugalign.controllers.rad import RAD
+from plugalign.controllers.safe_decoding import SafeDecoding
 from plugalign.identity import Identity
 from plugalign.saving import AGAIN, CONTROLLERS
 
@@ -100,13 +103,16 @@ def saved(tmp_path_factory):
         "dexperts": pa.DExperts(root / "expert", root / "antiexpert", fitted_for=fitted),
         "fudge": pa.Fudge(Predictor(120, width=16, layers=1, heads=2), fitted_for=fitted),
         "fudge_head": FudgeHead(*head, fitted_for=fitted),
+        "gedi": GeDi("x", "y", model=root / "expert", fitted_for=fitted),
         "gated": pa.SelfDebias(["x"]).when(pa.FirstSteps(2)),
         "lm_arithmetic": LMArithmetic(lm() - 0.5 * union(expert, lm(prompt="x"))),
         "mod": MOD({None: 0.5, root / "expert": 0.25, root / "antiexpert": 0.25}),
         "nullspace": pa.Nullspace(basis, basis, basis[:, 0], basis[:, 1], fitted_for=fitted),
+        "pplm": PPLM(["x"], discriminator=torch.nn.Linear(96, 2), fitted_for=fitted),
         "prefix": pa.PrefixTuning(prefix, contrast, fitted_for=fitted),
         "prefix_contrast": pa.PrefixTuning(prefix, contrast, fitted_for=fitted).against(),
         "rad": RAD(reward, tokenizer=tokenizer),
+        "safe_decoding": SafeDecoding(root / "expert", fitted_for=fitted),
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
     }

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch.nn.functional import one_hot
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Source
 from plugalign.algebra.steering import Steering
 from plugalign.controller import Controller
+from plugalign.controllers.args import ARGS
+from plugalign.controllers.contrastive import ContrastiveDecoding
+from plugalign.controllers.gedi import GeDi
+from plugalign.controllers.lm_arithmetic import LMArithmetic, lm, union
+from plugalign.controllers.mixing import MOD, DeRA
+from plugalign.controllers.pplm import PPLM
+from plugalign.controllers.rad import RAD
+from plugalign.controllers.safe_decoding import SafeDecoding
 from plugalign.controllers.self_diagnosis import Diagnosis
 from plugalign.kernels.terms.linear import Linear
 from plugalign.saving import CONTROLLERS, Settings
@@ -20,8 +29,20 @@ from plugalign.testing import PROMISES, check_controller
 PROMPTS = ("w5 w6", "w7 w8 w9 w10 w11", "w20 w30 w40")
 EVERY = (
     "dexperts", "anti-only", "fudge", "fudge_head", "gated", "diagnosed", "nullspace", "adaptive",
-    "prefix", "prefix-contrast", "self-critique", "self-debias", "sum",
+    "prefix", "prefix-contrast", "self-critique", "self-debias", "sum", "args", "contrastive",
+    "dera", "gedi", "lm_arithmetic", "mod", "pplm", "rad", "safe_decoding",
 )  # fmt: skip
+
+
+OF_MODELS = ("contrastive", "dera", "gedi", "lm_arithmetic", "mod", "safe_decoding")
+
+
+def reward():
+    """A reward model over the tokens of the tiny models."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 120}
+    torch.manual_seed(4)
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_labels=1, pad_token_id=0)
+    return LlamaForSequenceClassification(config).eval()
 
 
 def controllers(which, make, tiny, tokenizer, folder):
@@ -29,7 +50,7 @@ def controllers(which, make, tiny, tokenizer, folder):
     model, draw = tiny(), torch.Generator().manual_seed(3)
     random = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
     for role, seed in (("expert", 1), ("antiexpert", 2)):
-        if which in ("dexperts", "anti-only", "gated", "sum"):
+        if which in (*OF_MODELS, "dexperts", "anti-only", "gated", "sum"):
             tiny(seed=seed).save_pretrained(folder / role)
             tokenizer.save_pretrained(folder / role)
     debias = pa.SelfDebias(["w5 w6 w7", "w8"])
@@ -55,6 +76,22 @@ def controllers(which, make, tiny, tokenizer, folder):
         case "sum":
             experts = pa.DExperts(folder / "expert")
             return experts.when(pa.FirstSteps(3)) + 0.5 * debias + pa.Nullspace(basis)
+        case "args" | "rad":
+            return (ARGS if which == "args" else RAD)(reward(), k=5)
+        case "contrastive":
+            return ContrastiveDecoding(folder / "expert")
+        case "dera":
+            return DeRA(folder / "expert", weight=1.5)
+        case "gedi":
+            return GeDi("w50", "w51", model=folder / "expert", omega=5.0)
+        case "lm_arithmetic":
+            return LMArithmetic(lm() + 0.5 * union(folder / "expert", folder / "antiexpert"))
+        case "mod":
+            return MOD({None: 0.5, folder / "expert": 0.5})
+        case "pplm":
+            return PPLM(["w7", "w9"], stepsize=0.1)
+        case "safe_decoding":
+            return SafeDecoding(folder / "expert")
         case _:
             return make(which, model, tiny, "llama-gqa")
 

@@ -32,8 +32,8 @@ class PrefixCache:
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
 
     Attributes:
-        values: a number for each column that is held, ``(R, T)``, which goes where the columns go;
-            without columns where nobody commits any.
+        values: numbers for each column that is held, ``(R, T, ...)``, which go where the columns
+            go; without columns where nobody commits any.
     """
 
     def __init__(self, keys_values: Tensor | None = None):
@@ -42,6 +42,7 @@ class PrefixCache:
         self.cache: DynamicCache | None = None
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._mask = torch.empty(0, 0, dtype=torch.long)
+        self._settled = True
         self.values = torch.empty(0, 0)
 
     @property
@@ -55,6 +56,9 @@ class PrefixCache:
         Returns:
             The number of columns held, at most ``T - spare``; the caller encodes the rest.
         """
+        if not self._settled:  # an error came before `commit`: layers may hold different columns
+            self.cache = None
+        self._settled = False
         rows, length = ids.shape
         held = self._ids.shape[1]
         reach = min(held, length - spare)
@@ -76,8 +80,8 @@ class PrefixCache:
         return keep
 
     def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
-        """Records that the cache now holds these columns, with ``values`` ``(R, T)`` if given."""
-        self._ids, self._mask = ids, mask
+        """Records that the cache now holds these columns, with ``values`` if given."""
+        self._ids, self._mask, self._settled = ids, mask, True
         self.values = ids.new_empty(len(ids), 0, dtype=torch.float) if values is None else values
 
     def agrees(self, ids: Tensor, mask: Tensor) -> bool:

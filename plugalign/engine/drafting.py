@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from plugalign.engine.choosing import Choice
+from plugalign.engine.heads import fit_width
 from plugalign.engine.rows import BaseRows, Known
-from plugalign.engine.sources import fit_width
 from plugalign.engine.streams import Stream
 from plugalign.identity import model_name
 from plugalign.kernels import gumbel

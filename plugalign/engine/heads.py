@@ -8,6 +8,7 @@ has another kind of head, is run whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from plugalign.engine.compiling import Static
 from plugalign.engine.prefixing import Prefixing
 from plugalign.engine.recording import Reading, Recorder
 from plugalign.kernels.backend import FLOATS
-from plugalign.kernels.head import Head
+from plugalign.kernels.head import Head, Logits, full
 
 
 class Split:
@@ -122,6 +123,22 @@ class Splits:
         if _hooked(model, len(_attached(model))) or _hooked(linear):
             return False
         return self._known.get(model, True)
+
+
+def fit_width(logits: Logits, width: int) -> Logits:
+    """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
+    padding that no tokenizer emits, so what fills them never decides anything."""
+    have = logits.shape[-1]
+    if have == width:
+        return logits
+    if have > width and isinstance(logits, Head):
+        bias = None if logits.bias is None else logits.bias[:width]
+        return replace(logits, weight=logits.weight[:width], bias=bias)
+    logits = full(logits)
+    if have > width:
+        return logits[:, :width]
+    floor = logits.amin(-1, keepdim=True).expand(-1, width - have)
+    return torch.cat([logits, floor], dim=-1)
 
 
 def _attached(model: Any) -> list[Prefixing]:

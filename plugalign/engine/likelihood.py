@@ -6,11 +6,14 @@ import inspect
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from plugalign.algebra.sources import Likelihood, Step, TextLikelihood
 from plugalign.engine.auxiliary import PrefixCache, positions
 from plugalign.engine.fronts import Front
+from plugalign.engine.heads import fit_width
+from plugalign.kernels.head import full
 
 COLUMNS = 64  # whose logits exist at one time
 
@@ -45,23 +48,19 @@ class LikelihoodReader:
         rows = [front.row(context, step.ids, step.mask) for context in contexts]
         ids = torch.cat([x for x, _ in rows]).to(self._model.device)
         mask = torch.cat([x for _, x in rows]).to(self._model.device)
+        # Padding goes to the very front, so that every token stands behind the one it follows.
+        order = mask.argsort(dim=1, stable=True)
+        ids, mask, text = ids.gather(1, order), mask.gather(1, order), order >= front.width
         following = self._advance(ids, mask)
-        if following.shape[-1] < vocab:
-            raise ValueError(
-                f"'{self._source.name}' scores {following.shape[-1]} tokens and the base {vocab}"
-            )
-        counted = self._counted(mask, front.width)
-        shape = (len(contexts), len(step.ids))
-        total = (self._prefix.values * counted).sum(-1).view(shape)
-        count = counted.sum(-1).view(shape)
-        following = following[:, :vocab].view(*shape, vocab)
-        return Likelihood(total.to(device), count.to(device), following.to(device))
-
-    def _counted(self, mask: Tensor, width: int) -> Tensor:
-        """Which columns ``(K R, T)`` hold tokens of the texts that stand behind another token."""
-        counted = mask.bool() & (mask.cumsum(-1) > 1)
-        counted[:, :width] = False
-        return counted
+        counted = text & mask.bool() & (mask.cumsum(-1) > 1)
+        # What is not counted may be infinite, and zero times that is no number.
+        total = self._prefix.values.masked_fill(~counted, 0).sum(-1)
+        following = full(fit_width(following, vocab))
+        by_context = (
+            rearrange(x, "(k r) ... -> k r ...", k=len(contexts)).to(device)
+            for x in (total, counted.sum(-1), following)
+        )
+        return Likelihood(*by_context)
 
     def _advance(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Reads what is new in ``ids`` ``(K R, T)``, and keeps each token's log-probability; those

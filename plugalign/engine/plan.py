@@ -42,10 +42,10 @@ class Plan:
         for weight, part in controller.parts():
             if part.overrides("steer") and weight != 0:
                 steering = part.steer(model, tokenizer)
-                _check_kinds(part.label, steering)
+                _check_kinds(part.display_name, steering)
                 steering = steering.scaled(weight)
                 if steering.shifts or steering.supports:
-                    declared.append((part.label, steering))
+                    declared.append((part.display_name, steering))
         plan = cls(tuple(declared))
         return replace(plan, weights=plan._state_of(model))
 
@@ -63,7 +63,8 @@ class Plan:
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
         """Where the base's weights lie and how often they were written, if anything hangs on
         them: a shift that carries its head, an adapter around the base's weights."""
-        modules = chain.from_iterable(expert.modules() for expert in self.experts.values())
+        models = chain.from_iterable(source.models for source in self.sources.values())
+        modules = chain.from_iterable(m.modules() for m, _ in models if m is not None)
         if not (self.needs_hidden or any(map(is_lora, modules))):
             return ()
         return tuple(

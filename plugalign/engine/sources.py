@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -29,13 +28,14 @@ from plugalign.algebra.sources import (
 from plugalign.engine.auxiliary import CachedModel
 from plugalign.engine.candidates import CandidateReader, TextCandidateReader
 from plugalign.engine.fronts import Front
+from plugalign.engine.heads import fit_width
 from plugalign.engine.hidden import HiddenWatch
 from plugalign.engine.likelihood import LikelihoodReader
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import split_rows
 from plugalign.identity import model_name
-from plugalign.kernels.head import Head, full
 from plugalign.kernels.head import Logits as Scores
+from plugalign.kernels.head import full
 from plugalign.naming import Running
 
 # Readers of the sources that come with the package and bring none of their own.
@@ -208,12 +208,12 @@ class SourceRunner:
     @contextmanager
     def blamed(self, name: str, ids: Tensor) -> Iterator[None]:
         """Errors inside the block say that they came from a source, and at which step."""
-        self._watch.paused = True
+        outer, self._watch.paused = self._watch.paused, True
         try:
             with Running(f"the source '{name}' at {self.where(ids)}"):
                 yield
         finally:
-            self._watch.paused = False
+            self._watch.paused = outer  # a reader may read another source, and go on
 
     def where(self, ids: Tensor) -> str:
         """The step at which the next token of ``ids`` ``(R, T)`` is chosen, in words."""
@@ -226,19 +226,3 @@ def spoiled(values: Tensor) -> Tensor:
     """The values ``(R, K)``, with NaN in all of a row of which one is NaN or infinite (but for
     -inf beside others), so that no token of it can be drawn. Nothing waits for a device."""
     return values + 0 * values.logsumexp(-1, keepdim=True)
-
-
-def fit_width(logits: Scores, width: int) -> Scores:
-    """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
-    padding that no tokenizer emits, so what fills them never decides anything."""
-    have = logits.shape[-1]
-    if have == width:
-        return logits
-    if have > width and isinstance(logits, Head):
-        bias = None if logits.bias is None else logits.bias[:width]
-        return replace(logits, weight=logits.weight[:width], bias=bias)
-    logits = full(logits)
-    if have > width:
-        return logits[:, :width]
-    floor = logits.amin(-1, keepdim=True).expand(-1, width - have)
-    return torch.cat([logits, floor], dim=-1)

@@ -14,9 +14,10 @@ from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import HIDDEN, Source
 from plugalign.algebra.supports import Support
 from plugalign.engine.adding import Sum
+from plugalign.engine.heads import fit_width
 from plugalign.engine.plan import Plan
 from plugalign.engine.rows import Known
-from plugalign.engine.sources import SourceRunner, fit_width
+from plugalign.engine.sources import SourceRunner
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture, mix
 from plugalign.kernels.terms.linear import Linear

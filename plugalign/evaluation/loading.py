@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from plugalign.adapters.merging import base_of, merged, tokenizer_of
+from plugalign.catalogue import ALONE, CLASSES
 from plugalign.controller import Controller
-from plugalign.controllers.self_critique import SelfCritique
-from plugalign.controllers.self_debias import SelfDebias
 from plugalign.files.pretrained import loading
 from plugalign.files.rows import read_rows
 from plugalign.files.shown import check_name, printable
 from plugalign.identity import model_name
 
-UNFITTED: Mapping[str, type[Controller]] = {  # these need nothing fitted: any model can have them
-    "self_debias": SelfDebias,
-    "self_critique": SelfCritique,
-}
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
 
 
@@ -105,6 +101,15 @@ def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
         with loading("the controller", f"{name}={given}"):
             loaded[name] = Controller.from_pretrained(str(given))
     return loaded
+
+
+def unfitted() -> dict[str, Controller]:
+    """The controllers that need nothing fitted, by name: any model can have them."""
+    found = {}
+    for name in ALONE:
+        module, kind = CLASSES[name]
+        found[name] = getattr(importlib.import_module(module), kind)()
+    return found
 
 
 def load_references(path: str | Path) -> tuple[list[str], list[float]]:

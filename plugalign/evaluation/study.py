@@ -14,7 +14,7 @@ from plugalign.evaluation.generation import Decoding, end_tokens
 from plugalign.evaluation.judge_identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judge_metrics import Metric, checked
 from plugalign.evaluation.judges import Judge, check_judges, load_judges
-from plugalign.evaluation.loading import UNFITTED, load_controllers, load_model, load_references
+from plugalign.evaluation.loading import load_controllers, load_model, load_references, unfitted
 from plugalign.evaluation.manifest import (
     conditions,
     describe_controller,
@@ -154,7 +154,7 @@ def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> di
         raise ValueError(f"'{BASE}' is the name of the plain model; rename that controller")
     if methods is None:
         return dict(controllers)
-    known = {name: make() for name, make in UNFITTED.items()} | dict(controllers)
+    known = unfitted() | dict(controllers)
     if unknown := [name for name in methods if name != BASE and name not in known]:
         raise ValueError(
             f"unknown method {unknown[0]!r}; known are {', '.join([BASE, *known])}. What was "

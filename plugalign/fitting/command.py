@@ -6,11 +6,12 @@ import importlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 
+from plugalign.catalogue import ALONE, FITTERS
 from plugalign.controller import Controller
 from plugalign.evaluation.loading import load_model
 from plugalign.fitting.data import Labelled, load_data
@@ -19,31 +20,6 @@ from plugalign.fitting.settings import settings_of, validated
 from plugalign.identity import model_name
 from plugalign.precision import chosen_dtype
 
-
-class Fitter(NamedTuple):
-    """Where a method's fit function is.
-
-    Attributes:
-        fixed: settings that make the function fit this method.
-        frozen: whether the model only runs, or is tuned as a whole.
-    """
-
-    module: str
-    function: str
-    fixed: Mapping[str, Any] = {}
-    frozen: bool = True
-
-
-FITTERS = {
-    "dexperts": Fitter("plugalign.fitting.dexperts", "fit_dexperts", {"lora": False}, frozen=False),
-    "dexperts_lora": Fitter("plugalign.fitting.dexperts", "fit_dexperts", {"lora": True}),
-    "fudge": Fitter("plugalign.fitting.fudge", "fit_fudge", frozen=False),
-    "fudge_head": Fitter("plugalign.fitting.fudge_head", "fit_fudge_head"),
-    "nullspace": Fitter("plugalign.fitting.nullspace", "fit_nullspace"),
-    "prefix": Fitter("plugalign.fitting.prefix", "fit_prefix", {"contrast": False}),
-    "prefix_contrast": Fitter("plugalign.fitting.prefix", "fit_prefix", {"contrast": True}),
-}
-UNFITTED = ("self_debias", "self_critique")
 OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
 
 
@@ -53,7 +29,7 @@ def fitter(method: str) -> tuple[Callable[..., Controller], Mapping[str, Any]]:
     Raises:
         ValueError: for a method that is unknown or has nothing to fit.
     """
-    if method in UNFITTED:
+    if method in ALONE:
         raise ValueError(f"{method} has nothing to fit: it needs settings only")
     if method not in FITTERS:
         raise ValueError(f"unknown method '{method}'; those that learn are {', '.join(FITTERS)}")

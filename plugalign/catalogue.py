@@ -1,0 +1,211 @@
+"""The catalogue: every method of the package, once.
+
+What the command line lists, what saved folders name and what ``fit`` fits follow from it. It loads
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Where a method's fit function is.
+
+    Attributes:
+        module, function: names.
+        fixed: settings that make the function fit this method.
+        frozen: whether the model only runs, or is tuned as a whole.
+    """
+
+    module: str
+    function: str
+    fixed: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    frozen: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: what commands call it, and what a saved folder's config.json says.
+        module, kind: where its class is.
+        surface: where it acts: steer, attach, revise or prompt.
+        paper: where it comes from.
+        needs: what it must be given or fitted.
+        fitters: what fits it, by the names that ``fit`` knows; several are variants.
+        alone: whether it works with settings alone.
+    """
+
+    name: str
+    module: str
+    kind: str
+    surface: str
+    paper: str
+    needs: str
+    fitters: Mapping[str, Fitter] = field(default_factory=lambda: MappingProxyType({}))
+    alone: bool = False
+
+
+def _fitter(name: str, function: str, **options: object) -> Fitter:
+    frozen = bool(options.pop("frozen", True))
+    return Fitter(f"plugalign.fitting.{name}", function, options, frozen)
+
+
+METHODS = (
+    Method(
+        "args",
+        "plugalign.controllers.args",
+        "ARGS",
+        "steer",
+        "Khanov et al. 2024",
+        "a Bradley-Terry reward model",
+    ),
+    Method(
+        "contrastive",
+        "plugalign.controllers.contrastive",
+        "ContrastiveDecoding",
+        "steer",
+        "Li et al. 2023",
+        "a weaker model",
+    ),
+    Method(
+        "dera",
+        "plugalign.controllers.mixing",
+        "DeRA",
+        "steer",
+        "Liu et al. 2024 (DeRA)",
+        "the aligned version of the base, or a LoRA adapter of it",
+    ),
+    Method(
+        "dexperts",
+        "plugalign.controllers.dexperts",
+        "DExperts",
+        "steer",
+        "Liu et al. 2021 (DExperts), 2024 (proxy tuning)",
+        "an expert, an anti-expert or both: models or LoRA adapters",
+        {
+            "dexperts": _fitter("dexperts", "fit_dexperts", lora=False, frozen=False),
+            "dexperts_lora": _fitter("dexperts", "fit_dexperts", lora=True),
+        },
+    ),
+    Method(
+        "fudge",
+        "plugalign.controllers.fudge",
+        "Fudge",
+        "steer",
+        "Yang and Klein 2021",
+        "a small causal classifier of beginnings of texts",
+        {"fudge": _fitter("fudge", "fit_fudge", frozen=False)},
+    ),
+    Method(
+        "fudge_head",
+        "plugalign.controllers.fudge_head",
+        "FudgeHead",
+        "steer",
+        "after Yang and Klein 2021",
+        "a linear head on the model's own hidden states",
+        {"fudge_head": _fitter("fudge_head", "fit_fudge_head")},
+    ),
+    Method(
+        "gedi",
+        "plugalign.controllers.gedi",
+        "GeDi",
+        "steer",
+        "Krause et al. 2021",
+        "a class-conditional model or LoRA adapter, or two prompts",
+    ),
+    Method(
+        "lm_arithmetic",
+        "plugalign.controllers.lm_arithmetic",
+        "LMArithmetic",
+        "steer",
+        "Dekoninck et al. 2024",
+        "models or prompts",
+    ),
+    Method(
+        "mod",
+        "plugalign.controllers.mixing",
+        "MOD",
+        "steer",
+        "Shi et al. 2024",
+        "models aligned with one objective each",
+    ),
+    Method(
+        "nullspace",
+        "plugalign.controllers.nullspace",
+        "Nullspace",
+        "steer",
+        "Ravfogel et al. 2020 (INLP), Liang et al. 2021 (A-INLP), Belrose et al. 2023 (LEACE)",
+        "a subspace of the hidden states",
+        {"nullspace": _fitter("nullspace", "fit_nullspace")},
+    ),
+    Method(
+        "pplm",
+        "plugalign.controllers.pplm",
+        "PPLM",
+        "steer",
+        "Dathathri et al. 2019",
+        "a bag of words, or a linear discriminator of hidden states",
+    ),
+    Method(
+        "prefix",
+        "plugalign.controllers.prefix_tuning",
+        "PrefixTuning",
+        "attach",
+        "Qian et al. 2022 (contrastive prefixes)",
+        "trained keys and values in front of the prompt",
+        {"prefix": _fitter("prefix", "fit_prefix", contrast=False)},
+    ),
+    Method(
+        "prefix_contrast",
+        "plugalign.controllers.prefix_tuning",
+        "PrefixContrast",
+        "steer",
+        "Qian et al. 2022, as a contrast pair",
+        "the same prefixes, of both classes",
+        {"prefix_contrast": _fitter("prefix", "fit_prefix", contrast=True)},
+    ),
+    Method(
+        "rad",
+        "plugalign.controllers.rad",
+        "RAD",
+        "steer",
+        "Deng and Raffel 2023",
+        "a reward model in [0, 1]",
+    ),
+    Method(
+        "safe_decoding",
+        "plugalign.controllers.safe_decoding",
+        "SafeDecoding",
+        "steer",
+        "Xu et al. 2024",
+        "a safety expert: a model or LoRA adapter",
+    ),
+    Method(
+        "self_critique",
+        "plugalign.controllers.self_critique",
+        "SelfCritique",
+        "revise",
+        "Saunders et al. 2022",
+        "nothing",
+        alone=True,
+    ),
+    Method(
+        "self_debias",
+        "plugalign.controllers.self_debias",
+        "SelfDebias",
+        "steer",
+        "Schick et al. 2021",
+        "nothing",
+        alone=True,
+    ),
+)
+
+FITTERS = {name: fitter for method in METHODS for name, fitter in method.fitters.items()}
+ALONE = tuple(method.name for method in METHODS if method.alone)
+CLASSES = {method.name: (method.module, method.kind) for method in METHODS}
