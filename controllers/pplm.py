@@ -79,6 +79,7 @@ class PPLMSettings(Settings):
     """Words, the discriminator's class, and how the cache is moved."""
 
     words: list[str]
+    discriminator: list[str]  # the names of its tensors
     label: int
     stepsize: float
     iterations: int
@@ -188,22 +189,30 @@ class PPLM(Controller):
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
         own = {"words": list(self.words), "label": self.label, "fitted_for": fitted}
-        return {**own, **self._settings}
+        return {**own, "discriminator": sorted(self.tensors()), **self._settings}
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.discriminator is None else dict(self.discriminator.state_dict())
 
     @classmethod
+    def check_tensors(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().check_tensors(config, tensors)
+        named = set(config["discriminator"])
+        for name in sorted(named ^ tensors.keys()):
+            raise ValueError(f"the tensor '{name}' is {'missing' if name in named else 'unknown'}")
+
+    @classmethod
     def build(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
-        fitted, head = config.pop("fitted_for"), None
+        fitted, head = config["fitted_for"], None
+        own = {k: v for k, v in config.items() if k not in ("discriminator", "fitted_for")}
         if tensors:
             classes, width = tensors["weight"].shape
             head = nn.Linear(width, classes, bias="bias" in tensors)
             head.load_state_dict(tensors)
         identity = None if fitted is None else Identity.from_dict(fitted)
-        return cls(**config, discriminator=head, fitted_for=identity)
+        return cls(**own, discriminator=head, fitted_for=identity)
 
 
 def bag_of(words: Sequence[str], tokenizer: Any) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from plugalign.algebra.gates import FirstSteps
@@ -84,8 +85,8 @@ class SafeDecodingSettings(ModelSettings):
     """Strength, when and where it acts, and the base that an adapter was made from."""
 
     alpha: float
-    first_steps: int
-    least_common: int
+    first_steps: int = Field(ge=1)
+    least_common: int = Field(ge=1)
     floor: float
     fitted_for: Identity | None
 

@@ -96,7 +96,7 @@ def test_a_spec_does_the_same_and_options_win(
 
 
 ERRORS = [
-    (["--methods", "shout"], "unknown method 'shout'; known are base, self_debias"),
+    (["--methods", "shout"], "unknown method 'shout'; known are base, self_critique, self_debias"),
     (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
     (["--samples", "-2"], "samples: input should be greater than or equal to 1, got -2"),
     (["--controllers", "oops"], "--controllers takes NAME=FOLDER, got 'oops'"),

@@ -85,7 +85,9 @@ def controllers(which, make, tiny, tokenizer, folder):
         case "gedi":
             return GeDi("w50", "w51", model=folder / "expert", omega=5.0)
         case "lm_arithmetic":
-            return LMArithmetic(lm() + 0.5 * union(folder / "expert", folder / "antiexpert"))
+            return LMArithmetic(
+                lm() + 0.5 * union(lm(folder / "expert"), lm(folder / "antiexpert"))
+            )
         case "mod":
             return MOD({None: 0.5, folder / "expert": 0.5})
         case "pplm":

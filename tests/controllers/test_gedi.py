@@ -385,7 +385,7 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     torch.testing.assert_close(*got)
     assert pa.Controller.from_pretrained(str(tmp_path / "base")).model is None
     named = GeDi(*CODES, model="somewhere/gedi")
-    assert named.config()["model"] == "somewhere/gedi" and not named.saved_parts()
+    assert named.config()["models"] == {"model": "somewhere/gedi"} and not named.saved_parts()
 
 
 def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, prompts):

@@ -286,7 +286,7 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     assert isinstance(loaded, SafeDecoding) and loaded.config() == saved.config()
     torch.testing.assert_close(*(scores_of(model, tokenizer, c, batch) for c in (saved, loaded)))
     named = SafeDecoding("somewhere/safe")
-    assert named.config()["expert"] == "somewhere/safe" and not named.saved_parts()
+    assert named.config()["models"] == {"expert": "somewhere/safe"} and not named.saved_parts()
 
 
 def test_an_adapter_follows_the_weights_that_it_changes(tiny, tokenizer, prompts, tmp_path):
@@ -327,7 +327,7 @@ def test_steps_are_not_counted_from_nowhere(tiny, tokenizer, prompts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"expert": None}, "needs an expert: a model or a LoRA adapter"),
+        ({"expert": None}, "expert must be a causal language model, a folder or a hub id"),
         ({"alpha": -1}, "alpha must be finite and not negative, got -1"),
         ({"first_steps": 0}, "a number of steps of at least 1, got 0"),
         ({"least_common": 2.5}, "least_common must be an int of at least 1, got 2.5"),
@@ -335,7 +335,7 @@ def test_steps_are_not_counted_from_nowhere(tiny, tokenizer, prompts):
     ],
 )
 def test_refuses_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         SafeDecoding(**{"expert": "some/expert", **settings})
 
 
