@@ -102,6 +102,8 @@ def fit_files(
     if threads is not None:
         torch.set_num_threads(threads)
     data = load_data(paths, limit=limit, **columns)
+    if "desired" in settings_of(fitter(method)[0]):
+        data.binary(desired)  # says now what a fit would say once the model is there
     say(f"loading {name}")
     model, tokenizer = load_model(name, precision)
     controller = run_fit(

@@ -71,7 +71,8 @@ def outcome(
     except Exception as error:
         return f"traceback: {type(error).__name__}: {error}"
     shown = capsys.readouterr()
-    lines = shown.err.splitlines()
+    # What is being loaded is said before it can fail.
+    lines = [line for line in shown.err.splitlines() if not line.startswith("loading ")]
     if code != 2:
         return f"accepted with code {code}: {shown.out[-300:]} {shown.err[-300:]}"
     if len(lines) != 1 or not lines[0].startswith("error: "):

@@ -222,7 +222,7 @@ class Waits(StoppingCriteria):
         ("dexperts", {"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
         ("dexperts", {"logits_processor": [Looks()]}, "Looks"),
         ("dexperts", {"stopping_criteria": [Waits()]}, "Waits"),
-        ("fudge", {}, "candidates of Fudge"),
+        ("fudge", {}, "FUDGE predictor' of Fudge"),
         ("sum", {}, "behind a trained prefix"),
     ],
 )
