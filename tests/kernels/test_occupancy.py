@@ -91,7 +91,8 @@ def test_tuning_takes_the_fastest(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tuning, "interleaved", interleaved)
     case = partial(cases.Case, 2, 300, torch.float32, CPU, 1.3)
     before = dict(PROGRAMS["sm_90"])
-    tuning.save_tuned(case, timing.Stopwatch(CPU, 1), 1, {"load": 0}, tmp_path / "row.json")
+    tune = partial(tuning.tuned, case, timing.Stopwatch(CPU, 1), 1, range(1, 7))
+    assert tuning.save_tuned(tune, {"load": 0}, tmp_path / "row.json")
     assert capsys.readouterr().out == '("sm_90", (3, 3, 3, 3, 3, 3, 3, 3, 3)),\n'
     assert json.loads((tmp_path / "row.json").read_text())["programs"] == dict.fromkeys(KERNELS, 3)
     for i, (kernel, runners) in enumerate(zip(tuning.TIMED_BY, planned, strict=True)):
