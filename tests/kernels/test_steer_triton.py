@@ -121,8 +121,16 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
+ALWAYS, RARELY = ("one", "dexperts", "all terms"), ("union", "intersection", "probability mix")
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocab"),
+    [
+        *((kind, vocab) for kind in ALWAYS for vocab in (1, 2, 7, 127, 257, 1000)),
+        *((kind, vocab) for kind in RARELY for vocab in (7, 257)),
+    ],
+)
 def test_small_vocabularies(vocab, kind):
     dtype = KINDS[kind]
     m = mixture(3, vocab, dtype, vocab + 5, kind)
