@@ -13,6 +13,7 @@ from plugalign.evaluation.comparison.generation import Decoding, end_tokens
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
+from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.judging.agreement import agreement as agree
 from plugalign.evaluation.judging.identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
@@ -25,7 +26,7 @@ from plugalign.evaluation.run_folder.manifest import (
     run_name,
     versions,
 )
-from plugalign.loading import load_controllers, load_model, load_references, unfitted
+from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -58,19 +59,22 @@ class Study:
         judges: Mapping[str, Any] | Sequence[Any] | None,
         scorer: Any,
         metrics: Sequence[Metric] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        dtype: str = "auto",
     ) -> Study:
         is_pocket = model is None
         if not is_pocket:
             _require(prompts=prompts, judges=judges)
         texts, measured = _prompts(prompts, limit), checked(metrics)
         given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
-        chosen = load_controllers(_chosen(methods, given))
+        chosen = varied(load_controllers(_chosen(methods, given)), settings or {})
         specs = ["pocket"] if judges is None else judges
         judged = load_judges(specs)
         check_judges(judged.values(), texts.texts)
         named = dict(zip(judged, specs_of(specs), strict=True))
-        model, tokenizer = _model(model, tokenizer)
-        scored = None if scorer is None else _model(scorer, None)
+        model, tokenizer = resolve_model(model, tokenizer, dtype)
+        scored = None if scorer is None else resolve_model(scorer, None, dtype)
         return cls(model, tokenizer, chosen, texts, judged, named, measured, scored, is_pocket)
 
     def manifest(self, decoding: Decoding, references: References) -> dict[str, Any]:
@@ -161,13 +165,3 @@ def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> di
             f"fitted is made known as a controller: NAME=FOLDER"
         )
     return {name: known[name] for name in dict.fromkeys(methods) if name != BASE}
-
-
-def _model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    if model is None:
-        return pocket.load()
-    if isinstance(model, (str, Path)):
-        return load_model(str(model))
-    if tokenizer is None:
-        raise ValueError("a model needs its tokenizer: compare(model, tokenizer, ...)")
-    return model, tokenizer
