@@ -69,7 +69,7 @@ def tune(
     for name in ("controller", "judge", "max_perplexity", "max_length_change", "trust"):
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
-    from plugalign.evaluation.tuning import Budgets
+    from plugalign.evaluation.halving import Budgets
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()

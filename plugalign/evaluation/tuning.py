@@ -114,23 +114,26 @@ def tune(
     texts = _prompts(model, prompts, limit)
     search = Search(rows, budgets, Random(seed).sample(texts.texts, len(texts.texts)))
     options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
-    runs: list[Comparison] = []
-    for count, kept in search.rounds():
-        runs.append(
-            compare(
-                controllers={row: candidates[row] for row in kept},
-                prompts=list(search.prompts[:count]),
-                out=out / f"round-{len(runs) + 1}",
-                **options,
-            )
-        )
-        search.note(runs[-1].summary, kept)
+    runs = _searched(search, candidates, out, options)
     found = _evidence(search, runs, controller, texts, seed)
     write_json(out / TUNING, found)
     write_picture(out / PICTURE, search.points(), search.metric)
     if folder is not None and search.chosen is not None:
         _write_choice(folder, candidates[search.chosen.row], found)
     return Tuning(out, search.chosen, search.ranked(), found)
+
+
+def _searched(
+    search: Search, candidates: Mapping[str, Controller], out: Path, options: dict[str, Any]
+) -> list[Comparison]:
+    """The comparison of every round, which the search has noted."""
+    runs: list[Comparison] = []
+    for count, kept in search.rounds():
+        controllers = {row: candidates[row] for row in kept}
+        prompts, folder = list(search.prompts[:count]), out / f"round-{len(runs) + 1}"
+        runs.append(compare(controllers=controllers, prompts=prompts, out=folder, **options))
+        search.note(runs[-1].summary, kept)
+    return runs
 
 
 def _own_folder(name: str, given: str | Path) -> Path:
