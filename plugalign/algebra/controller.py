@@ -29,8 +29,9 @@ from torch import Tensor
 
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
-from plugalign.algebra.saving import GATES, Saveable, Settings, check_named, class_of
+from plugalign.algebra.saving import Saveable, Settings, check_named, class_of
 from plugalign.algebra.steering import Steering
+from plugalign.catalogue import GATES
 
 if TYPE_CHECKING:
     from plugalign.generation.revision import Answers
