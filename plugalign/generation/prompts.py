@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
+from plugalign.generation.arguments import check_mask, prompt_ids
+from plugalign.generation.request import Request
 
 
-def special_tokens(
-    model: Any, tokenizer: Any, options: dict[str, Any]
-) -> tuple[int | None, list[int]]:
-    """The pad token and the end tokens that a ``generate`` call with these options goes by."""
-    config = options.get("generation_config") or model.generation_config
-    pad = options.get("pad_token_id", config.pad_token_id)
-    pad = tokenizer.pad_token_id if pad is None else pad
-    end = options.get("eos_token_id", config.eos_token_id)
-    ends = end if isinstance(end, list) else [end]
-    return pad, [token for token in ends if token is not None]
+def prompts_of(inputs: Any, options: Mapping[str, Any], request: Request) -> tuple[Tensor, Tensor]:
+    """The prompts' token ids and their mask ``(B, T)``, as a call was given them.
+
+    Args:
+        inputs: the first argument of the call.
+        options: its keyword arguments, of which ``input_ids`` and ``attention_mask`` are read.
+
+    Raises:
+        TypeError, ValueError: see `prompt_ids` and `check_mask`.
+    """
+    ids, mask = prompt_ids(inputs, options), options.get("attention_mask")
+    if mask is None:
+        mask = inferred_mask(ids, request.pad_token_id, request.end_token_ids)
+    check_mask(mask, ids)
+    return ids, mask
 
 
 def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int]) -> Tensor:

@@ -163,21 +163,3 @@ def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Re
             revisions.append(part.revise(answers))
         answers = replace(answers, ids=revisions[-1].ids, cache=None)
     return answers, revisions
-
-
-def check_revisable(options: dict[str, Any]) -> None:
-    """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
-    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
-    for name in (*wanted, "output_hidden_states"):
-        if options.get(name):
-            raise ValueError(
-                f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
-                "out, or leave the revising controller out"
-            )
-
-
-def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
-    """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
-    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
-    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
-    return None if (beams or 1) > 1 or drafted else output.past_key_values

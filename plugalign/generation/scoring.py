@@ -9,7 +9,7 @@ block is one column.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -194,6 +194,12 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
                 raise FloatingPointError(f"no token is possible behind {stop} columns")
     lengths = zip(found.cpu(), batch.lengths, strict=True)
     return [row[len(row) - length :] for row, length in lengths]
+
+
+def without_supports(plan: Plan) -> Plan:
+    """A plan whose shifts act on the whole vocabulary, so that every token stays possible."""
+    bare = tuple((name, replace(steering, supports=())) for name, steering in plan.steerings)
+    return replace(plan, steerings=tuple(each for each in bare if each[1].shifts))
 
 
 def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
