@@ -24,7 +24,7 @@ from plugalign.algebra.sources import Context, Logits, Source, Step
 from plugalign.engine.batching.contexts import Front
 from plugalign.engine.context_length import context_of
 from plugalign.engine.readers.prefix_cache import CachedModel
-from plugalign.generation.revision import encode
+from plugalign.generation.chat import encode
 from plugalign.generation.scoring import Batch
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full

@@ -38,13 +38,28 @@ class Front:
         """Ids ``(R, W + T + A)`` and mask ``(R, P + W + T + A)`` of the texts ``ids`` ``(R, T)`` in
         a context with A tokens behind them. What a row does not use is masked, so positions run on
         without a gap."""
-        prefix, depth, mask = context.ids, context.depth, without_start(context, ids, mask)
+        prefix, depth, order = context.ids, context.depth, self.order(context, ids, mask)
         gap = self.width - len(prefix)
         front = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
         behind = ids.new_tensor(context.after).expand(len(ids), -1)
-        ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
-        shown = mask.new_tensor(ones).expand(len(ids), -1)
-        return torch.cat([front, ids, behind], 1), torch.cat([shown, mask, behind * 0 + 1], 1)
+        trained = mask.new_tensor([0] * (self.depth - depth) + [1] * depth).expand(len(ids), -1)
+        used = mask.new_tensor([0] * gap + [1] * len(prefix)).repeat(len(ids), 1)
+        if context.start_token is not None and context.turn:  # a chat's own start stays in front
+            used[:, gap] = (insertion(context, ids, mask) == 0).to(mask.dtype)
+        text = torch.cat([front, ids], 1).gather(1, order)
+        shown = torch.cat([used, without_start(context, ids, mask)], 1).gather(1, order)
+        return torch.cat([text, behind], 1), torch.cat([trained, shown, behind * 0 + 1], 1)
+
+    def order(self, context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+        """Which of the columns ``(W + T)`` of prompt and text stands where, ``(R, W + T)``: as they
+        are, but for texts in one of whose turns the prompt stands."""
+        at = insertion(context, ids, mask)[:, None]
+        place = torch.arange(self.width + ids.shape[1], device=ids.device).expand(len(ids), -1)
+        prompt = (place >= self.width - len(context.ids)) & (place < self.width)
+        behind = place >= self.width + at
+        # What stands for nothing, then the text up to the prompt, the prompt, and the rest.
+        rank = torch.where(place < self.width, prompt * 2, 1 + behind * 2)
+        return rank.argsort(dim=1, stable=True)
 
     def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:
         """``(layers, 2, K, H_kv, P, D_head)``: the prefixes right-aligned, zeros where masked."""
@@ -63,5 +78,23 @@ def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
     prompt in front of it begins with one."""
     if context.start_token is None:
         return mask
-    first = (mask.cumsum(-1) == 1) & mask.bool()
+    first = (mask.cumsum(-1) == 1) & mask.bool() & (insertion(context, ids, mask) == 0)[:, None]
     return mask.masked_fill(first & (ids == context.start_token), 0)
+
+
+def insertion(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+    """The column of each text before which the prompt stands, ``(R,)``: behind the opening of its
+    first turn, 0 (in front of all) for a text without turns."""
+    if not context.turn:
+        return ids.new_zeros(len(ids))
+    found = occurrences(context.turn, ids, mask).long()
+    return (found.argmax(1) + 1) * found.amax(1)
+
+
+def occurrences(piece: Sequence[int], ids: Tensor, mask: Tensor) -> Tensor:
+    """At which columns of texts ``(R, T)`` a piece of tokens ends, bool ``(R, T)``."""
+    size, ends = len(piece), torch.zeros_like(ids, dtype=torch.bool)
+    if size <= ids.shape[1]:
+        same = ids.unfold(1, size, 1) == ids.new_tensor(piece)
+        ends[:, size - 1 :] = (same & mask.unfold(1, size, 1).bool()).all(-1)
+    return ends
