@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from plugalign.engine.context_length import context_of
 from plugalign.generation.chat import chat_of, encode
+from plugalign.generation.prompts import special_tokens
 from plugalign.generation.revision import Answers
 from plugalign.generation.scoring import Batch
 from plugalign.generation.transcript import Continuation
@@ -28,28 +30,42 @@ LABELLED = (
 
 
 def labelled_answers(model: Any, tokenizer: Any) -> Answers:
-    """The answers of `LABELLED` as drafts: a harmless one, then a rude one to each prompt."""
+    """The answers of `LABELLED` as drafts: to each prompt a harmless one, then a rude one."""
+    pairs = [(prompt, answer) for prompt, *answers in LABELLED for answer in answers]
+    return answers_of(pairs, model, tokenizer)
+
+
+def answers_of(
+    pairs: Sequence[tuple[str, str]], model: Any, tokenizer: Any, **options: Any
+) -> Answers:
+    """Given answers as drafts of a ``generate`` call with these options.
+
+    Args:
+        pairs: what the user says, and what the model is made to answer: as a chat where the
+            tokenizer has a chat template, else in the line below.
+    """
     chat, rows = chat_of(tokenizer), []
-    for prompt, *answers in LABELLED:
+    for prompt, answer in pairs:
         if chat is None:
-            front = list(tokenizer(prompt + "\n")["input_ids"])
+            ids = list(tokenizer(prompt + "\n")["input_ids"])
         else:
             turn = [{"role": "user", "content": prompt}]
             text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            front = encode(tokenizer, text)
-        rows += [(front, encode(tokenizer, answer)) for answer in answers]
-    pad = tokenizer.pad_token_id or 0
-    fronts, said = (list(each) for each in zip(*rows, strict=True))
-    prompts = Batch.of(fronts, [[] for _ in fronts], pad, model.device)
+            ids = encode(tokenizer, text)
+        rows.append((ids, encode(tokenizer, answer)))
+    pad, ends = special_tokens(model, tokenizer, options)
+    fill = pad if pad is not None else next(iter(ends), 0)
+    prompts, said = (list(each) for each in zip(*rows, strict=True))
+    batch = Batch.of(prompts, [[] for _ in prompts], fill, model.device)
     width = max(map(len, said))
     return Answers(
         tokenizer=tokenizer,
-        prompt_ids=prompts.ids,
-        prompt_mask=prompts.mask,
-        ids=prompts.ids.new_tensor([[*ids, *[pad] * (width - len(ids))] for ids in said]),
+        prompt_ids=batch.ids,
+        prompt_mask=batch.mask,
+        ids=batch.ids.new_tensor([[*ids, *[fill] * (width - len(ids))] for ids in said]),
         cache=None,
-        pad_token_id=pad,
-        end_token_ids=(),
-        continuation=Continuation(model),
+        pad_token_id=fill,
+        end_token_ids=tuple(ends),
+        continuation=Continuation(model, options),
         context=context_of(model),
     )
