@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from plugalign.engine.context_length import context_of
+from plugalign.engine.context_length import context_length_of
 from plugalign.generation.chat import chat_of, encode
 from plugalign.generation.prompts import special_tokens
 from plugalign.generation.revision import Answers
@@ -67,5 +67,5 @@ def answers_of(
         pad_token_id=fill,
         end_token_ids=tuple(ends),
         continuation=Continuation(model, options),
-        context=context_of(model),
+        context=context_length_of(model),
     )

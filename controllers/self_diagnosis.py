@@ -21,8 +21,8 @@ from torch import Tensor
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.identity import model_name
 from plugalign.algebra.sources import Context, Logits, Source, Step
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.context_length import context_of
+from plugalign.engine.batching.contexts import context_layout
+from plugalign.engine.context_length import context_length_of
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.generation.chat import Chat, chat_of, encode
 from plugalign.generation.scoring import Batch
@@ -229,8 +229,8 @@ def _judged(
 
     def read(question: Question) -> Tensor:
         context = question.source.context
-        front = Front.of([context], tokenizer.pad_token_id or 0)
-        ids, mask = front.row(context, own, shown)
+        layout = context_layout([context], tokenizer.pad_token_id or 0)
+        ids, mask = layout.rows(context, own, shown)
         _check_room(model, mask, first)
         return full(CachedModel(model).logits(ids, mask))
 
@@ -246,7 +246,7 @@ def _judged(
 
 def _check_room(model: Any, mask: Tensor, first: int) -> None:
     """Refuses texts ``(R, T)`` that with the question about them are longer than the context."""
-    room, longest = context_of(model), int(mask.sum(-1).max())
+    room, longest = context_length_of(model), int(mask.sum(-1).max())
     if room is not None and longest > room:
         where = first + int(mask.sum(-1).argmax())
         raise ValueError(
