@@ -1,12 +1,16 @@
 """Self-debiasing: settings, saving, refusals. The formula is tested in test_wrapping."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import processors
 
 import plugalign as pa
+from plugalign.algebra.sources import TextLikelihood
+from plugalign.controllers.self_debias import prompted
+from plugalign.engine.readers.likelihood import LikelihoodReader
 
 
 def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
@@ -209,3 +213,24 @@ def test_several_gated_prefixes_read_their_own_cache(tiny, chat_tokenizer):
     )
     assert one.sequences.tolist() == two.sequences.tolist()
     torch.testing.assert_close(one.scores, two.scores, atol=1e-4, rtol=1e-4)
+
+
+def test_likelihoods_of_a_chat_count_its_own_tokens_alone(tiny, chat_tokenizer):
+    """As GeDi asks for them; the first token has nothing in front of it, and is not counted."""
+    model, tokenizer = tiny(), chat_tokenizer
+    batch = tokenizer([CHATS[0], "w12 w13"], return_tensors="pt", padding=True)
+    source = TextLikelihood("chats", contexts=(prompted("w9 w10", tokenizer).context,))
+    step = SimpleNamespace(
+        ids=batch["input_ids"], mask=batch["attention_mask"], base=torch.zeros(2, 120)
+    )
+    found = LikelihoodReader(source, model).read(step)
+    for row, (text, own) in enumerate(((0, [1, *range(4, 10)]), (2, [2, 3]))):
+        ids = tokenizer(PREFIXED[text].format("w9 w10"))["input_ids"]
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        total = sum(log_p[i - 1, ids[i]] for i in own)
+        assert found.count[0, row] == len(own)
+        torch.testing.assert_close(found.total[0, row].double(), total, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            found.following[0, row].double(), log_p[-1], atol=1e-4, rtol=1e-4
+        )
