@@ -55,7 +55,7 @@ class Controller(Saveable):
         """
 
     def prompt(self, text: str) -> str:
-        """Rewrites the prompt before it is tokenised."""
+        """Rewrites the prompt before it is tokenised; in a chat, what the user says last."""
         return text
 
     @contextmanager
