@@ -237,11 +237,12 @@ def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:
         ids += row
         if len(ids) >= length:
             break
-    ids = (ids * length)[:length]
+    row = torch.tensor([(ids * length)[:length]], device=model.device)
     cache = DynamicCache()
     with torch.no_grad():
         model(
-            input_ids=torch.tensor([ids], device=model.device),
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
             past_key_values=cache,
             use_cache=True,
         )
