@@ -77,7 +77,7 @@ class DExpertsSettings(FitSettings):
         return self.rank if self.lora else None
 
     def recorded(self) -> dict[str, Any]:
-        """For fit.json. That adapters are trained is said by the method's name."""
+        """For fit.json. The method's name says that adapters are trained."""
         found = super().recorded() | {"rank": self.adapter_rank, "lr": self.rate}
         return {name: value for name, value in found.items() if name != "lora"}
 

@@ -222,7 +222,7 @@ def prefix_loss(logits: Tensor, label: Tensor, mask: Tensor, weight: Tensor) -> 
 
 
 def _thinned(predictor: Predictor, ids: Tensor, mask: Tensor, dropped: float) -> Tensor:
-    """The predictor's logits ``(B, T)`` with whole tokens and last hidden units dropped."""
+    """The predictor's logits ``(B, T)`` with some tokens and last hidden units dropped."""
     embedded = predictor.backbone.embed_tokens(ids)
     embedded = embedded * dropout(torch.ones_like(embedded[..., :1]), dropped)
     output = predictor.backbone(

@@ -70,7 +70,7 @@ class PrefixSettings(FitSettings):
     minutes: Minutes | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """For fit.json. That both prefixes are used is said by the method's name."""
+        """For fit.json. The method's name says that both prefixes are used."""
         found = super().recorded() | {"alpha": self.alpha if self.contrast else None}
         return {name: value for name, value in found.items() if name != "contrast"}
 

@@ -122,7 +122,6 @@ class Study:
 def make_study(
     model: Any,
     tokenizer: Any,
-    *,
     methods: Sequence[str] | None,
     controllers: Mapping[str, Any] | None,
     prompts: str | Path | Sequence[str] | None,
