@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -127,7 +127,7 @@ class _Experts:
             _save(student.model, self.tokenizer, folder / role)
         if len(held):
             measured["auc"] = auc(scores[0] - scores[1], held.labels)
-        origin = Identity.of(self.model, self.tokenizer)
+        origin = identify(self.model, self.tokenizer)
         expert, anti = (folder / role for role in ROLES)
         fitted = DExperts(expert, anti, alpha=chosen.alpha, top_p=chosen.top_p, fitted_for=origin)
         fitted.save_pretrained(result)

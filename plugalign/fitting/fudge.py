@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.readers.prefix_cache import positions
 from plugalign.fitting import workspace
@@ -91,7 +91,7 @@ def fit_fudge(
             predictor,
             k=settings.k,
             weight=settings.weight,
-            fitted_for=Identity.of(model, tokenizer),
+            fitted_for=identify(model, tokenizer),
         )
         fitted.save_pretrained(result)
         return measured

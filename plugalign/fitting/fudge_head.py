@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -98,7 +98,7 @@ def fit_fudge_head(
             **head.unscaled(),
             k=settings.k,
             weight=settings.weight,
-            fitted_for=Identity.of(model, tokenizer),
+            fitted_for=identify(model, tokenizer),
         )
         fitted.save_pretrained(result)
         return {**measured, "texts": len(states)}

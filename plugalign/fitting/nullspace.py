@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled, tokenized
@@ -111,7 +111,7 @@ def fit_nullspace(
         basis = folder / "basis.safetensors"
         found = _projection(settings.variant, places, guide, settings.classifiers, basis)
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         controller = Nullspace(**tensors, strength=settings.strength, fitted_for=origin)
         controller.save_pretrained(result)
         return {"texts": texts, **_measured(controller, places)}

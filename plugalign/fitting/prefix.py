@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from plugalign.adapters.layers import shared_copy
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
@@ -106,7 +106,7 @@ def fit_prefix(
         measured = _trained(prefixes, learnt, held, settings, folder)
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         fitted = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
         chosen = fitted.against(settings.alpha) if settings.contrast else fitted
         chosen.save_pretrained(result)

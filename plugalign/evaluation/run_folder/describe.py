@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plugalign.algebra.controller import Composition, Controller
-from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.identity import identify, model_name
 from plugalign.evaluation.run_folder.manifest import (
     Conditions,
     ControllerRecord,
@@ -31,7 +31,7 @@ def describe_model(model: Any, tokenizer: Any) -> ModelRecord:
         kind=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
         weights=weights_fingerprint(model),
-        vocabulary=Identity.of(model, tokenizer).vocabulary,
+        vocabulary=identify(model, tokenizer).vocabulary,
     )
 
 
