@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from plugalign.engine.acceleration.switch import Switch
+from plugalign.engine.acceleration.switch import CaptureSwitch
 from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import Calling
@@ -38,7 +38,9 @@ class PreparedCall:
     run: Run
     arguments: dict[str, Any]
 
-    def generate(self, why: str | None, speculation: Speculation | None, switch: Switch) -> Any:
+    def generate(
+        self, why: str | None, speculation: Speculation | None, switch: CaptureSwitch
+    ) -> Any:
         """What ``model.generate`` returns under the controllers.
 
         Args:

@@ -13,9 +13,9 @@ from torch import Tensor
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.sources import BASE, Logits
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.acceleration.switch import Switch
-from plugalign.engine.batching.rows import takes_rows
-from plugalign.engine.call import Call
+from plugalign.engine.acceleration.switch import CaptureSwitch
+from plugalign.engine.batching.batched_base import takes_rows
+from plugalign.engine.call import Call, prepared_call
 from plugalign.engine.plan import Plan
 from plugalign.engine.speculative.drafts import BASE as DRAFTED_BY_BASE
 from plugalign.engine.speculative.drafts import Speculation
@@ -45,7 +45,7 @@ class Explanation:
     attached: bool
     revisers: Sequence[Controller]
     speculation: Speculation | None
-    switch: Switch
+    switch: CaptureSwitch
 
     def text(self) -> str:
         """A line for each thing there is to say, the path first."""
@@ -59,25 +59,25 @@ class Explanation:
         return "\n".join(lines)
 
     def _of_processor(self, why: str) -> list[str]:
-        steps = [_steps(why, self.switch)] if self.switch.wanted else []
+        steps = [_steps(why, self.switch)] if self.switch.required else []
         return [f"{PROCESSOR}: {why}", *steps]
 
     def _of_loop(self) -> list[str]:
         plan, call = self.call.run.plan, self._prepared()
-        choice, uncaptured = call.choice, self._uncaptured(call)
-        beside = [source.name for key, source in plan.certain.items() if key != BASE]
-        gated = [source.name for key, source in plan.sources.items() if key not in plan.certain]
+        selection, uncaptured = call.selection, self._uncaptured(call)
+        beside = [source.name for key, source in plan.always_read.items() if key != BASE]
+        gated = [source.name for key, source in plan.sources.items() if key not in plan.always_read]
         rows = takes_rows(call.cache, uncaptured is None) and not self._alone
         return [
-            f"{LOOP}: {'greedy' if choice.temperature == 0 else 'sampling'}",
+            f"{LOOP}: {'greedy' if selection.temperature == 0 else 'sampling'}",
             f"run at every step: {', '.join(['the base', *beside])}",
             *([f"run where a gate is open: {', '.join(gated)}"] if gated else []),
             *_experts(plan, self.call.model, rows),
-            *choice.described(),
+            *selection.description(),
             f"kept of the base: {_words(plan.truncation)}",
             *(f"kept by a mask: {type(support).__name__}" for support in plan.masks),
-            f"kept of what is drawn from: {_words(choice.after)}, at temperature "
-            f"{choice.temperature}",
+            f"kept of what is drawn from: {_words(selection.after)}, at temperature "
+            f"{selection.temperature}",
             _steps(uncaptured, self.switch),
         ]
 
@@ -92,18 +92,25 @@ class Explanation:
         call = self.call
         arguments = {name: v for name, v in call.arguments.items() if name != "streamer"}
         prompts = {"input_ids": call.ids, "attention_mask": call.mask}
-        with torch.random.fork_rng(devices=[]), _unchanged(call.model):  # a choice draws its seed
-            prepared: Call = call.model.generate(**prompts, **arguments, custom_generate=Call.of)
+        with (
+            torch.random.fork_rng(devices=[]),
+            _unchanged(call.model),
+        ):  # selecting tokens draws a seed
+            prepared: Call = call.model.generate(
+                **prompts, **arguments, custom_generate=prepared_call
+            )
         return prepared
 
     def _uncaptured(self, call: Call) -> str | None:
         """Why the host launches each step of the call, or None where steps are replayed."""
         run, drafts = self.call.run, self.speculation is not None
         return (
-            self.switch.off
-            or captured_step.missing(call.model.device)
-            or captured_step.beside(drafts, run.trace)
-            or captured_step.obstacle(call, run.plan, run.splits, int(self._alone), self.switch)
+            self.switch.why_off
+            or captured_step.graph_obstacle(call.model.device)
+            or captured_step.argument_obstacle(drafts, run.trace)
+            or captured_step.obstacle(
+                call, run.plan, run.split_models, int(self._alone), self.switch
+            )
         )
 
 
@@ -115,11 +122,11 @@ def example_prompts(processors: Sequence[Any], device: torch.device) -> Tensor:
     return torch.ones(1, columns, dtype=torch.long, device=device)
 
 
-def _steps(why: str | None, switch: Switch) -> str:
+def _steps(why: str | None, switch: CaptureSwitch) -> str:
     """How a call's steps are launched, where ``why`` says what stands in the way of a capture."""
     if why is None:
         return f"steps: {REPLAYED}"
-    how = f"{switch.said} is refused" if switch.wanted else "launched by the host"
+    how = f"{switch.origin} is refused" if switch.required else "launched by the host"
     return f"steps: {how}: {why}"
 
 
@@ -149,11 +156,11 @@ def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:
 
 def _why_apart(plan: Plan, source: Logits, model: Any, rows: bool) -> str | None:
     """Why another model has no rows in the base's forward, or None where it has."""
-    if source.key not in plan.certain:
+    if source.key not in plan.always_read:
         return "it stands behind a gate"
     if not source.context.is_empty:
         return "it reads another context"
-    why: str | None = plan.groups.why_apart(model, source.model)
+    why: str | None = plan.groups.why_not_grouped(model, source.model)
     return why if rows else "the base takes no rows"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
-from plugalign.engine.context_length import context_of_all
+from plugalign.engine.context_length import shared_context_length
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.generation.calling import PreparedCall
 from plugalign.generation.request import ONE_TOKEN_A_STEP
@@ -45,7 +45,7 @@ def revise(
         special=(request.pad_token_id, request.end_token_ids),
         cache=output.past_key_values if request.mode in ONE_TOKEN_A_STEP else None,
         continuation=Continuation(call.model, own, steering),
-        context=context_of_all(run.plan, call.model),
+        context=shared_context_length(run.plan, call.model),
         prefix=run.extra_positions,
     )
     answers, revisions = revised(revisers, answers)

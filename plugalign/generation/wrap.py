@@ -18,10 +18,10 @@ from transformers import GenerationConfig
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.engine.acceleration.switch import Capture, Switch
+from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
-from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Splits
+from plugalign.engine.plan import make_plan
+from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import EndingStreamer, freeing
@@ -79,8 +79,8 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan = Plan.of(controller, model, tokenizer)
-        self.splits = Splits(self.plan.needs_float32_logits)
+        self.plan = make_plan(controller, model, tokenizer)
+        self.split_models = SplitModels(self.plan.needs_float32_logits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `wrap`, so only that can make it again in another process.
@@ -127,7 +127,7 @@ class Steered:
             FloatingPointError: if a model gives NaN or infinite logits.
         """
         with EndingStreamer(options.get("streamer")):
-            switch = Switch.of(capture)
+            switch = capture_switch(capture)
             request = self._request(generation_config, options, trace, speculation)
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
@@ -165,7 +165,7 @@ class Steered:
         Raises:
             TypeError, ValueError: for arguments that `generate` refuses whatever the model.
         """
-        switch = Switch.of(capture)
+        switch = capture_switch(capture)
         request = self._request(generation_config, options, trace, speculation)
         if inputs is None and options.get("input_ids") is None:
             inputs = example_prompts(request.processors, self.model.device)
@@ -276,9 +276,9 @@ class Steered:
         extra: int = 0,
         supports: bool = True,
     ) -> Run:
-        plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
+        plan = self.plan.refreshed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
-            self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
+            self.plan, self.split_models = plan, SplitModels(plan.needs_float32_logits)
         pad, ends = request.pad_token_id, request.end_token_ids
         return Run(
             plan if supports else without_supports(plan),
@@ -288,7 +288,7 @@ class Steered:
             infer_mask=pad is not None and pad not in ends,
             extra_positions=extra,
             trace=trace,
-            splits=self.splits,
+            split_models=self.split_models,
         )
 
     @contextmanager

@@ -32,7 +32,7 @@ def fails(input_ids, scores):
 REFUSED = {
     "a mask": {"attention_mask": torch.ones(1, 2)},
     "a prompt": {"input_ids": None},
-    "a setting": {"top_p": 7.0, "do_sample": True},
+    "a setting": {"temperature": -1.0, "do_sample": True},
     "beams": {"num_beams": 2},
     "a capture": {"capture": True},
     "a switch": {"capture": "perhaps"},
