@@ -81,13 +81,13 @@ def check_mask(mask: Any, ids: Tensor) -> None:
             f"{tuple(ids.shape)}; it needs a column for each token id (with past_key_values, give "
             "the ids of the whole text)"
         )
-    wrong = (mask != 0) & (mask != 1)  # NaN too
-    if bool(wrong.any()):
-        raise ValueError(f"attention_mask holds 0 and 1 only, got {mask[wrong][0].item()}")
-    empty = (mask == 0).all(1)
-    if bool(empty.any()):
-        row = int(empty.nonzero()[0, 0])
-        raise ValueError(f"the prompt of row {row} has no tokens: its attention mask is all zeros")
+    known = (mask == 0) | (mask == 1)  # NaN is neither
+    if bool(known.all() & (mask != 0).any(1).all()):  # asks the device once
+        return
+    if not bool(known.all()):
+        raise ValueError(f"attention_mask holds 0 and 1 only, got {mask[~known][0].item()}")
+    row = int((mask == 0).all(1).nonzero()[0, 0])
+    raise ValueError(f"the prompt of row {row} has no tokens: its attention mask is all zeros")
 
 
 def check_counts(config: GenerationConfig) -> None:

@@ -92,10 +92,8 @@ class Explanation:
         call = self.call
         arguments = {name: v for name, v in call.arguments.items() if name != "streamer"}
         prompts = {"input_ids": call.ids, "attention_mask": call.mask}
-        with (
-            torch.random.fork_rng(devices=[]),
-            _unchanged(call.model),
-        ):  # selecting tokens draws a seed
+        # Selecting tokens draws a seed, and the next call is to draw the same.
+        with torch.random.fork_rng(devices=[]), _unchanged(call.model):
             prepared: Call = call.model.generate(
                 **prompts, **arguments, custom_generate=prepared_call
             )
