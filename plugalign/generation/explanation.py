@@ -52,7 +52,9 @@ class Explanation:
         why = obstacle(self.call.model, self.call.ids, self.call.request)
         lines = self._of_loop() if why is None else self._of_processor(why)
         if self.speculation is not None:
-            lines.append(f"drafted: {self.speculation.described if why is None else 'nothing'}")
+            lines.append(
+                f"drafted: {self.speculation.described if why is None else 'nothing there'}"
+            )
         if self.revisers:
             names = ", then ".join(part.display_name for part in self.revisers)
             lines.append(f"finished answers are revised by {names}")
