@@ -199,7 +199,7 @@ def test_refuses_a_batch_of_nothing(tiny, tokenizer):
 
 
 def test_refuses_what_revises(tiny, tokenizer):
-    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique())
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique(threshold=1.0))
     with pytest.raises(ValueError, match="SelfCritique revises finished answers"):
         steered.log_probs(TEXTS)
 
