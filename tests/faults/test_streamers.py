@@ -94,7 +94,7 @@ def test_what_has_no_end_is_refused(wrapped, prompts):
 
 def test_a_streamer_is_no_reason_to_hide_an_argument(tiny, tokenizer, prompts):
     streamer = Counts()
-    with pytest.raises(TypeError, match="trace must be a plugalign.Trace"):
+    with pytest.raises(TypeError, match=r"trace must be a plugalign\.Trace"):
         pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"])).generate(
             **prompts(), streamer=streamer, trace={}
         )
