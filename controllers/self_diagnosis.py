@@ -25,7 +25,7 @@ from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.context_length import context_length_of
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.generation.chat import Chat, chat_of, encode
-from plugalign.generation.scoring import Batch
+from plugalign.generation.scoring import left_padded
 from plugalign.generation.tokens import token_ids
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full
@@ -224,7 +224,7 @@ def _judged(
 ) -> Tensor:
     """The gate's probabilities ``(R,)`` for rows of token ids, the first of which is text
     ``first``."""
-    batch = Batch.of(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
+    batch = left_padded(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
     own, shown = batch.ids.long(), batch.mask.long()
 
     def read(question: Question) -> Tensor:

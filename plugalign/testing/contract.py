@@ -19,7 +19,7 @@ from torch import Tensor
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.engine.speculative.drafts import Speculation
-from plugalign.generation.scoring import Batch
+from plugalign.generation.scoring import left_padded
 from plugalign.generation.wrap import wrap
 from plugalign.testing.trial import CLOSE, ROUNDING, Afresh, Case, Made, State, distance, hold
 
@@ -141,7 +141,7 @@ def _scores(case: Case) -> None:
     prompts = case.batch["input_ids"], case.batch["attention_mask"]
     ids, mask = (each.repeat_interleave(2, 0) for each in prompts)
     hold(len(made.texts) == len(ids), f"{len(made.texts)} answers to {len(prompts[0])} prompts")
-    answers = Batch.of(made.texts, [[] for _ in made.texts], 0, case.model.device)
+    answers = left_padded(made.texts, [[] for _ in made.texts], 0, case.model.device)
     with case.may_refuse("log_probs"):
         given = case.steered.log_probs((answers.ids, answers.mask), (ids, mask))
         for row, (mine, scores) in enumerate(zip(given, made.scores or (), strict=True)):

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from plugalign.algebra.controller import Controller
 from plugalign.generation.request import special_tokens
-from plugalign.generation.scoring import Batch, tokenized
+from plugalign.generation.scoring import left_padded, tokenized
 from plugalign.generation.wrap import Steered, wrap
 
 TOKENS = 4  # new ones in each call
@@ -88,7 +88,7 @@ class Case:
                 f"{lengths}"
             )
         pad, _ = special_tokens(self.model.generation_config, self.tokenizer)
-        batch = Batch.of(rows, [[] for _ in rows], pad or 0, self.model.device)
+        batch = left_padded(rows, [[] for _ in rows], pad or 0, self.model.device)
         return {"input_ids": batch.ids, "attention_mask": batch.mask}
 
     @cached_property
