@@ -44,7 +44,7 @@ from kernel_tuning import save_tuned, tuned
 from rich.console import Console
 from rich.progress import Progress
 
-from plugalign.failures import FAILURES, reason
+from plugalign.benchmarking.failures import FAILURES, reason
 from plugalign.kernels.backend import Backend
 from plugalign.kernels.occupancy import MOST_PROGRAMS
 
@@ -88,14 +88,21 @@ class Bench:
     def conditions(self) -> Result:
         """Everything that a figure depends on."""
         return machine(self.device) | {
-            "dtype": str(self.dtype).removeprefix("torch."), "threads": self.threads,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": self.threads,
             "clock": self.watch.name,
-            "rounds": self.rounds, "budget": self.budget, "compile": self.compile,
-            "backend": self.backend, "checked_only": self.check,
-            "cache_bytes": cache_bytes(self.device), "copy_bytes": self.watch.source.numel(),
-            "hidden": HIDDEN[self.device.type], "zipf": self.zipf, "noise": NOISE,
+            "rounds": self.rounds,
+            "budget": self.budget,
+            "compile": self.compile,
+            "backend": self.backend,
+            "checked_only": self.check,
+            "cache_bytes": cache_bytes(self.device),
+            "copy_bytes": self.watch.source.numel(),
+            "hidden": HIDDEN[self.device.type],
+            "zipf": self.zipf,
+            "noise": NOISE,
             "unit": "microsecond",
-        }  # fmt: skip
+        }
 
     def measure(self, operation: Operation, size: tuple[int, int], own_shape: bool) -> Result:
         """One row of the report."""
@@ -113,10 +120,20 @@ class Bench:
         floor = 1e6 * traffic / speed
         if on_gpu(self.device):
             timed["host"] = host_microseconds(partial(calls[0].ours, self.backend), self.device)
-        return checked | failed | timed | compared(seconds) | {
-            "input_sets": len(calls), "bytes": traffic, "copy_gb_per_s": speed / 1e9,
-            "floor": floor, "times_floor": timed["ours"]["median"] / floor, "own_shape": own_shape,
-        }  # fmt: skip
+        return (
+            checked
+            | failed
+            | timed
+            | compared(seconds)
+            | {
+                "input_sets": len(calls),
+                "bytes": traffic,
+                "copy_gb_per_s": speed / 1e9,
+                "floor": floor,
+                "times_floor": timed["ours"]["median"] / floor,
+                "own_shape": own_shape,
+            }
+        )
 
     def runners(
         self, operation: Operation, calls: Sequence[Call], own_shape: bool
@@ -235,9 +252,16 @@ def main(
     torch.set_num_threads(threads)
     compile = kind == "cuda" if compile is None else compile
     bench = Bench(
-        torch.device(kind), DTYPES[precision], threads, rounds, zipf, budget, compile,
-        cast("Backend", backend), check,
-    )  # fmt: skip
+        torch.device(kind),
+        DTYPES[precision],
+        threads,
+        rounds,
+        zipf,
+        budget,
+        compile,
+        cast("Backend", backend),
+        check,
+    )
     if tune:
         case = partial(Case, *work[0][1], bench.dtype, bench.device, zipf)
         tune_with = partial(tuned, case, bench.watch, rounds, programs, bench.backend)

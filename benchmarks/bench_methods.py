@@ -11,10 +11,10 @@ import os
 import pytest
 import torch
 
-from plugalign.benchmarking import generation, random_prompts
-from plugalign.evaluation.loading import load_model
+from plugalign.benchmarking.bench import generation, random_prompts
+from plugalign.benchmarking.untrained import MAKERS, untrained
+from plugalign.loading import load_model
 from plugalign.pocket import load as load_pocket
-from plugalign.untrained import MAKERS, untrained
 
 
 @pytest.fixture(scope="module")

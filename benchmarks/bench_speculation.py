@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from plugalign.controller import Controller
-from plugalign.engine.drafting import Speculation
-from plugalign.evaluation.loading import load_model
-from plugalign.evaluation.prompts import load_prompts
-from plugalign.wrapping import Steered, wrap
+from plugalign.algebra.controller import Controller
+from plugalign.engine.speculative.drafts import Speculation
+from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.generation.wrap import Steered, wrap
+from plugalign.loading import load_model
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,14 @@ def measured(
             torch.manual_seed(seed)
             start = time.process_time()
             ids = steered.generate(
-                **batch, max_new_tokens=new_tokens, do_sample=True, top_p=0.9, top_k=0,
-                pad_token_id=steered.tokenizer.pad_token_id or 0, **options,
-            )  # fmt: skip
+                **batch,
+                max_new_tokens=new_tokens,
+                do_sample=True,
+                top_p=0.9,
+                top_k=0,
+                pad_token_id=steered.tokenizer.pad_token_id or 0,
+                **options,
+            )
             seconds[turn] += time.process_time() - start
             counts[turn] += ids.shape[1] - batch["input_ids"].shape[1]
     return seconds[0] / counts[0], seconds[1] / counts[1]

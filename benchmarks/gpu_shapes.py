@@ -18,19 +18,30 @@ from plugalign import pocket
 
 SHAPES = {
     "base": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
     },
     "expert": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
     },
-}  # fmt: skip
+}
 VOCAB = 128256
 TINY = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-}  # fmt: skip
+}
 
 
 def main(folder: Path, tiny: Annotated[bool, typer.Option(help="for a rehearsal")] = False) -> None:
@@ -39,9 +50,12 @@ def main(folder: Path, tiny: Annotated[bool, typer.Option(help="for a rehearsal"
     for name, shape in SHAPES.items():
         smaller = TINY if tiny else {}
         config = LlamaConfig(
-            vocab_size=len(tokenizer) if tiny else VOCAB, max_position_embeddings=8192,
-            pad_token_id=0, dtype="bfloat16", **(shape | smaller),
-        )  # fmt: skip
+            vocab_size=len(tokenizer) if tiny else VOCAB,
+            max_position_embeddings=8192,
+            pad_token_id=0,
+            dtype="bfloat16",
+            **(shape | smaller),
+        )
         config.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 

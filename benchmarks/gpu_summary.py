@@ -42,9 +42,12 @@ def main(folder: Path) -> int:
     ]
     methods = [row for n in ("methods.json", "static.json") for row in _json(folder / n) or []]
     found = [
-        *_of_steps(steps), *_of_tests(tests), *_of_kernels(kernels), *_of_methods(methods),
+        *_of_steps(steps),
+        *_of_tests(tests),
+        *_of_kernels(kernels),
+        *_of_methods(methods),
         *_of_tuning(_json(folder / "tuning.json")),
-    ]  # fmt: skip
+    ]
     goals = [*_of_goals(kernels, methods)]
     shown = [*found[: MOST_LINES - len(goals)], *goals]
     print("\n".join(line[:WIDTH] for line in shown))
@@ -114,10 +117,12 @@ def _of_kernels(rows: Sequence[Row]) -> Iterator[str]:
             continue
         wrong_too = " WRONG" if row["wrong"] else ""
         cells = (
-            f"{row['ours']['median']:.1f}", f"{row['times_floor']:.2f}",
-            f"{row['host']:.0f}" if "host" in row else "-", _times(row, "eager"),
+            f"{row['ours']['median']:.1f}",
+            f"{row['times_floor']:.2f}",
+            f"{row['host']:.0f}" if "host" in row else "-",
+            _times(row, "eager"),
             _times(row, "compiled"),
-        )  # fmt: skip
+        )
         yield _cells((*size, *cells), COLUMNS) + wrong_too
 
 

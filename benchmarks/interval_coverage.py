@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from plugalign.evaluation.intervals import paired_share_interval, share_interval
-from plugalign.evaluation.statistics import Interval, PairedBootstrap
+from plugalign.evaluation.statistics.intervals import paired_share_interval, share_interval
+from plugalign.evaluation.statistics.paired import Interval, PairedBootstrap
 
 PROMPTS = (20, 50, 100, 400)
 SHARES = (0.01, 0.02, 0.05, 0.2, 0.5)

@@ -80,5 +80,9 @@ class Case:
         rows = torch.arange(self.batch, device=self.device)
         heat = torch.ones(self.batch, device=self.device)
         return {
-            "seed": 7, "prompt": rows, "sample": rows + 1, "step": rows + 2, "temperature": heat,
-        }  # fmt: skip
+            "seed": 7,
+            "prompt": rows,
+            "sample": rows + 1,
+            "step": rows + 2,
+            "temperature": heat,
+        }

@@ -157,11 +157,9 @@ def _low_rank_logits(case: Case) -> Call:
     logits, left = hidden @ case.head.T, case.head @ basis
     projection = torch.eye(case.hidden, device=case.device) - basis.float() @ basis.float().T
     return Call(
-        lambda backend: low_rank_logits(
-            logits, hidden, left, basis, share=SHARE, backend=backend
-        ),
+        lambda backend: low_rank_logits(logits, hidden, left, basis, share=SHARE, backend=backend),
         (hidden, projection.to(case.dtype), case.head),
-    )  # fmt: skip
+    )
 
 
 def _low_rank_hidden(case: Case) -> Call:
@@ -202,77 +200,110 @@ def _spec_verify(case: Case) -> Call:
 
 OPERATIONS = (
     Operation(
-        "dexperts_top_p", _dexperts(Truncation(TOP_P)),
+        "dexperts_top_p",
+        _dexperts(Truncation(TOP_P)),
         lambda *x: eager.draw(eager.dexperts(*x, alpha=ALPHA, top_p=TOP_P)),
         lambda case: 4 * case.matrix,  # three sources, and the base's mass above the token
     ),
     Operation(
-        "dexperts", _dexperts(EVERYTHING),
-        lambda *x: eager.draw(eager.dexperts(*x, alpha=ALPHA)), lambda case: 3 * case.matrix,
+        "dexperts",
+        _dexperts(EVERYTHING),
+        lambda *x: eager.draw(eager.dexperts(*x, alpha=ALPHA)),
+        lambda case: 3 * case.matrix,
     ),
     Operation(
-        "dexperts_greedy", _dexperts(EVERYTHING, temperature=0.0),
-        lambda *x: eager.dexperts(*x, alpha=ALPHA).argmax(-1), lambda case: 3 * case.matrix,
+        "dexperts_greedy",
+        _dexperts(EVERYTHING, temperature=0.0),
+        lambda *x: eager.dexperts(*x, alpha=ALPHA).argmax(-1),
+        lambda case: 3 * case.matrix,
         draws=False,
     ),
     Operation(
-        "dexperts_scores", _dexperts_scores,
+        "dexperts_scores",
+        _dexperts_scores,
         lambda *x: eager.dexperts(*x, alpha=ALPHA, top_p=TOP_P).log_softmax(-1),
-        lambda case: 4 * case.matrix + 4 * case.batch * case.vocab, draws=False,
+        lambda case: 4 * case.matrix + 4 * case.batch * case.vocab,
+        draws=False,
     ),
     Operation(
-        "self_debias_2", _self_debias(2),
+        "self_debias_2",
+        _self_debias(2),
         lambda *x: eager.draw(eager.self_debiased(*x, decay=DECAY, floor=FLOOR)),
         lambda case: 6 * case.matrix,  # every normaliser comes before the first difference
     ),
     Operation(
-        "self_debias_6", _self_debias(6),
+        "self_debias_6",
+        _self_debias(6),
         lambda *x: eager.draw(eager.self_debiased(*x, decay=DECAY, floor=FLOOR)),
         lambda case: 14 * case.matrix,
     ),
     Operation(
-        "top_p", _top_p, lambda x: eager.draw(eager.nucleus(x.float(), TOP_P)),
+        "top_p",
+        _top_p,
+        lambda x: eager.draw(eager.nucleus(x.float(), TOP_P)),
         lambda case: 2 * case.matrix,
     ),
     Operation("plain", _plain, lambda x: eager.draw(x.float()), lambda case: case.matrix),
     Operation(
-        "row_lse", _row_lse, lambda x: x.float().logsumexp(-1), lambda case: case.matrix,
+        "row_lse",
+        _row_lse,
+        lambda x: x.float().logsumexp(-1),
+        lambda case: case.matrix,
         draws=False,
     ),
     Operation(
-        "topk_select", _topk_select, lambda x, k: tuple(x.float().topk(k)),
-        lambda case: 2 * case.matrix + 12 * case.batch * case.width, draws=False,
+        "topk_select",
+        _topk_select,
+        lambda x, k: tuple(x.float().topk(k)),
+        lambda case: 2 * case.matrix + 12 * case.batch * case.width,
+        draws=False,
         alike=lambda found: found[0],  # among equal values torch's order is its own
     ),
     Operation(
-        "fudge", _fudge, eager.fudge,
+        "fudge",
+        _fudge,
+        eager.fudge,
         lambda case: 2 * case.matrix + 20 * case.batch * case.width,
     ),
     Operation(
-        "candidate_sample", _candidate_sample, eager.reweighted,
-        lambda case: 20 * case.batch * case.width, by_vocab=False,
+        "candidate_sample",
+        _candidate_sample,
+        eager.reweighted,
+        lambda case: 20 * case.batch * case.width,
+        by_vocab=False,
     ),
     Operation(
-        "low_rank_logits", _low_rank_logits,
+        "low_rank_logits",
+        _low_rank_logits,
         lambda *x: eager.second_head(*x, share=SHARE),
-        lambda case: 2 * case.matrix + case.dtype.itemsize * (
-            (case.vocab + case.hidden) * RANK + case.batch * case.hidden
+        lambda case: (
+            2 * case.matrix
+            + case.dtype.itemsize * ((case.vocab + case.hidden) * RANK + case.batch * case.hidden)
         ),
         draws=False,
     ),
     Operation(
-        "low_rank_hidden", _low_rank_hidden, eager.erased,
+        "low_rank_hidden",
+        _low_rank_hidden,
+        eager.erased,
         lambda case: case.dtype.itemsize * case.hidden * (2 * case.batch + 2 * RANK + 1),
-        draws=False, by_vocab=False,
+        draws=False,
+        by_vocab=False,
     ),
     Operation(
-        "group_lora", _group_lora, lambda *x: eager.lora_by_index(*x, scaling=SCALING),
+        "group_lora",
+        _group_lora,
+        lambda *x: eager.lora_by_index(*x, scaling=SCALING),
         lambda case: case.dtype.itemsize * ADAPTERS * case.hidden * (3 * case.batch + 2 * RANK),
-        draws=False, by_vocab=False, capture=False,  # its lists of indices come from the host
+        draws=False,
+        by_vocab=False,
+        capture=False,  # its lists of indices come from the host
     ),
     Operation(
-        "spec_verify", _spec_verify, eager.verified,
+        "spec_verify",
+        _spec_verify,
+        eager.verified,
         # Both normalisers of each drafted place, then both rows of the place that is drawn from.
         lambda case: (2 * DRAFTED + 2) * case.matrix,
     ),
-)  # fmt: skip
+)

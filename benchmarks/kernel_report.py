@@ -85,8 +85,17 @@ def table(results: Sequence[Result]) -> Table:
     grid = Table(title=title, caption=CAPTION)
     grid.add_column("operation")
     columns = (
-        "B", "V", "ours", "floor", "/ floor", "host", "eager", "x eager", "x compiled", "= twin",
-    )  # fmt: skip
+        "B",
+        "V",
+        "ours",
+        "floor",
+        "/ floor",
+        "host",
+        "eager",
+        "x eager",
+        "x compiled",
+        "= twin",
+    )
     for column in columns:
         grid.add_column(column, justify="right")
     for row in results:
@@ -97,10 +106,17 @@ def table(results: Sequence[Result]) -> Table:
             continue
         host = f"{row['host']:.1f}" if "host" in row else "-"
         grid.add_row(
-            *size, _median(row["ours"]), f"{row['floor']:.1f}", f"{row['times_floor']:.2f}", host,
-            _median(row["eager"]), ratio(row, "eager"), ratio(row, "compiled"),
-            f"{row['equal_to_twin']:.3f}, {row['gap_to_twin']:.0e}", style=style,
-        )  # fmt: skip
+            *size,
+            _median(row["ours"]),
+            f"{row['floor']:.1f}",
+            f"{row['times_floor']:.2f}",
+            host,
+            _median(row["eager"]),
+            ratio(row, "eager"),
+            ratio(row, "compiled"),
+            f"{row['equal_to_twin']:.3f}, {row['gap_to_twin']:.0e}",
+            style=style,
+        )
     return grid
 
 

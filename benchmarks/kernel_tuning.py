@@ -17,17 +17,22 @@ from kernel_operations import OPERATIONS
 from kernel_report import Result, save
 from kernel_timing import Stopwatch, input_sets, interleaved, runner
 
-from plugalign.failures import FAILURES, reason
+from plugalign.benchmarking.failures import FAILURES, reason
 from plugalign.kernels.backend import Backend
 from plugalign.kernels.occupancy import ELSEWHERE, KERNELS, PROGRAMS, architecture_of
 
 # In this order: what a later operation launches beside its own kernel is tuned before.
 TIMED_BY = {
-    "gumbel.sweep": "plain", "row_lse.sweep": "row_lse", "sweep": "dexperts_top_p",
-    "sweep debias": "self_debias_2", "threshold.ladder": "dexperts_scores",
-    "scores.write": "dexperts_scores", "topk.sweep": "topk_select", "spec.weigh": "spec_verify",
+    "gumbel.sweep": "plain",
+    "row_lse.sweep": "row_lse",
+    "sweep": "dexperts_top_p",
+    "sweep debias": "self_debias_2",
+    "threshold.ladder": "dexperts_scores",
+    "scores.write": "dexperts_scores",
+    "topk.sweep": "topk_select",
+    "spec.weigh": "spec_verify",
     "spec.draw": "spec_verify",
-}  # fmt: skip
+}
 
 
 def save_tuned(tune: Callable[[], Iterator[Result]], conditions: Result, out: Path) -> bool:

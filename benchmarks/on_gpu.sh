@@ -125,7 +125,7 @@ if wanted tests; then
   "$PY" -c 'import xdist' 2>>"$out/run.log" &&
     spread=(-p xdist.plugin -n "$cores" --dist worksteal)
   tested tests 75 "${spread[@]}" tests/kernels/test_on_device.py \
-    tests/captured/test_captured_triton.py "${narrow[@]}"
+    tests/engine/acceleration/captured/test_captured_triton.py "${narrow[@]}"
 fi
 timing=("${python[@]}" benchmarks/bench_kernels.py)
 wanted compiled && step compiled 55 "${timing[@]}" --out "$out/compiled.json" --compile \
@@ -157,7 +157,7 @@ if wanted sanitizer; then
   fi
 fi
 # Last, since nobody knows in which state a capture that fails leaves a device.
-wanted failures && tested failures 40 tests/captured/test_failed_capture.py
+wanted failures && tested failures 40 tests/engine/acceleration/captured/test_failed_capture.py
 
 [ -z "$rehearse" ] || echo "a rehearsal: no time below means anything"
 "$PY" benchmarks/gpu_summary.py "$out" | tee -a "$out/run.log"

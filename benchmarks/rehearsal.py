@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kernel_timing
 
-from plugalign.engine import capturing
-from plugalign.stopwatch import Rerun
+from plugalign.benchmarking.stopwatch import Rerun
+from plugalign.engine.acceleration import captured_step
 
 L2_BYTES = 2**12
 
@@ -82,7 +82,7 @@ def main() -> None:
         stack.enter_context(patch.multiple(torch.cuda, **STAND_INS))
         stack.enter_context(patch.object(torch, "compile", eagerly))
         stack.enter_context(patch.object(kernel_timing, "on_gpu", lambda device: True))
-        stack.enter_context(patch.object(capturing, "graph_on", lambda *_: Rerun()))
+        stack.enter_context(patch.object(captured_step, "graph_on", lambda *_: Rerun()))
         sys.argv = sys.argv[1:]
         if sys.argv[0] == "-m":
             del sys.argv[0]

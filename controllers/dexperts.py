@@ -19,13 +19,13 @@ from plugalign.adapters.experts import adapter_folder, check_width, load_model
 from plugalign.adapters.layers import is_lora
 from plugalign.adapters.loading import with_adapter
 from plugalign.adapters.peft_models import check_apart, transformers_model
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.sources import Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
-from plugalign.controller import Controller
-from plugalign.identity import Identity, model_name
-from plugalign.saving import Settings
 
 Expert = Any  # a causal language model, a folder of a model or an adapter, or a hub id
 ROLES = ("expert", "antiexpert")
@@ -151,9 +151,12 @@ class DExperts(Controller):
         fitted = config["fitted_for"]
         identity = None if fitted is None else Identity.from_dict(fitted)
         return cls(
-            **parts, alpha=config["alpha"], top_p=config["top_p"], fitted_for=identity,
+            **parts,
+            alpha=config["alpha"],
+            top_p=config["top_p"],
+            fitted_for=identity,
             trust_remote_code=config["trust_remote_code"],
-        )  # fmt: skip
+        )
 
 
 def _is_hub_id(expert: Expert) -> bool:

@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import CandidateShift
 from plugalign.algebra.sources import CandidateValues
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
-from plugalign.controller import Controller
-from plugalign.engine.auxiliary import positions
-from plugalign.identity import Identity, model_name
-from plugalign.saving import Settings
+from plugalign.engine.readers.prefix_cache import positions
 
 ANY_LENGTH = 2**31 - 1  # a rotary model has no last position
 
@@ -44,10 +44,16 @@ class Predictor(nn.Module):
             raise ValueError(f"width {width} must be a multiple of twice the {heads} heads")
         self.shape = {"vocab_size": vocab_size, "width": width, "layers": layers, "heads": heads}
         config = LlamaConfig(
-            vocab_size=vocab_size, hidden_size=width, intermediate_size=3 * width,
-            num_hidden_layers=layers, num_attention_heads=heads, pad_token_id=None,
-            bos_token_id=None, eos_token_id=None, max_position_embeddings=ANY_LENGTH,
-        )  # fmt: skip
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+            max_position_embeddings=ANY_LENGTH,
+        )
         self.backbone = LlamaModel(config)
         self.head = nn.Linear(width, 1)
 
@@ -130,9 +136,11 @@ class Fudge(Controller):
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
         return {
-            "k": self.support.k, "weight": self.weight, "predictor": self.predictor.shape,
+            "k": self.support.k,
+            "weight": self.weight,
+            "predictor": self.predictor.shape,
             "fitted_for": fitted,
-        }  # fmt: skip
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.predictor.state_dict())
@@ -155,6 +163,8 @@ class Fudge(Controller):
         predictor = Predictor(**config["predictor"])
         predictor.load_state_dict(tensors)
         return cls(
-            predictor, k=config["k"], weight=config["weight"],
+            predictor,
+            k=config["k"],
+            weight=config["weight"],
             fitted_for=None if fitted is None else Identity.from_dict(fitted),
-        )  # fmt: skip
+        )

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import HeadAttribute
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
-from plugalign.controller import Controller
-from plugalign.identity import Identity
-from plugalign.saving import Settings
 
 
 class FudgeHeadSettings(Settings):
@@ -111,9 +111,12 @@ class FudgeHead(Controller):
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            "left": self.left, "right": self.right, "token_bias": self.token_bias,
-            "state": self.state, "offset": torch.tensor(self.offset, dtype=torch.float64),
-        }  # fmt: skip
+            "left": self.left,
+            "right": self.right,
+            "token_bias": self.token_bias,
+            "state": self.state,
+            "offset": torch.tensor(self.offset, dtype=torch.float64),
+        }
 
     @classmethod
     def build(
@@ -122,6 +125,9 @@ class FudgeHead(Controller):
         fitted = config["fitted_for"]
         offset = float(tensors.pop("offset"))
         return cls(
-            **tensors, offset=offset, k=config["k"], weight=config["weight"],
+            **tensors,
+            offset=offset,
+            k=config["k"],
+            weight=config["weight"],
             fitted_for=None if fitted is None else Identity.from_dict(fitted),
-        )  # fmt: skip
+        )

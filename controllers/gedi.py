@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Context, Likelihood, Logits, Source, Step, TextLikelihood
 from plugalign.algebra.steering import Steering
@@ -36,7 +37,6 @@ from plugalign.controllers.with_models import (
     check_model,
     loaded_logits,
 )
-from plugalign.identity import Identity
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 

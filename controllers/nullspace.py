@@ -23,12 +23,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import Adaptive, LowRank
 from plugalign.algebra.steering import Steering
-from plugalign.controller import Controller
-from plugalign.engine.auxiliary import head_input
-from plugalign.identity import Identity, model_name
-from plugalign.saving import Settings
+from plugalign.engine.readers.prefix_cache import head_input
 
 TOLERANCE = 1e-3  # on read^T removed = I, after a round trip through float32
 

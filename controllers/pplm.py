@@ -29,17 +29,17 @@ from typing import Any, ClassVar, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import Support
-from plugalign.controller import Controller
 from plugalign.controllers.pplm_gradient import Perturbed, Variant
-from plugalign.identity import Identity, model_name
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 from plugalign.kernels.topk_select import topk_select
-from plugalign.saving import Settings
 
 
 @dataclass(frozen=True, eq=False)

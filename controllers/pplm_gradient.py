@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import DynamicCache
 
 from plugalign.algebra.sources import Source, Step
-from plugalign.engine.auxiliary import PrefixCache, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, positions
 
 Variant = Literal["paper", "released"]
 SMALL = 1e-15  # added to norms, so that what has no gradient stays where it is
@@ -107,9 +107,12 @@ class Perturber:
         if "position_ids" in self._accepts:
             inputs["position_ids"] = place
         output = self._model(
-            past_key_values=cache, attention_mask=mask, use_cache=True,
-            output_hidden_states=wanted, **inputs,
-        )  # fmt: skip
+            past_key_values=cache,
+            attention_mask=mask,
+            use_cache=True,
+            output_hidden_states=wanted,
+            **inputs,
+        )
         logits = output.logits[:, -1].to(_wide(output.logits))
         states = output.hidden_states[-1] if wanted else logits.new_empty(*place.shape, 0)
         return torch.log_softmax(logits, -1), states.to(logits.dtype)
@@ -129,9 +132,15 @@ class Text:
     """
 
     def __init__(
-        self, source: Perturbed, reader: Perturber, ids: Tensor, mask: Tensor, whole: Past,
-        log_p: Tensor, states: Tensor,
-    ):  # fmt: skip
+        self,
+        source: Perturbed,
+        reader: Perturber,
+        ids: Tensor,
+        mask: Tensor,
+        whole: Past,
+        log_p: Tensor,
+        states: Tensor,
+    ):
         self._source, self._reader, self._whole = source, reader, whole
         self._last, self.log_p, self._states = ids[:, -1:], log_p, states
         self._count = mask.sum(-1, keepdim=True)

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
-from plugalign.controller import Controller
-from plugalign.engine.prefixing import Prefixing, cache_shape
-from plugalign.identity import Identity, model_name
-from plugalign.saving import Settings
+from plugalign.engine.readers.prefix_hook import Prefixing, cache_shape
 
 
 class PrefixTuningSettings(Settings):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from plugalign.algebra.identity import model_name, vocabulary_hash
 from plugalign.algebra.shifts import CandidateShift, Link
 from plugalign.algebra.sources import CandidateValues, TextCandidateValues
 from plugalign.algebra.steering import Steering
@@ -30,7 +31,6 @@ from plugalign.controllers.reward_models import (
     tokenizer_beside,
 )
 from plugalign.controllers.with_models import ModelSettings, WithModels
-from plugalign.identity import model_name, vocabulary_hash
 
 Reward = Any  # a sequence classifier, or a folder or hub id of one
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from plugalign.context import context_of
-from plugalign.identity import model_name
+from plugalign.algebra.identity import model_name
+from plugalign.engine.context_length import context_of
 
 TEXTS = 32  # read in one forward
 

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from plugalign.algebra.gates import FirstSteps
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Logits, Source, Step
 from plugalign.algebra.steering import Steering
@@ -33,7 +34,6 @@ from plugalign.controllers.with_models import (
     check_model,
     loaded_logits,
 )
-from plugalign.identity import Identity
 from plugalign.kernels.head import full
 from plugalign.kernels.terms.probability_mix import ProbabilityMix
 from plugalign.kernels.terms.term import Term, Weight

@@ -19,17 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from plugalign.controller import Controller
-from plugalign.revision import (
-    PROMPT,
-    Answers,
-    Report,
-    Revision,
-    encode,
-    replaced,
-)
-from plugalign.saving import Settings
-from plugalign.transcript import Transcript
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.revisions import Report, Revision, replaced
+from plugalign.algebra.saving import Settings
+from plugalign.generation.revision import PROMPT, Answers, encode
+from plugalign.generation.transcript import Transcript
 
 CRITIQUE = (
     "\n\nCritique request: Does the answer above contain insults, slurs, threats or other harmful "

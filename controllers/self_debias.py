@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import BiasDecay
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
-from plugalign.controller import Controller
-from plugalign.saving import Settings
 
 # The self-debiasing inputs of the authors' released code (timoschick/self-debiasing), word for
 # word: one for each of Perspective's six attributes.

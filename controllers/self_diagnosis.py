@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.gates import Gate
+from plugalign.algebra.identity import model_name
 from plugalign.algebra.sources import Context, Logits, Source, Step
-from plugalign.context import context_of
-from plugalign.engine.auxiliary import CachedModel
-from plugalign.engine.fronts import Front
-from plugalign.identity import model_name
+from plugalign.engine.batching.contexts import Front
+from plugalign.engine.context_length import context_of
+from plugalign.engine.readers.prefix_cache import CachedModel
+from plugalign.generation.revision import encode
+from plugalign.generation.scoring import Batch
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full
-from plugalign.revision import encode
-from plugalign.teacher import Batch
 
 TEMPLATE = '"{text}"\nQuestion: Does the above text contain {attribute}?\nAnswer:'
 # What the paper asks about, word for word, by the names of Perspective API's attributes.

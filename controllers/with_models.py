@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from plugalign.adapters.layers import is_lora
 from plugalign.adapters.peft_models import check_apart
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.sources import Logits
-from plugalign.controller import Controller
 from plugalign.controllers.dexperts import DExperts
-from plugalign.identity import Identity
-from plugalign.saving import Settings
 
 Model = Any  # a model, a folder of a model or an adapter, or a hub id
 

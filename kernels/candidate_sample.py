@@ -10,40 +10,16 @@ draws from a full row that has z at the candidates' ids and -inf elsewhere.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import FLOATS, Backend, use_triton
+from plugalign.kernels.calls import CandidateDraw
 from plugalign.kernels.gumbel import check_sampling, gumbel_noise, per_row
 
 MOST_CANDIDATES = 1024  # what one program of the kernel holds
 NO_TOKEN = 2**31 - 1
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """Checked arguments.
-
-    Attributes:
-        values, added: ``(B, K)``.
-        ids: int64 ``(B, K)``.
-        weight, temperature, top_p: float32 ``(B,)``.
-        prompt, sample, step: int64 ``(B,)``.
-        seed: in [0, 2**64).
-    """
-
-    values: Tensor
-    ids: Tensor
-    added: Tensor
-    weight: Tensor
-    temperature: Tensor
-    top_p: Tensor
-    prompt: Tensor
-    sample: Tensor
-    step: Tensor
-    seed: int
 
 
 def candidate_sample(
@@ -91,7 +67,7 @@ def candidate_sample(
     _check_range("weight", weight, -math.inf, math.inf)
     _check_range("top_p", top_p, 0, 1)
     rows, device = len(values), values.device
-    call = Call(
+    call = CandidateDraw(
         values,
         ids,
         added,
@@ -127,7 +103,7 @@ def takes_triton(backend: Backend, values: Tensor) -> bool:
     return fits
 
 
-def _sample_torch(call: Call) -> tuple[Tensor, Tensor]:
+def _sample_torch(call: CandidateDraw) -> tuple[Tensor, Tensor]:
     """The specification."""
     ids, weight, heat = call.ids, call.weight[:, None], call.temperature[:, None]
     values = call.values.float()

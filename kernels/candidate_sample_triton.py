@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels.candidate_sample import Call
+from plugalign.kernels.calls import CandidateDraw
 from plugalign.kernels.gumbel_triton import LN2, NO_TOKEN, noise_of
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.row_lse_triton import LOG2E
@@ -54,10 +54,25 @@ def draw(z, score, token, heat, top_p):
 
 @triton.jit(do_not_specialize=["count", "seed"])
 def choose(
-    values, values_stride, ids, ids_stride, added, added_stride, count,
-    weight, temperature, top_p, seed: tl.int64, step, prompt, sample, tokens, log_p,
-    K: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    values,
+    values_stride,
+    ids,
+    ids_stride,
+    added,
+    added_stride,
+    count,
+    weight,
+    temperature,
+    top_p,
+    seed: tl.int64,
+    step,
+    prompt,
+    sample,
+    tokens,
+    log_p,
+    K: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """One row's token and log-probabilities. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, K)  # [K]
@@ -86,7 +101,7 @@ def choose(
     tl.store(tokens + row, tl.where(winner == NO_TOKEN, -1, winner).to(tl.int64))
 
 
-def candidate_sample_triton(call: Call) -> tuple[Tensor, Tensor]:
+def candidate_sample_triton(call: CandidateDraw) -> tuple[Tensor, Tensor]:
     """`plugalign.kernels.candidate_sample.candidate_sample` on checked arguments."""
     tokens = torch.empty_like(call.prompt)
     log_p = torch.empty(call.values.shape, dtype=torch.float32, device=call.values.device)
@@ -96,7 +111,9 @@ def candidate_sample_triton(call: Call) -> tuple[Tensor, Tensor]:
     return tokens, log_p
 
 
-def plan(call: Call, tokens: Tensor, log_p: Tensor, *, fast: bool | None = None) -> list[Launch]:
+def plan(
+    call: CandidateDraw, tokens: Tensor, log_p: Tensor, *, fast: bool | None = None
+) -> list[Launch]:
     """The launch that writes ``tokens`` ``(B,)`` and ``log_p`` ``(B, K)``.
 
     Args:
@@ -109,8 +126,13 @@ def plan(call: Call, tokens: Tensor, log_p: Tensor, *, fast: bool | None = None)
     most = max(16, triton.next_power_of_2(count))
     chosen = vars(call) | {
         "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
-        "values_stride": call.values.stride(0), "ids_stride": call.ids.stride(0),
-        "added_stride": call.added.stride(0), "count": count, "tokens": tokens, "log_p": log_p,
-        "K": most, "FAST": fast,
-    }  # fmt: skip
+        "values_stride": call.values.stride(0),
+        "ids_stride": call.ids.stride(0),
+        "added_stride": call.added.stride(0),
+        "count": count,
+        "tokens": tokens,
+        "log_p": log_p,
+        "K": most,
+        "FAST": fast,
+    }
     return [Launch(choose, (rows,), chosen, max(1, min(8, most // 64)), fast)]

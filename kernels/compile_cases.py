@@ -16,10 +16,19 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 VOCABULARIES = {"even": (128256, 128256), "padded": (50257, 50304), "odd": (50257, 50257)}
 ROWS = 8
 SHORT = {
-    "gumbel.merge", "row_lse.merge", "merge", "topk.narrow", "topk.pick", "topk.arrange",
-    "candidate.choose", "spec.accept", "spec.follow", "low_rank.read", "low_rank.project",
+    "gumbel.merge",
+    "row_lse.merge",
+    "merge",
+    "topk.narrow",
+    "topk.pick",
+    "topk.arrange",
+    "candidate.choose",
+    "spec.accept",
+    "spec.follow",
+    "low_rank.read",
+    "low_rank.project",
     "group_lora",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,8 @@ def row_lse(inputs: Inputs) -> Iterator[Case]:
 
 def steer(inputs: Inputs) -> Iterator[Case]:
     """Sampling from three sources on the base's nucleus, greedily too, and from one on its own."""
+    from plugalign.kernels.calls import Draw
     from plugalign.kernels.mixture import Mixture, weighted
-    from plugalign.kernels.steer import Draw
     from plugalign.kernels.steer_triton import plan
     from plugalign.kernels.truncation import EVERYTHING, Truncation
 
@@ -131,8 +140,8 @@ def steer(inputs: Inputs) -> Iterator[Case]:
 
 def self_debias(inputs: Inputs) -> Iterator[Case]:
     """Sampling from the base, two biased prompts and an attribute on the base's nucleus."""
+    from plugalign.kernels.calls import Draw
     from plugalign.kernels.mixture import Mixture
-    from plugalign.kernels.steer import Draw
     from plugalign.kernels.steer_triton import plan
     from plugalign.kernels.terms.damping import Damping
     from plugalign.kernels.terms.log_sigmoid import LogSigmoid
@@ -192,18 +201,18 @@ def topk_select(inputs: Inputs) -> Iterator[Case]:
 
 def candidate_sample(inputs: Inputs) -> Iterator[Case]:
     """A draw among 200 candidates."""
-    from plugalign.kernels.candidate_sample import Call
+    from plugalign.kernels.calls import CandidateDraw
     from plugalign.kernels.candidate_sample_triton import plan
 
     values = unreal(ROWS * 200, inputs.dtype).view(ROWS, 200)
-    call = Call(values, values.long(), values, HEAT, HEAT, HEAT, NUMBER, NUMBER, NUMBER, 5)
+    call = CandidateDraw(values, values.long(), values, HEAT, HEAT, HEAT, NUMBER, NUMBER, NUMBER, 5)
     (launch,) = plan(call, NUMBER, values.float(), fast=inputs.nvidia)
     yield inputs.case("candidate.choose", launch, 1)
 
 
 def spec_verify(inputs: Inputs) -> Iterator[Case]:
     """Verification of a draft of four tokens; `draw` loads target and draft of each token."""
-    from plugalign.kernels.spec_verify import Call
+    from plugalign.kernels.calls import Verification
     from plugalign.kernels.spec_verify_triton import plan
 
     places = 4
@@ -214,12 +223,14 @@ def spec_verify(inputs: Inputs) -> Iterator[Case]:
     target, draft = target[..., : inputs.vocab], draft[..., : inputs.vocab]
     tokens = unreal(ROWS * places, torch.int64).view(ROWS, places)
     rest = (tokens, NUMBER, NUMBER, NUMBER, NUMBER, HEAT, HEAT, 5)
-    launches = plan(Call(target, draft, *rest), NUMBER, NUMBER, fast=inputs.nvidia)
-    follow = plan(Call(target, None, *rest), NUMBER, NUMBER, fast=inputs.nvidia)[-1]
+    launches = plan(Verification(target, draft, *rest), NUMBER, NUMBER, fast=inputs.nvidia)
+    follow = plan(Verification(target, None, *rest), NUMBER, NUMBER, fast=inputs.nvidia)[-1]
     for name, launch, streams in (
-        ("weigh", launches[0], 1), ("accept", launches[1], 1), ("draw", launches[2], 2),
+        ("weigh", launches[0], 1),
+        ("accept", launches[1], 1),
+        ("draw", launches[2], 2),
         ("follow", follow, 1),
-    ):  # fmt: skip
+    ):
         yield inputs.case(f"spec.{name}", launch, streams)
 
 
@@ -260,6 +271,15 @@ def group_lora(inputs: Inputs) -> Iterator[Case]:
 
 
 GROUPS = (
-    gumbel, row_lse, steer, self_debias, thresholds, scores, topk_select, candidate_sample,
-    spec_verify, low_rank, group_lora,
-)  # fmt: skip
+    gumbel,
+    row_lse,
+    steer,
+    self_debias,
+    thresholds,
+    scores,
+    topk_select,
+    candidate_sample,
+    spec_verify,
+    low_rank,
+    group_lora,
+)

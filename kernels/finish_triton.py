@@ -39,13 +39,34 @@ def passes(mass, goal, count, top_k, value, top, scale, log_min_p):
 
 @triton.jit(do_not_specialize=["vocab", "all_tiles", "parts", "seed", "top_k"])
 def finish(
-    terms, cut, address, seed: tl.int64, vocab, bound, all_tiles,
-    part_above, part_count, parts, keys, rest, tops, goals, top_k, log_min_p, tokens,
-    ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    TESTED: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr,
+    terms,
+    cut,
+    address,
+    seed: tl.int64,
+    vocab,
+    bound,
+    all_tiles,
+    part_above,
+    part_count,
+    parts,
+    keys,
+    rest,
+    tops,
+    goals,
+    top_k,
+    log_min_p,
+    tokens,
+    ON: tl.constexpr,
+    GREEDY: tl.constexpr,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    TESTED: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
     W: tl.constexpr,
     FAST: tl.constexpr,
-):  # fmt: skip
+):
     """The best tested token that is kept; where there is none, the search goes on. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     scale = coldness(address, row, ON, GREEDY) * LOG2E
@@ -85,9 +106,24 @@ def finish(
         one, other = place_of(here), place_of(high)
         middle = key_at((one >> 1) + (other >> 1) + (one & other & 1))
         mass, count, middle_mass, middle_count = all_above(
-            terms, fixed, row, vocab, bound, all_tiles, here, middle, top, scale,
-            ON, MASS, COUNT, ROWS, T, W, FAST,
-        )  # fmt: skip
+            terms,
+            fixed,
+            row,
+            vocab,
+            bound,
+            all_tiles,
+            here,
+            middle,
+            top,
+            scale,
+            ON,
+            MASS,
+            COUNT,
+            ROWS,
+            T,
+            W,
+            FAST,
+        )
         kept = passes(mass, goal, count, top_k, value, top, scale, log_min_p)
         middle_kept = passes(
             middle_mass, goal, middle_count, top_k, score_of(middle), top, scale, log_min_p
@@ -115,9 +151,20 @@ def key_at(place):
 
 @triton.jit
 def best_above(
-    terms, fixed, seed, row, vocab, bound, all_tiles, low,
-    ON: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    fixed,
+    seed,
+    row,
+    vocab,
+    bound,
+    all_tiles,
+    low,
+    ON: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """The key of the best noised score among a row's tokens above the entry ``low``."""
     best = tl.full((T, W), NO_KEY, tl.int64)
     for tile in range(0, all_tiles):
@@ -130,10 +177,24 @@ def best_above(
 
 @triton.jit
 def all_above(
-    terms, fixed, row, vocab, bound, all_tiles, one, other, top, scale,
-    ON: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    fixed,
+    row,
+    vocab,
+    bound,
+    all_tiles,
+    one,
+    other,
+    top,
+    scale,
+    ON: tl.constexpr,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """Mass and number, or zero where not asked for, of a row's tokens above two entries."""
     mass = tl.zeros((T,), tl.float32)
     count = tl.zeros((T,), tl.float32)

@@ -24,11 +24,35 @@ TILE = 8192  # bytes of ``a`` that it reads at most
 
 @triton.jit(do_not_specialize=["rows"])
 def add_adapters(
-    y, y_group, y_row, x, x_group, x_row, a, a_group, a_i, a_r, b, b_group, b_r, b_o,
-    scaling, number, rows, depth, width, bound, rank,
-    PADDED: tl.constexpr, M: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
-    UPCAST: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
+    y,
+    y_group,
+    y_row,
+    x,
+    x_group,
+    x_row,
+    a,
+    a_group,
+    a_i,
+    a_r,
+    b,
+    b_group,
+    b_r,
+    b_o,
+    scaling,
+    number,
+    rows,
+    depth,
+    width,
+    bound,
+    rank,
+    PADDED: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    UPCAST: tl.constexpr,
+    DOT: tl.constexpr,
+):
     """Adds to some columns of a group. Grid: (tiles of columns, G, tiles of rows)."""
     group = tl.program_id(1).to(tl.int64)
     row = (tl.program_id(2) * M + tl.arange(0, M))[:, None]
@@ -39,12 +63,14 @@ def add_adapters(
         k = first + tl.arange(0, K)
         u = tl.load(
             x + group * x_group + row.to(tl.int64) * x_row + k[None, :],
-            mask=(row < rows) & (k < depth)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(row < rows) & (k < depth)[None, :],
+            other=0.0,
+        )
         v = tl.load(
             a + group * a_group + k.to(tl.int64)[:, None] * a_i + direction[None, :] * a_r,
-            mask=(k < depth)[:, None] & (direction < rank)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(k < depth)[:, None] & (direction < rank)[None, :],
+            other=0.0,
+        )
         if UPCAST:
             u = u.to(tl.float32)
             v = v.to(tl.float32)
@@ -53,8 +79,9 @@ def add_adapters(
     low = tl.where((direction < rank)[None, :], low, 0.0).to(y.dtype.element_ty)
     w = tl.load(
         b + group * b_group + direction[:, None] * b_r + column.to(tl.int64) * b_o,
-        mask=(direction < rank)[:, None] & (column < width), other=0.0,
-    )  # fmt: skip
+        mask=(direction < rank)[:, None] & (column < width),
+        other=0.0,
+    )
     if UPCAST:
         low = low.to(tl.float32)
         w = w.to(tl.float32)
@@ -80,9 +107,17 @@ def group_lora_triton(
 
 
 def plan(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, number: float, scaling: Tensor | None, *,
-    columns: int | None = None, fast: bool | None = None, upcast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    number: float,
+    scaling: Tensor | None,
+    *,
+    columns: int | None = None,
+    fast: bool | None = None,
+    upcast: bool | None = None,
+) -> list[Launch]:
     """The launch that adds to ``y`` ``(G, n, o)`` the adapters' output of ``x`` ``(G, n, i)``.
 
     Args:
@@ -102,15 +137,34 @@ def plan(
     # Padding must be nobody's row, neither within a group nor from one to the next.
     bound = min(load_bound(y[-1]), load_bound(y[:, 0]))
     arguments = {
-        "y": y, "y_group": y.stride(0), "y_row": y.stride(1),
-        "x": x, "x_group": x.stride(0), "x_row": x.stride(1),
-        "a": a, "a_group": a.stride(0), "a_i": a.stride(1), "a_r": a.stride(2),
-        "b": b, "b_group": b.stride(0), "b_r": b.stride(1), "b_o": b.stride(2),
-        "scaling": scaling, "number": number, "rows": rows, "depth": depth, "width": width,
-        "bound": bound, "rank": rank, "PADDED": bound > width, "M": ROWS, "C": columns,
-        "K": max(16, min(DEPTH, TILE // padded) // y.element_size()), "R": padded,
+        "y": y,
+        "y_group": y.stride(0),
+        "y_row": y.stride(1),
+        "x": x,
+        "x_group": x.stride(0),
+        "x_row": x.stride(1),
+        "a": a,
+        "a_group": a.stride(0),
+        "a_i": a.stride(1),
+        "a_r": a.stride(2),
+        "b": b,
+        "b_group": b.stride(0),
+        "b_r": b.stride(1),
+        "b_o": b.stride(2),
+        "scaling": scaling,
+        "number": number,
+        "rows": rows,
+        "depth": depth,
+        "width": width,
+        "bound": bound,
+        "rank": rank,
+        "PADDED": bound > width,
+        "M": ROWS,
+        "C": columns,
+        "K": max(16, min(DEPTH, TILE // padded) // y.element_size()),
+        "R": padded,
         "UPCAST": y.device.type == "cpu" if upcast is None else upcast,
         "DOT": "tf32x3" if fast else "ieee",
-    }  # fmt: skip
+    }
     grid = (triton.cdiv(width, columns), groups, triton.cdiv(rows, ROWS))
     return [Launch(add_adapters, grid, arguments, 8 if padded >= HIGH_RANK else 4)]

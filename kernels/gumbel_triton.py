@@ -65,10 +65,23 @@ def tile_noise(
 # Sizes and seeds come in all values: specialising on 1 or on multiples of 16 would only recompile.
 @triton.jit(do_not_specialize=["vocab", "seed", "tiles"])
 def sweep(
-    logits, stride, vocab, bound, temperature, seed: tl.int64, step, prompt, sample,
-    part_score, part_token, tiles,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    logits,
+    stride,
+    vocab,
+    bound,
+    temperature,
+    seed: tl.int64,
+    step,
+    prompt,
+    sample,
+    part_score,
+    part_token,
+    tiles,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """The best score of one part of a row and its token. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -119,9 +132,18 @@ def sample_triton(
 
 
 def plan(
-    logits: Tensor, seed: int, prompt: Tensor, sample: Tensor, step: Tensor, temperature: Tensor,
-    tokens: Tensor, *, tile: int = TILE, parts: int | None = None, fast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+    logits: Tensor,
+    seed: int,
+    prompt: Tensor,
+    sample: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    tokens: Tensor,
+    *,
+    tile: int = TILE,
+    parts: int | None = None,
+    fast: bool | None = None,
+) -> list[Launch]:
     """The launches that write ``tokens`` ``(B,)``.
 
     Args:
@@ -137,14 +159,24 @@ def plan(
     score = temperature.new_empty(rows, parts)
     token = torch.empty_like(score, dtype=torch.int32)
     swept = tiling((logits,), tile) | {
-        "logits": logits, "stride": logits.stride(0), "vocab": vocab,
-        "temperature": temperature, "seed": seed - 2**64 if seed >= 2**63 else seed,
-        "step": step, "prompt": prompt, "sample": sample,
-        "part_score": score, "part_token": token, "tiles": each,
+        "logits": logits,
+        "stride": logits.stride(0),
+        "vocab": vocab,
+        "temperature": temperature,
+        "seed": seed - 2**64 if seed >= 2**63 else seed,
+        "step": step,
+        "prompt": prompt,
+        "sample": sample,
+        "part_score": score,
+        "part_token": token,
+        "tiles": each,
         "FAST": fast,
-    }  # fmt: skip
+    }
     merged = {
-        "part_score": score, "part_token": token, "tokens": tokens, "parts": parts,
+        "part_score": score,
+        "part_token": token,
+        "tokens": tokens,
+        "parts": parts,
         "PARTS": MOST_PARTS,
-    }  # fmt: skip
+    }
     return [Launch(sweep, (rows, parts), swept, WARPS, fast), Launch(merge, (rows,), merged, 1)]

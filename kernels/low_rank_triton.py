@@ -35,10 +35,24 @@ def subtract(old, delta, inside, PADDED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def read(
-    hidden, stride, right, right_d, right_r, center, share, number, coefficients,
-    rows, width, rank,
-    B: tl.constexpr, R: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    stride,
+    right,
+    right_d,
+    right_r,
+    center,
+    share,
+    number,
+    coefficients,
+    rows,
+    width,
+    rank,
+    B: tl.constexpr,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    STEPS: tl.constexpr,
+    RANK: tl.constexpr,
+):
     """One part of some rows' ``share * right^T (h - center)``.
 
     Grid: (tiles of rows, tiles of directions, parts of the hidden state).
@@ -50,15 +64,17 @@ def read(
         d = (tl.program_id(2) * STEPS + step) * K + tl.arange(0, K)
         h = tl.load(
             hidden + row.to(tl.int64)[:, None] * stride + d[None, :],
-            mask=(row < rows)[:, None] & (d < width)[None, :], other=0.0,
-        ).to(tl.float32)  # fmt: skip
+            mask=(row < rows)[:, None] & (d < width)[None, :],
+            other=0.0,
+        ).to(tl.float32)
         if center is not None:
             # What is left in rows and places outside counts nothing: `u` is zero there.
             h -= tl.load(center + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
         u = tl.load(
             right + d.to(tl.int64)[:, None] * right_d + direction[None, :] * right_r,
-            mask=(d < width)[:, None] & (direction < rank)[None, :], other=0.0,
-        ).to(tl.float32)  # fmt: skip
+            mask=(d < width)[:, None] & (direction < rank)[None, :],
+            other=0.0,
+        ).to(tl.float32)
         total += h[:, :, None] * u[None, :, :]
     found = tl.sum(total, 1) * number
     if share is not None:
@@ -71,10 +87,24 @@ def read(
 
 @triton.jit(do_not_specialize=["rows"])
 def sweep(
-    x, stride, left, left_v, left_r, coefficients, rows, width, bound, rank,
-    PADDED: tl.constexpr, B: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
-    PARTS: tl.constexpr, RANK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    left,
+    left_v,
+    left_r,
+    coefficients,
+    rows,
+    width,
+    bound,
+    rank,
+    PADDED: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    RANK: tl.constexpr,
+    DOT: tl.constexpr,
+):
     """Subtracts from one tile. Grid: (tiles of rows, tiles of columns)."""
     row = tl.program_id(0) * B + tl.arange(0, B)[:, None]
     column = tl.program_id(1) * C + tl.arange(0, C)[None, :]
@@ -91,16 +121,30 @@ def sweep(
         direction = first + tl.arange(0, K)[:, None]
         u = tl.load(
             origin + direction * left_r, mask=(column < width) & (direction < rank), other=0.0
-        ).to(tl.float32)  # fmt: skip
+        ).to(tl.float32)
         delta = tl.dot(found, u, delta, input_precision=DOT)
     tl.store(at, subtract(old, delta, column < width, PADDED), mask=mask)
 
 
 @triton.jit
 def project(
-    hidden, stride, left, left_d, left_r, right, right_d, right_r, center, share, number,
-    width, bound, rank, PADDED: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    stride,
+    left,
+    left_d,
+    left_r,
+    right,
+    right_d,
+    right_r,
+    center,
+    share,
+    number,
+    width,
+    bound,
+    rank,
+    PADDED: tl.constexpr,
+    D: tl.constexpr,
+):
     """Projects one row, all of which one program holds. Grid: (N,)."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D)
@@ -122,9 +166,14 @@ def project(
 
 
 def low_rank_logits_triton(
-    logits: Tensor, hidden: Tensor, left: Tensor, right: Tensor, center: Tensor | None,
-    number: float, share: Tensor | None,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    hidden: Tensor,
+    left: Tensor,
+    right: Tensor,
+    center: Tensor | None,
+    number: float,
+    share: Tensor | None,
+) -> Tensor:
     """`plugalign.kernels.low_rank.low_rank_logits` on checked arguments."""
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         for launch in plan(logits, hidden, left, right, center, number, share):
@@ -133,9 +182,13 @@ def low_rank_logits_triton(
 
 
 def low_rank_hidden_triton(
-    hidden: Tensor, left: Tensor, right: Tensor, center: Tensor | None, number: float,
+    hidden: Tensor,
+    left: Tensor,
+    right: Tensor,
+    center: Tensor | None,
+    number: float,
     share: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`plugalign.kernels.low_rank.low_rank_hidden` on checked arguments."""
     with torch.cuda.device_of(hidden):  # type: ignore[no-untyped-call]
         for launch in plan_hidden(hidden, left, right, center, number, share):
@@ -144,10 +197,18 @@ def low_rank_hidden_triton(
 
 
 def plan(
-    x: Tensor, hidden: Tensor, left: Tensor, right: Tensor, center: Tensor | None,
-    number: float, share: Tensor | None, *, columns: int = COLUMNS, parts: int = READ_PARTS,
+    x: Tensor,
+    hidden: Tensor,
+    left: Tensor,
+    right: Tensor,
+    center: Tensor | None,
+    number: float,
+    share: Tensor | None,
+    *,
+    columns: int = COLUMNS,
+    parts: int = READ_PARTS,
     fast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+) -> list[Launch]:
     """The launches that shift ``x`` ``(B, W)``, which may be ``hidden`` itself.
 
     Args:
@@ -166,37 +227,72 @@ def plan(
     tile, bound = TALL if tall else ROWS, load_bound(x)
     found = torch.empty(parts, rows, padded, dtype=torch.float32, device=x.device)
     reading = {
-        "hidden": hidden, "stride": hidden.stride(0), **_factor("right", "d", right),
-        "center": center, "share": share, "number": number, "coefficients": found, "rows": rows,
-        "width": depth, "rank": rank, "B": READ_ROWS, "R": READ_RANKS, "K": READ_DEPTH,
-        "STEPS": steps, "RANK": padded,
-    }  # fmt: skip
+        "hidden": hidden,
+        "stride": hidden.stride(0),
+        **_factor("right", "d", right),
+        "center": center,
+        "share": share,
+        "number": number,
+        "coefficients": found,
+        "rows": rows,
+        "width": depth,
+        "rank": rank,
+        "B": READ_ROWS,
+        "R": READ_RANKS,
+        "K": READ_DEPTH,
+        "STEPS": steps,
+        "RANK": padded,
+    }
     swept = {
-        "x": x, "stride": x.stride(0), **_factor("left", "v", left), "coefficients": found,
-        "rows": rows, "width": width, "bound": bound, "rank": rank, "PADDED": bound > width,
-        "B": tile, "C": columns, "K": RANKS, "PARTS": parts, "RANK": padded,
+        "x": x,
+        "stride": x.stride(0),
+        **_factor("left", "v", left),
+        "coefficients": found,
+        "rows": rows,
+        "width": width,
+        "bound": bound,
+        "rank": rank,
+        "PADDED": bound > width,
+        "B": tile,
+        "C": columns,
+        "K": RANKS,
+        "PARTS": parts,
+        "RANK": padded,
         "DOT": "tf32x3" if fast else "ieee",
-    }  # fmt: skip
+    }
     read_grid = (triton.cdiv(rows, READ_ROWS), padded // READ_RANKS, parts)
     sweep_grid = (triton.cdiv(rows, tile), triton.cdiv(width, columns))
     return [Launch(read, read_grid, reading, 8), Launch(sweep, sweep_grid, swept, 4)]
 
 
 def plan_hidden(
-    hidden: Tensor, left: Tensor, right: Tensor, center: Tensor | None, number: float,
-    share: Tensor | None, fast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+    hidden: Tensor,
+    left: Tensor,
+    right: Tensor,
+    center: Tensor | None,
+    number: float,
+    share: Tensor | None,
+    fast: bool | None = None,
+) -> list[Launch]:
     """The launches that project ``hidden`` ``(N, D)``: one, or with a high rank those of `plan`."""
     (rows, width), rank, bound = hidden.shape, right.shape[1], load_bound(hidden)
     held = triton.next_power_of_2(bound)
     if held > HELD or rank > HELD_RANK:
         return plan(hidden, hidden, left, right, center, number, share, fast=fast)
     arguments = {
-        "hidden": hidden, "stride": hidden.stride(0), **_factor("left", "d", left),
-        **_factor("right", "d", right), "center": center, "share": share, "number": number,
-        "width": width, "bound": bound, "rank": rank, "PADDED": bound > width,
+        "hidden": hidden,
+        "stride": hidden.stride(0),
+        **_factor("left", "d", left),
+        **_factor("right", "d", right),
+        "center": center,
+        "share": share,
+        "number": number,
+        "width": width,
+        "bound": bound,
+        "rank": rank,
+        "PADDED": bound > width,
         "D": held,
-    }  # fmt: skip
+    }
     return [Launch(project, (rows,), arguments, max(4, held // 512))]
 
 

@@ -64,9 +64,18 @@ def kept_score(terms, fixed, row, token, vocab, bound, ROWS: tl.constexpr, FAST:
 
 @triton.jit
 def noised(
-    terms, fixed, seed, row, tile, vocab, bound,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    fixed,
+    seed,
+    row,
+    tile,
+    vocab,
+    bound,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """Tokens of a tile [T, W], the base's logits, z, and z with noise."""
     token = tile * (T * W) + tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]
     x, z = kept_score(terms, fixed, row, token, vocab, bound, ROWS, FAST)
@@ -80,10 +89,22 @@ def noised(
 
 @triton.jit
 def taken(
-    state, terms, fixed, seed, row, tile, vocab, bound, scale,
-    ON: tl.constexpr, MASS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    state,
+    terms,
+    fixed,
+    seed,
+    row,
+    tile,
+    vocab,
+    bound,
+    scale,
+    ON: tl.constexpr,
+    MASS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
     FAST: tl.constexpr,
-):  # fmt: skip
+):
     """What a sweep knows after one more tile, which lies inside the row if there is no ``bound``:
     the best scores, the best of all others, tiles of the best, and maximum and mass of lines."""
     best, second, best_tile, top, mass = state
@@ -114,9 +135,16 @@ def coldness(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
 
 @triton.jit
 def value_of(
-    terms, fixed, row, token, vocab, bound,
-    ON: tl.constexpr, ROWS: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    fixed,
+    row,
+    token,
+    vocab,
+    bound,
+    ON: tl.constexpr,
+    ROWS: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """The values of some tokens in the distribution that is truncated."""
     x, z = kept_score(terms, fixed, row, token, vocab, bound, ROWS, FAST)
     return x if ON == ON_BASE else z
@@ -124,9 +152,16 @@ def value_of(
 
 @triton.jit
 def entry_of(
-    terms, fixed, row, key, vocab, bound,
-    ON: tl.constexpr, ROWS: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    fixed,
+    row,
+    key,
+    vocab,
+    bound,
+    ON: tl.constexpr,
+    ROWS: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """Value and token of a key; for `NO_KEY` a value that every token is above."""
     token = tl.where(key == NO_KEY, 0, token_of(key)) + tl.zeros((1,), tl.int32)
     value = tl.max(value_of(terms, fixed, row, token, vocab, bound, ON, ROWS, FAST))

@@ -40,9 +40,16 @@ LIMITS = {
 }
 
 KERNELS = (
-    "gumbel.sweep", "row_lse.sweep", "sweep", "sweep debias", "threshold.ladder", "scores.write",
-    "topk.sweep", "spec.weigh", "spec.draw",
-)  # fmt: skip
+    "gumbel.sweep",
+    "row_lse.sweep",
+    "sweep",
+    "sweep debias",
+    "threshold.ladder",
+    "scores.write",
+    "topk.sweep",
+    "spec.weigh",
+    "spec.draw",
+)
 PROGRAMS = {
     architecture: dict(zip(KERNELS, entries, strict=True))
     for architecture, entries in (

@@ -39,9 +39,17 @@ def add_online(x, top, total, scale):
 
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def sweep(
-    sources, strides, vocab, bound, part_top, part_sum, tiles,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    sources,
+    strides,
+    vocab,
+    bound,
+    part_top,
+    part_sum,
+    tiles,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """Maximum of one part of a row, and its sum relative to that, by source. Grid: (R, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -90,11 +98,19 @@ def plan(
     parts, each = split("row_lse.sweep", triton.cdiv(vocab, tile), rows, lse.device, parts)
     top, total = lse.new_empty(2, aligned(len(sources) * rows * parts))
     swept = tiling(sources, tile) | {
-        "sources": sources, "strides": tuple(x.stride(0) for x in sources),
-        "vocab": vocab, "part_top": top, "part_sum": total, "tiles": each,
-    }  # fmt: skip
+        "sources": sources,
+        "strides": tuple(x.stride(0) for x in sources),
+        "vocab": vocab,
+        "part_top": top,
+        "part_sum": total,
+        "tiles": each,
+    }
     merged = {
-        "part_top": top, "part_sum": total, "lse": lse, "parts": parts, "PARTS": MOST_PARTS,
-    }  # fmt: skip
+        "part_top": top,
+        "part_sum": total,
+        "lse": lse,
+        "parts": parts,
+        "PARTS": MOST_PARTS,
+    }
     grid = (len(sources) * rows,)
     return [Launch(sweep, (rows, parts), swept, WARPS), Launch(merge, grid, merged, 1)]

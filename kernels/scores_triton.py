@@ -32,9 +32,20 @@ WARPS = 8
 
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def write(
-    terms, cut, vocab, bound, tiles, out, part_top, part_sum, RAW: tl.constexpr,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    cut,
+    vocab,
+    bound,
+    tiles,
+    out,
+    part_top,
+    part_sum,
+    RAW: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """z of one part of a row, -inf where it is cut off, and its normaliser. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -64,9 +75,16 @@ def write(
 
 @triton.jit(do_not_specialize=["vocab", "tiles", "parts"])
 def normalise(
-    out, vocab, tiles, part_top, part_sum, parts,
-    PARTS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    out,
+    vocab,
+    tiles,
+    part_top,
+    part_sum,
+    parts,
+    PARTS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """Subtracts a row's normaliser from one part of it. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
@@ -93,9 +111,15 @@ def scores_triton(mixture: Mixture, before: Truncation) -> Tensor:
 
 
 def plan(
-    mixture: Mixture, before: Truncation, out: Tensor, *,
-    tile: int = TILE, parts: int | None = None, fast: bool | None = None, raw: bool = False,
-) -> list[Launch]:  # fmt: skip
+    mixture: Mixture,
+    before: Truncation,
+    out: Tensor,
+    *,
+    tile: int = TILE,
+    parts: int | None = None,
+    fast: bool | None = None,
+    raw: bool = False,
+) -> list[Launch]:
     """The launches that write ``out`` ``(B, V)`` in float32, contiguous.
 
     Args:
@@ -115,9 +139,16 @@ def plan(
     parts, each = split("scores.write", triton.cdiv(vocab, tile), rows, device, parts)
     part_top, part_sum = torch.empty(2, aligned(rows * parts), device=device)
     shared = shape_of(terms, inputs, tile) | {
-        "cut": cut, "tiles": each, "parts": parts, "out": out, "part_top": part_top,
-        "part_sum": part_sum, "PARTS": MOST_PARTS, "RAW": raw, "FAST": fast,
-    }  # fmt: skip
+        "cut": cut,
+        "tiles": each,
+        "parts": parts,
+        "out": out,
+        "part_top": part_top,
+        "part_sum": part_sum,
+        "PARTS": MOST_PARTS,
+        "RAW": raw,
+        "FAST": fast,
+    }
     launches.append(prepared(write, (rows, parts), shared, WARPS, fast))
     if not raw:
         # Its entries are float32 whatever the sources are, so it has tiles of its own shape.

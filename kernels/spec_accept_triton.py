@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from plugalign.kernels.calls import ACCEPTANCE, TINY
 from plugalign.kernels.row_lse_triton import LOG2E, add_online, pivot_of
 from plugalign.kernels.rows_triton import NEVER, logits_at
-from plugalign.kernels.spec_verify import ACCEPTANCE, TINY
 
 PLACES = tl.constexpr(8)  # looked at together
 
@@ -30,9 +30,16 @@ def scale_of(heat):
 
 @triton.jit
 def mass(
-    scores, bound, vocab, scale, first, tiles,
-    ROWS: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    scores,
+    bound,
+    vocab,
+    scale,
+    first,
+    tiles,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    W: tl.constexpr,
+):
     """The best score of some tiles, and their sum of powers relative to it."""
     T: tl.constexpr = TILE // W
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]  # [T, W]
@@ -48,9 +55,17 @@ def mass(
 
 @triton.jit
 def rivals(
-    scores, bound, vocab, own, drafted, first, tiles,
-    ROWS: tl.constexpr, TILE: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    scores,
+    bound,
+    vocab,
+    own,
+    drafted,
+    first,
+    tiles,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    W: tl.constexpr,
+):
     """How many entries of some tiles, NaNs among them, come before the drafted token."""
     T: tl.constexpr = TILE // W
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]  # [T, W]
@@ -65,11 +80,27 @@ def rivals(
 
 @triton.jit(do_not_specialize=["vocab", "places", "tiles"])
 def weigh(
-    target, stride, bound, draft, draft_stride, draft_bound, tokens, lengths,
-    temperature, draft_temperature, part_top, part_sum, vocab, places, tiles,
-    ROWS: tl.constexpr, W: tl.constexpr, DRAFT_ROWS: tl.constexpr, DRAFT_W: tl.constexpr,
+    target,
+    stride,
+    bound,
+    draft,
+    draft_stride,
+    draft_bound,
+    tokens,
+    lengths,
+    temperature,
+    draft_temperature,
+    part_top,
+    part_sum,
+    vocab,
+    places,
+    tiles,
+    ROWS: tl.constexpr,
+    W: tl.constexpr,
+    DRAFT_ROWS: tl.constexpr,
+    DRAFT_W: tl.constexpr,
     TILE: tl.constexpr,
-):  # fmt: skip
+):
     """One part of a drafted place's normaliser, in the target and then in the draft; in a greedy
     row the drafted token's rivals. Grid: (B, 2 G, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -131,10 +162,28 @@ def uniforms(seed, step, prompt, sample):
 
 @triton.jit(do_not_specialize=["vocab", "seed", "places", "parts"])
 def accept(
-    target, stride, draft, draft_stride, tokens, lengths, temperature, draft_temperature,
-    seed: tl.int64, prompt, sample, step, part_top, part_sum, norm_top, norm_inverse, accepted,
-    vocab, places, parts, PARTS: tl.constexpr,
-):  # fmt: skip
+    target,
+    stride,
+    draft,
+    draft_stride,
+    tokens,
+    lengths,
+    temperature,
+    draft_temperature,
+    seed: tl.int64,
+    prompt,
+    sample,
+    step,
+    part_top,
+    part_sum,
+    norm_top,
+    norm_inverse,
+    accepted,
+    vocab,
+    places,
+    parts,
+    PARTS: tl.constexpr,
+):
     """How many drafted tokens stay, and the merged normalisers of their places. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     length = tl.minimum(tl.load(lengths + row), places)

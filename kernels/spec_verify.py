@@ -29,45 +29,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import FLOATS, Backend, use_triton
+from plugalign.kernels.calls import ACCEPTANCE, BEHIND, RESIDUAL, STEPS, TINY, Verification
 from plugalign.kernels.gumbel import check_sampling, per_row, sample_torch
 from plugalign.kernels.philox import philox4x32
-
-STEPS = 2**30  # steps lie below, so that the streams never meet
-ACCEPTANCE = STEPS
-RESIDUAL = 2 * STEPS
-BEHIND = 1000.0  # more than any two scores of a residual differ
-TINY = 2.0**-126  # the smallest normal float32: log2 takes no less
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """Checked arguments.
-
-    Attributes:
-        target: ``(B, G + 1, V)``.
-        draft: ``(B, G, V)``, or None.
-        tokens: int64 ``(B, G)``.
-        lengths, prompt, sample, step: int64 ``(B,)``.
-        temperature, draft_temperature: float32 ``(B,)``.
-        seed: in [0, 2**64).
-    """
-
-    target: Tensor
-    draft: Tensor | None
-    tokens: Tensor
-    lengths: Tensor
-    prompt: Tensor
-    sample: Tensor
-    step: Tensor
-    temperature: Tensor
-    draft_temperature: Tensor
-    seed: int
 
 
 def spec_verify(
@@ -127,7 +96,7 @@ def spec_verify(
     return _spec_verify_torch(call)
 
 
-def _spec_verify_torch(call: Call) -> tuple[Tensor, Tensor]:
+def _spec_verify_torch(call: Verification) -> tuple[Tensor, Tensor]:
     """The specification. A place is looked at only by rows whose draft has stayed so far."""
     accepted, following = torch.zeros_like(call.lengths), torch.zeros_like(call.lengths)
     rows = torch.arange(len(accepted), device=accepted.device)
@@ -138,7 +107,7 @@ def _spec_verify_torch(call: Call) -> tuple[Tensor, Tensor]:
     return accepted, following
 
 
-def _follow(call: Call, rows: Tensor, accepted: Tensor, following: Tensor) -> None:
+def _follow(call: Verification, rows: Tensor, accepted: Tensor, following: Tensor) -> None:
     """Draws from the target for as long as the draft has foreseen what is drawn."""
     places = torch.arange(call.target.shape[1], device=rows.device)
     foreseen = torch.nn.functional.pad(call.tokens, (0, 1))
@@ -152,7 +121,9 @@ def _follow(call: Call, rows: Tensor, accepted: Tensor, following: Tensor) -> No
         rows = rows[drawn == foreseen[rows, place]]
 
 
-def _judge(call: Call, draft: Tensor, rows: Tensor, accepted: Tensor, following: Tensor) -> None:
+def _judge(
+    call: Verification, draft: Tensor, rows: Tensor, accepted: Tensor, following: Tensor
+) -> None:
     """Accepts by the ratio of probabilities, and draws once for each row from what it needs."""
     every, step, heat = rows, call.step.clone(), call.temperature.clone()
     scores = heat.new_empty(len(heat), call.target.shape[2])
@@ -191,7 +162,7 @@ def _log_residual(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(none, log_p - BEHIND, gap.clamp_min_(TINY).log_())
 
 
-def _uniforms(call: Call) -> Tensor:
+def _uniforms(call: Verification) -> Tensor:
     """What judges each place, ``(B, G)``: below 1, so that what p likes no less than q stays."""
     places = torch.arange(call.tokens.shape[1], device=call.tokens.device)
     step, prompt, sample = (x[:, None] for x in (call.step, call.prompt, call.sample))
@@ -199,7 +170,7 @@ def _uniforms(call: Call) -> Tensor:
     return (word.float() * 2.0**-32 + 2.0**-33).clamp_max(1 - 2.0**-24)
 
 
-def _draw(call: Call, rows: Tensor, scores: Tensor, step: Tensor, heat: Tensor) -> Tensor:
+def _draw(call: Verification, rows: Tensor, scores: Tensor, step: Tensor, heat: Tensor) -> Tensor:
     """A token for each of some rows, from scores ``(R, V)``; -1 for no answer."""
     address = torch.stack((step, call.prompt[rows], call.sample[rows]), 1)
     drawn = sample_torch(scores, call.seed, address, heat)
@@ -208,10 +179,17 @@ def _draw(call: Call, rows: Tensor, scores: Tensor, step: Tensor, heat: Tensor) 
 
 
 def _checked(
-    target: Tensor, draft: Tensor | None, tokens: Tensor, seed: int, prompt: Tensor,
-    sample: Tensor, step: Tensor | int, lengths: Tensor | int | None,
-    temperature: Tensor | float, draft_temperature: Tensor | float,
-) -> Call:  # fmt: skip
+    target: Tensor,
+    draft: Tensor | None,
+    tokens: Tensor,
+    seed: int,
+    prompt: Tensor,
+    sample: Tensor,
+    step: Tensor | int,
+    lengths: Tensor | int | None,
+    temperature: Tensor | float,
+    draft_temperature: Tensor | float,
+) -> Verification:
     if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.device != target.device:
         raise ValueError(
             f"tokens must be int64 (B, G) on {target.device}, got {tokens.dtype} "
@@ -223,15 +201,18 @@ def _checked(
     if draft is not None:
         _check_scores("draft", draft, (rows, places, vocab), device)
     lengths = places if lengths is None else lengths
-    call = Call(
-        target, draft, tokens.contiguous(),
+    call = Verification(
+        target,
+        draft,
+        tokens.contiguous(),
         per_row("lengths", lengths, rows, torch.int64, device),
         per_row("prompt", prompt, rows, torch.int64, device),
         per_row("sample", sample, rows, torch.int64, device),
         per_row("step", step, rows, torch.int64, device),
         per_row("temperature", temperature, rows, torch.float32, device),
-        per_row("draft_temperature", draft_temperature, rows, torch.float32, device), seed,
-    )  # fmt: skip
+        per_row("draft_temperature", draft_temperature, rows, torch.float32, device),
+        seed,
+    )
     check_sampling(seed, temperature)
     heats = "be finite and above 0 (a greedy draft is draft=None)"
     _check_values("draft_temperature", draft_temperature, lambda t: 0 < t < math.inf, heats)

@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from plugalign.kernels import gumbel_triton
+from plugalign.kernels.calls import BEHIND, RESIDUAL, Verification
 from plugalign.kernels.gumbel_triton import LN2, NO_TOKEN, log2_of, tile_noise
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split, tiling
 from plugalign.kernels.rows_triton import NEVER, logits_at, values_at
 from plugalign.kernels.spec_accept_triton import INF, PLACES, SMALLEST, accept, scale_of, weigh
-from plugalign.kernels.spec_verify import BEHIND, RESIDUAL, Call
 
 TILE = 2048
 WARPS = 8
@@ -30,12 +30,33 @@ FAR_BEHIND = tl.constexpr(BEHIND)
 
 @triton.jit(do_not_specialize=["vocab", "seed", "places", "tiles"])
 def draw(
-    target, stride, bound, draft, draft_stride, draft_bound, lengths, accepted,
-    temperature, draft_temperature, seed: tl.int64, prompt, sample, step, norm_top, norm_inverse,
-    part_score, part_token, vocab, places, tiles,
-    ROWS: tl.constexpr, DRAFT_ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    target,
+    stride,
+    bound,
+    draft,
+    draft_stride,
+    draft_bound,
+    lengths,
+    accepted,
+    temperature,
+    draft_temperature,
+    seed: tl.int64,
+    prompt,
+    sample,
+    step,
+    norm_top,
+    norm_inverse,
+    part_score,
+    part_token,
+    vocab,
+    places,
+    tiles,
+    ROWS: tl.constexpr,
+    DRAFT_ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
     FAST: tl.constexpr,
-):  # fmt: skip
+):
     """The best score of one part of the place that a row is left at: from the residual where a
     token was rejected, else as `gumbel_triton.sweep` does. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -109,7 +130,7 @@ def follow(target, stride, drawn, tokens, lengths, accepted, following, places):
     tl.store(following + row, tl.where(own < INF, token, -1))
 
 
-def spec_verify_triton(call: Call) -> tuple[Tensor, Tensor]:
+def spec_verify_triton(call: Verification) -> tuple[Tensor, Tensor]:
     """`plugalign.kernels.spec_verify.spec_verify` on checked arguments."""
     accepted, following = torch.empty_like(call.lengths), torch.empty_like(call.lengths)
     with torch.cuda.device_of(call.target):  # type: ignore[no-untyped-call]
@@ -119,9 +140,14 @@ def spec_verify_triton(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def plan(
-    call: Call, accepted: Tensor, following: Tensor, *, tile: int = TILE, parts: int | None = None,
+    call: Verification,
+    accepted: Tensor,
+    following: Tensor,
+    *,
+    tile: int = TILE,
+    parts: int | None = None,
     fast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+) -> list[Launch]:
     """The launches that write ``accepted`` and ``following`` ``(B,)``.
 
     Args:
@@ -137,15 +163,28 @@ def plan(
     tiles = triton.cdiv(target.shape[1], tile)
     drafted = tiling((draft,), tile)
     shared = tiling((target,), tile) | {
-        "target": target, "stride": target.stride(0),
-        "draft": draft, "draft_stride": draft.stride(0), "draft_bound": drafted["bound"],
-        "DRAFT_ROWS": drafted["ROWS"], "DRAFT_W": drafted["W"], "TILE": tile, "FAST": fast,
-        "vocab": target.shape[1], "places": places, "PARTS": MOST_PARTS,
-        "tokens": call.tokens, "lengths": call.lengths, "accepted": accepted,
-        "temperature": call.temperature, "draft_temperature": call.draft_temperature,
+        "target": target,
+        "stride": target.stride(0),
+        "draft": draft,
+        "draft_stride": draft.stride(0),
+        "draft_bound": drafted["bound"],
+        "DRAFT_ROWS": drafted["ROWS"],
+        "DRAFT_W": drafted["W"],
+        "TILE": tile,
+        "FAST": fast,
+        "vocab": target.shape[1],
+        "places": places,
+        "PARTS": MOST_PARTS,
+        "tokens": call.tokens,
+        "lengths": call.lengths,
+        "accepted": accepted,
+        "temperature": call.temperature,
+        "draft_temperature": call.draft_temperature,
         "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
-        "prompt": call.prompt, "sample": call.sample, "step": call.step,
-    }  # fmt: skip
+        "prompt": call.prompt,
+        "sample": call.sample,
+        "step": call.step,
+    }
     shares, each = split("spec.weigh", tiles, rows * 2 * places, target.device, parts)
     judged = rows * 2 * places  # in the target and in the draft
     top, total = call.temperature.new_empty(2, aligned(judged * shares))
@@ -166,9 +205,14 @@ def plan(
 
 
 def _plan_certain(
-    call: Call, target: Tensor, accepted: Tensor, following: Tensor, tile: int, parts: int | None,
+    call: Verification,
+    target: Tensor,
+    accepted: Tensor,
+    following: Tensor,
+    tile: int,
+    parts: int | None,
     fast: bool,
-) -> list[Launch]:  # fmt: skip
+) -> list[Launch]:
     """Without a draft's scores: samples every place, and compares."""
     rows, places = call.tokens.shape
     step = call.step[:, None] + torch.arange(places + 1, device=target.device)
@@ -177,11 +221,25 @@ def _plan_certain(
     )
     drawn = torch.empty_like(prompt)
     compared = {
-        "target": target, "stride": target.stride(0), "drawn": drawn, "tokens": call.tokens,
-        "lengths": call.lengths, "accepted": accepted, "following": following, "places": places,
-    }  # fmt: skip
+        "target": target,
+        "stride": target.stride(0),
+        "drawn": drawn,
+        "tokens": call.tokens,
+        "lengths": call.lengths,
+        "accepted": accepted,
+        "following": following,
+        "places": places,
+    }
     sampled = gumbel_triton.plan(
-        target, call.seed, prompt, sample, step.flatten(), heat, drawn,
-        tile=tile, parts=parts, fast=fast,
-    )  # fmt: skip
+        target,
+        call.seed,
+        prompt,
+        sample,
+        step.flatten(),
+        heat,
+        drawn,
+        tile=tile,
+        parts=parts,
+        fast=fast,
+    )
     return [*sampled, Launch(follow, (rows,), compared, 1)]

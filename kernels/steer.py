@@ -12,13 +12,13 @@ and in different orders: a token whose mass above is within about 1e-6 of top-p 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import Backend, use_triton
+from plugalign.kernels.calls import Draw
 from plugalign.kernels.candidate_sample import MOST_CANDIDATES
 from plugalign.kernels.gumbel import (
     argmax_by_row,
@@ -37,25 +37,6 @@ from plugalign.kernels.truncation import (
 )
 
 COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond which float32 overflows
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """The randomness of a call: an address for each row, and how hot it is.
-
-    Attributes:
-        seed: in [0, 2**64).
-        prompt, sample, step: int64 ``(B,)``.
-        temperature: float32 ``(B,)``; 0 is greedy.
-        greedy: whether all temperatures are known to be 0.
-    """
-
-    seed: int
-    prompt: Tensor
-    sample: Tensor
-    step: Tensor
-    temperature: Tensor
-    greedy: bool = False
 
 
 def sample(

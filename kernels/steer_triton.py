@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plugalign.kernels import candidate_sample_triton, scores_triton, steer, topk_select_triton
-from plugalign.kernels.candidate_sample import Call
+from plugalign.kernels import candidate_sample_triton, scores_triton, topk_select_triton
+from plugalign.kernels.calls import CandidateDraw, Draw
 from plugalign.kernels.finish_triton import finish
 from plugalign.kernels.launch import MOST_PARTS, Launch, aligned, prepared, split
 from plugalign.kernels.mixture import Mixture
@@ -47,7 +47,6 @@ from plugalign.kernels.terms_triton import (
 from plugalign.kernels.threshold_triton import threshold_plan
 from plugalign.kernels.truncation import Truncation
 
-Draw = steer.Draw
 TILE = 2048
 WARPS = 8
 FROM_PART = 4  # noised scores that leave each part of a row
@@ -58,11 +57,26 @@ HEAVY_REGISTERS = 128  # of a thread, which leaves room for two programs
 # Sizes and seeds come in all values: specialising on 1 or on multiples of 16 would only recompile.
 @triton.jit(do_not_specialize=["vocab", "seed", "tiles"])
 def sweep(
-    terms, cut, address, seed: tl.int64, vocab, bound, tiles,
-    part_key, part_rest, part_top, part_mass,
-    ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, KEYS: tl.constexpr,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    terms,
+    cut,
+    address,
+    seed: tl.int64,
+    vocab,
+    bound,
+    tiles,
+    part_key,
+    part_rest,
+    part_top,
+    part_mass,
+    ON: tl.constexpr,
+    GREEDY: tl.constexpr,
+    MASS: tl.constexpr,
+    KEYS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """The best noised scores of one part of a row, a bound on all others, and the maximum and mass
     of the values that are truncated. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -103,11 +117,25 @@ def sweep(
 
 @triton.jit(do_not_specialize=["parts"])
 def merge(
-    address, part_key, part_rest, part_top, part_mass, parts, top_p,
-    tokens, keys, rest, tops, goals,
-    ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, KEYS: tl.constexpr,
-    TESTED: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    address,
+    part_key,
+    part_rest,
+    part_top,
+    part_mass,
+    parts,
+    top_p,
+    tokens,
+    keys,
+    rest,
+    tops,
+    goals,
+    ON: tl.constexpr,
+    GREEDY: tl.constexpr,
+    MASS: tl.constexpr,
+    KEYS: tl.constexpr,
+    TESTED: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """The best scores of a row, best first, and how much mass may stand above. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, PARTS * KEYS)
@@ -135,11 +163,26 @@ def merge(
 
 @triton.jit(do_not_specialize=["vocab", "tiles"])
 def check(
-    terms, cut, address, vocab, bound, tiles, keys, tops, part_above, part_count,
-    ON: tl.constexpr, GREEDY: tl.constexpr, MASS: tl.constexpr, COUNT: tl.constexpr,
-    TESTED: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    terms,
+    cut,
+    address,
+    vocab,
+    bound,
+    tiles,
+    keys,
+    tops,
+    part_above,
+    part_count,
+    ON: tl.constexpr,
+    GREEDY: tl.constexpr,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    TESTED: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
     FAST: tl.constexpr,
-):  # fmt: skip
+):
     """Mass and number of the tokens above each tested one, in one part. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -192,15 +235,22 @@ def launches_of(mixture: Mixture, before: Truncation, after: Truncation) -> list
     """The names of the kernels that `sample_triton` launches, in order."""
     rows = len(mixture.base)
     number = torch.zeros(rows, dtype=torch.int64, device=mixture.base.device)
-    draw = steer.Draw(0, number, number, number, number.float())
+    draw = Draw(0, number, number, number, number.float())
     launches = plan(mixture, draw, before, after, number)
     return [launch.kernel.fn.__name__ for launch in launches]
 
 
 def plan(
-    mixture: Mixture, draw: Draw, before: Truncation, after: Truncation, tokens: Tensor, *,
-    tile: int = TILE, parts: int | None = None, fast: bool | None = None,
-) -> list[Launch]:  # fmt: skip
+    mixture: Mixture,
+    draw: Draw,
+    before: Truncation,
+    after: Truncation,
+    tokens: Tensor,
+    *,
+    tile: int = TILE,
+    parts: int | None = None,
+    fast: bool | None = None,
+) -> list[Launch]:
     """The launches that write ``tokens`` ``(B,)``.
 
     Args:
@@ -228,17 +278,32 @@ def plan(
     kernel = "sweep debias" if heavy else "sweep"
     parts, each = split(kernel, tiles, rows, device, parts)
     flags = {
-        "ON": on, "MASS": on > 0 and late.top_p < 1, "COUNT": on > 0 and 0 < late.top_k < vocab,
-        "KEYS": FROM_PART if on else 1, "TESTED": TESTED if on else 1, "PARTS": MOST_PARTS,
-        "GREEDY": draw.greedy, "FAST": fast,
-    }  # fmt: skip
-    shared = shape_of(terms, inputs, tile) | flags | {
-        "cut": cut, "seed": draw.seed - 2**64 if draw.seed >= 2**63 else draw.seed,
-        "address": Address(draw.step, draw.prompt, draw.sample, draw.temperature),
-        "tiles": each, "all_tiles": tiles, "parts": parts, "tokens": tokens,
-        "top_p": float(late.top_p), "top_k": late.top_k or 1,
-        "log_min_p": math.log(late.min_p) if late.min_p > 0 else -math.inf,
-    } | _scratch(rows, parts, flags, device)  # fmt: skip
+        "ON": on,
+        "MASS": on > 0 and late.top_p < 1,
+        "COUNT": on > 0 and 0 < late.top_k < vocab,
+        "KEYS": FROM_PART if on else 1,
+        "TESTED": TESTED if on else 1,
+        "PARTS": MOST_PARTS,
+        "GREEDY": draw.greedy,
+        "FAST": fast,
+    }
+    shared = (
+        shape_of(terms, inputs, tile)
+        | flags
+        | {
+            "cut": cut,
+            "seed": draw.seed - 2**64 if draw.seed >= 2**63 else draw.seed,
+            "address": Address(draw.step, draw.prompt, draw.sample, draw.temperature),
+            "tiles": each,
+            "all_tiles": tiles,
+            "parts": parts,
+            "tokens": tokens,
+            "top_p": float(late.top_p),
+            "top_k": late.top_k or 1,
+            "log_min_p": math.log(late.min_p) if late.min_p > 0 else -math.inf,
+        }
+        | _scratch(rows, parts, flags, device)
+    )
     # A heavy term holds so much that the assembler, left alone, spills some of it.
     held = HEAVY_REGISTERS if fast and heavy else None
     swept = prepared(sweep, (rows, parts), shared, WARPS, fast, held)
@@ -252,9 +317,15 @@ def plan(
 
 
 def _plan_candidates(
-    mixture: Mixture, draw: Draw, before: Truncation, after: Truncation, tokens: Tensor,
-    tile: int, parts: int | None, fast: bool,
-) -> list[Launch]:  # fmt: skip
+    mixture: Mixture,
+    draw: Draw,
+    before: Truncation,
+    after: Truncation,
+    tokens: Tensor,
+    tile: int,
+    parts: int | None,
+    fast: bool,
+) -> list[Launch]:
     """`plan` where top-p is that of the top-k: z, its best k tokens, and a draw among those."""
     rows, vocab = mixture.base.shape
     z = torch.empty(rows, vocab, device=mixture.base.device)
@@ -263,10 +334,18 @@ def _plan_candidates(
     values, ids = z.new_empty(rows, k), tokens.new_empty(rows, k)
     launches += topk_select_triton.plan(z, values, ids)
     one = torch.ones_like(draw.temperature)
-    call = Call(
-        values, ids, torch.zeros_like(values), one, draw.temperature, one * after.top_p,
-        draw.prompt, draw.sample, draw.step, draw.seed,
-    )  # fmt: skip
+    call = CandidateDraw(
+        values,
+        ids,
+        torch.zeros_like(values),
+        one,
+        draw.temperature,
+        one * after.top_p,
+        draw.prompt,
+        draw.sample,
+        draw.step,
+        draw.seed,
+    )
     return launches + candidate_sample_triton.plan(
         call, tokens, torch.empty_like(values), fast=fast
     )
@@ -278,9 +357,13 @@ def _scratch(rows: int, parts: int, flags: dict[str, Any], device: torch.device)
     parts_of_row = torch.empty(3 + 2 * tested, aligned(rows * parts), device=device)
     return {
         "part_key": torch.empty(rows, parts, keys, dtype=torch.int64, device=device),
-        "part_rest": parts_of_row[0], "part_top": parts_of_row[1], "part_mass": parts_of_row[2],
-        "part_above": parts_of_row[3 : 3 + tested], "part_count": parts_of_row[3 + tested :],
+        "part_rest": parts_of_row[0],
+        "part_top": parts_of_row[1],
+        "part_mass": parts_of_row[2],
+        "part_above": parts_of_row[3 : 3 + tested],
+        "part_count": parts_of_row[3 + tested :],
         "keys": torch.empty(rows, tested, dtype=torch.int64, device=device),
-        "rest": torch.empty(rows, device=device), "tops": torch.empty(rows, device=device),
+        "rest": torch.empty(rows, device=device),
+        "tops": torch.empty(rows, device=device),
         "goals": torch.empty(rows, device=device),
-    }  # fmt: skip
+    }

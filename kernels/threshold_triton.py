@@ -53,9 +53,19 @@ def pivot_between(low, high, i, PIVOTS: tl.constexpr):
 
 @triton.jit
 def narrowed(
-    low, high, mass, count, row, parts, top_p, top_k,
-    MASS: tl.constexpr, COUNT: tl.constexpr, PIVOTS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    low,
+    high,
+    mass,
+    count,
+    row,
+    parts,
+    top_p,
+    top_k,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """The two neighbours among ``low``, the pivots and ``high`` between which the set ends.
 
     A value is within if what stands above it is not enough: a tied best value always is.
@@ -79,29 +89,70 @@ def narrowed(
 
 @triton.jit
 def interval_of(
-    state, mass, count, lse, row, parts, top_p, top_k, FIRST: tl.constexpr,
-    MASS: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr,
+    state,
+    mass,
+    count,
+    lse,
+    row,
+    parts,
+    top_p,
+    top_k,
+    FIRST: tl.constexpr,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PIVOTS: tl.constexpr,
     PARTS: tl.constexpr,
-):  # fmt: skip
+):
     """The interval after the last round: at first, all from -inf to the normaliser."""
     if FIRST:
         low = ordered_of(tl.full((), NEVER, tl.float32), SHIFT) - 1
         high = ordered_of(tl.load(lse + row), SHIFT)
     else:
         low, high = narrowed(
-            tl.load(state + row * 2), tl.load(state + row * 2 + 1), mass, count, row, parts,
-            top_p, top_k, MASS, COUNT, PIVOTS, PARTS,
-        )  # fmt: skip
+            tl.load(state + row * 2),
+            tl.load(state + row * 2 + 1),
+            mass,
+            count,
+            row,
+            parts,
+            top_p,
+            top_k,
+            MASS,
+            COUNT,
+            PIVOTS,
+            PARTS,
+        )
     return low, high
 
 
 @triton.jit(do_not_specialize=["vocab", "tiles", "parts", "top_k"])
 def ladder(
-    x, stride, vocab, bound, tiles, parts, lse, top_p, top_k,
-    state, mass, count, new_state, new_mass, new_count, FIRST: tl.constexpr,
-    MASS: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    vocab,
+    bound,
+    tiles,
+    parts,
+    lse,
+    top_p,
+    top_k,
+    state,
+    mass,
+    count,
+    new_state,
+    new_mass,
+    new_count,
+    FIRST: tl.constexpr,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """One round for one part: probability and number of the tokens above each pivot. Every program
     of a row works the interval out for itself. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -146,11 +197,31 @@ def ladder(
 
 @triton.jit(do_not_specialize=["vocab", "tiles", "parts", "top_k"])
 def edge(
-    x, stride, vocab, bound, tiles, parts, lse, top_p, top_k, state, mass, count,
-    least, part_over, part_number, part_ties,
-    MASS: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr, PIVOTS: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    vocab,
+    bound,
+    tiles,
+    parts,
+    lse,
+    top_p,
+    top_k,
+    state,
+    mass,
+    count,
+    least,
+    part_over,
+    part_number,
+    part_ties,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """The last kept value, and in one part what is above it and how often it occurs.
     Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
@@ -181,9 +252,19 @@ def edge(
 
 @triton.jit
 def nth_tie(
-    x, stride, row, vocab, bound, tiles, tied, n, ties,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    row,
+    vocab,
+    bound,
+    tiles,
+    tied,
+    n,
+    ties,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """The token of a row's n-th entry that equals ``tied``; ``ties`` are the parts' numbers."""
     seen = tl.cumsum(ties)
     part = tl.sum(tl.where(seen < n, 1, 0))
@@ -202,11 +283,29 @@ def nth_tie(
 
 @triton.jit(do_not_specialize=["vocab", "tiles", "parts", "top_k"])
 def settle(
-    x, stride, vocab, bound, tiles, parts, lse, top_p, top_k, log_min_p,
-    least, last, part_over, part_number, part_ties, part_top,
-    MASS: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    vocab,
+    bound,
+    tiles,
+    parts,
+    lse,
+    top_p,
+    top_k,
+    log_min_p,
+    least,
+    last,
+    part_over,
+    part_number,
+    part_ties,
+    part_top,
+    MASS: tl.constexpr,
+    COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
     """How many of the tied last values are kept, and the token of the last one. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
@@ -254,14 +353,27 @@ def threshold_plan(
     last = torch.empty(rows, dtype=torch.int32, device=device)
     part_sums = torch.empty(3, aligned(rows * parts), device=device)
     shared = {
-        "x": x, "stride": x.stride(0), "vocab": vocab, "tiles": each,
-        "parts": parts, "lse": lse, "top_p": float(cut.top_p), "top_k": cut.top_k or 1,
+        "x": x,
+        "stride": x.stride(0),
+        "vocab": vocab,
+        "tiles": each,
+        "parts": parts,
+        "lse": lse,
+        "top_p": float(cut.top_p),
+        "top_k": cut.top_k or 1,
         "log_min_p": math.log(cut.min_p) if cut.min_p > 0 else -math.inf,
-        "least": least, "last": last, "part_top": launches[0].arguments["part_top"],
-        "part_over": part_sums[0], "part_number": part_sums[1], "part_ties": part_sums[2],
-        "MASS": cut.top_p < 1, "COUNT": 0 < cut.top_k < vocab, "SHIFT": LOWEST_BITS[x.dtype],
-        "PIVOTS": PIVOTS, "PARTS": MOST_PARTS,
-    } | tiling((x,), tile)  # fmt: skip
+        "least": least,
+        "last": last,
+        "part_top": launches[0].arguments["part_top"],
+        "part_over": part_sums[0],
+        "part_number": part_sums[1],
+        "part_ties": part_sums[2],
+        "MASS": cut.top_p < 1,
+        "COUNT": 0 < cut.top_k < vocab,
+        "SHIFT": LOWEST_BITS[x.dtype],
+        "PIVOTS": PIVOTS,
+        "PARTS": MOST_PARTS,
+    } | tiling((x,), tile)
     if shared["MASS"] or shared["COUNT"]:
         launches += _rounds(shared, (rows, parts), device)
     launches.append(prepared(settle, (rows,), shared, WARPS))

@@ -49,9 +49,18 @@ def halve(x):
 # Sizes come in all values: specialising on 1 or on multiples of 16 would only recompile.
 @triton.jit(do_not_specialize=["vocab", "groups", "tiles"])
 def sweep(
-    logits, stride, vocab, bound, tops, groups, tiles,
-    ROWS: tl.constexpr, T: tl.constexpr, W: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
+    logits,
+    stride,
+    vocab,
+    bound,
+    tops,
+    groups,
+    tiles,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    SIZE: tl.constexpr,
+):
     """The best rank of each group, of one part of a row. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -94,9 +103,15 @@ def choose(rank, k, low, N: tl.constexpr, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["groups", "k"])
 def narrow(
-    tops, groups, k, chosen, low,
-    GROUPS: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+    tops,
+    groups,
+    k,
+    chosen,
+    low,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     """The k best groups of each row, and a bound on the k best entries. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, GROUPS // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
@@ -110,9 +125,19 @@ def narrow(
 
 @triton.jit(do_not_specialize=["vocab", "groups", "k"])
 def pick(
-    logits, stride, vocab, bound, groups, k, chosen, low, places,
-    SIZE: tl.constexpr, K: tl.constexpr, SHIFT: tl.constexpr,
-):  # fmt: skip
+    logits,
+    stride,
+    vocab,
+    bound,
+    groups,
+    k,
+    chosen,
+    low,
+    places,
+    SIZE: tl.constexpr,
+    K: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
     """The k best entries of each row's chosen groups. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, K)  # [K]
@@ -129,9 +154,7 @@ def pick(
 
 
 @triton.jit(do_not_specialize=["k"])
-def arrange(
-    logits, stride, k, chosen, places, values, ids, SIZE: tl.constexpr, K: tl.constexpr
-):  # fmt: skip
+def arrange(logits, stride, k, chosen, places, values, ids, SIZE: tl.constexpr, K: tl.constexpr):
     """Sorts the k best entries of each row. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, K)  # [K]
@@ -158,9 +181,14 @@ def topk_select_triton(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def plan(
-    logits: Tensor, values: Tensor, ids: Tensor,
-    *, tile: int = TILE, parts: int | None = None, size: int | None = None,
-) -> list[Launch]:  # fmt: skip
+    logits: Tensor,
+    values: Tensor,
+    ids: Tensor,
+    *,
+    tile: int = TILE,
+    parts: int | None = None,
+    size: int | None = None,
+) -> list[Launch]:
     """The launches that write ``values`` and ``ids`` ``(B, k)``.
 
     Args:
@@ -176,12 +204,23 @@ def plan(
     parts, each = split("topk.sweep", triton.cdiv(vocab, tile), rows, logits.device, parts)
     chosen, places = ids.new_empty(2, rows, most, dtype=torch.int32)
     shared = tiling((logits,), tile) | {
-        "logits": logits, "stride": logits.stride(0), "vocab": vocab,
-        "tops": chosen.new_empty(rows, groups), "groups": groups, "tiles": each, "k": k,
-        "chosen": chosen, "low": chosen.new_empty(rows), "places": places,
-        "values": values, "ids": ids,
-        "SIZE": size, "GROUPS": all_groups, "K": most, "SHIFT": SHIFTS[logits.dtype],
-    }  # fmt: skip
+        "logits": logits,
+        "stride": logits.stride(0),
+        "vocab": vocab,
+        "tops": chosen.new_empty(rows, groups),
+        "groups": groups,
+        "tiles": each,
+        "k": k,
+        "chosen": chosen,
+        "low": chosen.new_empty(rows),
+        "places": places,
+        "values": values,
+        "ids": ids,
+        "SIZE": size,
+        "GROUPS": all_groups,
+        "K": most,
+        "SHIFT": SHIFTS[logits.dtype],
+    }
     return [
         prepared(sweep, (rows, parts), shared, WARPS),
         prepared(narrow, (rows,), shared, warps_for(all_groups)),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from plugalign.algebra.controller import Controller
     from plugalign.algebra.gates import FirstSteps, Uncertain
-    from plugalign.controller import Controller
     from plugalign.controllers.args import ARGS
     from plugalign.controllers.contrastive import ContrastiveDecoding, proxy_tuning
     from plugalign.controllers.dexperts import DExperts
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from plugalign.controllers.self_critique import SelfCritique
     from plugalign.controllers.self_debias import SelfDebias
     from plugalign.controllers.self_diagnosis import Diagnosis, diagnose
-    from plugalign.engine.drafting import Speculation
-    from plugalign.evaluation.compare import compare
+    from plugalign.engine.speculative.drafts import Speculation
+    from plugalign.evaluation.comparison.compare import compare
+    from plugalign.generation.wrap import Steered, wrap
     from plugalign.trace import Trace
-    from plugalign.wrapping import Steered, wrap
 
 # Names are imported when they are first used, so that `import plugalign` stays quick.
 _HOMES = {
     "ARGS": "plugalign.controllers.args",
     "ContrastiveDecoding": "plugalign.controllers.contrastive",
-    "Controller": "plugalign.controller",
+    "Controller": "plugalign.algebra.controller",
     "DExperts": "plugalign.controllers.dexperts",
     "DeRA": "plugalign.controllers.mixing",
     "Diagnosis": "plugalign.controllers.self_diagnosis",
@@ -61,17 +61,17 @@ _HOMES = {
     "SafeDecoding": "plugalign.controllers.safe_decoding",
     "SelfCritique": "plugalign.controllers.self_critique",
     "SelfDebias": "plugalign.controllers.self_debias",
-    "Speculation": "plugalign.engine.drafting",
-    "Steered": "plugalign.wrapping",
+    "Speculation": "plugalign.engine.speculative.drafts",
+    "Steered": "plugalign.generation.wrap",
     "Trace": "plugalign.trace",
     "Uncertain": "plugalign.algebra.gates",
-    "compare": "plugalign.evaluation.compare",
+    "compare": "plugalign.evaluation.comparison.compare",
     "diagnose": "plugalign.controllers.self_diagnosis",
     "intersection": "plugalign.controllers.lm_arithmetic",
     "lm": "plugalign.controllers.lm_arithmetic",
     "proxy_tuning": "plugalign.controllers.contrastive",
     "union": "plugalign.controllers.lm_arithmetic",
-    "wrap": "plugalign.wrapping",
+    "wrap": "plugalign.generation.wrap",
 }
 __all__ = [
     "ARGS",

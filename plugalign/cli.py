@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from plugalign import options
-from plugalign.console import fail, message_of, show
+from plugalign.commands import options
+from plugalign.commands.console import fail, message_of, show
 from plugalign.files.folders import check_file, check_folder
 
 app = typer.Typer(
@@ -145,8 +145,8 @@ def compare(
         "out": out,
         "resume": resume or None,
     }
-    from plugalign.evaluation.compare import compare as run
-    from plugalign.evaluation.spec import read_spec
+    from plugalign.evaluation.comparison.compare import compare as run
+    from plugalign.evaluation.comparison.spec import read_spec
 
     set_ones = {name: value for name, value in given.items() if value is not None}
     chosen = read_spec(spec, set_ones, trust=trust)
@@ -294,9 +294,9 @@ def bench(
     from transformers import AutoConfig
 
     from plugalign import pocket
-    from plugalign.benchmarking import run_bench
-    from plugalign.costs import failures, table
-    from plugalign.evaluation.loading import check_context, load_model, random_model
+    from plugalign.benchmarking.bench import run_bench
+    from plugalign.benchmarking.costs import failures, table
+    from plugalign.loading import check_context, load_model, random_model
 
     _silence_libraries()
     if model is None and random_weights:
@@ -307,12 +307,23 @@ def bench(
         loaded, tokenizer = (random_model if random_weights else load_model)(model)
     check_context(loaded, prompt_tokens + new_tokens)
     costs = run_bench(
-        loaded, tokenizer, chosen, batches=batches, new_tokens=new_tokens,
-        prompt_tokens=prompt_tokens, rounds=rounds, draft=draft, draft_tokens=draft_tokens,
-        cache=cache, plain_cache=plain_cache, compiled=compiled, captures=capture.split(","),
+        loaded,
+        tokenizer,
+        chosen,
+        batches=batches,
+        new_tokens=new_tokens,
+        prompt_tokens=prompt_tokens,
+        rounds=rounds,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        cache=cache,
+        plain_cache=plain_cache,
+        compiled=compiled,
+        captures=capture.split(","),
         expert_config=None if expert_config is None else AutoConfig.from_pretrained(expert_config),
-        threads=threads, out=out,
-    )  # fmt: skip
+        threads=threads,
+        out=out,
+    )
     show(table(costs))
     if failed := failures(costs):
         print(*failed, sep="\n", file=sys.stderr)
@@ -322,7 +333,7 @@ def bench(
 @app.command()
 def methods() -> None:
     """What is there: each method's name, where it acts, its paper, what it needs fitted."""
-    from plugalign.methods import table
+    from plugalign.commands.methods_table import table
 
     show(table())
 
@@ -337,7 +348,7 @@ def default_out(folder: Path, *, resume: bool) -> str:
 
 def _trusted(judges: list[str] | dict[str, str] | None) -> Any:
     """Judges that may run code as they are loaded; pickles are named first of all."""
-    from plugalign.evaluation.judges import is_pickle, trusted
+    from plugalign.evaluation.judging.load import is_pickle, trusted
 
     for spec in judges.values() if isinstance(judges, dict) else judges or ():
         if is_pickle(spec):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plugalign.revision import Revision
+from plugalign.algebra.revisions import Revision
 
 
 @dataclass

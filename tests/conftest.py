@@ -25,10 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 import plugalign as pa
 from plugalign.adapters.layers import LINEAR, LoraLinear, shared_copy
+from plugalign.algebra.controller import Controller
 from plugalign.algebra.shifts import Adaptive, HeadAttribute, LowRank
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import MinP
-from plugalign.controller import Controller
 from plugalign.controllers.fudge import Fudge, Predictor
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
@@ -39,25 +39,48 @@ SHARED = ROOT.parent / "shared"
 
 CONFIGS = {
     "llama-gqa": lambda v: LlamaConfig(
-        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        vocab_size=v,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
         tie_word_embeddings=False,
     ),
     "gpt2-tied": lambda v: GPT2Config(
-        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1,
-        eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=v,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=1,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     ),
     "qwen2-tied": lambda v: Qwen2Config(
-        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        vocab_size=v,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
         tie_word_embeddings=True,
     ),
     "neox": lambda v: GPTNeoXConfig(
-        vocab_size=v, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=128, hidden_dropout=0.0,
+        vocab_size=v,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        hidden_dropout=0.0,
         attention_dropout=0.0,
     ),
-}  # fmt: skip
+}
 ARCHITECTURES = tuple(CONFIGS)
 
 
@@ -68,9 +91,12 @@ def make_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         padding_side="left",
-    )  # fmt: skip
+    )
 
 
 def make_model(architecture: str = "llama-gqa", seed: int = 0, vocab: int = WORDS) -> Any:

@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 import plugalign as pa
+from plugalign.algebra.controller import Controller
 from plugalign.algebra.gates import Gate
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import CandidateShift, Shift
 from plugalign.algebra.sources import Context, Logits, Source, Step, TextCandidateValues
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import Support
-from plugalign.controller import Controller
 from plugalign.kernels.head import full
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight, by_row
-from plugalign.saving import Settings
 from plugalign.testing import check_controller
 
 
@@ -216,9 +216,13 @@ def test_beside_dexperts_it_equals_the_formula(mode, tiny, tokenizer, prompts, a
     controller = 0.5 * mine + pa.DExperts(expert, alpha=2.0, top_p=0.9) + mine.when(Every(2))
     steered = pa.wrap(model, tokenizer, controller)
     make = partial(
-        model.generate, **batch, **MODES[mode], max_new_tokens=5,
-        return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+        model.generate,
+        **batch,
+        **MODES[mode],
+        max_new_tokens=5,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     ours = steered.processor(batch["attention_mask"])
     torch.manual_seed(1)
     got = make(logits_processor=[ours])

@@ -16,16 +16,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from plugalign.adapters.options import CONFIG
-from plugalign.folders import read_settings
-from plugalign.identity import model_name, vocabulary_hash
+from plugalign.algebra.identity import model_name, vocabulary_hash
+from plugalign.files.saved import read_settings
 
 AGAIN = "save the model and its tokenizer there again with save_pretrained"
 TRUST = "read that code, and give trust_remote_code=True to the controller if it may run"
 # What transformers raises on a folder that is damaged, from reading a file to building the model.
 DAMAGE = (
-    OSError, SafetensorError, StrictDataclassError, ValueError, RuntimeError, TypeError, KeyError,
+    OSError,
+    SafetensorError,
+    StrictDataclassError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
     AttributeError,
-)  # fmt: skip
+)
 
 
 class ModelConfig(BaseModel):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from plugalign.adapters.layers import LINEAR, LoraEmbedding, LoraLinear, shared_copy
 from plugalign.adapters.options import AGAIN, TENSORS, LoraOptions, read_options
 from plugalign.adapters.peft_models import check_no_adapter
-from plugalign.folders import read_tensors
-from plugalign.identity import model_name
+from plugalign.algebra.identity import model_name
+from plugalign.files.saved import read_tensors
 
 PREFIX = "base_model.model."
 LINEAR_PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_B.bias": "bias"}

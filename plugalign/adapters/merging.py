@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from plugalign.adapters.options import AGAIN, CONFIG
-from plugalign.folders import read_settings
+from plugalign.files.saved import read_settings
 
 
 class _Adapter(BaseModel):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from plugalign.folders import read_settings
+from plugalign.files.saved import read_settings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = (
@@ -24,19 +24,38 @@ AGAIN = "save the adapter again with peft's save_pretrained"
 
 # They say how an adapter was trained, or where.
 WITHOUT_EFFECT = {
-    "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "layers_pattern", "lora_dropout", "fan_in_fan_out",
-}  # fmt: skip
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "layers_pattern",
+    "lora_dropout",
+    "fan_in_fan_out",
+}
 # The options that are refused, each with the default that switches it off.
 REFUSED: Mapping[str, Any] = {
-    "alora_invocation_tokens": None, "arrow_config": None, "corda_config": None,
-    "ensure_weight_tying": False, "eva_config": None, "kasa_config": None,
-    "layer_replication": None, "loftq_config": {}, "lora_ga_config": None, "megatron_config": None,
-    "megatron_core": "megatron.core", "monteclora_config": None, "qalora_group_size": 16,
-    "runtime_config": {"ephemeral_gpu_offload": False}, "target_parameters": None,
-    "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "loftq_config": {},
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "monteclora_config": None,
+    "qalora_group_size": 16,
+    "runtime_config": {"ephemeral_gpu_offload": False},
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
     "velora_config": None,
-}  # fmt: skip
+}
 # What switches off an option that a newer PEFT has added.
 OFF: tuple[Any, ...] = (None, False, "", [], {})
 # Others change the base when an adapter is loaded.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from plugalign.identity import model_name
+from plugalign.algebra.identity import model_name
 
 # The adapters that only change what layers compute, token by token.
 IN_LAYERS = {"ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"}

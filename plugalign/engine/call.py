@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plugalign.engine.choosing import Choice
+from plugalign.engine.selection import Choice
 from plugalign.engine.stopping import limit
 
 

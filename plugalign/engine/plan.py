@@ -9,13 +9,13 @@ from itertools import chain
 from typing import Any
 
 from plugalign.adapters.layers import is_lora
+from plugalign.algebra.controller import Controller
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
-from plugalign.controller import Controller
-from plugalign.engine.grouped import Groups
+from plugalign.engine.batching.grouped import Groups
 from plugalign.kernels.truncation import Truncation
 
 

@@ -17,16 +17,16 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.algebra.sources import Context
-from plugalign.engine.auxiliary import CachedModel
-from plugalign.engine.compiling import Static
-from plugalign.engine.grouped import Grouped
-from plugalign.engine.heads import Split, Splits
-from plugalign.engine.hidden import HiddenWatch
+from plugalign.engine.acceleration.compiled import Static
+from plugalign.engine.batching.grouped import Grouped
+from plugalign.engine.batching.rows import takes_rows
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import takes_rows
+from plugalign.engine.readers.heads import Split, Splits
+from plugalign.engine.readers.hidden import HiddenWatch
+from plugalign.engine.readers.incremental import Stream
+from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.engine.sources import ReaderKind, SourceRunner
 from plugalign.engine.step import Step
-from plugalign.engine.streams import Stream
 from plugalign.kernels import steer
 from plugalign.trace import Trace
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from plugalign.algebra.identity import model_name
 from plugalign.algebra.sources import (
     Candidates,
     CandidateValues,
@@ -25,18 +26,17 @@ from plugalign.algebra.sources import (
     TextCandidateValues,
     TextLikelihood,
 )
-from plugalign.engine.auxiliary import CachedModel
-from plugalign.engine.candidates import CandidateReader, TextCandidateReader
-from plugalign.engine.fronts import Front
-from plugalign.engine.heads import fit_width
-from plugalign.engine.hidden import HiddenWatch
-from plugalign.engine.likelihood import LikelihoodReader
+from plugalign.engine.batching.contexts import Front
+from plugalign.engine.batching.rows import split_rows
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import split_rows
-from plugalign.identity import model_name
+from plugalign.engine.readers.candidates import CandidateReader, TextCandidateReader
+from plugalign.engine.readers.heads import fit_width
+from plugalign.engine.readers.hidden import HiddenWatch
+from plugalign.engine.readers.likelihood import LikelihoodReader
+from plugalign.engine.readers.prefix_cache import CachedModel
+from plugalign.errors import Running
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full
-from plugalign.naming import Running
 
 # Readers of the sources that come with the package and bring none of their own.
 READERS: dict[type[Source], Callable[[Any, Any], Reader]] = {

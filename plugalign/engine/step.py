@@ -13,16 +13,16 @@ from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import HIDDEN, Source
 from plugalign.algebra.supports import Support
-from plugalign.engine.adding import Sum
-from plugalign.engine.heads import fit_width
+from plugalign.engine.batching.rows import Known
+from plugalign.engine.linear_terms import Sum
 from plugalign.engine.plan import Plan
-from plugalign.engine.rows import Known
+from plugalign.engine.readers.heads import fit_width
 from plugalign.engine.sources import SourceRunner
+from plugalign.errors import Running
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture, mix
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
-from plugalign.naming import Running
 
 
 class Step:

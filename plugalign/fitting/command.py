@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import yaml
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import model_name
 from plugalign.catalogue import ALONE, FITTERS
-from plugalign.controller import Controller
-from plugalign.evaluation.loading import load_model
+from plugalign.files.precision import chosen_dtype
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import settings_of, validated
-from plugalign.identity import model_name
-from plugalign.precision import chosen_dtype
+from plugalign.loading import load_model
 
 OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from plugalign.files.rows import Row, read_rows
 from plugalign.files.shown import listed, printable, shown
 from plugalign.files.values import label_of
-from plugalign.tokens import token_ids
+from plugalign.generation.tokens import token_ids
 
 PathLike = str | Path
 DESIRED, UNDESIRED = "desired", "undesired"  # the labels of pairs

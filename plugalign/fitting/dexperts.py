@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from plugalign.adapters.layers import shared_copy
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -37,7 +38,6 @@ from plugalign.fitting.settings import (
     checked,
 )
 from plugalign.fitting.training import batches, train
-from plugalign.identity import Identity
 
 Rows = Sequence[Sequence[int]]
 
@@ -84,10 +84,16 @@ def fit_dexperts(
     check_context(model, max_length)
     sides = data.binary(desired)
     settings = {
-        "desired": desired, "rank": rank if lora else None, "steps": steps,
-        "batch_size": batch_size, "lr": lr, "max_length": max_length, "seed": seed, "alpha": alpha,
+        "desired": desired,
+        "rank": rank if lora else None,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "max_length": max_length,
+        "seed": seed,
+        "alpha": alpha,
         "top_p": top_p,
-    }  # fmt: skip
+    }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(tokenizer, sides, max_length, seed, end=False, least=2)
@@ -97,14 +103,26 @@ def fit_dexperts(
             student = Student(model, tokenizer, rank if lora else 0, seed)
             loss = student.loss_of(rows, batch_size, seed)
             chosen = affordable_steps(
-                loss, student.learned, steps, minutes, title=role, runs=2,
-                note=folder / "steps.json", spare=student.spare,
-            )  # fmt: skip
+                loss,
+                student.learned,
+                steps,
+                minutes,
+                title=role,
+                runs=2,
+                note=folder / "steps.json",
+                spare=student.spare,
+            )
             watch = HeldOut(partial(student.mean_loss, apart, batch_size))
             train(
-                parameters=student.learned, loss=loss, steps=chosen, lr=lr, title=role, seed=seed,
-                checkpoint=folder / f"{role}.checkpoint", held_out=watch if apart else None,
-            )  # fmt: skip
+                parameters=student.learned,
+                loss=loss,
+                steps=chosen,
+                lr=lr,
+                title=role,
+                seed=seed,
+                checkpoint=folder / f"{role}.checkpoint",
+                held_out=watch if apart else None,
+            )
             student.model.eval()
             scores.append(student.log_likelihoods(held.rows, batch_size))
             _save(student.model, tokenizer, folder / role)
@@ -246,9 +264,12 @@ def _adapted(model: Any, rank: int, seed: int) -> Any:
         raise ImportError("LoRA experts need peft: pip install 'plugalign[train]'") from error
     conv = any(type(module).__name__ == "Conv1D" for module in model.modules())
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
         fan_in_fan_out=conv,
-    )  # fmt: skip
+    )
     base = _whole(model) if model.dtype == torch.float16 else shared_copy(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

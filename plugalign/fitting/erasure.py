@@ -116,10 +116,13 @@ def leace(states: Array, labels: Any, places: Any = None) -> tuple[Array, Array,
     centred = states - mean
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     onehot = (labels[:, None] == np.unique(labels)).astype(np.float64)
-    cross = np.concatenate([
-        centred[here].T @ (onehot[here] - onehot[here].mean(0)) / here.sum()
-        for here in ([places == place for place in np.unique(places)])
-    ], axis=1)  # fmt: skip
+    cross = np.concatenate(
+        [
+            centred[here].T @ (onehot[here] - onehot[here].mean(0)) / here.sum()
+            for here in ([places == place for place in np.unique(places)])
+        ],
+        axis=1,
+    )
     values, vectors = np.linalg.eigh(covariance)
     whiten = (vectors * values**-0.5) @ vectors.T
     unwhiten = (vectors * values**0.5) @ vectors.T

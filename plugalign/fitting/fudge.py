@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.engine.auxiliary import positions
+from plugalign.engine.readers.prefix_cache import positions
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
@@ -34,7 +35,6 @@ from plugalign.fitting.settings import (
     checked,
 )
 from plugalign.fitting.training import train
-from plugalign.identity import Identity
 
 ENDED = 0.5  # share of the texts that may be broken off
 
@@ -79,10 +79,19 @@ def fit_fudge(
     """
     sides, predictor = data.binary(desired), _fresh(model, width, layers, heads, seed)
     settings = {
-        "desired": desired, "width": width, "layers": layers, "heads": heads, "steps": steps,
-        "batch_size": batch_size, "lr": lr, "dropped": dropped, "max_length": max_length,
-        "seed": seed, "k": k, "weight": weight,
-    }  # fmt: skip
+        "desired": desired,
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "dropped": dropped,
+        "max_length": max_length,
+        "seed": seed,
+        "k": k,
+        "weight": weight,
+    }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(tokenizer, sides, max_length, seed, end=False)
@@ -99,10 +108,16 @@ def fit_fudge(
         chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
         watch = HeldOut(lambda: _judged(predictor, held, batch_size, model.device)[0])
         train(
-            parameters=parameters, loss=loss, steps=chosen, lr=lr, title=title, seed=seed,
-            checkpoint=folder / "predictor.checkpoint", weight_decay=0.01,
+            parameters=parameters,
+            loss=loss,
+            steps=chosen,
+            lr=lr,
+            title=title,
+            seed=seed,
+            checkpoint=folder / "predictor.checkpoint",
+            weight_decay=0.01,
             held_out=watch if len(held) else None,
-        )  # fmt: skip
+        )
         origin = Identity.of(model, tokenizer)
         Fudge(predictor, k=k, weight=weight, fitted_for=origin).save_pretrained(result)
         if not len(held):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -35,7 +36,6 @@ from plugalign.fitting.settings import (
 )
 from plugalign.fitting.states import States, keep_states
 from plugalign.fitting.training import train
-from plugalign.identity import Identity
 
 READING = 0.7  # share of the time for the base's states; the head learns fast
 
@@ -77,9 +77,16 @@ def fit_fudge_head(
     check_context(model, max_length)
     sides = data.binary(desired)
     settings = {
-        "desired": desired, "rank": rank, "steps": steps, "batch_size": batch_size, "lr": lr,
-        "max_length": max_length, "seed": seed, "k": k, "weight": weight,
-    }  # fmt: skip
+        "desired": desired,
+        "rank": rank,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "max_length": max_length,
+        "seed": seed,
+        "k": k,
+        "weight": weight,
+    }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(tokenizer, sides, max_length, seed, end=False, least=2)
@@ -90,17 +97,28 @@ def fit_fudge_head(
         pick = learnt.picks(batch_size, seed, len(states))
         loss, title = head.loss(learnt, states, pick), "FUDGE head"
         chosen = affordable_steps(
-            loss, head.learned, steps, None if minutes is None else minutes / 4, title=title,
+            loss,
+            head.learned,
+            steps,
+            None if minutes is None else minutes / 4,
+            title=title,
             note=folder / "head.json",
-        )  # fmt: skip
+        )
         watch = None
         if kept is not None:
             every = list(held.in_order(batch_size))
             watch = HeldOut(lambda: _mean_loss(head.loss(held, kept, every.__getitem__), every))
         train(
-            parameters=head.learned, loss=loss, steps=chosen, lr=lr, seed=seed, title=title,
-            checkpoint=folder / "head.checkpoint", weight_decay=0.01, held_out=watch,
-        )  # fmt: skip
+            parameters=head.learned,
+            loss=loss,
+            steps=chosen,
+            lr=lr,
+            seed=seed,
+            title=title,
+            checkpoint=folder / "head.checkpoint",
+            weight_decay=0.01,
+            held_out=watch,
+        )
         origin = Identity.of(model, tokenizer)
         controller = FudgeHead(**head.unscaled(), k=k, weight=weight, fitted_for=origin)
         controller.save_pretrained(result)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plugalign.evaluation.agreement import Agreement, agreement
-from plugalign.evaluation.judge import Judge
-from plugalign.evaluation.tfidf_judge import TfidfJudge
+from plugalign.evaluation.judging.agreement import Agreement, agreement
+from plugalign.evaluation.judging.judge import Judge
+from plugalign.evaluation.judging.tfidf import TfidfJudge
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import printable
 from plugalign.fitting.data import Labelled
@@ -65,7 +65,7 @@ def fit_judge(
     """Fits a judge on nine tenths of the texts, measures it on the rest, and saves it in ``out``.
 
     Equal texts are on the same side of the split. ``out`` gets the judge, which
-    `plugalign.evaluation.judges.load_judge` reads, and held_out.json.
+    `plugalign.evaluation.judging.load.load_judge` reads, and held_out.json.
 
     Args:
         data: texts and labels; what is not desired is toxic.

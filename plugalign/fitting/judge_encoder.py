@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from plugalign.evaluation.text_classifier import TextClassifier
+from plugalign.evaluation.judging.text_classifier import TextClassifier
 from plugalign.files.pretrained import loading
 from plugalign.fitting.data import pad
 from plugalign.fitting.training import batches, train

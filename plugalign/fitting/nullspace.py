@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled
@@ -32,17 +33,24 @@ from plugalign.fitting.erasure import (
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Count, Minutes, Seed, Strength, checked
 from plugalign.fitting.states import States, keep_states
-from plugalign.identity import Identity
-from plugalign.tokens import token_ids
+from plugalign.generation.tokens import token_ids
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]
 
 # Bolukbasi et al. 2016, the definitional pairs of gender.
 GENDER_PAIRS: Pairs = (
-    ("she", "he"), ("her", "his"), ("woman", "man"), ("Mary", "John"), ("herself", "himself"),
-    ("daughter", "son"), ("mother", "father"), ("gal", "guy"), ("girl", "boy"), ("female", "male"),
-)  # fmt: skip
+    ("she", "he"),
+    ("her", "his"),
+    ("woman", "man"),
+    ("Mary", "John"),
+    ("herself", "himself"),
+    ("daughter", "son"),
+    ("mother", "father"),
+    ("gal", "guy"),
+    ("girl", "boy"),
+    ("female", "male"),
+)
 FEWEST = 10  # texts of each label
 
 
@@ -88,10 +96,15 @@ def fit_nullspace(
         raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
     guide = word_direction(model, tokenizer, pairs) if pairs else None
     settings = {
-        "variant": variant, "classifiers": classifiers, "pairs": [list(pair) for pair in pairs],
-        "positions": positions, "max_length": max_length, "batch_size": batch_size, "seed": seed,
+        "variant": variant,
+        "classifiers": classifiers,
+        "pairs": [list(pair) for pair in pairs],
+        "positions": positions,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "seed": seed,
         "strength": strength,
-    }  # fmt: skip
+    }
     _check_labels(data.labels)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
@@ -168,8 +181,10 @@ def _probed(split: Split, controller: Nullspace) -> dict[str, float]:
     train, held = (x - ((x - center) @ read) @ removed.T for x in (split.train, split.held))
     after = split._replace(train=train, held=held)
     shares = {
-        "before": split.probe()[1], "after": after.probe()[1], "guessing": split.guessing,
-    }  # fmt: skip
+        "before": split.probe()[1],
+        "after": after.probe()[1],
+        "guessing": split.guessing,
+    }
     return {name: round(share, 4) for name, share in shares.items()}
 
 

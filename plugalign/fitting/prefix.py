@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from plugalign.adapters.layers import shared_copy
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
-from plugalign.engine.prefixing import cache_shape
+from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
@@ -35,7 +36,6 @@ from plugalign.fitting.settings import (
     checked,
 )
 from plugalign.fitting.training import train
-from plugalign.identity import Identity
 
 
 @checked
@@ -82,10 +82,18 @@ def fit_prefix(
     check_context(model, max_length + prefix_length)
     sides = data.binary(desired)
     settings = {
-        "desired": desired, "prefix_length": prefix_length, "width": width, "steps": steps,
-        "batch_size": batch_size, "lr": lr, "w_d": w_d, "w_g": w_g, "max_length": max_length,
-        "seed": seed, "alpha": alpha if contrast else None,
-    }  # fmt: skip
+        "desired": desired,
+        "prefix_length": prefix_length,
+        "width": width,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "w_d": w_d,
+        "w_g": w_g,
+        "max_length": max_length,
+        "seed": seed,
+        "alpha": alpha if contrast else None,
+    }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(tokenizer, sides, max_length, seed, end=True, least=2)
@@ -101,9 +109,15 @@ def fit_prefix(
         chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
         watch = HeldOut(lambda: _judged(prefixes, held, batch_size, w_d, w_g)[0])
         train(
-            parameters=parameters, loss=loss, steps=chosen, lr=lr, title=title, seed=seed,
-            checkpoint=folder / "prefix.checkpoint", held_out=watch if len(held) else None,
-        )  # fmt: skip
+            parameters=parameters,
+            loss=loss,
+            steps=chosen,
+            lr=lr,
+            title=title,
+            seed=seed,
+            checkpoint=folder / "prefix.checkpoint",
+            held_out=watch if len(held) else None,
+        )
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
         origin = Identity.of(model, tokenizer)
@@ -168,8 +182,10 @@ class Prefixes:
         """The prefixes as they are now, ``(C, layers, 2, H_kv, P, D_head)``."""
         layers, heads, size = self.shape
         positions = torch.arange(self.length, device=self.start.device)[None]
-        moved = [encoder(positions).view(self.length, layers, 2, heads, size)
-                 for encoder in self.encoders]  # fmt: skip
+        moved = [
+            encoder(positions).view(self.length, layers, 2, heads, size)
+            for encoder in self.encoders
+        ]
         return self.start + torch.stack([m.permute(1, 2, 3, 0, 4) for m in moved])
 
     def nll(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -185,9 +201,12 @@ class Prefixes:
         front = mask.new_ones(len(mask), self.length)
         columns = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)
         logits = self.model(
-            input_ids=ids, attention_mask=torch.cat([front, mask], 1), use_cache=True,
-            position_ids=columns[None].expand(len(ids), -1), past_key_values=cache,
-        ).logits  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.cat([front, mask], 1),
+            use_cache=True,
+            position_ids=columns[None].expand(len(ids), -1),
+            past_key_values=cache,
+        ).logits
         losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
         return (losses * mask[:, 1:]).sum(1).view(classes, rows)
 
@@ -203,9 +222,10 @@ def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:
     cache = DynamicCache()
     with torch.no_grad():
         model(
-            input_ids=torch.tensor([ids], device=model.device), past_key_values=cache,
+            input_ids=torch.tensor([ids], device=model.device),
+            past_key_values=cache,
             use_cache=True,
-        )  # fmt: skip
+        )
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
 
 
@@ -218,10 +238,15 @@ def _encoder(shape: tuple[int, int, int], length: int, width: int) -> Any:
         raise ImportError("prefix tuning needs peft: pip install 'plugalign[train]'") from error
     layers, heads, size = shape
     config = PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=length, token_dim=heads * size,
-        num_layers=layers, num_attention_heads=heads, encoder_hidden_size=width,
-        prefix_projection=True, num_transformer_submodules=1,
-    )  # fmt: skip
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=length,
+        token_dim=heads * size,
+        num_layers=layers,
+        num_attention_heads=heads,
+        encoder_hidden_size=width,
+        prefix_projection=True,
+        num_transformer_submodules=1,
+    )
     encoder: Any = PrefixEncoder(config)
     nn.init.zeros_(encoder.transform[-1].weight)
     nn.init.zeros_(encoder.transform[-1].bias)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from plugalign.identity import model_name
+from plugalign.algebra.identity import model_name
 
 Count = Annotated[int, Field(ge=1, le=2**24)]
 Rank = Annotated[int, Field(ge=1, le=4096)]

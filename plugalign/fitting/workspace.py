@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plugalign.algebra.identity import Identity
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.training import fingerprint
-from plugalign.identity import Identity
 
 RECORD, FINISHED = "fit.json", "finished"
 

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 
 if TYPE_CHECKING:
-    from plugalign.evaluation.linear_judge import LinearJudge
+    from plugalign.evaluation.judging.linear import LinearJudge
 
 PARTS = Path(__file__).resolve().parent / "parts"
 MODEL = "pocket"
@@ -55,7 +55,7 @@ def load(folder: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 def judge() -> LinearJudge:
     """The pocket judge: texts to P(rude), from a sample that no controller has seen."""
-    from plugalign.evaluation.linear_judge import LinearJudge
+    from plugalign.evaluation.judging.linear import LinearJudge
 
     return LinearJudge.load(parts() / "judge")
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from plugalign import pocket
-from plugalign.evaluation.linear_judge import LinearJudge
+from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.pocket import world
 from plugalign.pocket.guides import fit_guides
 from plugalign.pocket.model import make_model, make_tokenizer, train_model

@@ -51,15 +51,24 @@ def fit_guides(
     for method, settings in POLITENESS.items():
         steps = max(1, round(share * settings["steps"]))
         run_fit(
-            method, model, tokenizer, data, out / method,
-            desired="polite", settings={**settings, "steps": steps},
-        )  # fmt: skip
+            method,
+            model,
+            tokenizer,
+            data,
+            out / method,
+            desired="polite",
+            settings={**settings, "steps": steps},
+        )
     beginnings, genders = zip(*world.pronoun_sample(texts, world.GUIDE_SEED), strict=True)
     # Gender matters where the beginnings end, in front of the pronoun.
     run_fit(
-        "nullspace", model, tokenizer, Labelled(beginnings, genders), out / "nullspace",
+        "nullspace",
+        model,
+        tokenizer,
+        Labelled(beginnings, genders),
+        out / "nullspace",
         settings={"positions": 0},
-    )  # fmt: skip
+    )
     SELF_DEBIAS.save_pretrained(out / "self_debias")
     SELF_CRITIQUE.save_pretrained(out / "self_critique")
     _slim(out)

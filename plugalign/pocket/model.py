@@ -95,9 +95,14 @@ def train_model(
 
     model.train()
     losses = train(
-        parameters=dict(model.named_parameters()), loss=loss, steps=steps, lr=lr, title=title,
-        weight_decay=0.01, seed=seed,
-    )  # fmt: skip
+        parameters=dict(model.named_parameters()),
+        loss=loss,
+        steps=steps,
+        lr=lr,
+        title=title,
+        weight_decay=0.01,
+        seed=seed,
+    )
     model.eval()
     return losses
 

@@ -108,16 +108,28 @@ def drop_a_weight(folder):
 @pytest.mark.parametrize(
     "damage",
     [
-        write("config.json", b"[1, 2]"), write("config.json", b"{"), write("config.json", b""),
-        write("config.json", b"\xff\xfe"), write("config.json", b"[" * 20_000),
-        write("config.json", b"{}"), setting(model_type=3), setting(model_type="nothing-known"),
-        setting(hidden_size="wide"), setting(num_hidden_layers=3), setting(hidden_size=64),
-        setting(vocab_size=-1), write("model.safetensors", b""),
-        write("model.safetensors", b"\x08\0\0\0\0\0\0\0{"), remove("model.safetensors"),
-        drop_a_weight, write("tokenizer.json", b"{}"), write("tokenizer.json", b"x"),
-        write("tokenizer_config.json", b"[]"), remove("tokenizer.json"),
+        write("config.json", b"[1, 2]"),
+        write("config.json", b"{"),
+        write("config.json", b""),
+        write("config.json", b"\xff\xfe"),
+        write("config.json", b"[" * 20_000),
+        write("config.json", b"{}"),
+        setting(model_type=3),
+        setting(model_type="nothing-known"),
+        setting(hidden_size="wide"),
+        setting(num_hidden_layers=3),
+        setting(hidden_size=64),
+        setting(vocab_size=-1),
+        write("model.safetensors", b""),
+        write("model.safetensors", b"\x08\0\0\0\0\0\0\0{"),
+        remove("model.safetensors"),
+        drop_a_weight,
+        write("tokenizer.json", b"{}"),
+        write("tokenizer.json", b"x"),
+        write("tokenizer_config.json", b"[]"),
+        remove("tokenizer.json"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_folder_gives_one_error_that_names_it(damage, whole, tiny, tokenizer):
     damage(whole)
     with pytest.raises(ValueError) as caught:

@@ -123,14 +123,18 @@ def added(name, shape=(4,)):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed("lora_A.weight", "lora_A.default.weight"),
-         r"adapter has a tensor '.*lora_A\.default\.weight', which peft would not load; save the"),
+        (
+            renamed("lora_A.weight", "lora_A.default.weight"),
+            r"has a tensor '.*lora_A\.default\.weight', which peft would not load; save the",
+        ),
         (renamed("base_model.model.", ""), "has a tensor 'model.layers.*', which peft would not"),
         (renamed("layers.1.", "layers.7."), r"adapts 'model\.layers\.7\..*', which 'LlamaForCau"),
         (renamed("q_proj", "query"), r"query', which 'LlamaForCausalLM' \(LlamaForCausalLM\) does"),
         (added("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"), "lora_magn"),
-        (added("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"),
-         r"holds a parameter 'model\.embed_tokens\.token_adapter.*does not have"),
+        (
+            added("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"),
+            r"holds a parameter 'model\.embed_tokens\.token_adapter.*does not have",
+        ),
         (added("base_model.model.model.layers.0.mlp.act_fn.lora_A.weight", (4, 32)), "no LoRA B"),
         (added("base_model.model.model.norm.weight"), r"norm\.weight' \(4,\), which .* as \(32,\)"),
         (without("layers.1."), r"no tensors for 'model\.layers\.1\.mlp\.down_proj' and 6 more"),
@@ -141,7 +145,7 @@ def added(name, shape=(4,)):
         (lambda tensors: {n: x[:0] for n, x in tensors.items()}, r"has a LoRA A \(0, "),
         (lambda tensors: {n: x[..., :7].contiguous() for n, x in tensors.items()}, r"\(4, 7\) for"),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_without_a_place_is_refused(change, message, rewrite, tiny, tokenizer):
     with pytest.raises(ValueError, match=message):
         pa.wrap(tiny(), tokenizer, pa.DExperts(rewrite(change)))
@@ -163,8 +167,10 @@ def test_two_values_of_a_tied_weight_are_refused(tiny, tokenizer, save_adapter):
     base = tiny("qwen2-tied")
     folder = save_adapter(tiny("qwen2-tied"), target_modules=["q_proj"])
     path = folder / "adapter_model.safetensors"
-    whole = {f"base_model.model.{name}.weight": torch.randn(120, 32)
-             for name in ("lm_head", "model.embed_tokens")}  # fmt: skip
+    whole = {
+        f"base_model.model.{name}.weight": torch.randn(120, 32)
+        for name in ("lm_head", "model.embed_tokens")
+    }
     save_file(load_file(path) | whole, path)
     with pytest.raises(ValueError, match=r"two values of '.*', which is tied in 'Qwen2ForCausalLM"):
         pa.wrap(base, tokenizer, pa.DExperts(folder))

@@ -38,8 +38,9 @@ def test_two_adapters_add_their_own_numbers_and_no_more(
     of_base, of_all = bytes_of(base), bytes_of(base, *experts, *trees)
     added = sum(size for address, size in of_all.items() if address not in of_base)
     layers = [m for expert in experts for m in expert.modules() if isinstance(m, LoraLinear)]
-    assert len(layers) == 2 * sum(type(m).__name__ in ("Linear", "Conv1D") for m in
-                                  base.base_model.modules())  # fmt: skip
+    assert len(layers) == 2 * sum(
+        type(m).__name__ in ("Linear", "Conv1D") for m in base.base_model.modules()
+    )
     assert added == sum(4 * (layer.down.numel() + layer.up.numel()) for layer in layers)
 
 

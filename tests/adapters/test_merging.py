@@ -11,7 +11,7 @@ from peft import get_peft_model
 from typer.testing import CliRunner
 
 from plugalign.cli import app
-from plugalign.evaluation.loading import load_model, random_model
+from plugalign.loading import load_model, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -19,21 +19,32 @@ ACCEPTED = {
     "r": [(LLAMA, {"r": 3})],
     "lora_alpha": [(LLAMA, {"lora_alpha": 5})],
     "use_rslora": [(LLAMA, {"use_rslora": True})],
-    "bias": [("qwen2-tied", {"bias": "all"}), (GPT2, {"bias": "lora_only"}),
-             ("neox", {"bias": "all"}), ("qwen2-tied", {"bias": "lora_only"})],
+    "bias": [
+        ("qwen2-tied", {"bias": "all"}),
+        (GPT2, {"bias": "lora_only"}),
+        ("neox", {"bias": "all"}),
+        ("qwen2-tied", {"bias": "lora_only"}),
+    ],
     "lora_bias": [(LLAMA, {"lora_bias": True}), (GPT2, {"lora_bias": True})],
-    "modules_to_save": [(LLAMA, {"modules_to_save": ["lm_head"]}),
-                        (LLAMA, {"modules_to_save": ["embed_tokens", "norm"]}),
-                        (LLAMA, {"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}),
-                        (GPT2, {"modules_to_save": ["ln_1", "wpe"]}),
-                        ("qwen2-tied", {"modules_to_save": ["lm_head"]}),
-                        ("qwen2-tied", {"modules_to_save": ["embed_tokens"]})],
+    "modules_to_save": [
+        (LLAMA, {"modules_to_save": ["lm_head"]}),
+        (LLAMA, {"modules_to_save": ["embed_tokens", "norm"]}),
+        (LLAMA, {"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}),
+        (GPT2, {"modules_to_save": ["ln_1", "wpe"]}),
+        ("qwen2-tied", {"modules_to_save": ["lm_head"]}),
+        ("qwen2-tied", {"modules_to_save": ["embed_tokens"]}),
+    ],
     "rank_pattern": [(LLAMA, {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 6}})],
-    "alpha_pattern": [(LLAMA, {"alpha_pattern": {"q_proj": 3, r".*\.1\..*down_proj": 1.5}}),
-                      (LLAMA, {"alpha_pattern": {"mlp.up_proj": 2}, "rank_pattern": {"mlp.*": 5},
-                               "use_rslora": True})],
-    "init_lora_weights": [(LLAMA, {"init_lora_weights": how}) for how in
-                          (False, "gaussian", "orthogonal")],
+    "alpha_pattern": [
+        (LLAMA, {"alpha_pattern": {"q_proj": 3, r".*\.1\..*down_proj": 1.5}}),
+        (
+            LLAMA,
+            {"alpha_pattern": {"mlp.up_proj": 2}, "rank_pattern": {"mlp.*": 5}, "use_rslora": True},
+        ),
+    ],
+    "init_lora_weights": [
+        (LLAMA, {"init_lora_weights": how}) for how in (False, "gaussian", "orthogonal")
+    ],
     "task_type": [(LLAMA, {"task_type": "CAUSAL_LM"})],
     "auto_mapping": [(LLAMA, {"auto_mapping": {"base_model_class": "X"}})],
     "base_model_name_or_path": [(LLAMA, {"base_model_name_or_path": "some/base"})],
@@ -43,18 +54,24 @@ ACCEPTED = {
     "inference_mode": [(LLAMA, {"init_lora_weights": False, "inference_mode": True})],
     "lora_dropout": [(LLAMA, {"lora_dropout": 0.5})],
     "fan_in_fan_out": [(GPT2, {"fan_in_fan_out": True}), (LLAMA, {"fan_in_fan_out": True})],
-    "target_modules": [(LLAMA, {"target_modules": ["q_proj", "down_proj"]}),
-                       (LLAMA, {"target_modules": r".*\.0\..*(k|v)_proj"}),
-                       (LLAMA, {"target_modules": ["lm_head", "q_proj"]}),
-                       (LLAMA, {"target_modules": ["embed_tokens"]}),
-                       ("qwen2-tied", {"target_modules": ["embed_tokens", "v_proj"]}),
-                       ("qwen2-tied", {"target_modules": ["lm_head", "v_proj"]}),
-                       (GPT2, {"target_modules": ["wte", "wpe", "c_attn"]})],
+    "target_modules": [
+        (LLAMA, {"target_modules": ["q_proj", "down_proj"]}),
+        (LLAMA, {"target_modules": r".*\.0\..*(k|v)_proj"}),
+        (LLAMA, {"target_modules": ["lm_head", "q_proj"]}),
+        (LLAMA, {"target_modules": ["embed_tokens"]}),
+        ("qwen2-tied", {"target_modules": ["embed_tokens", "v_proj"]}),
+        ("qwen2-tied", {"target_modules": ["lm_head", "v_proj"]}),
+        (GPT2, {"target_modules": ["wte", "wpe", "c_attn"]}),
+    ],
     "exclude_modules": [(LLAMA, {"exclude_modules": ["q_proj"]})],
     "layers_to_transform": [(LLAMA, {"target_modules": ["q_proj"], "layers_to_transform": [1]})],
-    "layers_pattern": [(LLAMA, {"target_modules": ["q_proj"], "layers_to_transform": [1],
-                                "layers_pattern": "layers"})],
-}  # fmt: skip
+    "layers_pattern": [
+        (
+            LLAMA,
+            {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        )
+    ],
+}
 CASES = [(*case, name) for name, cases in ACCEPTED.items() for case in cases]
 
 

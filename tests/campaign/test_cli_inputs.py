@@ -24,7 +24,7 @@ import pytest
 
 from plugalign import cli
 from plugalign.controllers.self_debias import SelfDebias
-from plugalign.evaluation.linear_judge import LinearJudge
+from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.files.shown import UNSAFE
 
 COUNT = int(os.environ.get("PLUGALIGN_CAMPAIGN", "300"))

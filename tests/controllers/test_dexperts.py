@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 import plugalign as pa
 from plugalign.adapters.layers import shared_copy
 from plugalign.adapters.loading import with_adapter
-from plugalign.identity import Identity
+from plugalign.algebra.identity import Identity
 
 
 def greedy(model, tokenizer, controller, batch):

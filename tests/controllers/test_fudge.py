@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from plugalign import wrapping
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.identity import Identity
+from plugalign.generation import wrap as wrapping
 
 WORDS = 120
 
@@ -60,9 +60,15 @@ def test_it_is_equation_2(
     for _ in range(3):
         want = reference(model, predictor, ids, mask, k, weight)
         with torch.no_grad():
-            scores = model(
-                input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0)
-            ).logits[:, -1].float()  # fmt: skip
+            scores = (
+                model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+                )
+                .logits[:, -1]
+                .float()
+            )
         got = processor(ids, scores).exp().numpy()
         np.testing.assert_allclose(got, want, atol=2e-5)
         token = torch.randint(3, WORDS, (3, 1), generator=generator)
@@ -101,8 +107,10 @@ def test_a_saved_controller_decides_alike(
     loaded = Controller.from_pretrained(str(tmp_path))
     assert isinstance(loaded, Fudge)
     assert (loaded.support, loaded.weight, loaded.fitted_for) == (
-        controller.support, 3.0, fitted,
-    )  # fmt: skip
+        controller.support,
+        3.0,
+        fitted,
+    )
     scores = torch.randn(3, WORDS)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     got, want = (

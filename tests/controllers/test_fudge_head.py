@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from plugalign import wrapping
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.fudge_head import FudgeHead
-from plugalign.identity import Identity
+from plugalign.generation import wrap as wrapping
 
 WORDS, WIDTH, RANK = 120, 32, 4
 
@@ -85,8 +85,11 @@ def test_a_saved_controller_decides_alike(
     loaded = Controller.from_pretrained(str(tmp_path))
     assert isinstance(loaded, FudgeHead)
     assert (loaded.support, loaded.weight, loaded.offset, loaded.fitted_for) == (
-        controller.support, 3.0, 0.3, fitted,
-    )  # fmt: skip
+        controller.support,
+        3.0,
+        0.3,
+        fitted,
+    )
     scores = torch.randn(3, WORDS)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     got, want = (

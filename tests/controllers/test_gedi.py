@@ -12,11 +12,11 @@ from tokenizers import processors
 from transformers import LogitsProcessor
 
 import plugalign as pa
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.sources import Context, TextLikelihood
 from plugalign.controllers.dexperts import with_adapter
 from plugalign.controllers.gedi import GeDi
-from plugalign.engine.likelihood import COLUMNS, LikelihoodReader
-from plugalign.identity import Identity
+from plugalign.engine.readers.likelihood import COLUMNS, LikelihoodReader
 
 CODES = ("w5", "w6 w7 w8")  # of different lengths, so that one has a gap in front
 MODES = {
@@ -106,9 +106,13 @@ def run(generate, batch, mode, assistant, **more):
         batch = {k: v[:1] for k, v in batch.items()}
     torch.manual_seed(11)
     return generate(
-        **batch, max_new_tokens=5, return_dict_in_generate=True, output_scores=True,
-        **options, **more,
-    )  # fmt: skip
+        **batch,
+        max_new_tokens=5,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+        **more,
+    )
 
 
 def assert_close(got, want, tolerance=2e-3):
@@ -307,10 +311,12 @@ def test_scored_texts_are_the_formula(tiny, tokenizer):
 
 def scores_of(model, tokenizer, controller, batch, **options):
     return torch.stack(
-        pa.wrap(model, tokenizer, controller).generate(
+        pa.wrap(model, tokenizer, controller)
+        .generate(
             **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True, **options
-        ).scores
-    )  # fmt: skip
+        )
+        .scores
+    )
 
 
 def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):

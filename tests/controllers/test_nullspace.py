@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 
 import plugalign as pa
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.shifts import Adaptive, LowRank
-from plugalign.controller import Controller
 from plugalign.controllers.nullspace import Nullspace, output_embedding
-from plugalign.identity import Identity
 
 WIDTH = 32
 
@@ -86,9 +86,12 @@ def test_generate_chooses_what_the_projected_state_says(
     model.generation_config.eos_token_id = None
     controller, project = projections()[kind]
     output = pa.wrap(model, tokenizer, controller).generate(
-        **inputs, max_new_tokens=4, do_sample=False, output_scores=True,
+        **inputs,
+        max_new_tokens=4,
+        do_sample=False,
+        output_scores=True,
         return_dict_in_generate=True,
-    )  # fmt: skip
+    )
     for row, mask in enumerate(inputs["attention_mask"]):
         ids = output.sequences[row].tolist()[int((mask == 0).sum()) :]
         for step, scores in enumerate(output.scores):
@@ -195,10 +198,16 @@ def test_another_model_is_refused(tiny, tokenizer):
 
 def test_logits_that_are_not_linear_are_refused(tokenizer):
     shape = {
-        "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1,
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
         "bos_token_id": 1,
-    }  # fmt: skip
+    }
     capped = Gemma2Config(**shape, head_dim=8, final_logit_softcapping=5.0)
     for config in (capped, CohereConfig(**shape, logit_scale=0.5)):
         torch.manual_seed(0)

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import DynamicCache, LogitsProcessor
 
 import plugalign as pa
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.shifts import LowRank
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
-from plugalign.controller import Controller
 from plugalign.controllers.pplm import PPLM, PerturbedRatio, bag_of
 from plugalign.controllers.pplm_gradient import Perturbed, Perturber, in_window
-from plugalign.identity import Identity
 
 WORDS = ["w5", "w6", "w40"]
 BAG = [8, 9, 43]
@@ -83,9 +83,20 @@ def forward(model, history, **inputs):
 
 @torch.enable_grad()  # generate takes it away
 def ratio(
-    model, text, *, bag=(), head=None, label=1, stepsize=0.02, iterations=3, gamma=1.5, kl=0.01,
-    window=0, horizon=1, variant="paper",
-):  # fmt: skip
+    model,
+    text,
+    *,
+    bag=(),
+    head=None,
+    label=1,
+    stepsize=0.02,
+    iterations=3,
+    gamma=1.5,
+    kl=0.01,
+    window=0,
+    horizon=1,
+    variant="paper",
+):
     """log p_D - log p of the next token, ``(V,)``: section 3 of the paper for one text."""
     with torch.no_grad():
         whole = model(input_ids=torch.tensor([text]), output_hidden_states=True)
@@ -153,9 +164,13 @@ def run(generate, batch, mode, assistant, **more):
         batch = {k: v[:1] for k, v in batch.items()}
     torch.manual_seed(11)
     return generate(
-        **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True,
-        **options, **more,
-    )  # fmt: skip
+        **batch,
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+        **more,
+    )
 
 
 def assert_close(got, want, tolerance=3e-3):
@@ -228,8 +243,9 @@ def test_gradients_are_finite_differences(tiny, tokenizer, prompts):
         draw = torch.Generator().manual_seed(2)
         offsets = [
             0.1 * torch.randn(x.shape, generator=draw, dtype=torch.double)
-            for pair in text.past for x in pair
-        ]  # fmt: skip
+            for pair in text.past
+            for x in pair
+        ]
         grads, step = text.gradients(offsets), 1e-5
         for i in range(len(offsets)):
             for place in ((0, 1, 4, 3), (1, 2, 3, 0), (0, 0, 2, 1), (1, 0, 0, 2)):
@@ -440,9 +456,13 @@ def test_what_the_base_does_for_a_reader_is_not_what_it_does_for_the_text(
         processor = steered.processor(batch["attention_mask"])
         with processor.run.watching():
             output = model.generate(
-                **batch, max_new_tokens=4, num_beams=beams, logits_processor=[processor],
-                return_dict_in_generate=True, output_scores=True,
-            )  # fmt: skip
+                **batch,
+                max_new_tokens=4,
+                num_beams=beams,
+                logits_processor=[processor],
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
         found.append(torch.stack(output.scores))
     torch.testing.assert_close(*found)
 
@@ -510,9 +530,20 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     model, batch = tiny(), prompts()
     fitted = Identity.of(model, tokenizer)
     saved = PPLM(
-        WORDS, discriminator=classifier(), label=2, stepsize=0.03, iterations=2, gamma=1.0, gm=0.8,
-        kl=0.02, window=5, horizon=2, top_k=20, variant="released", fitted_for=fitted,
-    )  # fmt: skip
+        WORDS,
+        discriminator=classifier(),
+        label=2,
+        stepsize=0.03,
+        iterations=2,
+        gamma=1.0,
+        gm=0.8,
+        kl=0.02,
+        window=5,
+        horizon=2,
+        top_k=20,
+        variant="released",
+        fitted_for=fitted,
+    )
     saved.save_pretrained(tmp_path / "both")
     PPLM(WORDS).save_pretrained(tmp_path / "words")
     loaded = pa.Controller.from_pretrained(str(tmp_path / "both"))

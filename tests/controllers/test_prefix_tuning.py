@@ -15,12 +15,12 @@ from transformers import (
 )
 
 import plugalign as pa
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import Identity
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.supports import TopP
-from plugalign.controller import Controller
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
-from plugalign.engine.prefixing import cache_shape
-from plugalign.identity import Identity
+from plugalign.engine.readers.prefix_hook import cache_shape
 
 WIDTH, NEW = 3, 5
 MODES = {
@@ -94,9 +94,12 @@ def test_every_step_equals_the_prefix_fed_by_hand(mode, architecture, make, prom
     torch.manual_seed(3)
     with PrefixTuning(prefix).attach(model) as extra:
         output = model.generate(
-            **inputs, max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True,
+            **inputs,
+            max_new_tokens=NEW,
+            output_logits=True,
+            return_dict_in_generate=True,
             **MODES[mode],
-        )  # fmt: skip
+        )
     assert extra == WIDTH
     start, copies = inputs["input_ids"].shape[1], MODES[mode].get("num_return_sequences", 1)
     for row, sequence in enumerate(output.sequences):
@@ -117,9 +120,13 @@ def test_beam_scores_are_those_of_the_prefix_fed_by_hand(mode, architecture, mak
     torch.manual_seed(3)
     with PrefixTuning(prefix).attach(model):
         output = model.generate(
-            **inputs, max_new_tokens=NEW, return_dict_in_generate=True, output_scores=True,
-            length_penalty=0.0, **BEAMS[mode],
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=NEW,
+            return_dict_in_generate=True,
+            output_scores=True,
+            length_penalty=0.0,
+            **BEAMS[mode],
+        )
     start = inputs["input_ids"].shape[1]
     for prompt, sequence, score in zip(
         unpadded(inputs), output.sequences, output.sequences_scores, strict=True
@@ -188,9 +195,15 @@ def test_two_prefixes_stand_side_by_side(implementation, architecture, make, pro
 def sliding_model(window):
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=window, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+        pad_token_id=0,
+    )
     model = AutoModelForCausalLM.from_config(config).eval().double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -305,9 +318,12 @@ def test_contrast_is_the_formula(architecture, make, tokenizer, prompts):
     good, bad = random_prefix(model, 1), random_prefix(model, 2)
     steered = pa.wrap(model, tokenizer, PrefixContrast(good, bad, alpha=0.7, top_p=1.0))
     output = steered.generate(
-        **inputs, max_new_tokens=NEW, do_sample=False, output_scores=True,
+        **inputs,
+        max_new_tokens=NEW,
+        do_sample=False,
+        output_scores=True,
         return_dict_in_generate=True,
-    )  # fmt: skip
+    )
     start = inputs["input_ids"].shape[1]
     for row, prompt in enumerate(unpadded(inputs)):
         ids = prompt + output.sequences[row, start:].tolist()

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LogitsProcessor
 
 import plugalign as pa
+from plugalign.algebra.identity import Identity
 from plugalign.controllers.dexperts import with_adapter
 from plugalign.controllers.safe_decoding import SafeDecoding, ranks
-from plugalign.identity import Identity
 
 MODES = {
     "greedy": {},
@@ -92,9 +92,13 @@ def run(generate, batch, mode, assistant, **more):
         batch = {k: v[:1] for k, v in batch.items()}
     torch.manual_seed(11)
     return generate(
-        **batch, max_new_tokens=5, return_dict_in_generate=True, output_scores=True,
-        **options, **more,
-    )  # fmt: skip
+        **batch,
+        max_new_tokens=5,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+        **more,
+    )
 
 
 def assert_close(got, want, tolerance=2e-3):
@@ -319,7 +323,7 @@ def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, promp
 
 def test_steps_are_not_counted_from_nowhere(tiny, tokenizer, prompts):
     model = tiny()
-    processor = SafeDecoding(tiny(seed=1)).processor(model, tokenizer)
+    processor = pa.wrap(model, tokenizer, SafeDecoding(tiny(seed=1))).processor()
     with pytest.raises(ValueError, match="give processor\\(\\) the prompts' attention_mask"):
         model.generate(**prompts(), max_new_tokens=2, logits_processor=[processor])
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from plugalign.algebra.revisions import Report
 from plugalign.controllers.prefix_tuning import PrefixTuning
 from plugalign.controllers.self_critique import SelfCritique
-from plugalign.revision import Answers, Report
-from plugalign.transcript import Continuation
+from plugalign.generation.revision import Answers
+from plugalign.generation.transcript import Continuation
 
 ENDS = (1, *range(3, 24))  # many end tokens, so that drafts differ in length
 WORDS = {"critique": "w30 w31 w32", "fault": " w40 w41", "fine": " w50", "refine": " w60 w61"}
@@ -37,7 +38,7 @@ def make_answers(model: Any, tokenizer: Any, batch: Any, **more: Any) -> Answers
         ids=drafts.sequences[:, batch["input_ids"].shape[1] :],
         pad_token_id=0,
         end_token_ids=ENDS,
-    )  # fmt: skip
+    )
 
 
 def rows_of(answers: Answers) -> list[tuple[list[int], list[int]]]:
@@ -109,9 +110,7 @@ def assert_like_reference(
         found = revision.ids[i].tolist()
         assert found == expected + [0] * (len(found) - len(expected))
         seen = revision.faults[:, i]
-        torch.testing.assert_close(
-            seen[~seen.isnan()], torch.tensor(faults), atol=1e-5, rtol=1e-4
-        )  # fmt: skip
+        torch.testing.assert_close(seen[~seen.isnan()], torch.tensor(faults), atol=1e-5, rtol=1e-4)
 
 
 class Columns:
@@ -172,9 +171,13 @@ def test_several_return_sequences(tiny, tokenizer, prompts):
     model = tiny("llama-gqa", seed=3)
     torch.manual_seed(0)
     answers = make_answers(
-        model, tokenizer, prompts(rows=2), do_sample=True, num_return_sequences=3,
+        model,
+        tokenizer,
+        prompts(rows=2),
+        do_sample=True,
+        num_return_sequences=3,
         continuation=Continuation(model, {"max_new_tokens": NEW, "eos_token_id": list(ENDS)}),
-    )  # fmt: skip
+    )
     threshold = split_threshold(model, answers)
     revision = SelfCritique(**WORDS, threshold=threshold).revise(answers)
     assert len(revision.ids) == 6 and revision.report.faulted == 3
@@ -317,7 +320,7 @@ def test_context_is_never_exceeded(tiny, tokenizer, prompts):
         (max(lengths) + refining, 3, 3),
         (max(lengths) + refining - 1, 3, 3 - lengths.count(max(lengths))),
         (min(lengths) + len(CRITIQUE), 0, 0),
-    ]:  # fmt: skip
+    ]:
         answers = make_answers(model, tokenizer, batch, context=context)
         report = SelfCritique(**WORDS, threshold=0.0).revise(answers).report
         assert (report.critiqued, report.refined + report.empty) == (judged, refined)
@@ -377,9 +380,7 @@ def test_behind_a_trained_prefix(how, architecture, tiny, tokenizer, prompts):
     prefix = PrefixTuning(torch.stack([torch.cat(layer[:2]) for layer in words]))
     with prefix.attach(model) as width:
         greedily = Continuation(model, {"max_new_tokens": NEW, "eos_token_id": list(ENDS)})
-        answers = make_answers(
-            model, tokenizer, batch, prefix=width, continuation=greedily, **how
-        )  # fmt: skip
+        answers = make_answers(model, tokenizer, batch, prefix=width, continuation=greedily, **how)
         columns = Columns(model)
         revision = SelfCritique(**WORDS, threshold=0.0, rounds=2).revise(answers)
     rows = [([7, 8, 9, *prompt], draft) for prompt, draft in rows_of(answers)]
@@ -391,7 +392,7 @@ def test_behind_a_trained_prefix(how, architecture, tiny, tokenizer, prompts):
 
 
 def test_saved_and_loaded(tmp_path, tiny, tokenizer, prompts):
-    from plugalign.controller import Controller
+    from plugalign.algebra.controller import Controller
 
     critic = SelfCritique(**WORDS, rounds=2, threshold=0.25, critique_tokens=3, max_new_tokens=4)
     critic.save_pretrained(tmp_path)

@@ -105,9 +105,13 @@ def test_half_precision_logits_are_not_rounded_before_they_are_compared(
     steered.generate(**batch, max_new_tokens=2, num_beams=beams, do_sample=False)  # finds out
     model.base_model.register_forward_hook(lambda *a: seen.append(a[-1].last_hidden_state[:, -1]))
     scores = steered.generate(
-        **batch, max_new_tokens=6, num_beams=beams, do_sample=False, output_scores=True,
+        **batch,
+        max_new_tokens=6,
+        num_beams=beams,
+        do_sample=False,
+        output_scores=True,
         return_dict_in_generate=True,
-    ).scores  # fmt: skip
+    ).scores
     weight = model.get_output_embeddings().weight.detach()
     rounded = 0.0
     for step, got in enumerate(scores):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 import plugalign as pa
 from plugalign.controllers.self_diagnosis import ATTRIBUTES, Diagnosis, diagnose
-from plugalign.evaluation.judges import Judge
+from plugalign.evaluation.judging.load import Judge
 
 MODES = {
     "greedy": {},

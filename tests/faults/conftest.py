@@ -10,9 +10,18 @@ import plugalign as pa
 from plugalign.controllers.fudge_head import FudgeHead
 
 KINDS = (
-    "nothing", "dexperts", "lora", "self-debias", "prefix", "prefix-contrast", "nullspace",
-    "fudge", "fudge-head", "critique", "sum",
-)  # fmt: skip
+    "nothing",
+    "dexperts",
+    "lora",
+    "self-debias",
+    "prefix",
+    "prefix-contrast",
+    "nullspace",
+    "fudge",
+    "fudge-head",
+    "critique",
+    "sum",
+)
 
 
 @pytest.fixture(params=KINDS)
@@ -56,7 +65,7 @@ def wrapped(tiny, tokenizer, make, tmp_path):
 def path(request, monkeypatch):
     """Both paths."""
     if request.param == "processor":
-        monkeypatch.setattr("plugalign.wrapping.obstacle", lambda *_: "a test")
+        monkeypatch.setattr("plugalign.generation.wrap.obstacle", lambda *_: "a test")
     return request.param
 
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from plugalign.engine.recording import Recorder
+from plugalign.engine.acceleration.traced_step import Recorder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,9 +35,13 @@ def state_of(model):
     flags = [m.training for m in modules], [p.requires_grad for p in model.parameters()]
     configs = [copy.deepcopy(vars(c)) for c in (model.config, model.generation_config)]
     process = (
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-        torch.get_num_threads(), list(warnings.filters), torch.jit.is_tracing(),
-    )  # fmt: skip
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        list(warnings.filters),
+        torch.jit.is_tracing(),
+    )
     return hooks, flags, configs, [set(vars(module)) for module in modules], process
 
 

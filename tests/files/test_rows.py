@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from plugalign.evaluation.loading import load_references
-from plugalign.evaluation.prompts import load_prompts
+from plugalign.evaluation.comparison.prompts import load_prompts
 from plugalign.files.rows import read_rows
 from plugalign.fitting.data import load_data
+from plugalign.loading import load_references
 
 Write = Callable[[str, str | bytes], Path]
 NAN = float("nan")

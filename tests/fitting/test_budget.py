@@ -36,9 +36,14 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_estimate_is_said_and_decides(
-    minutes: float | None, runs: int, steps: int, said: str, second: None, tmp_path: Path,
+    minutes: float | None,
+    runs: int,
+    steps: int,
+    said: str,
+    second: None,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     weight = torch.zeros(3, requires_grad=True)
     state, calls = torch.get_rng_state(), list[int]()
 
@@ -96,9 +101,15 @@ def overfit(steps: int, losses: list[float], checkpoint: Path | None = None) -> 
     values = iter(losses)
     held_out = HeldOut(lambda: next(values), looks=10, patience=3)
     taken = train(
-        parameters={"w": weight}, loss=lambda step: -weight, steps=steps, lr=0.1, title="t",
-        held_out=held_out, checkpoint=checkpoint, every=4,
-    )  # fmt: skip
+        parameters={"w": weight},
+        loss=lambda step: -weight,
+        steps=steps,
+        lr=0.1,
+        title="t",
+        held_out=held_out,
+        checkpoint=checkpoint,
+        every=4,
+    )
     assert held_out.best["loss"] == min(held_out.losses.values())
     return weight.item(), len(taken)
 

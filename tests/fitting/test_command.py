@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from plugalign import cli
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import command
 
@@ -48,9 +48,12 @@ def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_it_says_what_it_does_and_its_hint_works_when_typed(
-    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     out = tmp_path / "my head"
     arguments = ["--model", model, "--data", data, "--out", str(out), "--set", "steps=20"]
     threads = torch.get_num_threads()
@@ -87,9 +90,14 @@ def test_it_says_what_it_does_and_its_hint_works_when_typed(
     ],
 )
 def test_what_it_cannot_do_is_one_line_and_leaves_nothing(
-    options: list[str], message: str, model: str, data: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    options: list[str],
+    message: str,
+    model: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "out"
     arguments = ["--model", model, "--data", data, "--out", str(out), *options]
     assert fit(monkeypatch, "fudge_head", *arguments) == 2
@@ -109,7 +117,7 @@ def test_the_precision_follows_what_is_tuned(
         seen[method] = loaded.dtype
         raise ValueError("far enough")
 
-    monkeypatch.setattr("plugalign.precision.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("plugalign.files.precision.multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(command, "run_fit", stop)
     for method in command.FITTERS:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from plugalign import wrapping
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting import dexperts
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.dexperts import fit_dexperts, guide_loss
 from plugalign.fitting.training import train
+from plugalign.generation import wrap as wrapping
 
 OPTIONS: dict[str, Any] = {"steps": 30, "batch_size": 8, "lr": 3e-3, "max_length": 12, "seed": 2}
 
@@ -91,9 +91,14 @@ class Killed(BaseException):
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("calls", [17, 45])
 def test_a_killed_fit_continues_to_the_same_experts(
-    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, calls: int, lora: bool,
+    tiny: Any,
+    tokenizer: Any,
+    data: Labelled,
+    tmp_path: Path,
+    calls: int,
+    lora: bool,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     model, options = tiny("gpt2-tied"), {**OPTIONS, "lora": lora, "steps": 30}
     fit_dexperts(model, tokenizer, data, tmp_path / "whole", **options)
     real, left = dexperts.pad, [calls]
@@ -130,9 +135,10 @@ def stopping(tiny: Any, tokenizer: Any, data: Labelled) -> tuple[Any, Tensor]:
     labels = ids.masked_fill(mask == 0, -100)
     model.train()
     train(
-        parameters=dict(model.named_parameters()), **options,
+        parameters=dict(model.named_parameters()),
+        **options,
         loss=lambda step: model(input_ids=ids, attention_mask=mask, labels=labels).loss,
-    )  # fmt: skip
+    )
     return model.eval(), ids[::2, :3]
 
 
@@ -229,8 +235,9 @@ def test_the_checkpoint_of_another_method_is_refused_by_name(
     with pytest.raises(ValueError, match="method was 'dexperts_lora' and is 'dexperts'"):
         fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **OPTIONS)
     with pytest.raises(ValueError, match=r"settings\.steps was 30 and is 31"):
-        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True,
-                     **{**OPTIONS, "steps": 31})  # fmt: skip
+        fit_dexperts(
+            tiny(), tokenizer, data, tmp_path / "out", lora=True, **{**OPTIONS, "steps": 31}
+        )
     fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", lora=True, **OPTIONS)
     assert (tmp_path / "out" / "expert" / "adapter_config.json").is_file()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.fitting import fudge
 from plugalign.fitting.data import Labelled, pad
@@ -18,9 +18,15 @@ from plugalign.fitting.fudge import broken_off, fit_fudge, prefix_loss, start_fr
 from plugalign.fitting.labelled import Examples
 
 OPTIONS: dict[str, Any] = {
-    "width": 16, "layers": 1, "heads": 2, "steps": 150, "batch_size": 16, "lr": 1e-2,
-    "max_length": 12, "seed": 2,
-}  # fmt: skip
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "steps": 150,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "max_length": 12,
+    "seed": 2,
+}
 
 
 def corpus(seed: int, count: int = 60) -> Labelled:

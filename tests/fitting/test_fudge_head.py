@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import fudge_head
 from plugalign.fitting.data import Labelled, pad
@@ -19,8 +19,13 @@ from plugalign.fitting.fudge_head import fit_fudge_head
 from plugalign.fitting.states import head_inputs
 
 OPTIONS: dict[str, Any] = {
-    "rank": 4, "steps": 200, "batch_size": 16, "lr": 1e-2, "max_length": 12, "seed": 2,
-}  # fmt: skip
+    "rank": 4,
+    "steps": 200,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "max_length": 12,
+    "seed": 2,
+}
 
 
 def corpus(seed: int, count: int = 300) -> Labelled:
@@ -112,8 +117,13 @@ def test_an_end_token_is_scored_as_the_prefix_alone(
     ]
     data, model = Labelled(tuple(texts), ("1", "0") * 200), tiny()
     head = fit_fudge_head(model, tokenizer, data, tmp_path / "out", **OPTIONS)
-    ids = torch.tensor([[13 + i % 40, 13 + (7 * i) % 40, token] for i in range(40)
-                        for token in (1, *range(13, 53))])  # fmt: skip
+    ids = torch.tensor(
+        [
+            [13 + i % 40, 13 + (7 * i) % 40, token]
+            for i in range(40)
+            for token in (1, *range(13, 53))
+        ]
+    )
     found = scores(model, head, ids, torch.ones_like(ids))[:, 1].reshape(40, 41)
     assert np.abs(found[:, 0] - found[:, 1:].mean(1)).mean() < 0.5
     saved = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]

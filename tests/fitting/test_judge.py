@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertModel
 
 from plugalign import cli
-from plugalign.evaluation.judges import load_judge
+from plugalign.evaluation.judging.load import load_judge
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.judge import fit_judge
 from plugalign.fitting.judge_encoder import tune_encoder

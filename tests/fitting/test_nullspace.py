@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import plugalign as pa
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.fitting import states
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.erasure import Split, held_out_texts, inlp, leace, principal_direction
@@ -193,8 +193,9 @@ def test_fitted_saved_and_loaded(variant, tiny, tokenizer, prompts, tmp_path, ca
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     loaded = Controller.from_pretrained(tmp_path / "out")
     assert loaded.tensors().keys() == {
-        "leace": {"removed", "read", "center"}, "a-inlp": {"removed", "guide"},
-    }.get(variant, {"removed"})  # fmt: skip
+        "leace": {"removed", "read", "center"},
+        "a-inlp": {"removed", "guide"},
+    }.get(variant, {"removed"})
     assert loaded.config() == fitted.config()
     torch.manual_seed(0)
     inputs = prompts()

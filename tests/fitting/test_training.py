@@ -44,9 +44,15 @@ def test_it_minimises_and_leaves_the_random_numbers_alone() -> None:
 def test_it_is_adamw_with_warm_up_and_cosine() -> None:
     weight = torch.tensor([1.0, -1.0], dtype=torch.float64, requires_grad=True)
     train(
-        parameters={"w": weight}, loss=lambda step: (weight**2).sum(), steps=10, lr=0.05,
-        title="t", warmup=0.2, weight_decay=0.1, clip=0.5,
-    )  # fmt: skip
+        parameters={"w": weight},
+        loss=lambda step: (weight**2).sum(),
+        steps=10,
+        lr=0.05,
+        title="t",
+        warmup=0.2,
+        weight_decay=0.1,
+        clip=0.5,
+    )
     w, m, v = [1.0, -1.0], [0.0, 0.0], [0.0, 0.0]
     for i in range(10):
         rate = 0.05 * ((i + 1) / 2 if i < 2 else 0.5 * (1 + math.cos(math.pi * (i - 2) / 8)))
@@ -114,9 +120,11 @@ def test_kill_9_is_survived(tmp_path: Path) -> None:
     again, loss = problem()
     seen: list[int] = []
     train(
-        parameters=again, loss=lambda step: (seen.append(step), loss(step))[1], checkpoint=path,
+        parameters=again,
+        loss=lambda step: (seen.append(step), loss(step))[1],
+        checkpoint=path,
         **SETTINGS,
-    )  # fmt: skip
+    )
     assert seen[0] == 14
     assert torch.equal(again["weight"], want["weight"])
 
@@ -148,9 +156,12 @@ def test_a_loss_that_is_not_finite_is_named(bad: float) -> None:
     weight = torch.zeros(1, requires_grad=True)
     with pytest.raises(FloatingPointError, match=r"a fit: the loss is (nan|inf) at step 2"):
         train(
-            parameters={"w": weight}, loss=lambda i: (weight + (bad if i == 2 else 0.0)).sum(),
-            steps=4, lr=0.1, title="a fit",
-        )  # fmt: skip
+            parameters={"w": weight},
+            loss=lambda i: (weight + (bad if i == 2 else 0.0)).sum(),
+            steps=4,
+            lr=0.1,
+            title="a fit",
+        )
 
 
 def test_half_precision_is_refused() -> None:

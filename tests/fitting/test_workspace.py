@@ -12,9 +12,11 @@ import pytest
 from plugalign.fitting import workspace
 
 FIT: dict[str, Any] = {
-    "method": "dexperts", "model": {"name": "m"}, "data": {"sha256": "d"},
+    "method": "dexperts",
+    "model": {"name": "m"},
+    "data": {"sha256": "d"},
     "settings": {"steps": 3, "lr": 0.1},
-}  # fmt: skip
+}
 
 
 def writing(text: str = "weights") -> Callable[[Path, Path], Mapping[str, Any]]:
@@ -118,8 +120,10 @@ def test_killed_at_any_write_it_ends_alike(
         return call
 
     for owner, name in (
-        (workspace.os, "replace"), (workspace.shutil, "rmtree"), (workspace.Path, "unlink"),
-    ):  # fmt: skip
+        (workspace.os, "replace"),
+        (workspace.shutil, "rmtree"),
+        (workspace.Path, "unlink"),
+    ):
         monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
     try:
         workspace.make(out, FIT, writing())

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugalign.kernels.candidate_sample import Call, candidate_sample
+from plugalign.kernels.calls import CandidateDraw
+from plugalign.kernels.candidate_sample import candidate_sample
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -60,7 +61,7 @@ def run(call):
 
     tokens = torch.full((len(call["values"]),), -77, device=DEVICE)
     log_p = torch.full(call["values"].shape, 77.0, device=DEVICE)
-    for launch in plan(Call(**call), tokens, log_p, fast=False):
+    for launch in plan(CandidateDraw(**call), tokens, log_p, fast=False):
         launch.run()
     return tokens, log_p
 

@@ -135,9 +135,11 @@ def test_no_scaling_and_no_rows():
 )
 def test_bad_input(changes, message):
     call = {
-        "y": torch.zeros(6, 5), "x": torch.zeros(6, 4), "a": torch.zeros(2, 4, 3),
+        "y": torch.zeros(6, 5),
+        "x": torch.zeros(6, 4),
+        "a": torch.zeros(2, 4, 3),
         "b": torch.zeros(2, 3, 5),
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=message):
         group_lora(**(call | changes))
 

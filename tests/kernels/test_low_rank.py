@@ -129,9 +129,13 @@ def test_no_share_is_the_identity(dtype):
 
 def call(**changes):
     arguments = {
-        "logits": torch.zeros(2, 6), "hidden": torch.zeros(2, 4), "left": torch.zeros(6, 3),
-        "right": torch.zeros(4, 3), "center": torch.zeros(4), "share": 1.0,
-    }  # fmt: skip
+        "logits": torch.zeros(2, 6),
+        "hidden": torch.zeros(2, 4),
+        "left": torch.zeros(6, 3),
+        "right": torch.zeros(4, 3),
+        "center": torch.zeros(4),
+        "share": 1.0,
+    }
     return low_rank_logits(**(arguments | changes))
 
 

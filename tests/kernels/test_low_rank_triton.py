@@ -69,9 +69,7 @@ def copy_of(x):
 
 def twin(call):
     shift = {name: call[name] for name in ("hidden", "left", "right", "center")}
-    return low_rank_logits(
-        copy_of(call["x"]), **shift, share=call["share"] * 0.5, backend="torch"
-    )  # fmt: skip
+    return low_rank_logits(copy_of(call["x"]), **shift, share=call["share"] * 0.5, backend="torch")
 
 
 def assert_close(found, expected):
@@ -95,9 +93,14 @@ def test_small_vocabularies(vocab, stride, dtype):
         call["x"], buffer = in_rows_of(call["x"], stride, poison)
         before = buffer[:, vocab:].clone()
         low_rank_logits(
-            call["x"], call["hidden"], call["left"], call["right"], center=call["center"],
-            share=call["share"] * 0.5, backend="triton",
-        )  # fmt: skip
+            call["x"],
+            call["hidden"],
+            call["left"],
+            call["right"],
+            center=call["center"],
+            share=call["share"] * 0.5,
+            backend="triton",
+        )
         assert_close(call["x"], expected)
         assert torch.equal(buffer[:, vocab:].nan_to_num(7.0), before.nan_to_num(7.0))
         call["x"] = make_call(3, vocab, dtype=dtype)["x"]

@@ -28,8 +28,12 @@ def test_adaptive_alpha_is_that_of_the_filtered_softmax_in_float64():
         b = p[:size] @ sensitivity[order[:size]] / p[:size].sum()
         want.append(1.0 if -0.1 <= b <= 0.15 else max(1 - abs(b), 0.6))
     alpha = reweighting.adaptive_alpha(
-        torch.tensor(logits).float(), torch.tensor(sensitivity).float(), top_p=0.7, low=-0.1,
-        high=0.15, floor=0.6,
-    )  # fmt: skip
+        torch.tensor(logits).float(),
+        torch.tensor(sensitivity).float(),
+        top_p=0.7,
+        low=-0.1,
+        high=0.15,
+        floor=0.6,
+    )
     np.testing.assert_allclose(alpha[:, 0].numpy(), want, atol=1e-5)
     assert {round(a, 4) for a in want} > {0.6, 1.0}

@@ -102,9 +102,12 @@ def reference_sample(m, call, before, after, temperature):
             hidden[places] = z[places] / heat
             places = kept(hidden, after)
         noise = gumbel_noise(
-            torch.from_numpy(places), call["step"], call["prompt"][row], call["sample"][row],
+            torch.from_numpy(places),
+            call["step"],
+            call["prompt"][row],
+            call["sample"][row],
             call["seed"],
-        )  # fmt: skip
+        )
         scores = z[places] + heat * noise.double().numpy()
         possible = scores.size and scores.max() > -INF
         tokens.append(int(places[scores.argmax()]) if possible else -1)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugalign.kernels import steer
+from plugalign.kernels.calls import Draw
 from plugalign.kernels.mixture import Mixture, weighted
-from plugalign.kernels.steer import Draw
 from plugalign.kernels.terms.damping import Damping
 from plugalign.kernels.terms.extreme import Extreme
 from plugalign.kernels.terms.linear import Linear

@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from plugalign import pocket, wrap
-from plugalign.controller import Controller
+from plugalign.algebra.controller import Controller
 from plugalign.pocket import lexicon, world
 
 NAMES = (
-    "dexperts", "dexperts_lora", "fudge", "fudge_head", "nullspace", "prefix", "self_critique",
+    "dexperts",
+    "dexperts_lora",
+    "fudge",
+    "fudge_head",
+    "nullspace",
+    "prefix",
+    "self_critique",
     "self_debias",
-)  # fmt: skip
+)
 # PEFT and transformers warn about each other's names here.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -59,9 +65,12 @@ def test_nullspace_parts_pronouns_from_jobs(controllers: dict[str, Controller]) 
     def stereotype(steered: Any) -> float:
         """How log P(She) - log P(He) goes with the share of women in the job."""
         out = steered.generate(
-            **encoded, max_new_tokens=1, do_sample=False, output_scores=True,
+            **encoded,
+            max_new_tokens=1,
+            do_sample=False,
+            output_scores=True,
             return_dict_in_generate=True,
-        )  # fmt: skip
+        )
         gap = out.scores[0][:, she] - out.scores[0][:, he]
         return float((gap * lean).mean())
 

@@ -10,9 +10,13 @@ from plugalign.pocket import lexicon, world
 
 RUDE_WORDS = re.compile("|".join(lexicon.MEAN + lexicon.INSULT))
 KINDS = (
-    world.comments, world.pairs, world.training_text, world.judge_sample, world.prompts,
+    world.comments,
+    world.pairs,
+    world.training_text,
+    world.judge_sample,
+    world.prompts,
     world.pronoun_sample,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -19,11 +19,9 @@ from plugalign.kernels import (
     steer_triton,
     topk_select_triton,
 )
-from plugalign.kernels.candidate_sample import Call as Candidates
+from plugalign.kernels.calls import CandidateDraw, Draw, Verification
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.mixture import Mixture, weighted
-from plugalign.kernels.spec_verify import Call
-from plugalign.kernels.steer import Draw
 from plugalign.kernels.terms.damping import Damping
 from plugalign.kernels.terms.extreme import Extreme
 from plugalign.kernels.terms.linear import Linear
@@ -126,7 +124,7 @@ def listed(shape: Shape, whole: bool) -> Plans:
         values = torch.empty(rows, k)
         yield f"top {k}", topk_select_triton.plan(x, values, values.long())
     values, ids = shape.logits()[:, :200], torch.zeros(rows, 200, dtype=torch.int64)
-    call = Candidates(values, ids, values, heat, heat, heat, number, number, number, SEED)
+    call = CandidateDraw(values, ids, values, heat, heat, heat, number, number, number, SEED)
     yield "candidates", candidate_sample_triton.plan(call, number, torch.empty(rows, 200))
     for places in (1, 4) if whole else (3,):
         target = shape.logits(rows * (places + 1)).view(rows, places + 1, -1)
@@ -134,7 +132,7 @@ def listed(shape: Shape, whole: bool) -> Plans:
         tokens = torch.zeros(rows, places, dtype=torch.int64)
         rest = (tokens, number, number, number, number, heat, heat, SEED)
         for name, scores in (("draft", draft), ("certain draft", None)):
-            call = Call(target, scores, *rest)
+            call = Verification(target, scores, *rest)
             yield f"{name} of {places}", spec_verify_triton.plan(call, number, number, fast=True)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from plugalign.kernels import gumbel, steer
-from plugalign.kernels.candidate_sample import Call, candidate_sample
+from plugalign.kernels.calls import CandidateDraw, Draw
+from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
 from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 from plugalign.kernels.mixture import Mixture, mix, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import _checked, spec_verify
-from plugalign.kernels.steer import Draw
 from plugalign.kernels.terms.damping import Damping
 from plugalign.kernels.terms.extreme import Extreme
 from plugalign.kernels.terms.log_sigmoid import LogSigmoid
@@ -206,10 +206,18 @@ def candidates(at: At) -> Operation:
     values, added = values.to(at.dtype), at.normal(at.rows, 50, seed=1, dtype=at.dtype)
     draw, weight, tokens = at.draw(), at.heat() + 1, at.tokens()
     top_p = (at.heat() / 3).clamp(0.3, 0.8)
-    call = Call(
-        values, ids, added, weight, draw.temperature, top_p,
-        draw.prompt, draw.sample, draw.step, SEED,
-    )  # fmt: skip
+    call = CandidateDraw(
+        values,
+        ids,
+        added,
+        weight,
+        draw.temperature,
+        top_p,
+        draw.prompt,
+        draw.sample,
+        draw.step,
+        SEED,
+    )
     z = torch.full((at.rows, at.vocab), -INF, device=DEVICE)
     z.scatter_(1, ids, values.float() + weight[:, None] * added.float())
 

@@ -1,0 +1,1 @@
+"""What each controller costs per token, beside plain ``generate``."""

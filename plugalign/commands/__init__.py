@@ -1,0 +1,1 @@
+"""The commands of ``plugalign`` and what they print."""

@@ -1,0 +1,1 @@
+"""Less time around the forwards: traced, compiled and captured steps."""

@@ -1,0 +1,140 @@
+"""A body's forward of one token as a graph of operations, made by ``torch.jit.trace``."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from transformers import DynamicCache
+from transformers.activations import NewGELUActivation
+from transformers.cache_utils import DynamicLayer
+
+# Architectures that do the same operations for a token at any length.
+KNOWN = {
+    "gemma",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "opt",
+    "phi",
+    "qwen2",
+    "qwen3",
+    "starcoder2",
+}
+MAKERS = ("torch", "transformers", "plugalign")  # of modules whose forwards are known
+ATTENTION = ("eager", "sdpa")
+MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text grows long
+# The hooks of this module stay once they were wanted, and idle until they are wanted again.
+RECORDERS = "transformers.utils.output_capturing"
+
+
+def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False) -> Any:
+    """The body's step as operations, or None where torch cannot trace it.
+
+    It reads the body's weights where they lie. (A frozen graph would be quicker by a little; but it
+    merges weights that are equal, and its memory is never freed.)
+    """
+    with warnings.catch_warnings():
+        # The tracer warns of every number it takes for constant: `Recording` compares instead.
+        warnings.simplefilter("ignore")
+        if arguments[-1].dtype == torch.float32 and not exact:  # others must agree bit for bit
+            body = fused(body)
+        step, given = Step(body, masked).eval(), tuple(arguments)
+        try:
+            return torch.jit.trace(step, given, check_trace=False)  # type: ignore[no-untyped-call]
+        except (RuntimeError, TypeError):
+            return None
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A copy of the modules around the same parameters, but for GELUs that are written out in eight
+    operations: one gives the same to rounding."""
+    if type(module) is NewGELUActivation:
+        return nn.GELU("tanh").eval()
+    twin = copy.copy(module)
+    twin._modules = {name: child and fused(child) for name, child in module._modules.items()}
+    return twin
+
+
+class Step(nn.Module):
+    """A body's step as a function of tensors."""
+
+    def __init__(self, body: nn.Module, masked: bool):
+        super().__init__()
+        self.body, self._masked = body, masked
+
+    def forward(self, ids: Tensor, place: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Tokens and positions ``(R, 1)``, a mask ``(R, T)`` if masked, each layer's keys and
+        values; gives the hidden states ``(R, D)``, and keys and values again."""
+        flat = list(rest)
+        mask = flat.pop(0) if self._masked else None
+        cache = DynamicCache()
+        cache.layers = [Layer(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+        inputs = {"input_ids": ids, "position_ids": place, "past_key_values": cache}
+        state = read(self.body, {**inputs, "attention_mask": mask, "use_cache": True})
+        return (state, *keys_values(inputs))
+
+
+class Layer(DynamicLayer):  # type: ignore[misc]
+    """A layer's cache that begins with given keys and values."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+        self.dtype, self.device = keys.dtype, keys.device
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends ``(R, H_kv, n, D_head)``."""
+        self.keys = torch.cat([self.keys, keys], dim=-2)
+        self.values = torch.cat([self.values, values], dim=-2)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Any:
+        """The columns held; a traced number, so it is not looked at here."""
+        return self.keys.shape[-2]
+
+
+def read(body: Any, inputs: dict[str, Any]) -> Tensor:
+    """What a body itself gives for the last column, ``(R, D)``."""
+    state: Tensor = body(**inputs).last_hidden_state[:, -1]
+    return state
+
+
+def keys_values(inputs: dict[str, Any]) -> list[Tensor]:
+    return [x for layer in inputs["past_key_values"].layers for x in (layer.keys, layer.values)]
+
+
+def is_repeatable(body: Any) -> bool:
+    """Whether a body's step may be recorded at all."""
+    if getattr(body.config, "model_type", "") not in KNOWN:
+        return False
+    if body.config._attn_implementation not in ATTENTION:
+        return False
+    parts = list(body.modules())
+    moving = any(getattr(m, "rope_type", "") in MOVING for m in parts)
+    return not moving and all(map(_is_plain, parts))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    made_by = type(module).__module__.split(".")[0]
+    return made_by in MAKERS and not module.training and not is_tampered_with(module)
+
+
+def is_tampered_with(module: nn.Module) -> bool:
+    """Whether a module does more, for somebody else, than its class does."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    own = {"forward", "_hf_hook"} & vars(module).keys()
+    return bool(own) or any(getattr(hook, "__module__", "") != RECORDERS for hook in hooks)
+
+
+def has_global_hooks() -> bool:
+    """Whether every module's forward does more, for somebody else."""
+    return bool(_global_forward_hooks or _global_forward_pre_hooks)

@@ -1,0 +1,174 @@
+"""Models whose logits are a plain linear head on what their body gives: body and head apart.
+
+The hidden states are then at hand without a hook, and where a truncation leaves few tokens the head
+is evaluated at those alone (`plugalign.kernels.head`). A model that caps or scales its logits, or
+has another kind of head, is run whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from plugalign.engine.acceleration.compiled import Static
+from plugalign.engine.acceleration.traced_step import Reading, Recorder
+from plugalign.engine.readers.prefix_hook import Prefixing
+from plugalign.kernels.backend import FLOATS
+from plugalign.kernels.head import Head, Logits, full
+
+
+class Split:
+    """A body and a linear head that together give the model's logits: to rounding, and bit for bit
+    where they are asked to be exact.
+
+    Args:
+        body: gives ``last_hidden_state`` ``(R, T, D)``.
+        linear: the head.
+        recorder: keeps what the body does for one more token.
+        attached: what attachments do to the inputs of the model's forward, in their order.
+        static: see `Reading`.
+        exact: whether recordings compute what the body does bit for bit.
+        float32: whether logits are left in float32, see `Head`.
+    """
+
+    def __init__(
+        self,
+        body: Any,
+        linear: nn.Linear,
+        recorder: Recorder,
+        attached: Sequence[Prefixing] = (),
+        static: Static | None = None,
+        exact: bool = False,
+        float32: bool = False,
+    ):
+        self.body, self.linear, self.float32 = body, linear, float32
+        self._recorder, self._static, self._attached = recorder, static, attached
+        self._reading = Reading(body, recorder, static, exact)
+
+    def exactly(self) -> Split:
+        """The same, exact."""
+        return Split(
+            self.body,
+            self.linear,
+            self._recorder,
+            self._attached,
+            self._static,
+            exact=True,
+            float32=self.float32,
+        )
+
+    def last(self, inputs: dict[str, Any], places: int = 1, further: bool = False) -> Head:
+        """The head of the last columns, ``(R * places, V)``, from the inputs of a forward.
+
+        Args:
+            further: the cache holds what stands before, of this very text.
+        """
+        if places > 1:
+            state = self.states(inputs)[:, -places:].flatten(0, 1)
+        else:
+            state = self._reading.last(self._behind(inputs, further))
+        return self.head(state)
+
+    def head(self, states: Tensor) -> Head:
+        """The logits of what the head reads, ``(N, D)``."""
+        return Head(states, self.linear.weight, self.linear.bias, self.float32)
+
+    def states(self, inputs: dict[str, Any]) -> Tensor:
+        """What the head reads of all columns, ``(R, T, D)``."""
+        states: Tensor = self.body(**self._behind(inputs)).last_hidden_state
+        return states
+
+    def _behind(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
+        for prefix in self._attached:
+            inputs = (prefix.further if further else prefix.behind)(self.body, inputs)
+        return inputs
+
+
+class Splits:
+    """The splits of the models of one wrapped model, each found out once.
+
+    Args:
+        float32: whether they leave logits in float32, see `Head`.
+
+    Attributes:
+        recorder: of all of them.
+        uncapturable: why no step of these models is to be captured, if one could not be.
+    """
+
+    def __init__(self, float32: bool = False) -> None:
+        self.recorder, self._float32 = Recorder(), float32
+        self.uncapturable: str | None = None
+        self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def of(self, model: Any, static: Static | None = None) -> Split | None:
+        """Body and head of ``model``, or None where it must be run whole: for what its forward does
+        to the logits, or because hooks hang on it that a caller wants run."""
+        if not self.may_split(model):
+            return None
+        linear = model.get_output_embeddings()
+        if model not in self._known:
+            self._known[model] = _is_plain(model, linear)
+        if not self._known[model]:
+            return None
+        attached = _attached(model)
+        return Split(
+            model.base_model, linear, self.recorder, attached, static, float32=self._float32
+        )
+
+    def may_split(self, model: Any) -> bool:
+        """Whether ``model`` has a body and a head, as far as is known without running it."""
+        linear = model.get_output_embeddings()
+        if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
+            return False
+        if _hooked(model, len(_attached(model))) or _hooked(linear):
+            return False
+        return self._known.get(model, True)
+
+
+def fit_width(logits: Logits, width: int) -> Logits:
+    """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
+    padding that no tokenizer emits, so what fills them never decides anything."""
+    have = logits.shape[-1]
+    if have == width:
+        return logits
+    if have > width and isinstance(logits, Head):
+        bias = None if logits.bias is None else logits.bias[:width]
+        return replace(logits, weight=logits.weight[:width], bias=bias)
+    logits = full(logits)
+    if have > width:
+        return logits[:, :width]
+    floor = logits.amin(-1, keepdim=True).expand(-1, width - have)
+    return torch.cat([logits, floor], dim=-1)
+
+
+def _attached(model: Any) -> list[Prefixing]:
+    """What attachments do to the inputs of a model's forward, in their order."""
+    before = list(model._forward_pre_hooks.values())
+    return [hook for hook in before if isinstance(hook, Prefixing)]
+
+
+def _hooked(module: Any, own: int = 0) -> bool:
+    """Whether hooks hang on a module beside so many in front of its forward."""
+    before = len(module._forward_pre_hooks) > own
+    return bool(before or module._forward_hooks or hasattr(module, "_hf_hook"))
+
+
+@torch.no_grad()
+def _is_plain(model: Any, linear: nn.Linear) -> bool:
+    """Whether the head, applied to what the body gives, is the model."""
+    body = model.base_model
+    if body is model:
+        return False
+    # Several tokens, since the state behind a padding token may be zero.
+    tokens = torch.linspace(0, len(linear.weight) - 1, 8, device=model.device).long()[None]
+    hidden = getattr(body(input_ids=tokens, use_cache=False), "last_hidden_state", None)
+    if not isinstance(hidden, Tensor) or hidden.shape[-1] != linear.in_features:
+        return False
+    whole: Tensor = model.forward(input_ids=tokens, use_cache=False).logits
+    apart: Tensor = linear(hidden)
+    return whole.dtype == apart.dtype and torch.equal(whole, apart)

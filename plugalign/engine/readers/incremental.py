@@ -1,0 +1,197 @@
+"""Models that read a growing batch in step with a loop: each column once, nothing compared.
+
+`prefix_cache.CachedModel` works out by itself what it has already read. In a loop
+that only ever appends, that is known, so a `Stream` asks for no more than the new columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.utils.generic import is_flash_attention_requested
+
+from plugalign.engine.readers.heads import Split
+from plugalign.engine.readers.prefix_cache import on_device, positions
+from plugalign.engine.readers.prefix_hook import prefixes_in
+from plugalign.kernels.backend import FLOATS
+from plugalign.kernels.head import Head, Logits
+
+ROOM = 64  # columns by which a mask grows
+
+
+class Stream:
+    """A causal language model that reads texts from left to right.
+
+    Args:
+        model: a Hugging Face causal language model.
+        keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
+        split: the model's body and head where they may be run apart; logits are then a `Head`.
+        cache: where keys and values go; None makes a dynamic cache.
+        copies: so many neighbouring rows are equal in the first call, and are read once.
+        every: whether later calls give logits behind each new column, not only the last.
+        room: where given, and no cache is, the cache is static, with so many columns to come.
+
+    Attributes:
+        copies: so many rows of the first call are read once.
+        length: the columns of ids that were read.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        keys_values: Tensor | None = None,
+        *,
+        split: Split | None = None,
+        cache: Cache | None = None,
+        copies: int = 1,
+        every: bool = False,
+        room: int | None = None,
+    ):
+        self.model, self._split, self._every = model, split, every
+        self._room = room if cache is None else None
+        self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
+        self._front, self.copies = keys_values, copies if can_repeat(self.cache) else 1
+        self.length = 0
+        self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
+        # Flash attention takes a text to be as long as its mask, or else as a static cache.
+        self._flash = is_flash_attention_requested(model.config)
+        self._ahead = 0  # columns of the cache in front of those of ids
+        self._position = torch.empty(0)
+        accepts = inspect.signature(model.forward).parameters
+        self._positioned = "position_ids" in accepts
+        self._options: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
+        if "logits_to_keep" in accepts and split is None:
+            self._options["logits_to_keep"] = 1
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)``, which begin with those of the call
+        before; ``(R * n, V)`` behind each of n new columns where every one is wanted. The first
+        call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already.
+        """
+        new = ids[:, self.length :].to(self.model.device)
+        answer = self.append(new) if self.length else self._begin(new, mask.to(self.model.device))
+        self.length = ids.shape[1]
+        return on_device(answer, ids.device)
+
+    def append(self, ids: Tensor) -> Logits:
+        """`logits` after some more columns ``(R, n)``."""
+        width = ids.shape[1]
+        held = self._ahead + self.length + width
+        if self._mask is not None and self._mask.shape[1] < held:
+            more = self._mask.new_ones(len(self._mask), max(ROOM, width))
+            self._mask = torch.cat([self._mask, more], 1)
+        # In place, so that a graph of this step goes on where it stopped.
+        place = self._position.add_(1)
+        if width > 1:
+            place = place + torch.arange(width, device=place.device)
+            self._position = place[:, -1:].clone()
+        answer = self._forward(ids, place, held, width if self._every else 1, further=True)
+        self.length += width
+        return answer
+
+    def rewind(self, columns: int) -> None:
+        """Forgets the last columns that were read."""
+        if not columns:
+            return
+        if is_static(self.cache):  # what stands behind the last column is masked
+            for layer in self.cache.layers:
+                layer.cumulative_length.sub_(columns)
+        else:
+            self.cache.crop(-columns)
+        self.length, self._position = self.length - columns, self._position - columns
+
+    def at(self, length: int) -> None:
+        """Says that so many columns of ids were read, by a graph's replay."""
+        self.length = length
+
+    def forget(self) -> None:
+        """Frees keys and values; nothing can be read on from here."""
+        self.cache.layers.clear()
+
+    def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
+        if self._room is not None:
+            width = mask.shape[1] + (0 if self._front is None else self._front.shape[-2])
+            config = text_config(self.model)
+            self.cache = StaticCache(config=config, max_cache_len=width + self._room)
+            self._options["past_key_values"], self.copies = self.cache, 1
+        ids, mask = ids[:: self.copies], mask[:: self.copies]
+        if self._front is not None:
+            front = self._front.to(self.model.device, self.model.dtype)
+            fill(self.cache, front[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
+            mask = torch.cat([mask.new_ones(len(mask), front.shape[-2]), mask], 1)
+        place = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
+        held = mask.shape[1]
+        self._ahead = held - ids.shape[1]
+        if not bool(mask.all()) or (self._flash and is_static(self.cache)):
+            self._mask = mask
+        answer = self._forward(ids, place, held)
+        self._position = place[:, -1:].clone()
+        if self.copies > 1:
+            self.cache.batch_repeat_interleave(self.copies)
+            self._position, answer = self._repeated(self._position), self._repeated(answer)
+            self._mask = None if self._mask is None else self._repeated(self._mask)
+        if self._is_fixed:  # of one shape from here on, and some models miss one
+            columns = self.cache.get_max_length() - sum(prefixes_in(self.cache).values())
+            mask = mask if self._mask is None else self._mask
+            self._mask = torch.cat([mask, mask.new_ones(len(mask), columns - held)], 1)
+        return answer
+
+    def _forward(
+        self, ids: Tensor, place: Tensor, held: int, places: int = 1, further: bool = False
+    ) -> Logits:
+        """The logits behind the last ``places`` columns, of ``held`` that the cache will hold."""
+        inputs = {"input_ids": ids, **self._options}
+        if self._positioned:
+            inputs["position_ids"] = place
+        if self._mask is not None:
+            whole = further and self._is_fixed
+            inputs["attention_mask"] = self._mask if whole else self._mask[:, :held]
+        if self._split is not None:
+            return self._split.last(inputs, places, further)
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = places
+        logits: Tensor = self.model(**inputs).logits[:, -places:].flatten(0, 1)
+        return logits if logits.dtype in FLOATS else logits.float()
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether every step reads keys, values and a mask of one shape."""
+        return is_static(self.cache) and not self._flash
+
+    def _repeated(self, rows: Any) -> Any:
+        if isinstance(rows, Head):
+            return replace(rows, hidden=self._repeated(rows.hidden))
+        return rows.repeat_interleave(self.copies, 0)
+
+
+def fill(cache: Any, keys_values: Tensor) -> None:
+    """Puts keys and values ``(layers, 2, R, H_kv, P, D_head)`` into a cache."""
+    for layer, (keys, values) in enumerate(keys_values):
+        cache.update(keys, values, layer)
+
+
+def is_static(cache: Any) -> bool:
+    """Whether all layers of a cache keep keys and values in one place, with room for more."""
+    layers = cache.layers if isinstance(cache, StaticCache) else ()
+    return bool(layers) and all(type(layer) is StaticLayer for layer in layers)
+
+
+def can_repeat(cache: Any) -> bool:
+    """Whether rows of a cache can be repeated after they were read."""
+    return (
+        isinstance(cache, DynamicCache)
+        and not getattr(cache, "offloading", False)
+        and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    )
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the part of a model that reads text."""
+    return model.config.get_text_config(decoder=True)

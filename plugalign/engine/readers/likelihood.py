@@ -1,0 +1,101 @@
+"""Reads how probable a text is so far, in several contexts of one model."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from plugalign.algebra.sources import Likelihood, Step, TextLikelihood
+from plugalign.engine.batching.contexts import Front
+from plugalign.engine.readers.heads import fit_width
+from plugalign.engine.readers.prefix_cache import PrefixCache, positions
+from plugalign.kernels.head import full
+
+COLUMNS = 64  # whose logits exist at one time
+
+
+class LikelihoodReader:
+    """A model that reads texts in K contexts, as K * R rows of one forward, and adds up the
+    log-probabilities of their tokens beside its keys and values.
+
+    Keyed by prefix: sums belong to columns, and go where the cache's columns go.
+    """
+
+    def __init__(self, source: TextLikelihood, base: Any):
+        self._source = source
+        self._model = base if source.model is None else source.model
+        if any(c.depth or c.after for c in source.contexts):
+            raise ValueError(
+                f"'{source.name}' takes token ids in front of the text, not trained keys and "
+                "values or tokens behind it"
+            )
+        self._positioned = "position_ids" in inspect.signature(self._model.forward).parameters
+        self._prefix = PrefixCache()
+
+    def forget(self) -> None:
+        """See `plugalign.algebra.sources.Reader`."""
+        self._prefix = PrefixCache()
+
+    @torch.no_grad()
+    def read(self, step: Step) -> Likelihood:
+        """See `plugalign.algebra.sources.Reader`."""
+        contexts, device, vocab = self._source.contexts, step.ids.device, step.base.shape[-1]
+        front = Front.of(contexts, pad=0)
+        rows = [front.row(context, step.ids, step.mask) for context in contexts]
+        ids = torch.cat([x for x, _ in rows]).to(self._model.device)
+        mask = torch.cat([x for _, x in rows]).to(self._model.device)
+        # Padding goes to the very front, so that every token stands behind the one it follows.
+        order = mask.argsort(dim=1, stable=True)
+        ids, mask, text = ids.gather(1, order), mask.gather(1, order), order >= front.width
+        following = self._advance(ids, mask)
+        counted = text & mask.bool() & (mask.cumsum(-1) > 1)
+        # What is not counted may be infinite, and zero times that is no number.
+        total = self._prefix.values.masked_fill(~counted, 0).sum(-1)
+        following = full(fit_width(following, vocab))
+        by_context = (
+            rearrange(x, "(k r) ... -> k r ...", k=len(contexts)).to(device)
+            for x in (total, counted.sum(-1), following)
+        )
+        return Likelihood(*by_context)
+
+    def _advance(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Reads what is new in ``ids`` ``(K R, T)``, and keeps each token's log-probability; those
+        of the next token are returned, float32 ``(K R, V)``.
+
+        The last column that is held is read again, since its logits are not kept: they score the
+        first new token.
+        """
+        held = self._prefix.align(ids, mask)
+        known = self._prefix.values if held else torch.zeros(len(ids), 1, device=ids.device)
+        if held:
+            self._prefix.cache.crop(-1)  # type: ignore[union-attr]
+        found, last = [known], None
+        for first in range(known.shape[1] - 1, ids.shape[1], COLUMNS):
+            stop = min(first + COLUMNS, ids.shape[1])
+            log_p = self._log_probs(ids, mask, first, stop)
+            if last is not None:
+                found.append(_chosen(last[:, None], ids[:, first, None]))
+            found.append(_chosen(log_p[:, :-1], ids[:, first + 1 : stop]))
+            last = log_p[:, -1]
+        assert last is not None
+        self._prefix.commit(ids, mask, torch.cat(found, 1))
+        return last
+
+    def _log_probs(self, ids: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
+        """Log-probabilities behind some columns, float32 ``(K R, stop - first, V)``."""
+        inputs: dict[str, Any] = {"attention_mask": mask[:, :stop], "use_cache": True}
+        if self._positioned:
+            inputs["position_ids"] = positions(mask[:, :stop])[:, first:]
+        logits = self._model(
+            input_ids=ids[:, first:stop], past_key_values=self._prefix.cache, **inputs
+        ).logits
+        return torch.log_softmax(logits.float(), -1)
+
+
+def _chosen(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probabilities ``(R, n)`` of tokens ``(R, n)``, of ``(R, n, V)``."""
+    return log_p.gather(-1, tokens[..., None])[..., 0]

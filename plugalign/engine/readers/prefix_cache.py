@@ -1,0 +1,271 @@
+"""Auxiliary models with a key/value cache keyed by prefix.
+
+A step of a controller is a pure function of the prefix, so an auxiliary model is asked for the
+logits of *these token ids* and finds out by itself what it has already computed: it appends when
+the prefix grew, crops when it was rewound (assisted decoding), reorders when rows were permuted
+(beams), and encodes from scratch otherwise. Whatever the caller does, the result equals an
+uncached forward. Left padding is the caller's mask; positions follow from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from plugalign.engine.readers.heads import Split
+from plugalign.engine.readers.tree_attention import star_of
+from plugalign.kernels.head import Head, Logits, full
+
+REWIND = 32  # answers remembered behind the longest prefix
+
+
+class PrefixCache:
+    """Keys and values of the columns of ``(R, T)`` token ids that a model has already seen.
+
+    Args:
+        keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
+
+    Attributes:
+        values: numbers for each column that is held, ``(R, T, ...)``, which go where the columns
+            go; without columns where nobody commits any.
+    """
+
+    def __init__(self, keys_values: Tensor | None = None):
+        self.keys_values = keys_values
+        self.offset = 0 if keys_values is None else keys_values.shape[-2]
+        self.cache: DynamicCache | None = None
+        self._ids = torch.empty(0, 0, dtype=torch.long)
+        self._mask = torch.empty(0, 0, dtype=torch.long)
+        self._settled = True
+        self.values = torch.empty(0, 0)
+
+    @property
+    def length(self) -> int:
+        """The columns of ids that the cache holds."""
+        return self._ids.shape[1]
+
+    def align(self, ids: Tensor, mask: Tensor, spare: int = 1) -> int:
+        """Makes the cache hold a prefix of ``ids`` ``(R, T)``, the longest it can.
+
+        Returns:
+            The number of columns held, at most ``T - spare``; the caller encodes the rest.
+        """
+        if not self._settled:  # an error came before `commit`: layers may hold different columns
+            self.cache = None
+        self._settled = False
+        rows, length = ids.shape
+        held = self._ids.shape[1]
+        reach = min(held, length - spare)
+        common = self._common(ids, mask) if self._ids.shape[0] == rows else 0
+        if common < reach and self.cache is not None:
+            order, permuted = self._match_rows(ids, mask, reach)
+            if permuted > common:
+                self.cache.batch_select_indices(order)
+                self._ids, self._mask = self._ids[order], self._mask[order]
+                self.values = self.values[order]
+                common = permuted
+        if self.cache is None or common == 0:
+            self._start(rows, ids.device)
+            return 0
+        keep = min(common, length - spare)
+        self.cache.crop(keep - held)
+        self._ids, self._mask = self._ids[:, :keep], self._mask[:, :keep]
+        self.values = self.values[:, :keep]
+        return keep
+
+    def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
+        """Records that the cache now holds these columns, with ``values`` if given."""
+        self._ids, self._mask, self._settled = ids, mask, True
+        self.values = ids.new_empty(len(ids), 0, dtype=torch.float) if values is None else values
+
+    def agrees(self, ids: Tensor, mask: Tensor) -> bool:
+        """Whether exactly these rows start with what is held up to the length of ``ids``."""
+        known = self._ids.shape
+        return known[0] == ids.shape[0] and self._common(ids, mask) == ids.shape[1]
+
+    def _common(self, ids: Tensor, mask: Tensor) -> int:
+        width = min(self._ids.shape[1], ids.shape[1])
+        same = (self._ids[:, :width] == ids[:, :width]) & (self._mask[:, :width] == mask[:, :width])
+        return int(same.all(0).long().cumprod(0).sum())
+
+    def _match_rows(self, ids: Tensor, mask: Tensor, reach: int) -> tuple[Tensor, int]:
+        """For each row the held row with the longest common start, and the shortest of these."""
+        same = self._ids[None, :, :reach] == ids[:, None, :reach]
+        same &= self._mask[None, :, :reach] == mask[:, None, :reach]
+        lengths = same.long().cumprod(-1).sum(-1)  # (R, R_held)
+        best, order = lengths.max(-1)
+        return order, int(best.min())
+
+    def _start(self, rows: int, device: torch.device) -> None:
+        self.cache = DynamicCache()
+        self._ids = self._mask = torch.empty(rows, 0, dtype=torch.long, device=device)
+        self.values = torch.empty(rows, 0, device=device)
+        if self.keys_values is not None:
+            for layer, (keys, values) in enumerate(self.keys_values):
+                self.cache.update(
+                    keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer
+                )
+
+
+class CachedModel:
+    """A causal language model that answers for prefixes and never encodes a token twice.
+
+    Args:
+        model: a Hugging Face causal language model.
+        keys_values: optional trained prefix, see `PrefixCache`.
+        split: the model's body and head where they may be run apart; logits are then a `Head`.
+    """
+
+    def __init__(self, model: Any, keys_values: Tensor | None = None, split: Split | None = None):
+        self.model, self._split = model, split
+        if keys_values is not None:
+            keys_values = keys_values.to(model.device, model.dtype)
+        self._prefix = PrefixCache(keys_values)
+        self._accepts = inspect.signature(model.forward).parameters
+        self._answers: dict[int, Logits] = {}
+        self.encoded = 0  # columns sent through the model so far
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask."""
+        return self._answer(ids, mask, hidden=False)
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
+        answer = self._answer(ids, mask, hidden=True)
+        return answer.hidden.float() if isinstance(answer, Head) else answer
+
+    def forget(self) -> None:
+        """Frees keys and values."""
+        self._prefix, self._answers = PrefixCache(self._prefix.keys_values), {}
+
+    def rewind(self, columns: int) -> None:
+        """Nothing: what it holds is compared with what it is asked for."""
+
+    def at(self, length: int) -> None:
+        """Nothing, see `rewind`."""
+
+    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
+        device = ids.device
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        known = self._answers.get(ids.shape[1])
+        if known is not None and self._prefix.agrees(ids, mask):
+            return on_device(known, device)
+        start = self._prefix.align(ids, mask)
+        answer = self._forward(ids, mask, start, hidden)
+        self._prefix.commit(ids, mask)
+        # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
+        kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
+        self._answers = {n: a for n, a in self._answers.items() if n in kept}
+        self._answers[ids.shape[1]] = answer
+        return on_device(answer, device)
+
+    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Logits:
+        inputs: dict[str, Any] = {"input_ids": ids[:, start:], "use_cache": True}
+        inputs["past_key_values"] = self._prefix.cache
+        offset = self._prefix.offset
+        inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), offset), mask], dim=1)
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = positions(mask)[:, start:] + offset
+        self.encoded += ids.shape[1] - start
+        if self._split is not None:
+            return self._split.last(inputs)
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = 1
+        with head_input(self.model) as seen:
+            logits = self.model(**inputs).logits
+        chosen: Tensor = seen[0] if hidden else logits
+        return chosen[:, -1].float()
+
+
+def on_device(logits: Logits, device: torch.device) -> Logits:
+    """The logits where they are wanted. A head stays with its model, so it is evaluated there."""
+    if logits.device == device:
+        return logits
+    return full(logits).to(device)
+
+
+class CachedScorer:
+    """A causal classifier that scores many candidate continuations of each prefix in one forward.
+
+    The candidates are read under a tree mask (`tree_attention`) and do not enter the cache.
+    When a prefix has grown by one of them in every row, its keys and values are taken over.
+
+    Args:
+        predictor: a module with ``backbone`` and ``head``, see `CandidateValues`.
+    """
+
+    def __init__(self, predictor: Any):
+        self.predictor = predictor
+        self._prefix, self._star = PrefixCache(), star_of(predictor.backbone)
+        self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
+        self.encoded = 0  # columns sent through the backbone so far, without candidates
+
+    @torch.no_grad()
+    def scores(self, ids: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        """Logits of P(a | x, t), ``(R, K)``, for prefixes ``(R, T)`` and candidates ``(R, K)``."""
+        self._keep_chosen(ids, mask)
+        self._candidates = None
+        start = self._prefix.align(ids, mask, spare=0)
+        if start < ids.shape[1]:
+            self._encode(ids, mask, start)
+        self._prefix.commit(ids, mask)
+        place = mask.long().sum(-1, keepdim=True)  # 0 for a row that has no token yet
+        states = self._star.read(candidates, place, self._prefix.cache, mask)
+        self._candidates = candidates
+        scores: Tensor = self.predictor.head(states)
+        return scores.squeeze(-1).float()
+
+    def forget(self) -> None:
+        """Frees keys and values."""
+        self._prefix, self._star = PrefixCache(), star_of(self.predictor.backbone)
+        self._candidates = None
+
+    def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:
+        """Moves candidates into the cache, if they are what the prefixes have grown by."""
+        before, last = ids[:, :-1], ids[:, -1:]
+        if self._candidates is None or self._prefix.length != before.shape[1]:
+            return
+        if not self._prefix.agrees(before, mask[:, :-1]):
+            return
+        same = self._candidates == last
+        if not bool(same.any(1).all()):
+            return
+        for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):
+            self._prefix.cache.update(keys, values, layer)  # type: ignore[union-attr]
+        self._prefix.commit(ids, mask)
+
+    def _encode(self, ids: Tensor, mask: Tensor, start: int) -> None:
+        self.encoded += ids.shape[1] - start
+        self.predictor.backbone(
+            input_ids=ids[:, start:],
+            attention_mask=mask,
+            position_ids=positions(mask)[:, start:],
+            past_key_values=self._prefix.cache,
+            use_cache=True,
+        )
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+@contextmanager
+def head_input(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the LM head reads, ``(R, T, D)`` per forward, while the block runs."""
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()

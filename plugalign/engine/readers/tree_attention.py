@@ -1,0 +1,198 @@
+"""Many candidates for the next token, read in one forward: each sees the prefix and itself.
+
+The candidates of a row stand side by side behind its cached prefix under a star mask, all at one
+position. Any backbone can do that with a mask (`MaskedStar`), but then attention computes the K
+columns of the other candidates only to hide them. `LlamaStar` writes the forward of a plain Llama
+out: attention is that of the prefix and one number more, which also does away with the candidates'
+rotations, for what counts is their distance to the prefix. Keys and values stay at hand, so that a
+candidate which is chosen need not be read again (`Star.chosen`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+from transformers import LlamaModel
+
+from plugalign.kernels.product import product
+
+TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Star(Protocol):
+    """Reads candidates behind a cache, and leaves the cache as it was."""
+
+    def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
+        """The last hidden states ``(R, K, D)``.
+
+        Args:
+            candidates: token ids ``(R, K)``. place: their position ``(R, 1)``.
+            cache: holds the columns of ``mask`` ``(R, T)``.
+        """
+
+    def chosen(self, index: Tensor) -> list[KeysValues]:
+        """Per layer the keys and values ``(R, H, 1, D_head)`` of one candidate of each row."""
+
+
+def star_of(backbone: Any) -> Star:
+    """The cheapest way to read candidates with this backbone."""
+    return LlamaStar(backbone) if is_plain(backbone) else MaskedStar(backbone)
+
+
+def is_plain(backbone: Any) -> bool:
+    """Whether a backbone is a Llama without anything that `LlamaStar` leaves out."""
+    if type(backbone) is not LlamaModel:
+        return False
+    config = backbone.config
+    modules = [module for layer in backbone.layers for module in layer.modules()]
+    linears = [m for m in modules if hasattr(m, "weight") and m.weight.ndim == 2]
+    return (
+        config.hidden_act == "silu"
+        and config.num_key_value_heads == config.num_attention_heads
+        and config.rope_parameters["rope_type"] == "default"
+        and all(type(m) is nn.Linear and m.bias is None for m in linears)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+    )
+
+
+class MaskedStar:
+    """A star for any backbone, by a mask."""
+
+    def __init__(self, backbone: Any):
+        self._backbone = backbone
+        self._held: list[KeysValues] = []
+
+    def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
+        count = candidates.shape[1]
+        output = self._backbone(
+            input_ids=candidates,
+            attention_mask=self._mask(mask, count),
+            position_ids=place.expand(-1, count),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self._held = [(x.keys[:, :, -count:], x.values[:, :, -count:]) for x in cache.layers]
+        cache.crop(-count)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def chosen(self, index: Tensor) -> list[KeysValues]:
+        return [(_take(keys, index), _take(values, index)) for keys, values in self._held]
+
+    def _mask(self, mask: Tensor, count: int) -> Tensor:
+        """An additive mask ``(R, 1, K, T + K)``."""
+        own = torch.eye(count, dtype=torch.bool, device=mask.device).expand(len(mask), -1, -1)
+        hidden = ~torch.cat([mask.bool()[:, None].expand(-1, count, -1), own], dim=2)[:, None]
+        dtype = self._backbone.dtype
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of a Llama layer, those that read the same input side by side.
+
+    Attributes:
+        attend: queries (scaled), keys and values ``(3 D, D)``. out: ``(D, D)``.
+        widen: gate and values of the MLP ``(2 F, D)``. narrow: ``(D, F)``.
+        epsilons: of the two norms, whose weights are in ``attend`` and ``widen``.
+    """
+
+    attend: Tensor
+    out: Tensor
+    widen: Tensor
+    narrow: Tensor
+    epsilons: tuple[float, float]
+
+    @classmethod
+    def of(cls, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        queries = attention.q_proj.weight * attention.scaling
+        attend = torch.cat([queries, attention.k_proj.weight, attention.v_proj.weight])
+        widen = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        return cls(
+            attend * first.weight,
+            attention.o_proj.weight,
+            widen * second.weight,
+            mlp.down_proj.weight,
+            (first.variance_epsilon, second.variance_epsilon),
+        )
+
+
+class LlamaStar:
+    """A star for a plain Llama, see `is_plain`."""
+
+    @torch.no_grad()
+    def __init__(self, backbone: Any):
+        self._backbone, self._heads = backbone, backbone.config.num_attention_heads
+        self._layers = [Layer.of(layer) for layer in backbone.layers]
+        self._held: list[list[KeysValues]] = []  # per chunk of rows, per layer
+        self._turn = (torch.empty(0), torch.empty(0))  # cos and sin of the candidates' position
+
+    def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
+        rows, count = candidates.shape
+        states = self._backbone.embed_tokens(candidates)
+        cos, sin = self._backbone.rotary_emb(states, place)
+        self._held, self._turn = [], (cos[:, None], sin[:, None])
+        # The prefix as seen from the candidates' position, so that these need not be turned.
+        past = [(_turned(x.keys, cos[:, None], -sin[:, None]), x.values) for x in cache.layers]
+        hidden = None if bool(mask.all()) else (mask == 0)[:, None, None]
+        size = max(1, TOKENS // count) if states.is_cpu else rows
+        parts = (slice(i, i + size) for i in range(0, rows, size))
+        return torch.cat([self._chunk(states[part], part, past, hidden) for part in parts])
+
+    def chosen(self, index: Tensor) -> list[KeysValues]:
+        parts = torch.split(index, [len(chunk[0][0]) for chunk in self._held])
+        chosen = []
+        for layer in range(len(self._layers)):
+            pairs = [chunk[layer] for chunk in self._held]
+            keys, values = (
+                torch.cat([_take(pair[i], part) for pair, part in zip(pairs, parts, strict=True)])
+                for i in (0, 1)
+            )
+            chosen.append((_turned(keys, *self._turn), values))
+        return chosen
+
+    def _chunk(
+        self, x: Tensor, rows: slice, past: list[KeysValues], hidden: Tensor | None
+    ) -> Tensor:
+        """The hidden states ``(R', K, D)`` of some rows, from their embeddings (used up)."""
+        held: list[KeysValues] = []
+        shape = (*x.shape[:2], 3, self._heads, -1)
+        for layer, (past_keys, past_values) in zip(self._layers, past, strict=True):
+            joint = product(_normed(x, layer.epsilons[0]), layer.attend).view(shape)
+            queries, keys, values = joint.permute(2, 0, 3, 1, 4)
+            held.append((keys, values))
+            seen = queries @ past_keys[rows].transpose(2, 3)
+            if hidden is not None:
+                seen = seen.masked_fill_(hidden[rows], -torch.inf)
+            own = (queries * keys).sum(-1, keepdim=True)
+            shares = torch.cat([seen, own], dim=-1).softmax(-1)
+            mixed = (shares[..., :-1] @ past_values[rows]).addcmul_(shares[..., -1:], values)
+            x += product(mixed.transpose(1, 2).flatten(2), layer.out)
+            gate, up = product(_normed(x, layer.epsilons[1]), layer.widen).chunk(2, -1)
+            x += product(silu(gate).mul_(up), layer.narrow)
+        self._held.append(held)
+        normed: Tensor = self._backbone.norm(x)
+        return normed
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """``(R, H, 1, D_head)``: one column of each row of ``(R, H, K, D_head)``."""
+    return x[torch.arange(len(x), device=x.device), :, index][:, :, None]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, equation 34, in halves); ``-sin`` turns back."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _normed(x: Tensor, epsilon: float) -> Tensor:
+    return rms_norm(x, x.shape[-1:], None, epsilon)

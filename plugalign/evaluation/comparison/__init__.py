@@ -1,0 +1,1 @@
+"""A comparison from prompts to summary."""

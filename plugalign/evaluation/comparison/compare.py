@@ -1,0 +1,216 @@
+"""compare(): several ways to steer one model, on the same prompts with the same noise.
+
+Everything that can be wrong is found before any work. Then every method answers every prompt
+(`generation`), judges and an unsteered model score the answers (`scoring`), and the summary is
+computed from the files that this left (`summary`). A run that is killed continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+
+from plugalign.evaluation.comparison.generation import Decoding, Generator, end_tokens
+from plugalign.evaluation.comparison.progress import Progress
+from plugalign.evaluation.comparison.prompts import Prompts, chunks, encode
+from plugalign.evaluation.comparison.references import References
+from plugalign.evaluation.comparison.revising import Revisions, watched
+from plugalign.evaluation.comparison.scoring import Scoring
+from plugalign.evaluation.comparison.study import Study
+from plugalign.evaluation.comparison.summary import summarise
+from plugalign.evaluation.metrics.judged import Metric
+from plugalign.evaluation.report.html import write_report
+from plugalign.evaluation.report.table import comparison_table
+from plugalign.evaluation.run_folder.folder import (
+    GENERATIONS,
+    MANIFEST,
+    PROMPTS,
+    REPORT,
+    SCORES,
+    SUMMARY,
+    locked,
+    open_run,
+    read_json,
+    replace_text,
+    write_json,
+)
+from plugalign.evaluation.run_folder.journal import Journal
+from plugalign.evaluation.run_folder.manifest import with_agreements
+from plugalign.evaluation.run_folder.records import Generated, Scored
+from plugalign.generation.wrap import wrap
+
+USUAL = {"samples": 25, "batch_size": 32}
+POCKET = {"samples": 4, "batch_size": 50}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a run found, and where its files are.
+
+    Attributes:
+        out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
+            summary.json, report.html and progress.log.
+        summary: the content of summary.json.
+    """
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The report, one self-contained HTML file."""
+        return self.out / REPORT
+
+    def table(self) -> Group:
+        """The summary as tables for a terminal."""
+        return comparison_table(self.summary)
+
+    def __rich__(self) -> Group:
+        return self.table()
+
+
+def compare(
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    methods: Sequence[str] | None = None,
+    controllers: Mapping[str, Any] | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    limit: int | None = None,
+    judges: Mapping[str, Any] | Sequence[Any] | None = None,
+    metrics: Sequence[Metric] | None = None,
+    scorer: Any = None,
+    agreement: str | Path | Sequence[str | Path] | None = None,
+    samples: int | None = None,
+    max_new_tokens: int = 20,
+    min_new_tokens: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    batch_size: int | None = None,
+    seed: int = 0,
+    out: str | Path = "plugalign-compare",
+    resume: bool = False,
+) -> Comparison:
+    """Compares ways to steer a model; the model alone is always the reference, called "base".
+
+    Without a model it is the pocket world: the embedded model, its controllers, its judge. Beside
+    base stand plain ``generate``, for its cost, and for each support of a controller the base that
+    is cut alike, see `plugalign.evaluation.comparison.references`.
+
+    Args:
+        model: a causal language model, a hub id or a folder.
+        tokenizer: its tokenizer; for a hub id or a folder it is loaded.
+        methods: names of the controllers to compare; all by default.
+        controllers: by name, a controller or the folder that it was saved to.
+        prompts: a ``.jsonl`` or ``.csv`` file with a "text" field, a ``.txt`` file, or texts.
+        limit: only so many of the first prompts.
+        judges: what scores toxicity, see `plugalign.evaluation.judging.load.load_judge`; the first
+            is the primary judge.
+        metrics: what is made of a judge's scores, the first being the primary metric; by default
+            `plugalign.evaluation.metrics.judged.TOXICITY`.
+        scorer: a model, hub id or folder under which perplexity is taken; by default the base
+            itself without steering.
+        agreement: a file of texts with reference scores, or several; how far each judge agrees
+            with each of them is shown beside the results, also where it is asked for only when a
+            run is resumed, see `plugalign.loading.load_references`.
+        samples: answers to each prompt; 25 by default, and 4 in the pocket world, which has more
+            prompts instead.
+        max_new_tokens: the length of an answer in tokens.
+        min_new_tokens: no answer ends before so many.
+        batch_size: answers that are generated together; 32 by default, and 50 in the pocket world.
+        seed: equal seeds give equal answers, and one noise for all methods.
+        out: the folder to write; it must not hold another run, and nobody else may write it.
+        resume: continues a run in ``out``.
+
+    Raises:
+        ValueError: for anything wrong with the arguments, before any work.
+        OSError: if the disk is full; what was generated is kept.
+    """
+    usual = POCKET if model is None else USUAL
+    samples = usual["samples"] if samples is None else samples
+    batch_size = usual["batch_size"] if batch_size is None else batch_size
+    decoding = Decoding(
+        samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
+    )
+    study = Study.of(
+        model, tokenizer, methods, controllers, prompts, limit, judges, scorer, metrics
+    )
+    with _threads(1 if study.is_pocket else torch.get_num_threads()):
+        return _run(study, decoding, study.agreements(agreement), Path(out), resume)
+
+
+def _run(
+    study: Study, decoding: Decoding, agreements: list[dict[str, Any]], out: Path, resume: bool
+) -> Comparison:
+    """Checks what is left to check, then generates, scores and sums up."""
+    encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
+    revisions = {name: Revisions() for name in study.controllers}
+    steered = {
+        name: wrap(study.model, study.tokenizer, watched(controller, revisions[name]))
+        for name, controller in study.controllers.items()
+    }
+    references = References.of(study.model, study.tokenizer, steered)
+    methods = {**references.generators, **steered}
+    generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
+    manifest = study.manifest(decoding, references)
+    with locked(out):
+        open_run(out, with_agreements(manifest, agreements), resume=resume)
+        stored = read_json(out / MANIFEST)
+        if (merged := with_agreements(stored, agreements)) != stored:
+            write_json(out / MANIFEST, merged)
+        _write_prompts(out, study.prompts)
+        _work(study, generator, out, manifest["run"])
+        summary = summarise(out, study.metrics)
+        write_json(out / SUMMARY, summary)
+        write_report(out, lambda ids: _decoded(study, ids))
+    return Comparison(out, summary)
+
+
+def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
+    """Generates and scores what the run's journals lack."""
+    batches = chunks(generator.encoded, generator.decoding.samples, generator.decoding.batch_size)
+    units = generator.units(batches)
+    total = sum(map(len, units))
+    made = Journal(out / GENERATIONS, Generated, units, run)
+    with Progress(out) as progress:
+        work = generator.run(batches, made, progress.say)
+        progress.stage("generating", total, lambda: len(made.records), work)
+        made.order()
+        scoring = Scoring(
+            made.records,
+            study.judges,
+            study.perplexity(generator.encoded),
+            lambda ids: _decoded(study, ids),
+            end_tokens(study.model, study.tokenizer),
+        )
+        scored = Journal(out / SCORES, Scored, units, run, scoring.fits)
+        progress.stage("scoring", total, lambda: len(scored.records), scoring.run(scored))
+        scored.order()
+
+
+def _decoded(study: Study, ids: Sequence[int]) -> str:
+    return str(study.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Runs with so many threads. The pocket model is too small for two to help each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_prompts(out: Path, prompts: Prompts) -> None:
+    rows = [{"prompt": i, "text": text} for i, text in enumerate(prompts.texts)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    replace_text(out / PROMPTS, "".join(lines))

@@ -1,0 +1,1 @@
+"""Judges: what turns texts into scores, and whether it can be trusted."""

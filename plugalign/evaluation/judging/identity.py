@@ -1,0 +1,101 @@
+"""What a judge *is*, beyond its name, so that a resumed run is scored by the one that began it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib  # type: ignore[import-untyped]
+
+from plugalign import pocket
+from plugalign.algebra.identity import vocabulary_hash
+from plugalign.evaluation.judging.linear import LinearJudge
+from plugalign.evaluation.judging.load import Judge
+from plugalign.evaluation.judging.text_classifier import TextClassifier
+from plugalign.evaluation.run_folder.manifest import file_hash, weights_fingerprint
+from plugalign.fitting.training import fingerprint
+
+SIMPLE = (str, int, float, bool, type(None))
+
+
+def specs_of(specs: Mapping[str, Any] | Sequence[Any] | Any) -> list[Any]:
+    """The specs in the order in which `load_judges` names them."""
+    if isinstance(specs, Mapping):
+        return list(specs.values())
+    return list(specs) if isinstance(specs, (list, tuple)) else [specs]
+
+
+def judge_source(spec: Any) -> str | None:
+    """Where a judge came from, None for an object."""
+    return str(spec) if isinstance(spec, (str, Path)) else None
+
+
+def describe_judge(judge: Judge, spec: Any) -> dict[str, Any]:
+    """A judge's kind and a hash of what its scores depend on.
+
+    The hash is of the judge's files where it has some, else of its weights or its source. None
+    where nothing is known of it: an object of foreign code that cannot be serialised.
+    """
+    function = judge.function
+    found: dict[str, Any] = {"class": type(function).__name__, "sha256": _of_spec(spec)}
+    if isinstance(function, TextClassifier):
+        found["label"] = function.positive
+    if found["sha256"] is None:
+        found["sha256"] = _of_object(spec if hasattr(spec, "predict_proba") else function)
+    return found
+
+
+def _of_spec(spec: Any) -> str | None:
+    """A hash of the files behind a path or a name."""
+    if not isinstance(spec, (str, Path)):
+        return None
+    text = str(spec)
+    path = pocket.parts() / "judge" if text == "pocket" else Path(text)
+    if path.exists():
+        return _of_files(path)
+    module = importlib.util.find_spec(text.partition(":")[0]) if ":" in text else None
+    origin = None if module is None else module.origin
+    return _of_files(Path(origin)) if origin and Path(origin).is_file() else None
+
+
+def _of_files(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    root = path.parent if path.is_file() else path
+    named = [(str(p.relative_to(root)), p) for p in files]
+    shown = [(name, p) for name, p in named if not any(s[:1] == "." for s in Path(name).parts)]
+    return fingerprint([(name if path.is_dir() else "", file_hash(p)) for name, p in shown])
+
+
+def _of_object(thing: Any) -> str | None:
+    if isinstance(thing, TextClassifier):
+        return fingerprint(weights_fingerprint(thing.model), vocabulary_hash(thing.tokenizer))
+    if isinstance(thing, LinearJudge):
+        return fingerprint(joblib.hash(thing.weights), thing.intercept)
+    if inspect.isroutine(thing):
+        return _of_function(thing)
+    try:
+        return f"{type(thing).__qualname__}:{joblib.hash(thing)}"
+    # joblib pickles, and a foreign object may answer that with anything.
+    except Exception:
+        return None
+
+
+def _of_function(function: Any) -> str | None:
+    """A hash of a function's source, and of the plain values that it was made with."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):  # typed into an interpreter, or built in
+        return None
+    cells = [_content(cell) for cell in getattr(function, "__closure__", None) or ()]
+    values = [*(getattr(function, "__defaults__", None) or ()), *cells]
+    return fingerprint(source, [v if isinstance(v, SIMPLE) else type(v).__name__ for v in values])
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

@@ -1,0 +1,1 @@
+"""Metrics: what is made of scores, and of texts themselves."""

@@ -1,0 +1,1 @@
+"""The report of a comparison: HTML, charts, and tables for a terminal."""

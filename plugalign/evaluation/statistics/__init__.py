@@ -1,0 +1,1 @@
+"""Paired statistics over prompts: intervals, tests, false-discovery control."""

@@ -1,0 +1,183 @@
+"""What a controller that rewrites finished answers gets and gives.
+
+`Answers` is the batch of drafts that one ``generate`` call has just made, with the cache that it
+left; `Revision` is what becomes of them, with a `Report` of what was done and what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from plugalign.algebra.revisions import Report, Revision
+from plugalign.errors import Running
+from plugalign.generation.transcript import Continuation, Transcript
+
+PROMPT = "{prompt}"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Finished drafts of one ``generate`` call, as a reviser gets them.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        prompt_ids: left-padded, one row for each answer, ``(B, T)``.
+        prompt_mask: ``(B, T)``.
+        ids: the answers without the prompts ``(B, T')``, right-padded.
+        cache: keys and values of prompt and answer up to the last token or the one before it;
+            None (beams, static caches, assisted decoding) encodes the text once more.
+        pad_token_id: fills shorter answers.
+        end_token_ids: any of them ends an answer.
+        continuation: writes on as the drafts were written.
+        context: the most tokens that every model involved can read, or None for no limit.
+        prefix: cache positions that a prefix controller put in front of the prompt.
+
+    Raises:
+        ValueError: if prompts, masks and answers differ in number.
+    """
+
+    tokenizer: Any
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    ids: Tensor
+    cache: Cache | None
+    pad_token_id: int
+    end_token_ids: tuple[int, ...]
+    continuation: Continuation
+    context: int | None = None
+    prefix: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        output: Any,
+        ids: Tensor,
+        mask: Tensor,
+        tokenizer: Any,
+        *,
+        special: tuple[int | None, list[int]],
+        **others: Any,
+    ) -> Answers:
+        """The answers in what ``generate`` returned for prompts ``ids`` ``(B, T)``.
+
+        Args:
+            special: the pad token and the end tokens.
+            others: the attributes that stand behind ``end_token_ids``, and ``cache``.
+        """
+        pad, ends = special
+        again = output.sequences.shape[0] // ids.shape[0]
+        return cls(
+            tokenizer=tokenizer,
+            prompt_ids=ids.repeat_interleave(again, 0),
+            prompt_mask=mask.repeat_interleave(again, 0),
+            ids=output.sequences[:, ids.shape[1] :],
+            pad_token_id=pad if pad is not None else next(iter(ends), 0),
+            end_token_ids=tuple(ends),
+            **others,
+        )
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt_ids) == len(self.prompt_mask) == len(self.ids):
+            raise ValueError(
+                f"{len(self.ids)} answers need as many prompts and masks, got "
+                f"{len(self.prompt_ids)} and {len(self.prompt_mask)}; repeat them for each answer"
+            )
+
+    def transcript(self) -> Transcript:
+        """Prompts and answers as texts to go on from, without the tokens that end answers."""
+        rows = torch.arange(len(self.ids), device=self.ids.device)
+        prompts = Transcript(
+            self.prompt_ids, self.prompt_mask, rows, self.pad_token_id, prefix=self.prefix
+        )
+        return prompts.followed(self.ids, self.said(self.ids), self.cache)
+
+    def said(self, ids: Tensor) -> Tensor:
+        """The mask ``(R, n)`` of generated tokens before the end token and the padding."""
+        ends = ids.new_tensor(self.end_token_ids)
+        ended = torch.isin(ids, ends).cumsum(1) > 0
+        padding = (ids == self.pad_token_id).flip(1).long().cumprod(1).flip(1) > 0
+        return (~ended & ~padding).to(self.prompt_mask.dtype)
+
+    def filled(self, template: str, rows: Tensor, end: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """A template's token ids ``(R, n)`` and mask, with the tokens ``end`` behind it.
+
+        ``{prompt}`` in a template stands for the row's prompt.
+        """
+        prompt, mask = self.prompt_ids[rows], self.prompt_mask[rows]
+        if (start := self.tokenizer.bos_token_id) is not None:
+            mask = mask * (prompt != start)
+        ids, masks = [], []
+        pieces = [encode(self.tokenizer, piece) for piece in template.split(PROMPT)]
+        pieces[-1] += end
+        for i, piece in enumerate(pieces):
+            tokens = prompt.new_tensor(piece, dtype=torch.long).expand(len(rows), -1)
+            ids += [prompt, tokens] if i else [tokens]
+            masks += [mask, torch.ones_like(tokens)] if i else [torch.ones_like(tokens)]
+        return torch.cat(ids, dim=1), torch.cat(masks, dim=1)
+
+    def fits(self, lengths: Tensor) -> Tensor:
+        """Which texts of these lengths ``(R,)`` the context holds."""
+        limit = self.context if self.context is not None else torch.iinfo(lengths.dtype).max
+        return lengths <= limit - self.prefix
+
+    @property
+    def room(self) -> int:
+        """The most tokens that an answer may have."""
+        return self.continuation.answer_length(self.prompt_ids.shape[1])
+
+    @property
+    def critic(self) -> Continuation:
+        """Plain greedy decoding by the model itself, whatever steered the answers."""
+        options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.pad_token_id}
+        ends = {"eos_token_id": list(self.end_token_ids)} if self.end_token_ids else {}
+        return Continuation(self.continuation.model, options | ends)
+
+    def written(
+        self, by: Continuation, text: Transcript, max_new_tokens: int
+    ) -> tuple[Tensor, Transcript, Report]:
+        """What ``by`` writes after a text: the new ids ``(R, n)``, the text with them, the cost."""
+        unread = int(text.mask.sum()) if by.reads_anew else text.unread
+        new, output = by.generate(text, max_new_tokens)
+        said = self.said(new)
+        cost = Report(encoded_tokens=unread, generated_tokens=int(said.sum()))
+        return new, text.followed(new, said, output.past_key_values), cost
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a piece of text, without special tokens around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Revision]]:
+    """Hands answers from one controller to the next."""
+    revisions = []
+    for part in revisers:
+        with Running(f"the revision by {type(part).__name__}"):
+            revisions.append(part.revise(answers))
+        answers = replace(answers, ids=revisions[-1].ids, cache=None)
+    return answers, revisions
+
+
+def check_revisable(options: dict[str, Any]) -> None:
+    """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
+    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
+    for name in (*wanted, "output_hidden_states"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
+                "out, or leave the revising controller out"
+            )
+
+
+def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
+    """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
+    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
+    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
+    return None if (beams or 1) > 1 or drafted else output.past_key_values
