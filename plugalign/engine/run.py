@@ -21,11 +21,12 @@ from plugalign.engine.acceleration.compiled import Static
 from plugalign.engine.batching.grouped import Grouped
 from plugalign.engine.batching.rows import takes_rows
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import Carrying
 from plugalign.engine.readers.heads import Split, Splits
 from plugalign.engine.readers.hidden import HiddenWatch
 from plugalign.engine.readers.incremental import Stream
 from plugalign.engine.readers.prefix_cache import CachedModel
-from plugalign.engine.sources import ReaderKind, SourceRunner
+from plugalign.engine.sources import ModelReader, ReaderKind, SourceRunner
 from plugalign.engine.step import Step
 from plugalign.kernels import steer
 from plugalign.trace import Trace
@@ -64,9 +65,7 @@ class Run:
         rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
         self._rounded = self.splits.of(model) if rounds else None
         self.extra_positions = extra_positions
-        self._sources = self.sources(
-            lambda model, front: CachedModel(model, front, self._split_of(model))
-        )
+        self._sources = self.sources(self._cached)
         if trace is not None:
             trace.names = tuple(name for name, _ in plan.steerings)
 
@@ -117,6 +116,9 @@ class Run:
         """Whether a step reads what the base's head reads."""
         return self.plan.needs_hidden or self._rounded is not None
 
+    def _cached(self, model: Any, front: Tensor | None) -> CachedModel:
+        return CachedModel(model, front, self._split_of(model))
+
     def _split_of(self, model: Any) -> Split | None:
         own = model is self._model and self._rounded is not None
         return self._rounded if own else self.splits.of(model)
@@ -142,9 +144,12 @@ class Run:
     def streams(
         self, copies: int = 1, every: bool = False, static: Static | None = None
     ) -> SourceRunner:
-        """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`."""
+        """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`.
+        A model that keeps no columns is read by itself, for those rows as they are."""
 
-        def stream(model: Any, front: Tensor | None) -> Stream:
+        def stream(model: Any, front: Tensor | None) -> ModelReader:
+            if not Carrying.of(model).columns:
+                return self._cached(model, front)
             return self.stream(model, front, static, copies=copies, every=every)
 
         return self.sources(stream)

@@ -19,6 +19,7 @@ from plugalign.engine.acceleration.switch import Switch
 from plugalign.engine.batching.rows import takes_rows
 from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import Carrying
 from plugalign.engine.readers.heads import Splits
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
@@ -77,7 +78,7 @@ def _own_ways(model: Any) -> str:
     for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
         if getattr(kind, name, None) is not getattr(GenerationMixin, name):
             return f"{kind.__name__} prepares the inputs of its forward in a way of its own"
-    if not kind._supports_default_dynamic_cache():
+    if Carrying.of(model).argument != "past_key_values":
         return f"{kind.__name__} keeps a cache of its own"
     return ""
 
