@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import DynamicCache
 
 from plugalign.algebra.sources import Source, Step
-from plugalign.engine.readers.carrying import check_columns
 from plugalign.engine.readers.prefix_cache import PrefixCache, positions
 
 Variant = Literal["paper", "released"]
@@ -65,7 +64,6 @@ class Perturber:
         self._source, self._model = source, model
         self.embedding: Tensor = model.get_input_embeddings().weight
         self._accepts = inspect.signature(model.forward).parameters
-        check_columns(model, "PPLM moves")
         self._prefix = PrefixCache(model)
 
     def forget(self) -> None:

@@ -22,8 +22,9 @@ from plugalign.engine.batching.contexts import Front
 from plugalign.engine.batching.rows import Known
 from plugalign.engine.context_length import context_of, readers
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import check_cache
 from plugalign.engine.readers.heads import Split
-from plugalign.engine.readers.prefix_cache import PrefixCache, head_input
+from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
@@ -97,6 +98,9 @@ class Passage:
             keys_values = keys_values.to(model.device, model.dtype)
         self._prefix = PrefixCache(model, keys_values)
         self._model, self._split = model, split
+        check_cache(model)
+        if not self._prefix.carrying.columns:
+            ids, mask = packed(ids, mask)
         self._ids, self._mask = ids.to(model.device), mask.to(model.device)
         self._front, self._read = front, 0
         self.hidden: Tensor | None = None

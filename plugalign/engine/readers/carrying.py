@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from plugalign.algebra.identity import model_name
+from plugalign.algebra.sources import CandidateValues, Source, TextLikelihood
 
 ARGUMENTS = ("past_key_values", "cache_params")  # of forwards, for a cache
 COLUMNS = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -75,6 +76,36 @@ class Carrying:
         return dict(prepared)
 
 
+def check_source(source: Source, base: Any) -> None:
+    """Refuses a source whose model cannot be read in the way that it asks for.
+
+    Raises:
+        ValueError: naming the model.
+    """
+    for each, _ in source.models:
+        model = base if each is None else each
+        check_apart(model)
+        if isinstance(source, CandidateValues):
+            check_columns(model, "its candidates are read beside")
+        if isinstance(source, TextLikelihood):
+            check_cache(model)
+
+
+def check_apart(model: Any) -> None:
+    """Refuses a model that can be in the middle of one text only.
+
+    Raises:
+        ValueError: naming the model.
+    """
+    stateful = getattr(model, "_is_stateful", False)
+    if stateful and any(hasattr(module, "_setup_cache") for module in model.modules()):
+        raise ValueError(
+            f"'{model_name(model)}' keeps what it has read in its own modules, so it cannot read a "
+            "second text beside the first: it can be a base, but no expert, and nothing reads it "
+            "under prompts"
+        )
+
+
 def check_columns(model: Any, who: str) -> None:
     """Refuses a model whose cache does not keep each token apart.
 
@@ -86,9 +117,23 @@ def check_columns(model: Any, who: str) -> None:
     """
     if not Carrying.of(model).columns:
         raise ValueError(
-            f"'{model_name(model)}' carries a state that has taken in all tokens (as state-space "
-            f"and linear attention models do), and {who} keys and values of each; take a model "
-            "with attention alone"
+            f"'{model_name(model)}' does not keep keys and values of each token, as state-space "
+            f"and linear attention models do not, and {who} just those; take a model with "
+            "attention alone"
+        )
+
+
+def check_cache(model: Any) -> None:
+    """Refuses a model with a way of its own to keep what it has read, for reading given texts: it
+    may look at no mask, and texts of one batch differ in length.
+
+    Raises:
+        ValueError: naming the model.
+    """
+    if Carrying.of(model).argument is None:
+        raise ValueError(
+            f"'{model_name(model)}' keeps what it has read in a way of its own, so no likelihood "
+            "of given texts can be read; take a model with a cache of transformers"
         )
 
 

@@ -145,6 +145,8 @@ class CachedModel:
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
         self._prefix = PrefixCache(model, keys_values)
+        if self._prefix.carrying.argument is None:
+            self._split = None
         self._accepts = inspect.signature(model.forward).parameters
         self._answers: dict[int, Logits] = {}
         self.encoded = 0  # columns sent through the model so far
@@ -173,6 +175,8 @@ class CachedModel:
     def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        if not self._prefix.carrying.columns:
+            ids, mask = packed(ids, mask)
         known = self._answers.get(ids.shape[1])
         if known is not None and self._prefix.agrees(ids, mask):
             return on_device(known, device)
@@ -186,10 +190,25 @@ class CachedModel:
         return on_device(answer, device)
 
     def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Logits:
-        inputs = self._prefix.inputs(ids, mask, start)
         self.encoded += ids.shape[1] - start
-        if self._split is not None:
-            return self._split.last(inputs)
+        if self._prefix.carrying.argument is None:
+            return self._by_length(ids, mask, hidden)
+        inputs = self._prefix.inputs(ids, mask, start)
+        return self._whole(inputs, hidden) if self._split is None else self._split.last(inputs)
+
+    def _by_length(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
+        """The answers of a model with a way of its own, which may look at no mask: texts of one
+        length at a time, without padding."""
+        lengths, found = mask.sum(-1), {}
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            text = ids[rows, ids.shape[1] - length :]
+            inputs = self._prefix.inputs(text, torch.ones_like(text), 0)
+            found.update(zip(rows.tolist(), self._whole(inputs, hidden), strict=True))
+        return torch.stack([found[row] for row in range(len(ids))])
+
+    def _whole(self, inputs: dict[str, Any], hidden: bool) -> Tensor:
+        """The last column's logits ``(R, V)``, or what the head reads there ``(R, D)``."""
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
         with head_input(self.model) as seen:
@@ -217,7 +236,6 @@ class CachedScorer:
 
     def __init__(self, predictor: Any):
         self.predictor = predictor
-        check_columns(predictor.backbone, "its candidates are read beside")
         self._prefix, self._star = PrefixCache(predictor.backbone), star_of(predictor.backbone)
         self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
         self.encoded = 0  # columns sent through the backbone so far, without candidates
@@ -266,6 +284,13 @@ class CachedScorer:
             past_key_values=self._prefix.cache,
             use_cache=True,
         )
+
+
+def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids ``(R, T)`` and their mask with all padding in front. A state takes in one token
+    after the other, so none may stand between two that are read."""
+    order = mask.argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
 
 
 def positions(mask: Tensor) -> Tensor:
