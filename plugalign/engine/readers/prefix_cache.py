@@ -91,10 +91,11 @@ class PrefixCache:
         """Whether the cache can go on behind so many columns of those that it holds."""
         return self.carrying.columns or (keep == held and length == held + 1)
 
-    def inputs(self, ids: Tensor, mask: Tensor, start: int) -> dict[str, Any]:
-        """The inputs of a forward that encodes ``ids`` ``(R, T)`` from column ``start`` on."""
+    def inputs(self, ids: Tensor, mask: Tensor, start: int, written: int = 0) -> dict[str, Any]:
+        """The inputs of a forward that encodes ``ids`` ``(R, T)`` from column ``start`` on; see
+        `positions`."""
         whole = torch.cat([mask.new_ones(len(mask), self.offset), mask], dim=1)
-        place = positions(mask)[:, start:] + self.offset
+        place = positions(mask, written)[:, start:] + self.offset
         return self.carrying.inputs(self.model, ids[:, start:], whole, place, self.cache)
 
     def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
@@ -152,14 +153,14 @@ class CachedModel:
         self.encoded = 0  # columns sent through the model so far
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
-        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask."""
-        return self._answer(ids, mask, hidden=False)
+    def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
+        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask; see `positions`."""
+        return self._answer(ids, mask, written, hidden=False)
 
     @torch.no_grad()
-    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, written: int = 0) -> Tensor:
         """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
-        answer = self._answer(ids, mask, hidden=True)
+        answer = self._answer(ids, mask, written, hidden=True)
         return answer.hidden.float() if isinstance(answer, Head) else answer
 
     def forget(self) -> None:
@@ -172,7 +173,7 @@ class CachedModel:
     def at(self, length: int) -> None:
         """Nothing, see `rewind`."""
 
-    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
+    def _answer(self, ids: Tensor, mask: Tensor, written: int, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         if not self._prefix.carrying.columns:
@@ -181,20 +182,19 @@ class CachedModel:
         if known is not None and self._prefix.agrees(ids, mask):
             return on_device(known, device)
         start = self._prefix.align(ids, mask)
-        answer = self._forward(ids, mask, start, hidden)
+        self.encoded += ids.shape[1] - start
+        if self._prefix.carrying.argument is None:
+            answer: Logits = self._by_length(ids, mask, hidden)
+        else:
+            inputs = self._prefix.inputs(ids, mask, start, written)
+            apart = self._split
+            answer = self._whole(inputs, hidden) if apart is None else apart.last(inputs)
         self._prefix.commit(ids, mask)
         # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
         kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
         self._answers = {n: a for n, a in self._answers.items() if n in kept}
         self._answers[ids.shape[1]] = answer
         return on_device(answer, device)
-
-    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Logits:
-        self.encoded += ids.shape[1] - start
-        if self._prefix.carrying.argument is None:
-            return self._by_length(ids, mask, hidden)
-        inputs = self._prefix.inputs(ids, mask, start)
-        return self._whole(inputs, hidden) if self._split is None else self._split.last(inputs)
 
     def _by_length(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
         """The answers of a model with a way of its own, which may look at no mask: texts of one
@@ -293,9 +293,15 @@ def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), mask.gather(1, order)
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+def positions(mask: Tensor, written: int = 0) -> Tensor:
+    """Position ids ``(R, T)`` as ``generate`` makes them: the first real token stands at 0, padding
+    too, and the last columns, which were ``written`` behind the prompts, go on from the one before
+    them. (Behind prompts that are padded on the right that is position 0.)"""
+    place = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if 0 < written < mask.shape[1]:
+        further = torch.arange(1, written + 1, device=mask.device)
+        place[:, -written:] = place[:, -written - 1, None] + further
+    return place
 
 
 @contextmanager
