@@ -11,25 +11,6 @@ from torch import Tensor
 from plugalign.algebra.controller import Controller
 
 
-def special_tokens(
-    model: Any, tokenizer: Any, options: dict[str, Any]
-) -> tuple[int | None, list[int]]:
-    """The pad token and the end tokens that a ``generate`` call with these options goes by."""
-    config = options.get("generation_config") or model.generation_config
-    pad = options.get("pad_token_id", config.pad_token_id)
-    pad = tokenizer.pad_token_id if pad is None else pad
-    end = options.get("eos_token_id", config.eos_token_id)
-    ends = end if isinstance(end, list) else [end]
-    return pad, [token for token in ends if token is not None]
-
-
-def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int]) -> Tensor:
-    """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
-    if pad is None or pad in ends:
-        return torch.ones_like(ids)
-    return (ids != pad).long()
-
-
 def reworded(
     parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -165,19 +165,18 @@ def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Re
     return answers, revisions
 
 
-def check_revisable(options: dict[str, Any]) -> None:
+def check_revisable(config: Any, options: dict[str, Any]) -> None:
     """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
-    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
-    for name in (*wanted, "output_hidden_states"):
-        if options.get(name):
+    wanted = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    for name in ("streamer", *wanted):
+        if options.get(name) or getattr(config, name, None):
             raise ValueError(
                 f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
                 "out, or leave the revising controller out"
             )
 
 
-def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
+def reusable_cache(output: Any, config: Any, options: dict[str, Any]) -> Any:
     """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
-    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
-    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
-    return None if (beams or 1) > 1 or drafted else output.past_key_values
+    drafted = options.get("assistant_model") or config.prompt_lookup_num_tokens
+    return None if config.num_beams > 1 or drafted else output.past_key_values

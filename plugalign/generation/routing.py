@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
-from transformers.generation import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
@@ -21,39 +20,22 @@ from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.carrying import Carrying
 from plugalign.engine.readers.heads import Splits
+from plugalign.generation.arguments import ONE_TOKEN, merged
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
 
-MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
 REPLAYED = "the third is captured, and then replayed"
 CACHE_LENGTH = "_previous_max_cache_length"
-ARGUMENTS = {  # of generate, beside those of its GenerationConfig
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "streamer",
-    "assistant_model",
-    "tokenizer",
-    "assistant_tokenizer",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    "synced_gpus",
-    "trust_remote_code",
-    "input_ids",
-    "attention_mask",
-}
 
 
 def obstacle(model: Any, ids: Tensor, options: dict[str, Any]) -> str:
     """Why the loop cannot do a ``generate`` call, in words, or nothing."""
     if options.get("custom_generate") is not None:
         return "custom_generate is a loop of its own"
-    given = {k: v for k, v in options.items() if k not in ARGUMENTS}
-    config, beyond = model._prepare_generation_config(options.get("generation_config"), **given)
+    config, beyond = merged(model, options)
     mode = config.get_generation_mode(options.get("assistant_model"))
-    if mode not in MODES:
+    if mode not in ONE_TOKEN:
         return f"{mode.value.replace('_', ' ')} moves rows or columns about"
     if beyond := [name for name, value in beyond.items() if value is not None]:
         return f"{beyond[0]} is an argument of the model's forward"
@@ -81,22 +63,6 @@ def _own_ways(model: Any) -> str:
     if Carrying.of(model).argument != "past_key_values":
         return f"{kind.__name__} keeps a cache of its own"
     return ""
-
-
-def check_traceable(model: Any, options: dict[str, Any], speculation: Any) -> None:
-    """Refuses a ``generate`` call that a trace cannot follow.
-
-    Raises:
-        ValueError: for beams and drafts.
-    """
-    config = options.get("generation_config") or model.generation_config
-    beams = options.get("num_beams") or getattr(config, "num_beams", None) or 1
-    drafts = ("assistant_model", "prompt_lookup_num_tokens")
-    if beams > 1 or speculation is not None or any(options.get(name) for name in drafts):
-        raise ValueError(
-            "a trace follows rows that grow by one token a step, so it needs greedy decoding "
-            "or sampling; beams and drafts move rows about"
-        )
 
 
 def described(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,17 @@ from plugalign.engine.readers.heads import Splits
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import BASE, Speculation
 from plugalign.errors import Calling, freeing
+from plugalign.generation.arguments import (
+    Arguments,
+    check_beside,
+    check_traceable,
+    merged,
+    special_tokens,
+)
 from plugalign.generation.calling import called
-from plugalign.generation.prompts import inferred_mask, reworded, special_tokens, with_prompt
+from plugalign.generation.prompts import reworded, with_prompt
 from plugalign.generation.revision import Answers, check_revisable, reusable_cache, revised
-from plugalign.generation.routing import check_traceable, described, obstacle
+from plugalign.generation.routing import described, obstacle
 from plugalign.generation.scoring import Batch, Texts, asked, check_fits, log_probs
 from plugalign.generation.transcript import Continuation, Transcript
 from plugalign.trace import Trace
@@ -87,7 +95,7 @@ class Steered:
     def generate(
         self,
         inputs: Tensor | None = None,
-        *,
+        *arguments: Any,
         trace: Trace | None = None,
         speculation: Speculation | None = None,
         capture: Capture = "auto",
@@ -97,6 +105,7 @@ class Steered:
 
         Args:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
+            arguments: what ``generate`` takes behind them by position.
             trace: is filled with every controller's contribution to every token.
             speculation: drafts several tokens at a time, and is told how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
@@ -106,31 +115,26 @@ class Steered:
                 says otherwise. True: or an error. False: never.
 
         Raises:
-            TypeError: if ``capture`` is neither a bool nor "auto".
-            ValueError: for an empty prompt, one that is longer than a model's context, a trace of
-                beams or drafts, speculation where a draft cannot be verified, or ``capture=True``
-                where no step can be captured; says why. (What only a step itself shows is said
-                after the second token.)
+            TypeError: for an argument of another type than is taken.
+            ValueError: for an empty prompt, a mask that does not fit, a cache that holds what the
+                prompts do not show, continuous batching, a prompt that is longer than a model's
+                context, a trace of beams or drafts, speculation where a draft cannot be verified,
+                or ``capture=True`` where no step can be captured; says why. (What only a step
+                itself shows is said after the second token.)
             FloatingPointError: if a model gives NaN or infinite logits.
         """
         switch = Switch.of(capture)
-        ids = inputs if inputs is not None else options.pop("input_ids", None)
-        if ids is None or ids.ndim != 2 or 0 in ids.shape:
-            raise ValueError(
-                "generate needs prompt token ids of shape (B, T) with at least one row and one "
-                f"token, got {None if ids is None else tuple(ids.shape)}"
-            )
+        check_beside(trace, speculation)
+        call = Arguments.of(self.model, inputs, arguments, options)
+        ids, mask, config, options = call.ids, call.mask, call.config, call.options
         if trace is not None:
-            check_traceable(self.model, options, speculation)
+            check_traceable(config, options, speculation)
         if self._acting_on("revise"):
-            check_revisable(options)
-        mask = options.pop("attention_mask", None)
-        if mask is None:
-            mask = inferred_mask(ids, *special_tokens(self.model, self.tokenizer, options))
+            check_revisable(config, options)
         read, read_mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
         with self._attached() as extra:
             check_length(self.plan, self.model, read_mask, extra)
-            run = self._run(read_mask, options, trace, extra)
+            run = self._run(read_mask, config, trace, extra)
             given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
             prepared = self._prepared(given, run)
             output = called(
@@ -145,7 +149,8 @@ class Steered:
                 switch=switch,
             )
             if self._acting_on("revise"):
-                output = self._revised(output, read, read_mask, options, run, extra)
+                call = replace(call, ids=read, mask=read_mask)
+                output = self._revised(output, call, run, extra)
         return output if read is ids else with_prompt(output, read.shape[1], ids)
 
     def explain(
@@ -161,7 +166,7 @@ class Steered:
         switch = Switch.of(capture)
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
-        options = self._prepared(options, self._run(mask, options))
+        options = self._prepared(options, self._run(mask, merged(self.model, options)[0]))
         apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
         lines = described(
             self.plan,
@@ -202,7 +207,8 @@ class Steered:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         prompted, scored = asked(self._active(), self.tokenizer, texts, prompts)
-        pad, _ = special_tokens(self.model, self.tokenizer, {})
+        config = merged(self.model, {})[0]
+        pad, _ = special_tokens(config, self.tokenizer)
         found: list[Tensor] = []
         with self._attached() as extra:
             lengths = [len(p) + len(t) for p, t in zip(prompted, scored, strict=True)]
@@ -210,7 +216,7 @@ class Steered:
             for i in range(0, len(scored), batch_size):
                 some = slice(i, i + batch_size)
                 batch = Batch.of(prompted[some], scored[some], pad or 0, self.model.device)
-                found += log_probs(self._run(None, {}, None, extra), self.model, batch)
+                found += log_probs(self._run(None, config, None, extra), self.model, batch)
         return found
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
@@ -229,7 +235,7 @@ class Steered:
                     f"{type(part).__name__} acts on {' and '.join(beyond)}, which a "
                     "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
                 )
-        return SteeringProcessor(self._run(attention_mask, {}))
+        return SteeringProcessor(self._run(attention_mask, merged(self.model, {})[0]))
 
     # ------------------------------------------------------------------ one call
 
@@ -254,20 +260,20 @@ class Steered:
     def _run(
         self,
         mask: Tensor | None,
-        options: dict[str, Any],
+        config: Any,
         trace: Trace | None = None,
         extra_positions: int = 0,
     ) -> Run:
         plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
             self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
-        pad, ends = special_tokens(self.model, self.tokenizer, options)
+        pad, ends = special_tokens(config, self.tokenizer)
         return Run(
             self.plan,
             self.model,
             prompt_mask=mask,
             pad_token_id=pad or 0,
-            infer_mask=pad is not None and pad not in ends,
+            infer_mask=None if pad in ends else pad is not None,
             extra_positions=extra_positions,
             trace=trace,
             splits=self.splits,
@@ -282,25 +288,18 @@ class Steered:
 
     # ------------------------------------------------------------------ revision
 
-    def _revised(
-        self,
-        output: Any,
-        ids: Tensor,
-        mask: Tensor,
-        options: dict[str, Any],
-        run: Run,
-        extra: int,
-    ) -> Any:
+    def _revised(self, output: Any, call: Arguments, run: Run, extra: int) -> Any:
         """Hands finished answers to every reviser, and puts theirs in the place of the drafts."""
-        own = {k: v for k, v in options.items() if k != "logits_processor"}
-        steering = partial(self._steering, options.get("logits_processor") or [], options, extra)
+        own = {k: v for k, v in call.options.items() if k != "logits_processor"}
+        others = call.options.get("logits_processor") or []
+        steering = partial(self._steering, others, call.config, extra)
         answers = Answers.of(
             output,
-            ids,
-            mask,
+            call.ids,
+            call.mask,
             self.tokenizer,
-            special=special_tokens(self.model, self.tokenizer, options),
-            cache=reusable_cache(output, options),
+            special=special_tokens(call.config, self.tokenizer),
+            cache=reusable_cache(output, call.config, call.options),
             continuation=Continuation(self.model, own, steering),
             context=context_of_all(self.plan, self.model),
             prefix=extra,
@@ -310,15 +309,15 @@ class Steered:
             run.trace.revisions += revisions
         output.sequences = torch.cat([answers.prompt_ids, answers.ids], dim=1)
         output.past_key_values = None  # it belongs to the drafts
-        return output if options.get("return_dict_in_generate") else output.sequences
+        return output if call.config.return_dict_in_generate else output.sequences
 
     @contextmanager
     def _steering(
-        self, others: Sequence[Any], options: dict[str, Any], extra: int, text: Transcript
+        self, others: Sequence[Any], config: Any, extra: int, text: Transcript
     ) -> Iterator[list[Any]]:
         """The processors for texts that are written anew: a run of their own, then the caller's.
         A processor that goes by rows is asked for the one of these rows."""
         again = [p.restarted(text.rows) if hasattr(p, "restarted") else p for p in others]
-        run = self._run(text.mask, options, None, extra)
+        run = self._run(text.mask, config, None, extra)
         with run.watching():
             yield [SteeringProcessor(run), *again] if self.plan.steerings else again

@@ -69,15 +69,21 @@ class Reference(LogitsProcessor):
 
     @torch.no_grad()
     def logits(self, model, ids):
-        """Next-token logits ``(R, V)``, from the inputs that the model itself prepares."""
+        """Next-token logits ``(R, V)``. A state takes in one token after the other, so padding is
+        left out for it; attention reads padding too, at transformers' positions."""
         rows, width = ids.shape
         mask = self.mask.repeat_interleave(rows // len(self.mask), 0)
-        mask = torch.cat([mask, mask.new_ones(rows, width - mask.shape[1])], 1)
-        prepared = {"attention_mask": mask, "use_cache": False}
-        prepared["position_ids"] = model._prepare_position_ids_for_generation(ids, prepared)
-        inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **prepared)
-        known = inspect.signature(model.forward).parameters
-        return model(**{k: v for k, v in inputs.items() if k in known}).logits[:, -1].float()
+        new = width - mask.shape[1]
+        place = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        place = torch.cat([place, place[:, -1:] + torch.arange(1, new + 1)], 1)
+        mask = torch.cat([mask, mask.new_ones(rows, new)], 1)
+        if model._is_stateful:
+            texts = [row[keep][None] for row, keep in zip(ids, mask.bool(), strict=True)]
+            return torch.cat([model(text, use_cache=False).logits[:, -1].float() for text in texts])
+        positioned = "position_ids" in inspect.signature(model.forward).parameters
+        places = {"position_ids": place} if positioned else {}
+        logits = model(ids, attention_mask=mask, use_cache=False, **places).logits
+        return logits[:, -1].float()
 
 
 class Steering:
@@ -99,7 +105,8 @@ class Steering:
         if config.do_sample:
             return got
         if self.kind == "acting":
-            ids = args[0] if args else options["input_ids"]
+            first = torch.tensor([[config.bos_token_id or 0]])
+            ids = args[0] if args else options.get("input_ids", first)
             beside = Reference(controller.expert, controller.antiexpert, mask_of(model, ids, own))
             own["logits_processor"] = [beside]
         same(got, plain(model, *args, **own), normalised=self.kind == "inactive")
