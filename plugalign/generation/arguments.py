@@ -138,7 +138,7 @@ def _check_config(config: Any) -> None:
     if config.cache_implementation == "paged":
         raise ValueError(
             "cache_implementation='paged' is continuous batching, which takes no logits "
-            "processors, so controllers would be left out; leave cache_implementation at its default"
+            "processors, so controllers would be left out; take another cache_implementation"
         )
     for name in ("num_return_sequences", "num_beams"):
         value = getattr(config, name)

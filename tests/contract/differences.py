@@ -1,4 +1,14 @@
-"""Where a wrapped model's ``generate`` is not transformers', and why."""
+"""Where a wrapped model's ``generate`` is not transformers', and why.
+
+Two differences are in every call, and the tests make room for them:
+
+- Scores are log-probabilities: a controller that steers, also one whose gate is closed, returns
+  what it was given under a log-softmax. Beams after a repetition penalty are ranked by those.
+- A prompt whose mask is all zeros is refused: it has no token to read. (Mamba's tester draws its
+  masks from one number, which is 0; ones take their place.)
+
+The others make a test of transformers fail, as `DIFFERENCES` says.
+"""
 
 from __future__ import annotations
 

@@ -86,6 +86,13 @@ class Reference(LogitsProcessor):
         return logits[:, -1].float()
 
 
+class Normalised(LogitsProcessor):
+    """What an inactive controller does to scores, see `differences`."""
+
+    def __call__(self, input_ids, scores):
+        return scores.log_softmax(-1)
+
+
 class Steering:
     """What takes the place of ``generate`` in a test."""
 
@@ -109,7 +116,9 @@ class Steering:
             ids = args[0] if args else options.get("input_ids", first)
             beside = Reference(controller.expert, controller.antiexpert, mask_of(model, ids, own))
             own["logits_processor"] = [beside]
-        same(got, plain(model, *args, **own), normalised=self.kind == "inactive")
+        elif self.kind == "inactive":
+            own["logits_processor"] = [Normalised()]
+        same(got, plain(model, *args, **own))
         return got
 
     def of(self, model: Any) -> Any:
@@ -135,7 +144,7 @@ def mask_of(model: Any, ids: Any, options: Any) -> Any:
     return model._prepare_attention_mask_for_generation(ids, config, {})
 
 
-def same(got: Any, want: Any, normalised: bool) -> None:
+def same(got: Any, want: Any) -> None:
     """The same tokens from the same scores."""
     assert type(got) is type(want)
     if isinstance(want, torch.Tensor):
@@ -144,7 +153,6 @@ def same(got: Any, want: Any, normalised: bool) -> None:
     assert got.keys() == want.keys()
     assert got.sequences.tolist() == want.sequences.tolist()
     for mine, theirs in zip(got.get("scores") or (), want.get("scores") or (), strict=True):
-        theirs = theirs.log_softmax(-1) if normalised else theirs
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 
 
