@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
+from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
-from plugalign.fitting.training import fingerprint
 
 RECORD, FINISHED = "fit.json", "finished"
 
@@ -26,7 +26,7 @@ def record(
     method: str, model: Any, tokenizer: Any, data: Labelled, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is fitted, as JSON values: equal for two fits that give the same result."""
-    identity = Identity.of(model, tokenizer)
+    identity = identify(model, tokenizer)
     return {
         "method": method,
         "model": {

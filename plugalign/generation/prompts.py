@@ -2,27 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
+from plugalign.generation.arguments import check_cache, check_mask, prompt_ids
+from plugalign.generation.chat import chat_of
+from plugalign.generation.request import Request
+
+
+def prompts_of(
+    inputs: Any, options: Mapping[str, Any], request: Request, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The prompts' token ids and their mask ``(B, T)``, as a call was given them.
+
+    Args:
+        inputs: the first argument of the call.
+        options: its keyword arguments, of which ``input_ids``, ``attention_mask`` and
+            ``past_key_values`` are read.
+        device: where the token that begins a text is put, if there are no prompts.
+
+    Raises:
+        TypeError, ValueError: see `prompt_ids`, `check_cache` and `check_mask`.
+    """
+    start = request.start_token_id
+    first = None if start is None else torch.tensor([[start]], device=device)
+    ids = prompt_ids(inputs, options, first)
+    check_cache(options.get("past_key_values"), ids)
+    mask = options.get("attention_mask")
+    if mask is None:
+        pads = request.config.pad_token_id is not None  # else nothing in the prompts is padding
+        mask = inferred_mask(ids, request.pad_token_id if pads else None, request.end_token_ids)
+    check_mask(mask, ids)
+    return ids, mask
+
+
+def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int]) -> Tensor:
+    """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
+    if pad is None or pad in ends:
+        return torch.ones_like(ids)
+    return (ids != pad).long()
 
 
 def reworded(
     parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Prompts ``(B, T)`` after every controller's ``prompt``; the same tensors if there is none."""
+    """Prompts ``(B, T)`` after every controller's ``prompt``, which of a chat is given what the
+    user says last; the same tensors if there is none."""
     if not parts:
         return ids, mask
-    rows = zip(ids, mask.bool(), strict=True)
-    texts = [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in rows]
-    for part in parts:
-        texts = [part.prompt(text) for text in texts]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    chat = chat_of(tokenizer)
+    chats = [False] * len(ids) if chat is None else chat.found(ids, mask).tolist()
+    rows = []
+    for row, keep, is_chat in zip(ids, mask.bool(), chats, strict=True):
+        if chat is not None and is_chat:
+            rows.append(chat.reworded(row[keep].tolist(), partial(_rewritten, parts)))
+        else:
+            text = tokenizer.decode(row[keep], skip_special_tokens=True)
+            rows.append(list(tokenizer(_rewritten(parts, text))["input_ids"]))
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left")
     return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+
+
+def _rewritten(parts: Sequence[Controller], text: str) -> str:
+    """A text after every controller's ``prompt``."""
+    for part in parts:
+        text = part.prompt(text)
+    return text
 
 
 def sequences_of(output: Any) -> Tensor:

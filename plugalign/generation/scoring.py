@@ -9,7 +9,7 @@ block is one column.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.batching.rows import Known
-from plugalign.engine.context_length import context_of, readers
+from plugalign.engine.batching.batched_base import BaseOutput
+from plugalign.engine.batching.contexts import context_layout, insertion
+from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.carrying import check_cache
-from plugalign.engine.readers.heads import Split
+from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
@@ -87,7 +87,7 @@ class Passage:
     def __init__(
         self,
         model: Any,
-        split: Split | None,
+        split: SplitModel | None,
         ids: Tensor,
         mask: Tensor,
         *,
@@ -132,31 +132,50 @@ class Sources:
 
     def __init__(self, run: Run, model: Any, batch: Batch):
         plan, (ids, mask) = run.plan, (batch.ids, batch.mask)
-        self._base = Passage(model, run.splits.of(model), ids, mask)
+        self._base = Passage(model, run.split_models.get(model), ids, mask)
         self._others: dict[Hashable, Passage] = {}
-        for key, source in plan.passages.items():
+        for key, source in plan.sequence_logits.items():
             other = model if source.model is None else source.model
             context = source.context
-            front = Front.of([context], run.pad)
-            behind, shown = front.row(context, ids, mask)
+            layout = context_layout([context], run.pad)
+            if context.turn:
+                _check_behind(insertion(context, ids, mask), batch)
+            behind, shown = layout.rows(context, ids, mask)
             self._others[key] = Passage(
                 other,
-                run.splits.of(other),
+                run.split_models.get(other),
                 behind,
-                shown[:, front.depth :],
+                shown[:, layout.depth :],
                 keys_values=context.keys_values,
-                front=front.width,
+                front=layout.width,
             )
         self._names = {key: plan.sources[key].name for key in self._others}
 
-    def read(self, stop: int, row: Tensor, column: Tensor) -> Known:
+    def read(self, stop: int, row: Tensor, column: Tensor) -> BaseOutput:
         """What all models tell of these places; see `Passage.logits`."""
         base = self._base.logits(stop, row, column)
         known: dict[Hashable, Logits] = {}
         for key, passage in self._others.items():
             with Running(f"the source '{self._names[key]}' on given texts"):
                 known[key] = passage.logits(stop, row, column)
-        return Known(full(base), self._base.hidden, known)
+        return BaseOutput(full(base), self._base.hidden, known)
+
+
+def _check_behind(start: Tensor, batch: Batch) -> None:
+    """Refuses to score what stands in front of the place where a controller's text begins.
+
+    Args:
+        start: the column of each row before which that text stands, 0 in front of all, ``(R,)``.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    for row, (column, length) in enumerate(zip(start.tolist(), batch.lengths, strict=True)):
+        if column > batch.ids.shape[1] - length:
+            raise ValueError(
+                f"text {row} begins a chat, whose opening no controller that speaks inside it can "
+                "score; give what stands in front of the answer as its prompt"
+            )
 
 
 @torch.no_grad()
@@ -166,8 +185,8 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
     Raises:
         FloatingPointError: if a model gives NaN or infinite logits; names it and the text.
     """
-    sources, runner = Sources(run, model, batch), run.streams()
-    stepwise = run.plan.stepwise is not None
+    sources, runner = Sources(run, model, batch), run.incremental_sources()
+    stepwise = run.plan.why_stepwise is not None
     vocab = model.get_output_embeddings().weight.shape[0]
     width = 1 if stepwise else max(1, ENTRIES // (len(batch.ids) * vocab))
     last = batch.ids.shape[1] - 1
@@ -190,6 +209,12 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
                 raise FloatingPointError(f"no token is possible behind {stop} columns")
     lengths = zip(found.cpu(), batch.lengths, strict=True)
     return [row[len(row) - length :] for row, length in lengths]
+
+
+def without_supports(plan: Plan) -> Plan:
+    """A plan whose shifts act on the whole vocabulary, so that every token stays possible."""
+    bare = tuple((name, replace(steering, supports=())) for name, steering in plan.steerings)
+    return replace(plan, steerings=tuple(each for each in bare if each[1].shifts))
 
 
 def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
@@ -255,7 +280,7 @@ def check_fits(plan: Plan, model: Any, lengths: Sequence[int], extra: int) -> No
         ValueError: naming the text and the model.
     """
     for each, more, _ in readers(plan, model, extra):
-        context, longest = context_of(each), max(lengths)
+        context, longest = context_length_of(each), max(lengths)
         if context is not None and longest + more > context:
             beside = f" and {more} that controllers put in front" if more else ""
             raise ValueError(

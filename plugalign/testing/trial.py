@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.algebra.controller import Controller
-from plugalign.generation.arguments import special_tokens
+from plugalign.generation.request import special_tokens
 from plugalign.generation.scoring import Batch, tokenized
 from plugalign.generation.wrap import Steered, wrap
 
