@@ -201,8 +201,8 @@ class CachedModel:
     def _by_length(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
         """The answers of a model with a way of its own, which may look at no mask: texts of one
         length at a time, without padding."""
-        lengths, found = mask.sum(-1), {}
-        for length in lengths.unique().tolist():
+        lengths, found = mask.sum(-1), dict[int, Tensor]()
+        for length in set(lengths.tolist()):
             rows = (lengths == length).nonzero()[:, 0]
             text = ids[rows, ids.shape[1] - length :]
             inputs = self._prefix.inputs(text, torch.ones_like(text), 0)
