@@ -50,7 +50,7 @@ class Difference:
 
 NO_TOKENS = Difference(
     ValueError,
-    "inputs_embeds alone are not enough",
+    "got inputs_embeds and no token ids",
     "experts, prompts and supports read token ids, and embeddings alone have none",
 )
 DIFFERENCES = {
