@@ -37,6 +37,7 @@ from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import Support
 from plugalign.controllers.pplm_gradient import Perturbed, Variant
+from plugalign.engine.readers.carrying import check_columns
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 from plugalign.kernels.topk_select import topk_select
@@ -167,8 +168,10 @@ class PPLM(Controller):
         """``gm (log p_D - log p)`` on the mixed distribution's best tokens.
 
         Raises:
-            ValueError: if no word is a token, or the discriminator reads states of another model.
+            ValueError: if no word is a token, the discriminator reads states of another model, or
+                the model does not keep keys and values.
         """
+        check_columns(model, "PPLM moves")
         head, how = self.discriminator, dict(self._settings)
         if head is not None:
             if self.fitted_for is not None:

@@ -22,8 +22,9 @@ from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import check_cache
 from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
@@ -98,13 +99,12 @@ class Passage:
     ):
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
-        prefix = PrefixCache(keys_values)
+        self._prefix = PrefixCache(model, keys_values)
         self._model, self._split = model, split
-        self._ids, mask = ids.to(model.device), mask.to(model.device)
-        prefix.align(self._ids, mask)
-        self._cache, self._depth = prefix.cache, prefix.offset
-        self._place = positions(mask) + self._depth
-        self._mask = torch.cat([mask.new_ones(len(mask), self._depth), mask], dim=1)
+        check_cache(model)
+        if not self._prefix.carrying.columns:
+            ids, mask = packed(ids, mask)
+        self._ids, self._mask = ids.to(model.device), mask.to(model.device)
         self._front, self._read = front, 0
         self.hidden: Tensor | None = None
 
@@ -112,16 +112,12 @@ class Passage:
         """The logits ``(N, V)`` behind some places ``(N,)`` before column ``stop``, which is behind
         that of the last call. What the head reads there, ``(N, D)``, is kept in ``hidden``."""
         device, stop = row.device, stop + self._front
-        here = slice(self._read, stop)
         back = column.to(self._model.device) + self._front - stop  # counted from the end
-        row, self._read = row.to(self._model.device), stop
-        inputs = {
-            "input_ids": self._ids[:, here],
-            "position_ids": self._place[:, here],
-            "attention_mask": self._mask[:, : self._depth + stop],
-            "use_cache": True,
-            "past_key_values": self._cache,
-        }
+        row, first = row.to(self._model.device), self._read
+        if first == 0 or not self._prefix.carrying.columns:  # then all is read again
+            first = self._prefix.align(self._ids[:, :stop], self._mask[:, :stop], spare=stop)
+        self._read = stop
+        inputs = self._prefix.inputs(self._ids[:, :stop], self._mask[:, :stop], first)
         if self._split is not None:
             states = self._split.states(inputs)
             head = self._split.head(states[row, back])

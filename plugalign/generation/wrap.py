@@ -279,7 +279,7 @@ class Steered:
             self.model,
             prompt_mask=mask,
             pad_token_id=pad or 0,
-            infer_mask=pad is not None and pad not in ends,
+            infer_mask=None if pad in ends else pad is not None,
             extra_positions=extra,
             trace=trace,
             split_models=self.split_models,
