@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from plugalign.files.shown import check_name, shown
-from plugalign.files.text import check_whole
+from plugalign.files.text import check_unicode
 
 LARGEST_BATCH = 65_536
 
@@ -30,7 +30,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
         ValueError: naming the argument, for bytes that are not UTF-8 and for NUL.
     """
     for number, argument in enumerate(arguments, start=1):
-        check_whole(argument, f"argument {number}")
+        check_unicode(argument, f"argument {number}")
 
 
 def value_of(parameter: Any, arguments: Sequence[str]) -> str:

@@ -123,7 +123,6 @@ class Study:
 def make_study(
     model: Any,
     tokenizer: Any,
-    *,
     methods: Sequence[str] | None,
     controllers: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
