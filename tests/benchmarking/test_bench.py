@@ -303,7 +303,7 @@ def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeyp
     assert parts.pop("path") == "loop"
     found = {part.removesuffix("_ms") for part, time in parts.items() if time > 1e-4}
     assert PARTS[method] <= found
-    for module in ("wrap", "routing"):
+    for module in ("wrap", "explanation"):
         monkeypatch.setattr(f"plugalign.generation.{module}.obstacle", lambda *_: "a test")
     assert call.parts(prompts, 3)["path"] == "processor"
     with timed(model, loop=False) as watch:
