@@ -109,8 +109,9 @@ class DExperts(Controller):
         path = Path(expert)
         if (folder := adapter_folder(expert)) is not None:
             if self.fitted_for is not None:
-                who = f"the LoRA {role} in {path}"
-                self.fitted_for.check(base, tokenizer, needs="weights", what=who)
+                self.fitted_for.check(
+                    base, tokenizer, needs="weights", what=f"the LoRA {role} in {path}"
+                )
             loaded = with_adapter(base, folder)
         else:
             loaded = load_model(expert, base, tokenizer, trust_remote_code=self.trust_remote_code)

@@ -175,8 +175,9 @@ class PPLM(Controller):
         head, how = self.discriminator, dict(self._settings)
         if head is not None:
             if self.fitted_for is not None:
-                who = "PPLM's discriminator"
-                self.fitted_for.check(model, tokenizer, needs="weights", what=who)
+                self.fitted_for.check(
+                    model, tokenizer, needs="weights", what="PPLM's discriminator"
+                )
             width = model.get_output_embeddings().weight.shape[1]
             if head.in_features != width:
                 raise ValueError(
