@@ -25,6 +25,7 @@ from plugalign.evaluation.comparison.revising import Revisions, watched
 from plugalign.evaluation.comparison.scoring import Scoring
 from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
+from plugalign.evaluation.comparison.variants import named_settings
 from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
@@ -85,8 +86,9 @@ def compare(
     model: Any = None,
     tokenizer: Any = None,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     controllers: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     prompts: str | Path | Sequence[str] | None = None,
     limit: int | None = None,
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
@@ -102,6 +104,8 @@ def compare(
     seed: int = 0,
     out: str | Path = "plugalign-compare",
     resume: bool = False,
+    dtype: str = "auto",
+    threads: int | None = None,
 ) -> Comparison:
     """Compares ways to steer a model; the model alone is always the reference, called "base".
 
@@ -111,8 +115,11 @@ def compare(
 
     Args:
         model, tokenizer: a causal language model; or a hub id or folder, of which both are loaded.
-        methods: names of the controllers to compare; all by default.
+        methods: names of the controllers to compare; all by default. Also by name the settings of
+            each, as in ``{"dexperts": {"alpha": [0, 1, 2]}}``.
         controllers: by name, a controller or its folder.
+        settings: by "method.setting" a value in place of the saved one, or a list of values, of
+            which each makes a row of its own, called ``method[setting=value]``.
         prompts: a ``.jsonl`` or ``.csv`` file with a "text" field, a ``.txt`` file, or texts.
         limit: only so many of the first prompts.
         judges: what scores answers, see `load_judge`; the first is the primary judge.
@@ -125,6 +132,9 @@ def compare(
         seed: equal seeds give equal answers, and one noise for all methods.
         out: the folder to write; it must not hold another run, and nobody else may write it.
         resume: continues a run in ``out``.
+        dtype: the precision of models that are given by name: "auto", "bfloat16", "float16" or
+            "float32", see `plugalign.files.precision.chosen_dtype`.
+        threads: CPU threads of torch; by default as many as it has, and 1 in the pocket world.
 
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
@@ -136,10 +146,21 @@ def compare(
     decoding = Decoding(
         samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
     )
+    chosen, settings = named_settings(methods, settings)
     study = make_study(
-        model, tokenizer, methods, controllers, prompts, limit, judges, scorer, metrics
+        model,
+        tokenizer,
+        methods=chosen,
+        controllers=controllers,
+        settings=settings,
+        prompts=prompts,
+        limit=limit,
+        judges=judges,
+        scorer=scorer,
+        metrics=metrics,
+        dtype=dtype,
     )
-    with _threads(1 if study.is_pocket else torch.get_num_threads()):
+    with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
         return _run(study, decoding, study.agreements(agreement), Path(out), resume)
 
 
