@@ -26,7 +26,8 @@ from typing import Any
 from plugalign import cli, pocket
 
 POCKET = pocket.parts() / pocket.MODEL
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+# Audit events, and which of their arguments is the descriptor of the folder, or -1.
+CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 TIMED = ("seconds", "check", "measured", "time", "times", "conditions", "created")
 
@@ -65,7 +66,9 @@ class Killer:
                 file = Path(arguments[0])
                 self.opened[arguments[0]] = file.stat().st_size if file.is_file() else 0
         elif name in CHANGES:
-            self.event(name, str(arguments[0]))
+            path, place = arguments[0], arguments[CHANGES[name]]
+            inside = os.readlink(f"/proc/self/fd/{place}") if place != -1 else ""
+            self.event(name, os.path.join(inside, path))
 
     def event(self, name: str, path: str) -> None:
         if not path.startswith(self.root):
