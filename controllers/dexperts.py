@@ -110,7 +110,7 @@ class DExperts(Controller):
         if (folder := adapter_folder(expert)) is not None:
             if self.fitted_for is not None:
                 who = f"the LoRA {role} in {path}"
-                self.fitted_for.check(base, tokenizer, needs="weights", who=who)
+                self.fitted_for.check(base, tokenizer, needs="weights", what=who)
             loaded = with_adapter(base, folder)
         else:
             loaded = load_model(expert, base, tokenizer, trust_remote_code=self.trust_remote_code)

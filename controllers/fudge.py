@@ -119,7 +119,7 @@ class Fudge(Controller):
                 than the base can choose.
         """
         if self.fitted_for is not None:
-            self.fitted_for.check(model, tokenizer, needs="tokenizer", who="the FUDGE predictor")
+            self.fitted_for.check(model, tokenizer, needs="tokenizer", what="the FUDGE predictor")
         rows = model.get_output_embeddings().weight.shape[0]
         if self.predictor.shape["vocab_size"] < rows:
             raise ValueError(

@@ -86,7 +86,7 @@ class FudgeHead(Controller):
             ValueError: if the head was fitted for another model.
         """
         if self.fitted_for is not None:
-            self.fitted_for.check(model, tokenizer, needs="weights", who="the FUDGE head")
+            self.fitted_for.check(model, tokenizer, needs="weights", what="the FUDGE head")
         embedding = model.get_output_embeddings().weight.detach().float()
         expected = (*self.token_bias.shape, *self.state.shape)
         if tuple(embedding.shape) != expected:

@@ -107,7 +107,7 @@ class Nullspace(Controller):
                 map of what its head reads.
         """
         if self.fitted_for is not None:
-            self.fitted_for.check(model, tokenizer, needs="weights", who="this nullspace")
+            self.fitted_for.check(model, tokenizer, needs="weights", what="this nullspace")
         embedding = output_embedding(model)
         if embedding.shape[1] != self.removed.shape[0]:
             raise ValueError(

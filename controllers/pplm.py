@@ -173,7 +173,7 @@ class PPLM(Controller):
         if head is not None:
             if self.fitted_for is not None:
                 who = "PPLM's discriminator"
-                self.fitted_for.check(model, tokenizer, needs="weights", who=who)
+                self.fitted_for.check(model, tokenizer, needs="weights", what=who)
             width = model.get_output_embeddings().weight.shape[1]
             if head.in_features != width:
                 raise ValueError(

@@ -21,7 +21,7 @@ from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
-from plugalign.engine.readers.prefix_hook import Prefixing, cache_shape
+from plugalign.engine.readers.prefix_hook import PrefixHook, cache_shape
 
 
 class PrefixTuningSettings(Settings):
@@ -79,7 +79,7 @@ class PrefixTuning(Controller):
         Yields:
             P, the cache positions in front of the prompt.
         """
-        hook = Prefixing(model, self.keys_values)
+        hook = PrefixHook(model, self.keys_values)
         handle = model.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             yield hook.width
@@ -181,7 +181,7 @@ def check_model(
 ) -> None:
     """Refuses a model that the prefix was not trained for, or that it cannot stand in."""
     if fitted_for is not None:
-        fitted_for.check(model, tokenizer, needs="weights", who="this prefix")
+        fitted_for.check(model, tokenizer, needs="weights", what="this prefix")
     layers, _, heads, _, width = keys_values.shape
     if (layers, heads, width) != (shape := cache_shape(model)):
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from plugalign.algebra.identity import model_name
-from plugalign.engine.context_length import context_of
+from plugalign.engine.context_length import context_length_of
 
 TEXTS = 32  # read in one forward
 
@@ -88,7 +88,7 @@ class TextReward:
     def _limit(self) -> int:
         """The most tokens that both the model and its tokenizer allow."""
         own = int(self.tokenizer.model_max_length)
-        context = context_of(self.model)
+        context = context_length_of(self.model)
         return own if context is None else min(own, context)
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.identity import model_name
 from plugalign.algebra.sources import Context, Logits, Source, Step
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.context_length import context_of
+from plugalign.engine.batching.contexts import context_layout
+from plugalign.engine.context_length import context_length_of
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.generation.revision import encode
 from plugalign.generation.scoring import Batch
@@ -181,10 +181,10 @@ def _judged(
 ) -> Tensor:
     """The gate's probabilities ``(R,)`` for rows of token ids, the first of which is text
     ``first``."""
-    context, room = gate.source.context, context_of(model)
+    context, room = gate.source.context, context_length_of(model)
     batch = Batch.of(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
-    front = Front.of([context], tokenizer.pad_token_id or 0)
-    ids, mask = front.row(context, batch.ids.long(), batch.mask.long())
+    layout = context_layout([context], tokenizer.pad_token_id or 0)
+    ids, mask = layout.rows(context, batch.ids.long(), batch.mask.long())
     longest = int(mask.sum(-1).max())
     if room is not None and longest > room:
         where = first + int(mask.sum(-1).argmax())

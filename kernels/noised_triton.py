@@ -21,7 +21,7 @@ from plugalign.kernels.terms_triton import (
     token_of,
 )
 
-COLDEST, HOTTEST = tl.constexpr(1e-30), tl.constexpr(1e30)
+MIN_TEMPERATURE, MAX_TEMPERATURE = tl.constexpr(1e-30), tl.constexpr(1e30)
 ON_NOTHING = tl.constexpr(0)
 ON_BASE = tl.constexpr(1)
 ON_RESULT = tl.constexpr(2)
@@ -45,7 +45,7 @@ def constants_of(terms, cut, address, row, GREEDY: tl.constexpr):
     counter = ()
     if not GREEDY:
         counter = (
-            tl.minimum(tl.load(address.temperature + row), HOTTEST),
+            tl.minimum(tl.load(address.temperature + row), MAX_TEMPERATURE),
             tl.load(address.step + row).to(tl.uint32),
             tl.load(address.prompt + row).to(tl.uint32),
             tl.load(address.sample + row).to(tl.uint32),
@@ -129,7 +129,7 @@ def coldness(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
     scale = 1.0
     if ON == ON_RESULT:
         heat = 0.0 if GREEDY else tl.load(address.temperature + row)
-        scale = 1.0 / tl.maximum(heat, COLDEST)
+        scale = 1.0 / tl.maximum(heat, MIN_TEMPERATURE)
     return scale
 
 

@@ -36,7 +36,7 @@ from plugalign.kernels.truncation import (
     kept_tokens,
 )
 
-COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond which float32 overflows
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30  # temperatures beyond which float32 overflows
 
 
 def sample(
@@ -171,7 +171,7 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
     if before.keeps_all(vocab) and after.keeps_all(vocab):
         return _sample_everything(mix(mixture), draw)
     # A greedy row has nothing to cut off after mixing: only its best token can win.
-    heat = draw.temperature.clamp(COLDEST, HOTTEST)
+    heat = draw.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
     if before.keeps_all(vocab):
         z = mix(mixture)
         row, token = kept_entries(z, after, heat)
@@ -189,7 +189,7 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
         each = slice(None) if rows == 1 else row
         address = (draw.step[each], draw.prompt[each], draw.sample[each])
         noise = gumbel_noise(token, *address, draw.seed)
-        value = value + draw.temperature.clamp_max(HOTTEST)[each] * noise
+        value = value + draw.temperature.clamp_max(MAX_TEMPERATURE)[each] * noise
     return argmax_by_row(value, row, token, rows)
 
 
@@ -198,7 +198,7 @@ def _sample_everything(z: Tensor, draw: Draw) -> Tensor:
         best, tokens = z.max(-1)  # of equals the first, and a NaN before all
         return tokens.masked_fill_(~best.isfinite(), -1)
     address = torch.stack((draw.step, draw.prompt, draw.sample), 1)
-    tokens = sample_torch(z, draw.seed, address, draw.temperature.clamp_max(HOTTEST))
+    tokens = sample_torch(z, draw.seed, address, draw.temperature.clamp_max(MAX_TEMPERATURE))
     best = z.gather(1, tokens.clamp_min(0)[:, None])[:, 0]
     return tokens.masked_fill_(best == math.inf, -1)
 

@@ -39,41 +39,36 @@ class Identity:
     hidden_size: int
     probe: tuple[float, ...]
 
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> Self:
-        weight = model.get_output_embeddings().weight
-        rows = weight[:: max(1, weight.shape[0] // PROBE_SIZE)][:PROBE_SIZE, 0]
-        probe = tuple(round(float(x), 6) for x in rows.detach().float().cpu())
-        return cls(model_name(model), vocabulary_hash(tokenizer), weight.shape[1], probe)
-
     def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
         return {**asdict(self), "probe": list(self.probe)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
         return cls(**{**values, "probe": tuple(values["probe"])})
 
     def check(
-        self, model: Any, tokenizer: Any, *, needs: Literal["tokenizer", "weights"], who: str
+        self, model: Any, tokenizer: Any, *, needs: Literal["tokenizer", "weights"], what: str
     ) -> None:
         """Refuses another model.
 
         Args:
             needs: "tokenizer" where only token ids must agree, "weights" where hidden states must.
-            who: what was fitted, for the message.
+            what: what was fitted, for the message.
 
         Raises:
             ValueError: naming both models.
         """
-        here = Identity.of(model, tokenizer)
+        here = identify(model, tokenizer)
         if here.vocabulary != self.vocabulary:
             raise ValueError(
-                f"{who} was fitted for the tokenizer of '{self.name}', but '{here.name}' has "
+                f"{what} was fitted for the tokenizer of '{self.name}', but '{here.name}' has "
                 f"another vocabulary; fit it again with --model {here.name}"
             )
         if needs == "weights" and not self._same_weights(here):
             raise ValueError(
-                f"{who} was fitted for the weights of '{self.name}' and cannot steer "
+                f"{what} was fitted for the weights of '{self.name}' and cannot steer "
                 f"'{here.name}'; fit it again with --model {here.name}"
             )
 
@@ -82,3 +77,15 @@ class Identity:
             return False
         pairs = zip(self.probe, other.probe, strict=True)
         return all(abs(a - b) <= PROBE_TOLERANCE * (abs(a) + 0.01) for a, b in pairs)
+
+
+def identify(model: Any, tokenizer: Any) -> Identity:
+    """The identity of a model with its tokenizer.
+
+    The probe holds one entry of the output embedding for each of 16 tokens, spread over the
+    vocabulary.
+    """
+    weight = model.get_output_embeddings().weight
+    rows = weight[:: max(1, weight.shape[0] // PROBE_SIZE)][:PROBE_SIZE, 0]
+    probe = tuple(round(float(x), 6) for x in rows.detach().float().cpu())
+    return Identity(model_name(model), vocabulary_hash(tokenizer), weight.shape[1], probe)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.batching.rows import BaseRows
+from plugalign.engine.batching.batched_base import BatchedBase
 from plugalign.engine.run import Run
-from plugalign.engine.selection import Choice
+from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculative.verification import Speculator
 from plugalign.engine.step import Step
@@ -31,19 +31,19 @@ BASE, ROWS, AUXILIARY, TAIL, HOST = "base", "rows", "auxiliary", "tail", "host"
 PARTS = (BASE, ROWS, AUXILIARY, TAIL, HOST)
 
 
-def _of_forward(rows: BaseRows, *_: Any) -> str:
+def _of_forward(rows: BatchedBase, *_: Any) -> str:
     return BASE if rows.count == 1 else ROWS
 
 
 SEAMS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
-    (BaseRows, "read", _of_forward),
+    (BatchedBase, "read", _of_forward),
     (SourceRunner, "read", AUXILIARY),
     (Run, "step", TAIL),
     (Run, "check", TAIL),
     (Step, "mixture", TAIL),
-    (Choice, "base", TAIL),
-    (Choice, "tokens", TAIL),
-    (Choice, "target", TAIL),
+    (Selection, "base", TAIL),
+    (Selection, "tokens", TAIL),
+    (Selection, "target", TAIL),
     (Speculator, "verified", TAIL),
 )
 

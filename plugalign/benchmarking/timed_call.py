@@ -101,7 +101,7 @@ def generation(controller: Controller | None, model: Any, tokenizer: Any) -> Gen
     """``call(prompts, new_tokens)``: the model under a controller, or its plain ``generate``."""
     steered: Any = model if controller is None else wrap(model, tokenizer, controller)
     if controller is not None:
-        steered.splits.recorder = Recorder(patience=SOON)
+        steered.split_models.recorder = Recorder(patience=SOON)
     pad = model.generation_config.pad_token_id
     pad = pad if pad is not None else tokenizer.pad_token_id or 0
     return Generation(steered, model, pad, controller is not None)

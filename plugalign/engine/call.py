@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plugalign.engine.selection import Choice
+from plugalign.engine.selection import Selection
 from plugalign.engine.stopping import limit
 
 
@@ -18,7 +18,7 @@ class Call:
     Attributes:
         ids: the prompts ``(R, T)``, each repeated ``copies`` times.
         cache: for the base, empty.
-        choice: how tokens are chosen.
+        selection: how tokens are chosen.
         criteria: a ``StoppingCriteriaList``.
         config: a ``GenerationConfig``.
     """
@@ -26,25 +26,9 @@ class Call:
     model: Any
     ids: Tensor
     cache: Any
-    choice: Choice
+    selection: Selection
     criteria: Any
     config: Any
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        input_ids: Tensor,
-        *,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        past_key_values: Any,
-        **_: Any,
-    ) -> Call:
-        """From arguments by the names that transformers gives them."""
-        choice = Choice.of(logits_processor, input_ids, generation_config)
-        return cls(model, input_ids, past_key_values, choice, stopping_criteria, generation_config)
 
     @property
     def copies(self) -> int:
@@ -52,16 +36,39 @@ class Call:
         return self.config.num_return_sequences or 1
 
     @property
-    def whole(self) -> bool:
+    def returns_dict(self) -> bool:
         """Whether more than token ids is returned."""
         return bool(self.config.return_dict_in_generate)
 
     @property
-    def shows_logits(self) -> bool:
+    def returns_logits(self) -> bool:
         """Whether the base's logits are returned."""
-        return self.whole and bool(self.config.output_logits)
+        return self.returns_dict and bool(self.config.output_logits)
 
     @property
-    def room(self) -> int:
+    def max_new_tokens(self) -> int:
         """Tokens that may follow, at most; 0 where the call sets no limit."""
         return max(0, (limit(self.criteria) or 0) - self.ids.shape[1])
+
+
+def prepared_call(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    past_key_values: Any,
+    **_: Any,
+) -> Call:
+    """The call of a function for ``custom_generate``, which is given these arguments."""
+    selection = Selection(
+        logits_processor,
+        input_ids,
+        copies=generation_config.num_return_sequences or 1,
+        do_sample=bool(generation_config.do_sample),
+        want_scores=bool(
+            generation_config.return_dict_in_generate and generation_config.output_scores
+        ),
+    )
+    return Call(model, input_ids, past_key_values, selection, stopping_criteria, generation_config)

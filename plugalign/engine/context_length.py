@@ -10,16 +10,16 @@ from plugalign.algebra.identity import model_name
 from plugalign.engine.plan import Plan
 
 
-def context_of(model: Any) -> int | None:
+def context_length_of(model: Any) -> int | None:
     """The most tokens that a model can read, or None where its config names no limit."""
     limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit
 
 
-def context_of_all(plan: Plan, model: Any) -> int | None:
+def shared_context_length(plan: Plan, model: Any) -> int | None:
     """The most tokens that every model which reads the whole text can hold."""
     models = [each for each, _, _ in readers(plan, model, 0)]
-    return min((c for c in map(context_of, models) if c is not None), default=None)
+    return min((c for c in map(context_length_of, models) if c is not None), default=None)
 
 
 def check_length(plan: Plan, model: Any, mask: Tensor, extra: int) -> None:
@@ -36,7 +36,7 @@ def check_length(plan: Plan, model: Any, mask: Tensor, extra: int) -> None:
     if longest == 0:
         raise ValueError("a prompt has no tokens: its attention mask is all zeros")
     for each, more, name in readers(plan, model, extra):
-        context = context_of(each)
+        context = context_length_of(each)
         if context is not None and longest + more >= context:
             beside = f" and {more} tokens that controllers put in front" if more else ""
             raise ValueError(

@@ -15,7 +15,7 @@ from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
-from plugalign.engine.batching.grouped import Groups
+from plugalign.engine.batching.grouped import ExpertGroups
 from plugalign.kernels.truncation import Truncation
 
 
@@ -31,34 +31,16 @@ class Plan:
     steerings: tuple[tuple[str, Steering], ...]
     weights: tuple[Hashable, ...] = ()
 
-    @classmethod
-    def of(cls, controller: Controller, model: Any, tokenizer: Any) -> Plan:
-        """Asks every part of ``controller`` for its declaration on this model.
-
-        Raises:
-            ValueError: from a part that cannot work with this model or tokenizer.
-        """
-        declared = []
-        for weight, part in controller.parts():
-            if part.overrides("steer") and weight != 0:
-                steering = part.steer(model, tokenizer)
-                _check_kinds(part.display_name, steering)
-                steering = steering.scaled(weight)
-                if steering.shifts or steering.supports:
-                    declared.append((part.display_name, steering))
-        plan = cls(tuple(declared))
-        return replace(plan, weights=plan._state_of(model))
-
-    def renewed(self, controller: Controller, model: Any, tokenizer: Any) -> Plan:
+    def refreshed(self, controller: Controller, model: Any, tokenizer: Any) -> Plan:
         """This plan, or a new one where it is made of weights that have changed since. A change
         through ``parameter.data`` in place tells nobody and is not seen.
 
         Raises:
-            ValueError: see `of`.
+            ValueError: see `make_plan`.
         """
         if self.weights == self._state_of(model):
             return self
-        return Plan.of(controller, model, tokenizer)
+        return make_plan(controller, model, tokenizer)
 
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
         """Where the base's weights lie and how often they were written, if anything hangs on
@@ -72,7 +54,7 @@ class Plan:
             for p in model.parameters()
         )
 
-    def shared_by(self, keys: Iterable[Hashable]) -> str:
+    def forward_name(self, keys: Iterable[Hashable]) -> str:
         """In words, the base's forward in which sources with these keys have rows."""
         names = ", ".join(f"'{self.sources[key].name}'" for key in keys)
         return f"the base model with the rows of {names}" if names else "the base model"
@@ -120,7 +102,7 @@ class Plan:
         return self._read_by(self._asking)
 
     @cached_property
-    def certain(self) -> dict[Hashable, Source]:
+    def always_read(self) -> dict[Hashable, Source]:
         """The sources that every step reads: for something that stands behind no gate, or for a
         gate."""
         return self._read_by(each for each in self._asking if not each.gates)
@@ -130,7 +112,7 @@ class Plan:
         read = chain(*(each.sources for each in asking), *(gate.sources for gate in self.gates))
         return {source.key: source for source in read}
 
-    def together(self, source: Logits) -> tuple[Logits, ...]:
+    def forward_group(self, source: Logits) -> tuple[Logits, ...]:
         """The sources that one forward reads with this one: a model behind several prompts."""
         return next(group for group in self._forwards if any(x.key == source.key for x in group))
 
@@ -147,7 +129,7 @@ class Plan:
 
     def _gates_before(self, source: Source) -> Hashable:
         """What must be open for a source to be read; nothing if it is read at every step."""
-        if source.key in self.certain:
+        if source.key in self.always_read:
             return None
         readers = [x for x in self._asking if any(s.key == source.key for s in x.sources)]
         return frozenset(tuple(map(id, reader.gates)) for reader in readers)
@@ -164,7 +146,7 @@ class Plan:
         return {key: s.model for key, s in plain if s.model is not None and s.context.is_empty}
 
     @cached_property
-    def passages(self) -> dict[Hashable, Logits]:
+    def sequence_logits(self) -> dict[Hashable, Logits]:
         """Logits that one forward over a whole text gives behind every token, but for the base's
         own, by source key."""
         return {
@@ -175,12 +157,14 @@ class Plan:
 
     @cached_property
     def _plain(self) -> dict[Hashable, Logits]:
-        return {key: source for key, source in self.passages.items() if key in self.certain}
+        return {
+            key: source for key, source in self.sequence_logits.items() if key in self.always_read
+        }
 
     @cached_property
-    def groups(self) -> Groups:
+    def groups(self) -> ExpertGroups:
         """Which of these models run as rows of the base's forward."""
-        return Groups()
+        return ExpertGroups()
 
     @cached_property
     def linear(self) -> dict[Hashable, float]:
@@ -212,7 +196,7 @@ class Plan:
         return any(shift.compares_probabilities for shift in self.shifts)
 
     @cached_property
-    def stepwise(self) -> str | None:
+    def why_stepwise(self) -> str | None:
         """Why values can be read at one step at a time alone, or None: no draft can be verified
         then, and given texts are scored column by column."""
         for shift in self.shifts:
@@ -230,7 +214,7 @@ class Plan:
         return None
 
     @cached_property
-    def uncapturable(self) -> str | None:
+    def why_uncapturable(self) -> str | None:
         """Why a step cannot be captured as a CUDA graph, or None."""
         for shift in self.shifts:
             if not shift.sources:
@@ -245,6 +229,26 @@ class Plan:
         if self.masks:
             return f"the support {type(self.masks[0]).__name__} is looked at by the host"
         return None
+
+
+def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
+    """The plan of a controller on a model: every part is asked for its declaration.
+
+    Raises:
+        TypeError: for a part whose declaration holds something else than shifts, supports, gates
+            and sources.
+        ValueError: from a part that cannot work with this model or tokenizer.
+    """
+    declared = []
+    for weight, part in controller.parts():
+        if part.overrides("steer") and weight != 0:
+            steering = part.steer(model, tokenizer)
+            _check_kinds(part.display_name, steering)
+            steering = steering.scaled(weight)
+            if steering.shifts or steering.supports:
+                declared.append((part.display_name, steering))
+    plan = Plan(tuple(declared))
+    return replace(plan, weights=plan._state_of(model))
 
 
 def _unread(shift: Shift) -> str:

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.algebra.sources import Context
-from plugalign.engine.acceleration.compiled import Static
-from plugalign.engine.batching.grouped import Grouped
-from plugalign.engine.batching.rows import takes_rows
+from plugalign.engine.acceleration.compiled import StaticDecoding
+from plugalign.engine.batching.batched_base import takes_rows
+from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Split, Splits
+from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.engine.readers.hidden import HiddenWatch
-from plugalign.engine.readers.incremental import Stream
+from plugalign.engine.readers.incremental import IncrementalModel
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.engine.sources import ReaderKind, SourceRunner
 from plugalign.engine.step import Step
@@ -39,7 +39,7 @@ class Run:
         pad_token_id: used to fill, and to infer the mask where none is given.
         infer_mask: whether leading pad tokens mean padding when there is no mask.
         extra_positions: cache positions that attachments put in front of the prompt.
-        splits: which models can be run as body and head; remembered from call to call.
+        split_models: which models can be run as body and head; remembered from call to call.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class Run:
         infer_mask: bool = False,
         extra_positions: int = 0,
         trace: Trace | None = None,
-        splits: Splits | None = None,
+        split_models: SplitModels | None = None,
     ):
         self.plan, self.trace = plan, trace
         self.pad, self._prompt_mask, self._infer = pad_token_id, prompt_mask, infer_mask
         self._watch = HiddenWatch(model)
         self._watch.extra_positions = extra_positions
         self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
-        self.splits = splits or Splits(plan.needs_float32_logits)
+        self.split_models = split_models or SplitModels(plan.needs_float32_logits)
         # Found out here, since a watched model cannot be split.
         rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
-        self._rounded = self.splits.of(model) if rounds else None
+        self._rounded = self.split_models.get(model) if rounds else None
         self.extra_positions = extra_positions
         self._sources = self.sources(
-            lambda model, front: CachedModel(model, front, self._split_of(model))
+            lambda model, keys_values: CachedModel(model, keys_values, self._split_of(model))
         )
         if trace is not None:
             trace.names = tuple(name for name, _ in plan.steerings)
@@ -117,9 +117,9 @@ class Run:
         """Whether a step reads what the base's head reads."""
         return self.plan.needs_hidden or self._rounded is not None
 
-    def _split_of(self, model: Any) -> Split | None:
+    def _split_of(self, model: Any) -> SplitModel | None:
         own = model is self._model and self._rounded is not None
-        return self._rounded if own else self.splits.of(model)
+        return self._rounded if own else self.split_models.get(model)
 
     def _unrounded(self, ids: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
         """The base's scores ``(R, V)`` without the rounding of its logits to half precision, where
@@ -139,31 +139,31 @@ class Run:
         """The plan's sources, with empty caches, read by readers of one kind."""
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
-    def streams(
-        self, copies: int = 1, every: bool = False, static: Static | None = None
+    def incremental_sources(
+        self, copies: int = 1, every: bool = False, static: StaticDecoding | None = None
     ) -> SourceRunner:
-        """The plan's sources, for a loop whose rows are ``copies`` of each prompt; see `Stream`."""
+        """The plan's sources, read incrementally; for the arguments see `IncrementalModel`."""
 
-        def stream(model: Any, front: Tensor | None) -> Stream:
-            return self.stream(model, front, static, copies=copies, every=every)
+        def reader(model: Any, keys_values: Tensor | None) -> IncrementalModel:
+            return self.incremental_model(model, keys_values, static, copies=copies, every=every)
 
-        return self.sources(stream)
+        return self.sources(reader)
 
-    def stream(
+    def incremental_model(
         self,
         model: Any,
-        front: Tensor | None = None,
-        static: Static | None = None,
+        keys_values: Tensor | None = None,
+        static: StaticDecoding | None = None,
         **options: Any,
-    ) -> Stream:
-        """A model that reads in step with a loop; see `Stream`."""
-        split = self.splits.of(model, static)
-        room = static.room if static and split is not None else None
-        return Stream(model, front, split=split, room=room, **options)
+    ) -> IncrementalModel:
+        """A model that reads a growing batch column by column; see `IncrementalModel`."""
+        split = self.split_models.get(model, static)
+        max_columns = static.max_columns if static and split is not None else None
+        return IncrementalModel(model, keys_values, split=split, max_columns=max_columns, **options)
 
-    def riding(
+    def batched_with_base(
         self, cache: Any, captured: bool = False
-    ) -> tuple[dict[Hashable, Context], Grouped | None]:
+    ) -> tuple[dict[Hashable, Context], GroupedModels | None]:
         """What is read in one forward with the base, whose cache is given: contexts and experts.
         Nothing is where an attachment has a say in how the base reads."""
         if self.extra_positions or not takes_rows(cache, captured):
@@ -171,7 +171,7 @@ class Run:
         plan = self.plan
         contexts = {key: source.context for key, source in plan.contexts.items()}
         blocks = 1 + len(contexts)
-        return contexts, plan.groups.of(self._model, plan.experts, self.splits, blocks)
+        return contexts, plan.groups.group(self._model, plan.experts, self.split_models, blocks)
 
     def hidden(self) -> Tensor | None:
         """What the base's head has just read, ``(R, D)``, if it was watched."""

@@ -27,7 +27,7 @@ from plugalign.engine.run import SteeringProcessor
 from plugalign.errors import Running, name_of
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture
-from plugalign.kernels.steer import COLDEST
+from plugalign.kernels.steer import MIN_TEMPERATURE
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_mask
 from plugalign.sampling import CoupledSampler
 
@@ -66,7 +66,7 @@ class Noise:
         return cls(sampler.seed, prompt, sample, sampler.start(ids.shape[1]))
 
 
-class Choice:
+class Selection:
     """How one ``generate`` call chooses tokens.
 
     Args:
@@ -103,17 +103,6 @@ class Choice:
         self._front, self._behind = processors[:cut], processors[cut + 1 :]
         self._steered, self._length = bool(place), ids.shape[1]
 
-    @classmethod
-    def of(cls, processors: Sequence[Any], ids: Tensor, config: Any) -> Choice:
-        """The choice of a call with this ``GenerationConfig``."""
-        return cls(
-            processors,
-            ids,
-            copies=config.num_return_sequences or 1,
-            do_sample=bool(config.do_sample),
-            want_scores=bool(config.return_dict_in_generate and config.output_scores),
-        )
-
     @property
     def processors(self) -> list[Any]:
         """All that look at scores, but for the filters that were taken over."""
@@ -124,7 +113,7 @@ class Choice:
         """Whether a step's scores never exist as a whole."""
         return not (self._behind or self.want_scores)
 
-    def described(self) -> list[str]:
+    def description(self) -> list[str]:
         """What is fused and what is not, a line each."""
         front, behind = (", ".join(map(name_of, p)) for p in (self._front, self._behind))
         why = behind or "output_scores"
@@ -184,7 +173,7 @@ class Choice:
         temperature: for a mixture ``(R * n, V)`` behind the last n columns of ``ids`` ``(R, T)``.
         """
         whole = self._whole(ids, mixture, before)
-        heat = whole.new_full((len(whole),), max(self.temperature, COLDEST))
+        heat = whole.new_full((len(whole),), max(self.temperature, MIN_TEMPERATURE))
         if not self.after.keeps_all(whole.shape[1]):
             whole = whole.masked_fill(~kept_mask(whole, self.after, heat), -torch.inf)
         return whole.view(len(ids), -1, whole.shape[1])

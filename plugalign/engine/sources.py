@@ -26,8 +26,8 @@ from plugalign.algebra.sources import (
     TextCandidateValues,
     TextLikelihood,
 )
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.batching.rows import split_rows
+from plugalign.engine.batching.batched_base import split_rows
+from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.candidates import CandidateReader, TextCandidateReader
 from plugalign.engine.readers.heads import fit_width
@@ -58,7 +58,7 @@ class ModelReader(Protocol):
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that were read."""
 
-    def at(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Says that so many columns of ids were read, by a graph's replay."""
 
 
@@ -117,11 +117,11 @@ class SourceRunner:
         for reader in self._models.values():
             reader.rewind(columns)
 
-    def at(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Says that all models have read so many columns, by a graph's replay. None of them reads
         prompts: those are rows of the base, where a step is captured."""
         for reader in self._models.values():
-            reader.at(length)
+            reader.set_length(length)
 
     def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
         """Refuses logits ``(R, V)``, or ``(R * n, V)`` behind the last n columns of ``ids``
@@ -179,12 +179,12 @@ class SourceRunner:
 
     def _logits(self, source: Logits, ids: Tensor, mask: Tensor) -> dict[Hashable, Scores]:
         """A model in one context, or behind several prompts: K * R rows of one forward."""
-        group = self._plan.together(source)
+        group = self._plan.forward_group(source)
         contexts = [each.context for each in group]
-        front = Front.of(contexts, self._pad)
-        rows = [front.row(context, ids, mask) for context in contexts]
+        layout = context_layout(contexts, self._pad)
+        rows = [layout.rows(context, ids, mask) for context in contexts]
         whole = torch.cat([own for own, _ in rows])
-        shown = torch.cat([own[:, front.depth :] for _, own in rows])
+        shown = torch.cat([own[:, layout.depth :] for _, own in rows])
         with self.blamed(self._named(group), ids):
             logits = self._reader_of(group).logits(whole, shown)
         return dict(zip((x.key for x in group), split_rows(logits, len(group)), strict=True))
@@ -194,7 +194,7 @@ class SourceRunner:
         key = tuple(each.key for each in group)
         if key not in self._models:
             model = self._model if first.model is None else first.model
-            steady = first.key in self._plan.certain and not first.context.after
+            steady = first.key in self._plan.always_read and not first.context.after
             kind = self._reader if steady else CachedModel
             self._models[key] = kind(model, first.context.keys_values)
         return self._models[key]

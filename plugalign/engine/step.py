@@ -13,7 +13,7 @@ from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import HIDDEN, Source
 from plugalign.algebra.supports import Support
-from plugalign.engine.batching.rows import Known
+from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.linear_terms import Sum
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.heads import fit_width
@@ -48,10 +48,10 @@ class Step:
         ids: Tensor,
         mask: Tensor,
         base: Tensor,
-        known: Known | None = None,
+        known: BaseOutput | None = None,
         number: Tensor | None = None,
     ):
-        known = known or Known(base, None, {})
+        known = known or BaseOutput(base, None, {})
         self._plan, self._sources, self._number = plan, sources, number
         self.ids, self.mask, self.base = ids, mask, base
         self._sums = known.sums
@@ -126,7 +126,7 @@ class Step:
     def _check_sources(self) -> None:
         self._sources.check_base(self.base, self.ids)
         for key, source in self._plan.sources.items():
-            if key in self._values or key in self._plan.certain:
+            if key in self._values or key in self._plan.always_read:
                 self._sources.check_value(source, self.read(source), self.ids)
 
     def _evaluating(self, shift: Shift) -> Running:

@@ -52,7 +52,7 @@ class Stopping:
         self._poll = 1 if every_step else POLL
         self._failed = torch.full((), NONE, device=ids.device)  # the first column without a token
 
-    def room(self, ids: Tensor) -> int:
+    def remaining(self, ids: Tensor) -> int:
         """How many tokens may still follow ``ids`` ``(R, T)``."""
         return NONE if self.max_length is None else self.max_length - ids.shape[1]
 

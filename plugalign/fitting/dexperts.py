@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from plugalign.adapters.layers import shared_copy
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -129,7 +129,7 @@ def fit_dexperts(
             found |= {"steps": chosen, role: watch.best if apart else {}}
         if len(held):
             found["auc"] = auc(scores[0] - scores[1], held.labels)
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         expert, anti = (folder / role for role in ROLES)
         fitted = DExperts(expert, anti, alpha=alpha, top_p=top_p, fitted_for=origin)
         fitted.save_pretrained(result)

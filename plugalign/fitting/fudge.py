@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.readers.prefix_cache import positions
 from plugalign.fitting import workspace
@@ -118,7 +118,7 @@ def fit_fudge(
             weight_decay=0.01,
             held_out=watch if len(held) else None,
         )
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         Fudge(predictor, k=k, weight=weight, fitted_for=origin).save_pretrained(result)
         if not len(held):
             return {"steps": chosen}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
@@ -119,7 +119,7 @@ def fit_fudge_head(
             weight_decay=0.01,
             held_out=watch,
         )
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         controller = FudgeHead(**head.unscaled(), k=k, weight=weight, fitted_for=origin)
         controller.save_pretrained(result)
         found: dict[str, Any] = {"steps": chosen, "texts": len(states)}

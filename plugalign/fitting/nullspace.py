@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled
@@ -116,7 +116,7 @@ def fit_nullspace(
         places = _splits(kept, columns[: len(kept)], labels[: len(kept)], seed)
         found = _projection(variant, places, guide, classifiers, folder / "basis.safetensors")
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         controller = Nullspace(**tensors, strength=strength, fitted_for=origin)
         controller.save_pretrained(result)
         directions = controller.removed.shape[1]

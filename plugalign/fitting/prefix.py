@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from plugalign.adapters.layers import shared_copy
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
@@ -120,7 +120,7 @@ def fit_prefix(
         )
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
-        origin = Identity.of(model, tokenizer)
+        origin = identify(model, tokenizer)
         fitted = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
         (fitted.against(alpha) if contrast else fitted).save_pretrained(result)
         if not len(held):

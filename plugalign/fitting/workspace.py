@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.training import fingerprint
 
@@ -26,7 +26,7 @@ def record(
     method: str, model: Any, tokenizer: Any, data: Labelled, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is fitted, as JSON values: equal for two fits that give the same result."""
-    identity = Identity.of(model, tokenizer)
+    identity = identify(model, tokenizer)
     return {
         "method": method,
         "model": {

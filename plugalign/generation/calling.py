@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plugalign.engine.acceleration.switch import Switch
+from plugalign.engine.acceleration.switch import CaptureSwitch
 from plugalign.engine.run import CheckingProcessor, Run
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import Calling
@@ -24,7 +24,7 @@ def called(
     why: str,
     calling: Calling,
     speculation: Speculation | None,
-    switch: Switch,
+    switch: CaptureSwitch,
 ) -> Any:
     """What ``model.generate`` returns under the controllers of ``run``.
 

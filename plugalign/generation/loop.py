@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.acceleration.compiled import Static
-from plugalign.engine.acceleration.switch import WITHOUT, Switch
-from plugalign.engine.batching.rows import BaseRows, is_growing
-from plugalign.engine.call import Call
+from plugalign.engine.acceleration.compiled import static_decoding
+from plugalign.engine.acceleration.switch import WITHOUT, CaptureSwitch
+from plugalign.engine.batching.batched_base import BatchedBase, is_growing
+from plugalign.engine.call import Call, prepared_call
 from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.run import Run
-from plugalign.engine.selection import Choice
+from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
-from plugalign.engine.speculative.drafts import BASE, MOST_DRAFTED, Speculation, drafter_of
+from plugalign.engine.speculative.drafts import BASE, MOST_DRAFTED, Speculation, make_drafter
 from plugalign.engine.speculative.verification import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
@@ -50,10 +50,10 @@ class Loop:
         run: Run,
         streamer: Any = None,
         speculation: Speculation | None = None,
-        switch: Switch | None = None,
+        switch: CaptureSwitch | None = None,
     ):
         self._run, self._streamer, self._speculation = run, streamer, speculation
-        self._switch = switch or Switch()
+        self._switch = switch or CaptureSwitch()
 
     def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Any:
         """What ``generate`` returns, from arguments as transformers prepares them.
@@ -62,76 +62,85 @@ class Loop:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
             ValueError: if a draft is wanted and cannot be verified, or a capture and none is made.
         """
-        call = Call.of(model, input_ids, **inputs)
+        call = prepared_call(model, input_ids, **inputs)
         base, decoder = self._prepared(call)
         mask = inputs.get("attention_mask")
         with self._run.watching(base.split is None), decoder:
             ids = decoder.decode(
                 input_ids, torch.ones_like(input_ids) if mask is None else mask, self._streamer
             )
-        if not call.whole:
+        if not call.returns_dict:
             return ids
-        base.own_cache(len(ids))
+        base.keep_base_cache(len(ids))
         return GenerateDecoderOnlyOutput(
             sequences=ids, scores=decoder.scores, logits=decoder.logits, past_key_values=call.cache
         )
 
-    def _prepared(self, call: Call) -> tuple[BaseRows, Decoder]:
-        run, told = self._run, self._speculation
+    def _prepared(self, call: Call) -> tuple[BatchedBase, Decoder]:
+        run, speculation = self._run, self._speculation
         graph = self._graph(call)
         stopping = Stopping(
             call.criteria,
             call.ids,
             call.config._pad_token_tensor,
-            every_step=self._streamer is not None or told is not None,
+            every_step=self._streamer is not None or speculation is not None,
             captured=graph is not None,
             most=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
-        room = stopping.room(call.ids) - 1
-        static = Static.of(call.model, call.cache, call.config, room, captured=graph is not None)
-        split = run.splits.of(call.model, static)
-        if told is not None:
-            check_verifiable(run.plan, told, split is not None, call.cache, call.choice, stopping)
+        room = stopping.remaining(call.ids) - 1
+        static = static_decoding(
+            call.model, call.cache, call.config, room, captured=graph is not None
+        )
+        split = run.split_models.get(call.model, static)
+        if speculation is not None:
+            check_verifiable(
+                run.plan, speculation, split is not None, call.cache, call.selection, stopping
+            )
         # A base that drafts runs ahead, and nothing rides with it.
-        alone = told is not None and told.draft == BASE
-        riding = ({}, None) if alone else run.riding(call.cache, graph is not None)
-        base = BaseRows(
+        alone = speculation is not None and speculation.draft == BASE
+        batched = ({}, None) if alone else run.batched_with_base(call.cache, graph is not None)
+        base = BatchedBase(
             call.model,
-            *riding,
+            *batched,
             cache=call.cache,
             split=split,
             copies=call.copies,
             pad_token_id=run.pad,
-            every=told is not None,
+            every=speculation is not None,
             linear=run.plan.linear,
-            exact=call.shows_logits or call.choice.want_scores,
+            exact=call.returns_logits or call.selection.want_scores,
         )
-        sources = run.streams(call.copies, told is not None, static)
-        decoder = Decoder(run, base, sources, call.choice, stopping, graph, self._switch)
-        decoder.logits = () if call.shows_logits else None
-        if told is not None:
-            parts = (base, sources, call.choice, stopping)
-            decoder.speculator = self._speculator(told, *parts)
+        sources = run.incremental_sources(call.copies, speculation is not None, static)
+        decoder = Decoder(run, base, sources, call.selection, stopping, graph, self._switch)
+        decoder.logits = () if call.returns_logits else None
+        if speculation is not None:
+            parts = (base, sources, call.selection, stopping)
+            decoder.speculator = self._speculator(speculation, *parts)
         return base, decoder
 
     def _graph(self, call: Call) -> captured_step.Graph | None:
         """What the steps of a call are captured in, if they are."""
-        run, why = self._run, captured_step.beside(self._speculation is not None, self._run.trace)
+        run, why = (
+            self._run,
+            captured_step.argument_obstacle(self._speculation is not None, self._run.trace),
+        )
         return captured_step.graph_for(
-            call, run.plan, run.splits, run.extra_positions, self._switch, why
+            call, run.plan, run.split_models, run.extra_positions, self._switch, why
         )
 
     def _speculator(
         self,
-        told: Speculation,
-        base: BaseRows,
+        speculation: Speculation,
+        base: BatchedBase,
         sources: SourceRunner,
-        choice: Choice,
+        selection: Selection,
         stopping: Stopping,
     ) -> Speculator:
         plan, run = self._run.plan, self._run
-        draft = drafter_of(told, base, choice, plan.truncation, run.stream, sources.check)
-        return Speculator(plan, told, draft, base, sources, choice, stopping)
+        draft = make_drafter(
+            speculation, base, selection, plan.truncation, run.incremental_model, sources.check
+        )
+        return Speculator(plan, speculation, draft, base, sources, selection, stopping)
 
 
 class Decoder:
@@ -146,18 +155,18 @@ class Decoder:
     def __init__(
         self,
         run: Run,
-        base: BaseRows,
+        base: BatchedBase,
         sources: SourceRunner,
-        choice: Choice,
+        selection: Selection,
         stopping: Stopping,
         graph: captured_step.Graph | None = None,
-        switch: Switch | None = None,
+        switch: CaptureSwitch | None = None,
     ):
         self._run, self._base, self._sources = run, base, sources
-        self._choice, self._stopping, self._graph = choice, stopping, graph
-        self._switch = switch or Switch()
-        self._who = run.plan.shared_by(base.aboard)
-        self.scores: tuple[Tensor, ...] | None = () if choice.want_scores else None
+        self._selection, self._stopping, self._graph = selection, stopping, graph
+        self._switch = switch or CaptureSwitch()
+        self._who = run.plan.forward_name(base.batched_keys)
+        self.scores: tuple[Tensor, ...] | None = () if selection.want_scores else None
         self.logits: tuple[Tensor, ...] | None = None
         self.speculator: Speculator | None = None
 
@@ -200,8 +209,8 @@ class Decoder:
     ) -> tuple[Tensor, bool]:
         """All further tokens by replays of one step, and whether these were all; they are not where
         no step could be captured."""
-        room, done = self._stopping.room(ids), False
-        steps = captured_step.Captured(
+        room, done = self._stopping.remaining(ids), False
+        steps = captured_step.CapturedSteps(
             graph, self._drawn, self._at, self._refused, self._stopping, ids, room
         )
         for ids in steps.texts():
@@ -214,18 +223,18 @@ class Decoder:
         return ids, done
 
     def _drawn(self, ids: Tensor, column: Tensor) -> Tensor:
-        """The tokens ``(R,)`` after texts, as `capturing.Captured` asks for them."""
+        """The tokens ``(R,)`` after texts, as `CapturedSteps` asks for them."""
         step = self._read(ids, ids, column)  # every model has begun, so none asks for the mask
-        return self._choice.tokens(ids, step.mixture(), self._run.plan.truncation, column)[0]
+        return self._selection.tokens(ids, step.mixture(), self._run.plan.truncation, column)[0]
 
     def _at(self, length: int) -> None:
-        self._base.at(length)
-        self._sources.at(length)
+        self._base.set_length(length)
+        self._sources.set_length(length)
 
     def _refused(self, why: str) -> None:
         """Goes on without a graph, now and in later calls, unless one was asked for."""
-        self._run.splits.uncapturable = f"a step could not be captured ({why})"
-        self._switch.check(self._run.splits.uncapturable)
+        self._run.split_models.why_uncapturable = f"a step could not be captured ({why})"
+        self._switch.check(self._run.split_models.why_uncapturable)
         warnings.warn(
             "no CUDA graph of a step can be made, so each is launched by the host, now and in "
             f"later calls: {why}; {WITHOUT}",
@@ -252,7 +261,7 @@ class Decoder:
             if found is not None:
                 return self._found(found)
         step = self._read(ids, mask[:, : ids.shape[1]])
-        tokens, scores = self._choice.tokens(ids, step.mixture(), self._run.plan.truncation)
+        tokens, scores = self._selection.tokens(ids, step.mixture(), self._run.plan.truncation)
         if not self._stopping.deferred and bool((tokens < 0).any()):
             self._refuse(step)
         if self.scores is not None and scores is not None:
@@ -273,14 +282,14 @@ class Decoder:
         return found.tokens
 
     def _read(self, ids: Tensor, mask: Tensor, column: Tensor | None = None) -> Step:
-        """Runs the base and all sources on what they have not read; see `Choice.base`."""
+        """Runs the base and all sources on what they have not read; see `Selection.base`."""
         with Running(f"{self._who} at {self._sources.where(ids)}"):
             known = self._base.read(ids, mask)
         if self.logits is not None:
             self.logits += (known.base.float(),)
         if known.hidden is None:  # watched, and asked for before a processor runs the base too
-            known = replace(known, hidden=self._base.own_rows(self._run.hidden(), len(ids)))
-        base = self._choice.base(ids, known.base, column)
+            known = replace(known, hidden=self._base.base_rows(self._run.hidden(), len(ids)))
+        base = self._selection.base(ids, known.base, column)
         return Step(self._run.plan, self._sources, ids, mask, base, known)
 
     def _refuse(self, step: Step) -> None:
@@ -289,7 +298,7 @@ class Decoder:
 
     def _blame(self, ids: Tensor, mask: Tensor) -> None:
         """Repeats a step that failed some steps ago, to find out why."""
-        self._base, self._sources = self._base.afresh(), self._run.streams()
+        self._base, self._sources = self._base.restarted(), self._run.incremental_sources()
         self._refuse(self._read(ids, mask))
 
     def _cut(self, ids: Tensor, first: int) -> Tensor:

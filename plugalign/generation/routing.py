@@ -15,11 +15,11 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from plugalign.algebra.sources import BASE, Logits
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.acceleration.switch import Switch
-from plugalign.engine.batching.rows import takes_rows
-from plugalign.engine.call import Call
+from plugalign.engine.acceleration.switch import CaptureSwitch
+from plugalign.engine.batching.batched_base import takes_rows
+from plugalign.engine.call import prepared_call
 from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Splits
+from plugalign.engine.readers.heads import SplitModels
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
 
@@ -100,14 +100,14 @@ def check_traceable(model: Any, options: dict[str, Any], speculation: Any) -> No
 
 def described(
     plan: Plan,
-    splits: Splits,
+    split_models: SplitModels,
     model: Any,
     ids: Tensor | None,
     mask: Tensor | None,
     options: dict[str, Any],
     attached: bool = False,
     speculates: bool = False,
-    switch: Switch | None = None,
+    switch: CaptureSwitch | None = None,
 ) -> str:
     """Which path a ``generate`` call takes, why, and what the loop would fuse. Nothing runs but
     transformers' own preparation of the call; without prompts, of one with a single token.
@@ -117,46 +117,49 @@ def described(
         speculates: whether a draft is wanted.
         switch: whether the call's steps are to be captured.
     """
-    switch = switch or Switch()
+    switch = switch or CaptureSwitch()
     if ids is None:
         samplers = [p for p in options["logits_processor"] if isinstance(p, CoupledSampler)]
         columns = max((p.prompt_length or 1 for p in samplers), default=1)
         ids = torch.zeros(1, columns, dtype=torch.long, device=model.device)
     mask = torch.ones_like(ids) if mask is None else mask
     if why := obstacle(model, ids, options):
-        refused = f"\n{_steps(why, switch)}" if switch.wanted else ""
+        refused = f"\n{_steps(why, switch)}" if switch.required else ""
         return f"the processor path: {why}{refused}"
     options = {k: v for k, v in options.items() if k != "streamer"}
-    with torch.random.fork_rng(devices=[]), _as_it_was(model):  # a choice draws its seed
+    with torch.random.fork_rng(devices=[]), _as_it_was(model):  # a selection draws its seed
         call = model.generate(
-            input_ids=ids, attention_mask=mask, custom_generate=Call.of, **options
+            input_ids=ids, attention_mask=mask, custom_generate=prepared_call, **options
         )
-    choice = call.choice
+    selection = call.selection
     alone = (
-        switch.off or captured_step.missing(model.device) or captured_step.beside(speculates, None)
+        switch.why_off
+        or captured_step.graph_obstacle(model.device)
+        or captured_step.argument_obstacle(speculates, None)
     )
-    uncaptured = alone or captured_step.obstacle(call, plan, splits, int(attached), switch)
-    beside = [source.name for key, source in plan.certain.items() if key != BASE]
-    gated = [source.name for key, source in plan.sources.items() if key not in plan.certain]
+    uncaptured = alone or captured_step.obstacle(call, plan, split_models, int(attached), switch)
+    beside = [source.name for key, source in plan.always_read.items() if key != BASE]
+    gated = [source.name for key, source in plan.sources.items() if key not in plan.always_read]
     lines = [
-        f"the owned loop: {'greedy' if choice.temperature == 0 else 'sampling'}",
+        f"the owned loop: {'greedy' if selection.temperature == 0 else 'sampling'}",
         f"run at every step: {', '.join(['the base', *beside])}",
         *([f"run where a gate is open: {', '.join(gated)}"] if gated else []),
         *_experts(plan, model, takes_rows(call.cache, uncaptured is None) and not attached),
-        *choice.described(),
+        *selection.description(),
         f"kept of the base: {_words(plan.truncation)}",
         *(f"kept by a mask: {type(support).__name__}" for support in plan.masks),
-        f"kept of what is drawn from: {_words(choice.after)}, at temperature {choice.temperature}",
+        f"kept of what is drawn from: {_words(selection.after)}, "
+        f"at temperature {selection.temperature}",
         _steps(uncaptured, switch),
     ]
     return "\n".join(lines)
 
 
-def _steps(why: str | None, switch: Switch) -> str:
+def _steps(why: str | None, switch: CaptureSwitch) -> str:
     """How a call's steps are launched, where ``why`` says what stands in the way of a capture."""
     if why is None:
         return f"steps: {REPLAYED}"
-    how = f"{switch.said} is refused" if switch.wanted else "launched by the host"
+    how = f"{switch.origin} is refused" if switch.required else "launched by the host"
     return f"steps: {how}: {why}"
 
 
@@ -186,11 +189,11 @@ def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:
 
 def _why_apart(plan: Plan, source: Logits, model: Any, rows: bool) -> str:
     """Why another model has no rows in the base's forward, in words, or nothing."""
-    if source.key not in plan.certain:
+    if source.key not in plan.always_read:
         return "it stands behind a gate"
     if not source.context.is_empty:
         return "it reads another context"
-    return plan.groups.why_apart(model, source.model) if rows else "the base takes no rows"
+    return plan.groups.why_not_grouped(model, source.model) if rows else "the base takes no rows"
 
 
 def _words(cut: Truncation) -> str:

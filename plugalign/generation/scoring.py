@@ -18,11 +18,11 @@ from torch import Tensor
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.batching.rows import Known
-from plugalign.engine.context_length import context_of, readers
+from plugalign.engine.batching.batched_base import BaseOutput
+from plugalign.engine.batching.contexts import context_layout
+from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Split
+from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, positions
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
@@ -86,7 +86,7 @@ class Passage:
     def __init__(
         self,
         model: Any,
-        split: Split | None,
+        split: SplitModel | None,
         ids: Tensor,
         mask: Tensor,
         *,
@@ -136,31 +136,31 @@ class Sources:
 
     def __init__(self, run: Run, model: Any, batch: Batch):
         plan, (ids, mask) = run.plan, (batch.ids, batch.mask)
-        self._base = Passage(model, run.splits.of(model), ids, mask)
+        self._base = Passage(model, run.split_models.get(model), ids, mask)
         self._others: dict[Hashable, Passage] = {}
-        for key, source in plan.passages.items():
+        for key, source in plan.sequence_logits.items():
             other = model if source.model is None else source.model
             context = source.context
-            front = Front.of([context], run.pad)
-            behind, shown = front.row(context, ids, mask)
+            layout = context_layout([context], run.pad)
+            behind, shown = layout.rows(context, ids, mask)
             self._others[key] = Passage(
                 other,
-                run.splits.of(other),
+                run.split_models.get(other),
                 behind,
-                shown[:, front.depth :],
+                shown[:, layout.depth :],
                 keys_values=context.keys_values,
-                front=front.width,
+                front=layout.width,
             )
         self._names = {key: plan.sources[key].name for key in self._others}
 
-    def read(self, stop: int, row: Tensor, column: Tensor) -> Known:
+    def read(self, stop: int, row: Tensor, column: Tensor) -> BaseOutput:
         """What all models tell of these places; see `Passage.logits`."""
         base = self._base.logits(stop, row, column)
         known: dict[Hashable, Logits] = {}
         for key, passage in self._others.items():
             with Running(f"the source '{self._names[key]}' on given texts"):
                 known[key] = passage.logits(stop, row, column)
-        return Known(full(base), self._base.hidden, known)
+        return BaseOutput(full(base), self._base.hidden, known)
 
 
 @torch.no_grad()
@@ -170,8 +170,8 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
     Raises:
         FloatingPointError: if a model gives NaN or infinite logits; names it and the text.
     """
-    sources, runner = Sources(run, model, batch), run.streams()
-    stepwise = run.plan.stepwise is not None
+    sources, runner = Sources(run, model, batch), run.incremental_sources()
+    stepwise = run.plan.why_stepwise is not None
     vocab = model.get_output_embeddings().weight.shape[0]
     width = 1 if stepwise else max(1, ENTRIES // (len(batch.ids) * vocab))
     last = batch.ids.shape[1] - 1
@@ -259,7 +259,7 @@ def check_fits(plan: Plan, model: Any, lengths: Sequence[int], extra: int) -> No
         ValueError: naming the text and the model.
     """
     for each, more, _ in readers(plan, model, extra):
-        context, longest = context_of(each), max(lengths)
+        context, longest = context_length_of(each), max(lengths)
         if context is not None and longest + more > context:
             beside = f" and {more} that controllers put in front" if more else ""
             raise ValueError(

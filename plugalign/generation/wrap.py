@@ -19,10 +19,10 @@ from transformers import LogitsProcessorList
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.engine.acceleration.switch import Capture, Switch
-from plugalign.engine.context_length import check_length, context_of_all
-from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Splits
+from plugalign.engine.acceleration.switch import Capture, capture_switch
+from plugalign.engine.context_length import check_length, shared_context_length
+from plugalign.engine.plan import make_plan
+from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import BASE, Speculation
 from plugalign.errors import Calling, freeing
@@ -71,8 +71,8 @@ class Steered:
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
         for part in self._active():
             part.check(model, tokenizer)
-        self.plan = Plan.of(controller, model, tokenizer)
-        self.splits = Splits(self.plan.needs_float32_logits)
+        self.plan = make_plan(controller, model, tokenizer)
+        self.split_models = SplitModels(self.plan.needs_float32_logits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `wrap`, so only that can make it again in another process.
@@ -113,7 +113,7 @@ class Steered:
                 after the second token.)
             FloatingPointError: if a model gives NaN or infinite logits.
         """
-        switch = Switch.of(capture)
+        switch = capture_switch(capture)
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         if ids is None or ids.ndim != 2 or 0 in ids.shape:
             raise ValueError(
@@ -158,14 +158,14 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and one token will do.
             capture: see `generate`; where it would raise, this says why.
         """
-        switch = Switch.of(capture)
+        switch = capture_switch(capture)
         ids = inputs if inputs is not None else options.pop("input_ids", None)
         mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
         options = self._prepared(options, self._run(mask, options))
         apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
         lines = described(
             self.plan,
-            self.splits,
+            self.split_models,
             self.model,
             ids,
             mask,
@@ -258,9 +258,9 @@ class Steered:
         trace: Trace | None = None,
         extra_positions: int = 0,
     ) -> Run:
-        plan = self.plan.renewed(self.controller, self.model, self.tokenizer)
+        plan = self.plan.refreshed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
-            self.plan, self.splits = plan, Splits(plan.needs_float32_logits)
+            self.plan, self.split_models = plan, SplitModels(plan.needs_float32_logits)
         pad, ends = special_tokens(self.model, self.tokenizer, options)
         return Run(
             self.plan,
@@ -270,7 +270,7 @@ class Steered:
             infer_mask=pad is not None and pad not in ends,
             extra_positions=extra_positions,
             trace=trace,
-            splits=self.splits,
+            split_models=self.split_models,
         )
 
     @contextmanager
@@ -302,7 +302,7 @@ class Steered:
             special=special_tokens(self.model, self.tokenizer, options),
             cache=reusable_cache(output, options),
             continuation=Continuation(self.model, own, steering),
-            context=context_of_all(self.plan, self.model),
+            context=shared_context_length(self.plan, self.model),
             prefix=extra,
         )
         answers, revisions = revised(self._acting_on("revise"), answers)

@@ -351,7 +351,7 @@ def test_drafts_and_captures_are_refused_by_name(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]).when(pa.FirstSteps(2)))
     with pytest.raises(ValueError, match="the gate FirstSteps is asked at one place at a time"):
         steered.generate(**prompts(), max_new_tokens=3, speculation=pa.Speculation())
-    assert "the gate FirstSteps" in str(steered.plan.uncapturable)
+    assert "the gate FirstSteps" in str(steered.plan.why_uncapturable)
     with pytest.raises(ValueError, match="capture=True"):
         steered.generate(**prompts(), max_new_tokens=3, capture=True)
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 import plugalign as pa
 from plugalign import pocket
 from plugalign.adapters.layers import LoraLinear, shared_copy
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.algebra.saving import AGAIN, CONTROLLERS
 from plugalign.controllers.args import ARGS
 from plugalign.controllers.contrastive import ContrastiveDecoding
@@ -87,7 +87,7 @@ def saved(tmp_path_factory):
         model.save_pretrained(root / role)
         tokenizer.save_pretrained(root / role)
     torch.manual_seed(0)
-    fitted, basis = Identity.of(model, tokenizer), torch.linalg.qr(torch.randn(96, 3)).Q
+    fitted, basis = identify(model, tokenizer), torch.linalg.qr(torch.randn(96, 3)).Q
     head = (torch.randn(96, 3), torch.randn(96, 3), torch.randn(120), torch.randn(96), 0.5)
     prefix, contrast = torch.randn(2, 2, 2, 2, 3, 8)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 120}

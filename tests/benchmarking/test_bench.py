@@ -18,8 +18,8 @@ from plugalign.benchmarking.stopwatch import SEAMS, Rerun, Stopwatch, timed
 from plugalign.benchmarking.untrained import MAKERS, untrained
 from plugalign.cli import app
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.batching.rows import BaseRows
-from plugalign.engine.plan import Plan
+from plugalign.engine.batching.batched_base import BatchedBase
+from plugalign.engine.plan import Plan, make_plan
 from plugalign.engine.sources import SourceRunner
 from plugalign.generation.wrap import wrap
 
@@ -157,7 +157,7 @@ def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
     for _ in range(2):
         call(prompts(), 4)
     body = call.base.base_model
-    (recording,) = call.generator.splits.recorder.of(body).values()
+    (recording,) = call.generator.split_models.recorder.of(body).values()
     assert recording._graph is not None and recording._proofs == 0
 
 
@@ -177,7 +177,7 @@ def test_a_step_reads_weights_once_and_the_caches_of_all_rows(tiny, tokenizer):
     assert step_bytes(model, Plan(()), 3, 10) == read + 3 * 10 * column
 
     def plan(method, of=model):
-        return Plan.of(untrained(method, of, tokenizer), of, tokenizer)
+        return make_plan(untrained(method, of, tokenizer), of, tokenizer)
 
     debias = plan("self_debias_2")
     lengths = [10, *(10 + len(source.context.ids) for source in debias.contexts.values())]
@@ -319,7 +319,7 @@ def test_nothing_stays_wrapped(tiny, tokenizer):
     model = tiny()
     before = [getattr(owner, name) for owner, name, _ in SEAMS]
     with pytest.raises(ZeroDivisionError), timed(model, loop=False):
-        assert BaseRows.read is not before[0] and "forward" in vars(model)
+        assert BatchedBase.read is not before[0] and "forward" in vars(model)
         raise ZeroDivisionError
     assert [getattr(owner, name) for owner, name, _ in SEAMS] == before
     assert "forward" not in vars(model)

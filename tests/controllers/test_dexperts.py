@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 import plugalign as pa
 from plugalign.adapters.layers import shared_copy
 from plugalign.adapters.loading import with_adapter
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 
 
 def greedy(model, tokenizer, controller, batch):
@@ -57,7 +57,7 @@ def test_an_adapter_shares_the_rest_of_the_weights(tiny):
 def test_saves_and_decides_alike(adapter, tiny, tokenizer, prompts, tmp_path, architecture):
     model, batch = tiny(architecture), prompts()
     anti = tiny(architecture, seed=2)
-    fitted = Identity.of(model, tokenizer)
+    fitted = identify(model, tokenizer)
     saved = pa.DExperts(adapter[0], anti, alpha=1.5, top_p=0.8, fitted_for=fitted)
     saved.save_pretrained(tmp_path / "detox")
     tokenizer.save_pretrained(tmp_path / "detox" / "antiexpert")
@@ -69,7 +69,7 @@ def test_saves_and_decides_alike(adapter, tiny, tokenizer, prompts, tmp_path, ar
 def test_an_adapter_of_another_model_is_refused_by_name(adapter, tiny, tokenizer, architecture):
     model, other = tiny(architecture), tiny(architecture, seed=7)
     model.config.name_or_path, other.config.name_or_path = "hub/first", "hub/second"
-    controller = pa.DExperts(adapter[0], fitted_for=Identity.of(model, tokenizer))
+    controller = pa.DExperts(adapter[0], fitted_for=identify(model, tokenizer))
     with pytest.raises(ValueError, match=r"weights of 'first' and cannot steer 'second'"):
         pa.wrap(other, tokenizer, controller)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.generation import wrap as wrapping
 
@@ -101,7 +101,7 @@ def test_a_saved_controller_decides_alike(
     tiny: Any, tokenizer: Any, prompts: Any, tmp_path: Path
 ) -> None:
     model, batch = tiny(), prompts()
-    fitted = Identity.of(model, tokenizer)
+    fitted = identify(model, tokenizer)
     controller = Fudge(make_predictor(), k=9, weight=3.0, fitted_for=fitted)
     controller.save_pretrained(tmp_path)
     loaded = Controller.from_pretrained(str(tmp_path))
@@ -121,7 +121,7 @@ def test_a_saved_controller_decides_alike(
 
 
 def test_another_tokenizer_is_refused_and_other_weights_are_not(tiny: Any, tokenizer: Any) -> None:
-    controller = Fudge(make_predictor(), fitted_for=Identity.of(tiny(), tokenizer))
+    controller = Fudge(make_predictor(), fitted_for=identify(tiny(), tokenizer))
     controller.steer(tiny("gpt2-tied", seed=1), tokenizer)
     tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="the FUDGE predictor was fitted for the tokenizer of"):

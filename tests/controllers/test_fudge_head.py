@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.generation import wrap as wrapping
 
@@ -79,7 +79,7 @@ def test_a_saved_controller_decides_alike(
     tiny: Any, tokenizer: Any, prompts: Any, tmp_path: Path
 ) -> None:
     model, batch = tiny(), prompts()
-    fitted = Identity.of(model, tokenizer)
+    fitted = identify(model, tokenizer)
     controller = make_head(k=9, weight=3.0, fitted_for=fitted)
     controller.save_pretrained(tmp_path)
     loaded = Controller.from_pretrained(str(tmp_path))
@@ -100,7 +100,7 @@ def test_a_saved_controller_decides_alike(
 
 
 def test_another_model_is_refused(tiny: Any, tokenizer: Any) -> None:
-    controller = make_head(fitted_for=Identity.of(tiny(), tokenizer))
+    controller = make_head(fitted_for=identify(tiny(), tokenizer))
     controller.steer(tiny(), tokenizer)
     with pytest.raises(ValueError, match="the FUDGE head was fitted for the weights of"):
         controller.steer(tiny(seed=1), tokenizer)

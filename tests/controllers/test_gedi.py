@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 
 import plugalign as pa
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.algebra.sources import Context, TextLikelihood
 from plugalign.controllers.dexperts import with_adapter
 from plugalign.controllers.gedi import GeDi
@@ -284,7 +284,9 @@ def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, promp
     why = "'classes by the base' is read at one place at a time"
     with pytest.raises(ValueError, match=f"no draft can be verified here: {why}"):
         steered.generate(**prompts(), max_new_tokens=3, speculation=pa.Speculation("prompt"))
-    assert "'classes by the base' of GeDi is read in a way of its own" in steered.plan.uncapturable
+    assert (
+        "'classes by the base' of GeDi is read in a way of its own" in steered.plan.why_uncapturable
+    )
 
 
 def test_a_broken_guide_is_named_with_the_step(tiny, tokenizer, prompts):
@@ -332,7 +334,7 @@ def test_an_adapter_follows_the_weights_that_it_changes(tiny, tokenizer, prompts
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(tiny(), config).save_pretrained(tmp_path)
     model, batch = tiny(), prompts()
-    controller = GeDi(*CODES, model=tmp_path, fitted_for=Identity.of(model, tokenizer))
+    controller = GeDi(*CODES, model=tmp_path, fitted_for=identify(model, tokenizer))
     steered = pa.wrap(model, tokenizer, controller)
     before = steered.generate(**batch, max_new_tokens=4)
     own = GeDi(*CODES, model=with_adapter(model, tmp_path))

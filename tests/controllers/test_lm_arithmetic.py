@@ -180,7 +180,7 @@ def test_drafts_change_no_greedy_text(name, written, tokenizer, prompts):
 def test_what_can_be_captured_says_so(written, tokenizer):
     for name, why in (("union", None), ("prompts", None), ("both", "another model in a context")):
         model, formula, _ = written(name)
-        found = pa.wrap(model, tokenizer, LMArithmetic(formula)).plan.uncapturable
+        found = pa.wrap(model, tokenizer, LMArithmetic(formula)).plan.why_uncapturable
         assert (found is None) if why is None else (why in found)
 
 

@@ -126,7 +126,7 @@ def test_drafts_and_captures(name, written, tokenizer, prompts):
     options = {**prompts(rows=2), "max_new_tokens": 12, "do_sample": False}
     got = steered.generate(**options, speculation=drafts)
     assert torch.equal(got, steered.generate(**options)) and drafts.rounds > 0
-    assert steered.plan.uncapturable is None
+    assert steered.plan.why_uncapturable is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.algebra.shifts import Adaptive, LowRank
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 
@@ -150,7 +150,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
 @pytest.mark.parametrize("kind", ["inlp", "leace", "adaptive"])
 def test_saved_and_loaded(kind, tiny, tokenizer, tmp_path):
     model = tiny()
-    origin = Identity.of(model, tokenizer)
+    origin = identify(model, tokenizer)
     removed, read = (x.float() for x in oblique(2))
     tensors = {
         "inlp": {"removed": orthonormal(2).float()},
@@ -189,7 +189,7 @@ def test_settings_out_of_range_are_refused():
 
 
 def test_another_model_is_refused(tiny, tokenizer):
-    fitted = Nullspace(orthonormal(2), fitted_for=Identity.of(tiny(seed=1), tokenizer))
+    fitted = Nullspace(orthonormal(2), fitted_for=identify(tiny(seed=1), tokenizer))
     with pytest.raises(ValueError, match="this nullspace was fitted for the weights of"):
         fitted.steer(tiny(seed=2), tokenizer)
     with pytest.raises(ValueError, match="width 8"):

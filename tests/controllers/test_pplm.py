@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.algebra.shifts import LowRank
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
@@ -427,7 +427,7 @@ def test_inference_mode_and_bf16(tiny, tokenizer, prompts):
 
 def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     model, batch = tiny(), prompts()
-    fitted = Identity.of(model, tokenizer)
+    fitted = identify(model, tokenizer)
     saved = PPLM(
         WORDS,
         discriminator=classifier(),
@@ -459,7 +459,7 @@ def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, promp
     why = "'the perturbed base' is read at one place at a time"
     with pytest.raises(ValueError, match=f"no draft can be verified here: {why}"):
         steered.generate(**prompts(), max_new_tokens=3, speculation=pa.Speculation("prompt"))
-    assert "'the perturbed base' of PPLM is read in a way" in steered.plan.uncapturable
+    assert "'the perturbed base' of PPLM is read in a way" in steered.plan.why_uncapturable
 
 
 def test_words_are_single_tokens(tiny, tokenizer):

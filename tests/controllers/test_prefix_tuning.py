@@ -16,7 +16,7 @@ from transformers import (
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.algebra.shifts import LogLinear
 from plugalign.algebra.supports import TopP
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
@@ -358,7 +358,7 @@ def test_declarations(make, tokenizer):
 def test_saved_and_loaded(kind, make, tokenizer, tmp_path):
     model = make()
     good, bad = random_prefix(model, 1), random_prefix(model, 2)
-    saved = PrefixTuning(good, bad, fitted_for=Identity.of(model, tokenizer))
+    saved = PrefixTuning(good, bad, fitted_for=identify(model, tokenizer))
     saved = saved if kind == "attach" else saved.against(alpha=1.5, top_p=0.7)
     saved.save_pretrained(tmp_path)
     loaded = Controller.from_pretrained(tmp_path)
@@ -372,7 +372,7 @@ def test_saved_and_loaded(kind, make, tokenizer, tmp_path):
 
 def test_another_model_is_refused(make, tokenizer):
     model, other = make(), make("gpt2-tied")
-    fitted = PrefixTuning(random_prefix(model), fitted_for=Identity.of(model, tokenizer))
+    fitted = PrefixTuning(random_prefix(model), fitted_for=identify(model, tokenizer))
     with pytest.raises(ValueError, match="this prefix was fitted for the weights of"):
         pa.wrap(other, tokenizer, fitted)
     with pytest.raises(ValueError, match=r"\(2, 2, 8\).*'GPT2LMHeadModel' has \(2, 4, 8\)"):

@@ -220,7 +220,7 @@ def test_what_it_cannot_do_it_says_by_name(written, tokenizer, prompts):
     steered, batch = pa.wrap(model, tokenizer, controller), prompts(rows=1)
     with pytest.raises(ValueError, match=r"'the reward model GPT2For.*' is read at one"):
         steered.generate(**batch, max_new_tokens=4, speculation=pa.Speculation("base"))
-    assert "the reward model GPT2For" in steered.plan.uncapturable
+    assert "the reward model GPT2For" in steered.plan.why_uncapturable
     long = {"input_ids": torch.full((1, 64), 5), "attention_mask": torch.ones(1, 64).long()}
     with pytest.raises(ValueError, match=r"context of 'the reward model GPT2.*' \(64 tokens\)"):
         steered.generate(**long, max_new_tokens=4)

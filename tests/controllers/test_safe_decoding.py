@@ -10,7 +10,7 @@ from paper import MODES, assert_close, follows, in_double, log_softmax, scores_o
 from peft import LoraConfig, get_peft_model
 
 import plugalign as pa
-from plugalign.algebra.identity import Identity
+from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import with_adapter
 from plugalign.controllers.safe_decoding import SafeDecoding, ranks
 
@@ -194,7 +194,7 @@ def test_an_adapter_follows_the_weights_that_it_changes(tiny, tokenizer, prompts
     get_peft_model(tiny(), config).save_pretrained(tmp_path)
     model, batch = tiny(), prompts()
     steered = pa.wrap(
-        model, tokenizer, SafeDecoding(tmp_path, fitted_for=Identity.of(model, tokenizer))
+        model, tokenizer, SafeDecoding(tmp_path, fitted_for=identify(model, tokenizer))
     )
     for _ in range(2):
         merged = SafeDecoding(with_adapter(model, tmp_path))
@@ -212,7 +212,7 @@ def test_what_needs_all_places_at_once_says_why_it_cannot(tiny, tokenizer, promp
     why = "no draft can be verified here: the gate FirstSteps is asked at one place at a time"
     with pytest.raises(ValueError, match=why):
         steered.generate(**prompts(), max_new_tokens=3, speculation=pa.Speculation("prompt"))
-    assert steered.plan.uncapturable == "the gate FirstSteps is looked at by the host"
+    assert steered.plan.why_uncapturable == "the gate FirstSteps is looked at by the host"
 
 
 def test_steps_are_not_counted_from_nowhere(tiny, tokenizer, prompts):

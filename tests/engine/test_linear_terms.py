@@ -12,7 +12,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.shifts import BiasDecay, LogLinear
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
-from plugalign.engine.batching.rows import FEW
+from plugalign.engine.batching.batched_base import FEW
 from plugalign.engine.step import Step
 from plugalign.kernels.head import Head, is_same, weighted_sum
 from plugalign.kernels.mixture import mix

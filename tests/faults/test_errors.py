@@ -209,7 +209,7 @@ def test_a_step_breaks_while_it_is_recorded(error, wrapped, prompts, attention_b
     """Out of memory it is not recorded, and runs; an interruption gets through."""
     steered = wrapped("self-debias")
     want = steered.generate(**prompts(), max_new_tokens=5)
-    steered.splits.recorder = Recorder(patience=0)
+    steered.split_models.recorder = Recorder(patience=0)
     mend = attention_breaks(error)
     if error is KeyboardInterrupt:
         with pytest.raises(error):

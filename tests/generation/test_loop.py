@@ -412,8 +412,8 @@ def forwards(model):
 
 def test_prompts_and_prefixes_ride_with_the_base(tiny, tokenizer, prompts, make):
     model = tiny()
-    riding = pa.SelfDebias(["w5 w6", "w7"]) + make("prefix-contrast", model, tiny, "llama-gqa")
-    steered = pa.wrap(model, tokenizer, riding)
+    batched = pa.SelfDebias(["w5 w6", "w7"]) + make("prefix-contrast", model, tiny, "llama-gqa")
+    steered = pa.wrap(model, tokenizer, batched)
     steered.generate(**prompts(rows=2), max_new_tokens=1)  # finds out how the model is made
     seen, handle = forwards(model)
     steered.generate(**prompts(rows=2), max_new_tokens=3)
@@ -449,7 +449,7 @@ def test_experts_heads_are_read_only_where_the_nucleus_is(
 def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompts):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from plugalign.engine.readers.heads import Splits
+    from plugalign.engine.readers.heads import SplitModels
 
     def gemma(seed):
         torch.manual_seed(seed)
@@ -470,7 +470,7 @@ def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompt
         return Gemma2ForCausalLM(config).eval()
 
     model = gemma(0)
-    assert Splits().of(model) is None and Splits().of(tiny()) is not None
+    assert SplitModels().get(model) is None and SplitModels().get(tiny()) is not None
     steered = pa.wrap(model, tokenizer, pa.DExperts(gemma(1)) + pa.SelfDebias(["w5 w6"]))
     mine, theirs = both(steered, prompts(), max_new_tokens=8)  # beyond the sliding window
     assert mine.tolist() == theirs.tolist()

@@ -19,13 +19,13 @@ from transformers import StaticCache
 
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.cuda_graph import CudaGraph, unavailable
-from plugalign.engine.acceleration.switch import Switch
+from plugalign.engine.acceleration.switch import CaptureSwitch
 from plugalign.engine.acceleration.tracing import ATTENTION, has_global_hooks, is_tampered_with
 from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
-from plugalign.engine.readers.heads import Splits
+from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.readers.incremental import is_static, text_config
-from plugalign.engine.selection import Choice
+from plugalign.engine.selection import Selection
 from plugalign.engine.stopping import Stopping, others
 from plugalign.errors import name_of
 from plugalign.kernels import steer
@@ -58,7 +58,7 @@ def graph_on(device: torch.device) -> Graph | None:
     return CudaGraph(device) if unavailable(device) is None else None
 
 
-def missing(device: torch.device) -> str | None:
+def graph_obstacle(device: torch.device) -> str | None:
     """Why `graph_on` has no graph, in words, or None where it has one."""
     if graph_on(device) is not None:
         return None
@@ -66,26 +66,31 @@ def missing(device: torch.device) -> str | None:
 
 
 def graph_for(
-    call: Call, plan: Plan, splits: Splits, extra: int, switch: Switch, also: str | None
+    call: Call,
+    plan: Plan,
+    split_models: SplitModels,
+    extra: int,
+    switch: CaptureSwitch,
+    also: str | None,
 ) -> Graph | None:
     """What the steps of a call are captured in, or None where each is launched by the host.
 
     Args:
-        also: what else stands in the way, see `beside`. extra: see `obstacle`.
+        also: what else stands in the way, see `argument_obstacle`. extra: see `obstacle`.
 
     Raises:
         ValueError: if a capture is asked for and something stands in its way; names it.
     """
     device = call.model.device
-    if switch.wanted:  # no other argument would help where the device has none
-        switch.check(missing(device))
-    why = also or obstacle(call, plan, splits, extra, switch)
-    why = why or _of_heads([call.model, *plan.experts.values()], splits)
+    if switch.required:  # no other argument would help where the device has none
+        switch.check(graph_obstacle(device))
+    why = also or obstacle(call, plan, split_models, extra, switch)
+    why = why or _of_heads([call.model, *plan.experts.values()], split_models)
     switch.check(why)
     return graph_on(device) if why is None else None
 
 
-class Captured:
+class CapturedSteps:
     """The steps that follow the first of a call.
 
     Args:
@@ -152,62 +157,68 @@ class Captured:
 
 
 def obstacle(
-    call: Call, plan: Plan, splits: Splits, extra: int, switch: Switch | None = None
+    call: Call,
+    plan: Plan,
+    split_models: SplitModels,
+    extra: int,
+    switch: CaptureSwitch | None = None,
 ) -> str | None:
     """Why no step of a call is captured, in words, or None. No model is run for it.
 
     Args:
-        splits: of the models, as far as they are known.
+        split_models: of the models, as far as they are known.
         extra: cache positions that attachments put in front of the prompt.
         switch: whether a capture is asked for, forbidden, or made where it pays.
     """
-    switch = switch or Switch()
-    if switch.off is not None:
-        return switch.off
+    switch = switch or CaptureSwitch()
+    if switch.why_off is not None:
+        return switch.why_off
     if not is_static(call.cache):
         return "the cache has sliding windows" if isinstance(call.cache, StaticCache) else GROWING
-    if switch.wanted and call.room < FIRST:
-        return f"the first to be captured is step {FIRST}, and {call.room} tokens may follow"
-    if not switch.wanted and call.room < LEAST:
-        return f"for {call.room} tokens it does not pay"
-    looking = [*call.choice.waits_for, *map(name_of, others(call.criteria))]
-    if call.shows_logits or looking:
-        what = "output_logits" if call.shows_logits else looking[0]
+    if switch.required and call.max_new_tokens < FIRST:
+        return (
+            f"the first to be captured is step {FIRST}, and {call.max_new_tokens} tokens may follow"
+        )
+    if not switch.required and call.max_new_tokens < LEAST:
+        return f"for {call.max_new_tokens} tokens it does not pay"
+    looking = [*call.selection.waits_for, *map(name_of, others(call.criteria))]
+    if call.returns_logits or looking:
+        what = "output_logits" if call.returns_logits else looking[0]
         return f"{what} is looked at by the host at every step"
     if extra and plan.contexts:
         return "a prompt behind a trained prefix is read anew at every step"
     return (
-        splits.uncapturable
-        or _of_shifts(plan, call.choice)
-        or _of_models([call.model, *plan.experts.values()], splits)
+        split_models.why_uncapturable
+        or _of_shifts(plan, call.selection)
+        or _of_models([call.model, *plan.experts.values()], split_models)
     )
 
 
-def beside(drafts: bool, trace: Any) -> str | None:
+def argument_obstacle(drafts: bool, trace: Any) -> str | None:
     """What of ``generate``'s own arguments stands in the way of a capture, in words, or None."""
     if drafts:
         return "a draft is as long as it happens to be"
     return None if trace is None else "a trace looks at every step"
 
 
-def _of_heads(models: Sequence[Any], splits: Splits) -> str | None:
+def _of_heads(models: Sequence[Any], split_models: SplitModels) -> str | None:
     """Which model is found to be no body under a linear head, once it is run; or None."""
     for model in models:
-        if splits.of(model) is None:
+        if split_models.get(model) is None:
             return f"'{model_name(model)}' is not a body under a linear head"
     return None
 
 
-def _of_shifts(plan: Plan, choice: Choice) -> str | None:
+def _of_shifts(plan: Plan, selection: Selection) -> str | None:
     """What of the controllers' formulas waits for the device, or None."""
-    if plan.uncapturable:
-        return plan.uncapturable
-    if parts := steer.unfused(plan.truncation, choice.after):
+    if plan.why_uncapturable:
+        return plan.why_uncapturable
+    if parts := steer.unfused(plan.truncation, selection.after):
         return f"no kernel fuses {parts}"
     return None
 
 
-def _of_models(models: Sequence[Any], splits: Splits) -> str | None:
+def _of_models(models: Sequence[Any], split_models: SplitModels) -> str | None:
     """Which model cannot be read in a fixed way, or None."""
     for model in models:
         name = f"'{model_name(model)}'"
@@ -215,7 +226,7 @@ def _of_models(models: Sequence[Any], splits: Splits) -> str | None:
             return f"{name} is on {model.device} and the base is on {models[0].device}"
         if not is_static(StaticCache(config=text_config(model), max_cache_len=1)):
             return f"{name} has layers that no static cache holds"
-        if not splits.may_split(model):
+        if not split_models.may_split(model):
             return f"{name} is not a body under a linear head"
         if (why := _of_body(model.base_model)) is not None:
             return f"{name} {why}"

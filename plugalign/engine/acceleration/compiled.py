@@ -20,30 +20,32 @@ WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no
 
 
 @dataclass(frozen=True, eq=False)
-class Static:
+class StaticDecoding:
     """How the models of one ``generate`` call are read behind static caches.
 
     Attributes:
-        room: columns that are read behind the prompts, at most.
+        max_columns: columns that are read behind the prompts, at most.
         options: of ``torch.compile``; None runs the models as they are.
     """
 
-    room: int
+    max_columns: int
     options: dict[str, Any] | None
 
-    @classmethod
-    def of(
-        cls, model: Any, cache: Any, config: Any, room: int, captured: bool = False
-    ) -> Static | None:
-        """What a call with this ``GenerationConfig`` wants; None where nothing is gained.
 
-        Args:
-            captured: whether a graph of the whole step is made.
-        """
-        options = _compile_options(model, cache, config)
-        if not captured:
-            return None if options is None else cls(room, options)
-        return cls(room, None if options is None else without_graphs(options))
+def static_decoding(
+    model: Any, cache: Any, config: Any, max_columns: int, captured: bool = False
+) -> StaticDecoding | None:
+    """How the models of a call with this ``GenerationConfig`` are read; None where the base has no
+    static cache that makes a difference.
+
+    Args:
+        max_columns: columns that are read behind the prompts, at most.
+        captured: whether the whole step becomes one CUDA graph.
+    """
+    options = _compile_options(model, cache, config)
+    if not captured:
+        return None if options is None else StaticDecoding(max_columns, options)
+    return StaticDecoding(max_columns, None if options is None else without_graphs(options))
 
 
 def without_graphs(options: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from plugalign.engine.acceleration.host_sync import Watching
+from plugalign.engine.acceleration.host_sync import HostSyncDetector
 
 OLDEST = (2, 9)  # torch; what is done about a failed capture is known from there on
 TIDY = (2, 13)  # torch ends a failed capture by itself
@@ -44,7 +44,7 @@ class CudaGraph:
 
     def warm(self, step: Callable[[], None]) -> str | None:
         """See `Graph.warm`."""
-        stream, watching = place_on(self._device).stream, Watching()
+        stream, watching = place_on(self._device).stream, HostSyncDetector()
         outside = torch.cuda.current_stream(self._device)
         stream.wait_stream(outside)
         try:

@@ -37,7 +37,7 @@ FILLING = {aten.fill, aten.fill_, aten.masked_fill, aten.masked_fill_}
 TORCH = str(Path(torch.__file__).parent)
 
 
-class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class HostSyncDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at all operations of this thread in its block, and lets them run.
 
     Args:

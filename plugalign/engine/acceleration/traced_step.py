@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from plugalign.engine.acceleration.compiled import Compiled, Static
+from plugalign.engine.acceleration.compiled import Compiled, StaticDecoding
 from plugalign.engine.acceleration.tracing import (
     has_global_hooks,
     is_repeatable,
@@ -110,7 +110,11 @@ class Reading:
     """
 
     def __init__(
-        self, body: Any, recorder: Recorder, static: Static | None = None, exact: bool = False
+        self,
+        body: Any,
+        recorder: Recorder,
+        static: StaticDecoding | None = None,
+        exact: bool = False,
     ):
         self._body, self._recorder, self._exact = body, recorder, exact
         self._options = None if static is None else static.options

@@ -12,7 +12,7 @@ from plugalign.algebra.sources import Context
 
 
 @dataclass(frozen=True)
-class Front:
+class ContextLayout:
     """What stands in front of texts, the same number of columns for each.
 
     Attributes:
@@ -25,16 +25,7 @@ class Front:
     width: int
     pad: int
 
-    @classmethod
-    def of(cls, contexts: Iterable[Context], pad: int) -> Front:
-        """Room for the longest of each kind."""
-        depths, widths = [0], [0]
-        for context in contexts:
-            depths.append(context.depth)
-            widths.append(len(context.ids))
-        return cls(max(depths), max(widths), pad)
-
-    def row(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Ids ``(R, W + T + A)`` and mask ``(R, P + W + T + A)`` of the texts ``ids`` ``(R, T)`` in
         a context with A tokens behind them. What a row does not use is masked, so positions run on
         without a gap."""
@@ -56,6 +47,13 @@ class Front:
             if each is not None:
                 whole[:, :, k, :, self.depth - each.shape[-2] :] = each
         return whole
+
+
+def context_layout(contexts: Iterable[Context], pad: int) -> ContextLayout:
+    """The layout in which the longest prefix and the longest prompt of ``contexts`` fit."""
+    lengths = [(context.depth, len(context.ids)) for context in contexts]
+    depths, widths = zip((0, 0), *lengths, strict=True)
+    return ContextLayout(max(depths), max(widths), pad)
 
 
 def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:

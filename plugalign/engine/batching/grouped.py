@@ -22,7 +22,7 @@ from plugalign.adapters.layers import LINEAR, LoraLinear
 from plugalign.engine.acceleration.traced_step import Recorder
 from plugalign.engine.acceleration.tracing import is_tampered_with
 from plugalign.engine.batching.grouped_layers import Normed, Stacked, leaf_for, shared
-from plugalign.engine.readers.heads import Split, Splits
+from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.kernels.head import Head
 
 MOST_STACKED = 2**24  # numbers in weights of all models together that may be copied
@@ -46,7 +46,7 @@ BESIDE = {
 
 
 @dataclass(frozen=True, eq=False)
-class Grouped:
+class GroupedModels:
     """The base and experts as one model.
 
     Attributes:
@@ -66,9 +66,9 @@ class Grouped:
     float32: bool = False
 
     @property
-    def split(self) -> Split:
+    def split(self) -> SplitModel:
         """The tree, with the base's head in the place of all."""
-        return Split(self.tree, self.base, self.recorder, float32=self.float32)
+        return SplitModel(self.tree, self.base, self.recorder, float32=self.float32)
 
     @property
     def has_one_head(self) -> bool:
@@ -89,24 +89,24 @@ class Grouped:
         }
 
 
-class Groups:
+class ExpertGroups:
     """Finds out which experts can be rows of the base's forward, and remembers the tree of the
     last call. It is built anew when modules or the sharing of weights have changed."""
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._last: Grouped | None = None
+        self._last: GroupedModels | None = None
         self._refused = ""
 
-    def why_apart(self, model: Any, expert: Any) -> str:
+    def why_not_grouped(self, model: Any, expert: Any) -> str:
         """Why an expert runs by itself, in words, or nothing; as far as is known without running
         a model, or from the last call."""
         return obstacle(model, expert) or self._refused
 
     @torch.no_grad()
-    def of(
-        self, model: Any, experts: Mapping[Hashable, Any], splits: Splits, blocks: int
-    ) -> Grouped | None:
+    def group(
+        self, model: Any, experts: Mapping[Hashable, Any], split_models: SplitModels, blocks: int
+    ) -> GroupedModels | None:
         """The base and those experts that can ride with it, or None where none can.
 
         Args:
@@ -115,7 +115,7 @@ class Groups:
         """
         fit = {key: expert for key, expert in experts.items() if not obstacle(model, expert)}
         models = (model, *fit.values())
-        apart = [split for each in models if (split := splits.of(each)) is not None]
+        apart = [split for each in models if (split := split_models.get(each)) is not None]
         if not fit or len(apart) < len(models):
             self._refused = "a model's logits are not those of a linear head" if fit else ""
             return None
@@ -128,9 +128,11 @@ class Groups:
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
             base = apart[0]
-            group = Grouped(models, tree, base.linear, heads, splits.recorder, base.float32)
+            group = GroupedModels(
+                models, tree, base.linear, heads, split_models.recorder, base.float32
+            )
             if self._last is not None:
-                splits.recorder.forget(self._last.tree)
+                split_models.recorder.forget(self._last.tree)
             self._key, self._last = key, group if proven else None
             self._refused = "" if proven else "the model does not treat its rows alike"
         elif self._last is not None:

@@ -15,14 +15,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from plugalign.engine.acceleration.compiled import Static
+from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.acceleration.traced_step import Reading, Recorder
-from plugalign.engine.readers.prefix_hook import Prefixing
+from plugalign.engine.readers.prefix_hook import PrefixHook
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head, Logits, full
 
 
-class Split:
+class SplitModel:
     """A body and a linear head that together give the model's logits: to rounding, and bit for bit
     where they are asked to be exact.
 
@@ -41,8 +41,8 @@ class Split:
         body: Any,
         linear: nn.Linear,
         recorder: Recorder,
-        attached: Sequence[Prefixing] = (),
-        static: Static | None = None,
+        attached: Sequence[PrefixHook] = (),
+        static: StaticDecoding | None = None,
         exact: bool = False,
         float32: bool = False,
     ):
@@ -50,9 +50,9 @@ class Split:
         self._recorder, self._static, self._attached = recorder, static, attached
         self._reading = Reading(body, recorder, static, exact)
 
-    def exactly(self) -> Split:
+    def exactly(self) -> SplitModel:
         """The same, exact."""
-        return Split(
+        return SplitModel(
             self.body,
             self.linear,
             self._recorder,
@@ -89,23 +89,23 @@ class Split:
         return inputs
 
 
-class Splits:
-    """The splits of the models of one wrapped model, each found out once.
+class SplitModels:
+    """The split_models of the models of one wrapped model, each found out once.
 
     Args:
         float32: whether they leave logits in float32, see `Head`.
 
     Attributes:
         recorder: of all of them.
-        uncapturable: why no step of these models is to be captured, if one could not be.
+        why_uncapturable: why no step of these models is to be captured, if one could not be.
     """
 
     def __init__(self, float32: bool = False) -> None:
         self.recorder, self._float32 = Recorder(), float32
-        self.uncapturable: str | None = None
+        self.why_uncapturable: str | None = None
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
-    def of(self, model: Any, static: Static | None = None) -> Split | None:
+    def get(self, model: Any, static: StaticDecoding | None = None) -> SplitModel | None:
         """Body and head of ``model``, or None where it must be run whole: for what its forward does
         to the logits, or because hooks hang on it that a caller wants run."""
         if not self.may_split(model):
@@ -116,7 +116,7 @@ class Splits:
         if not self._known[model]:
             return None
         attached = _attached(model)
-        return Split(
+        return SplitModel(
             model.base_model, linear, self.recorder, attached, static, float32=self._float32
         )
 
@@ -146,10 +146,10 @@ def fit_width(logits: Logits, width: int) -> Logits:
     return torch.cat([logits, floor], dim=-1)
 
 
-def _attached(model: Any) -> list[Prefixing]:
+def _attached(model: Any) -> list[PrefixHook]:
     """What attachments do to the inputs of a model's forward, in their order."""
     before = list(model._forward_pre_hooks.values())
-    return [hook for hook in before if isinstance(hook, Prefixing)]
+    return [hook for hook in before if isinstance(hook, PrefixHook)]
 
 
 def _hooked(module: Any, own: int = 0) -> bool:

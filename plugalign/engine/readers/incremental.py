@@ -1,7 +1,7 @@
 """Models that read a growing batch in step with a loop: each column once, nothing compared.
 
 `prefix_cache.CachedModel` works out by itself what it has already read. In a loop
-that only ever appends, that is known, so a `Stream` asks for no more than the new columns.
+that only ever appends, that is known, so an `IncrementalModel` is asked for the new columns alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
-from plugalign.engine.readers.heads import Split
+from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.prefix_cache import on_device, positions
 from plugalign.engine.readers.prefix_hook import prefixes_in
 from plugalign.kernels.backend import FLOATS
@@ -25,7 +25,7 @@ from plugalign.kernels.head import Head, Logits
 ROOM = 64  # columns by which a mask grows
 
 
-class Stream:
+class IncrementalModel:
     """A causal language model that reads texts from left to right.
 
     Args:
@@ -35,7 +35,8 @@ class Stream:
         cache: where keys and values go; None makes a dynamic cache.
         copies: so many neighbouring rows are equal in the first call, and are read once.
         every: whether later calls give logits behind each new column, not only the last.
-        room: where given, and no cache is, the cache is static, with so many columns to come.
+        max_columns: makes the cache static, with so many columns behind those of the first call;
+            only where no ``cache`` is given.
 
     Attributes:
         copies: so many rows of the first call are read once.
@@ -47,14 +48,14 @@ class Stream:
         model: Any,
         keys_values: Tensor | None = None,
         *,
-        split: Split | None = None,
+        split: SplitModel | None = None,
         cache: Cache | None = None,
         copies: int = 1,
         every: bool = False,
-        room: int | None = None,
+        max_columns: int | None = None,
     ):
         self.model, self._split, self._every = model, split, every
-        self._room = room if cache is None else None
+        self._max_columns = max_columns if cache is None else None
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
         self._front, self.copies = keys_values, copies if can_repeat(self.cache) else 1
         self.length = 0
@@ -107,7 +108,7 @@ class Stream:
             self.cache.crop(-columns)
         self.length, self._position = self.length - columns, self._position - columns
 
-    def at(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Says that so many columns of ids were read, by a graph's replay."""
         self.length = length
 
@@ -116,10 +117,10 @@ class Stream:
         self.cache.layers.clear()
 
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
-        if self._room is not None:
+        if self._max_columns is not None:
             width = mask.shape[1] + (0 if self._front is None else self._front.shape[-2])
             config = text_config(self.model)
-            self.cache = StaticCache(config=config, max_cache_len=width + self._room)
+            self.cache = StaticCache(config=config, max_cache_len=width + self._max_columns)
             self._options["past_key_values"], self.copies = self.cache, 1
         ids, mask = ids[:: self.copies], mask[:: self.copies]
         if self._front is not None:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from plugalign.algebra.sources import Likelihood, Step, TextLikelihood
-from plugalign.engine.batching.contexts import Front
+from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.readers.heads import fit_width
 from plugalign.engine.readers.prefix_cache import PrefixCache, positions
 from plugalign.kernels.head import full
@@ -44,13 +44,13 @@ class LikelihoodReader:
     def read(self, step: Step) -> Likelihood:
         """See `plugalign.algebra.sources.Reader`."""
         contexts, device, vocab = self._source.contexts, step.ids.device, step.base.shape[-1]
-        front = Front.of(contexts, pad=0)
-        rows = [front.row(context, step.ids, step.mask) for context in contexts]
+        layout = context_layout(contexts, pad=0)
+        rows = [layout.rows(context, step.ids, step.mask) for context in contexts]
         ids = torch.cat([x for x, _ in rows]).to(self._model.device)
         mask = torch.cat([x for _, x in rows]).to(self._model.device)
         # Padding goes to the very front, so that every token stands behind the one it follows.
         order = mask.argsort(dim=1, stable=True)
-        ids, mask, text = ids.gather(1, order), mask.gather(1, order), order >= front.width
+        ids, mask, text = ids.gather(1, order), mask.gather(1, order), order >= layout.width
         following = self._advance(ids, mask)
         counted = text & mask.bool() & (mask.cumsum(-1) > 1)
         # What is not counted may be infinite, and zero times that is no number.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from plugalign.engine.readers.heads import Split
-from plugalign.engine.readers.tree_attention import star_of
+from plugalign.engine.readers.heads import SplitModel
+from plugalign.engine.readers.tree_attention import tree_attention_for
 from plugalign.kernels.head import Head, Logits, full
 
 REWIND = 32  # answers remembered behind the longest prefix
@@ -122,7 +122,9 @@ class CachedModel:
         split: the model's body and head where they may be run apart; logits are then a `Head`.
     """
 
-    def __init__(self, model: Any, keys_values: Tensor | None = None, split: Split | None = None):
+    def __init__(
+        self, model: Any, keys_values: Tensor | None = None, split: SplitModel | None = None
+    ):
         self.model, self._split = model, split
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
@@ -149,7 +151,7 @@ class CachedModel:
     def rewind(self, columns: int) -> None:
         """Nothing: what it holds is compared with what it is asked for."""
 
-    def at(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Nothing, see `rewind`."""
 
     def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
@@ -204,7 +206,7 @@ class CachedScorer:
 
     def __init__(self, predictor: Any):
         self.predictor = predictor
-        self._prefix, self._star = PrefixCache(), star_of(predictor.backbone)
+        self._prefix, self._star = PrefixCache(), tree_attention_for(predictor.backbone)
         self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
         self.encoded = 0  # columns sent through the backbone so far, without candidates
 
@@ -225,7 +227,7 @@ class CachedScorer:
 
     def forget(self) -> None:
         """Frees keys and values."""
-        self._prefix, self._star = PrefixCache(), star_of(self.predictor.backbone)
+        self._prefix, self._star = PrefixCache(), tree_attention_for(self.predictor.backbone)
         self._candidates = None
 
     def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:

@@ -21,7 +21,7 @@ from transformers.masking_utils import create_masks_for_generate
 from plugalign.algebra.identity import model_name
 
 
-class Prefixing:
+class PrefixHook:
     """The forward pre-hook of one attachment, for the thread that made it.
 
     Args:

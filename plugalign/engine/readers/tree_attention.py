@@ -1,11 +1,12 @@
-"""Many candidates for the next token, read in one forward: each sees the prefix and itself.
+"""Tree attention over the candidates for the next token, all read in one forward.
 
-The candidates of a row stand side by side behind its cached prefix under a star mask, all at one
-position. Any backbone can do that with a mask (`MaskedStar`), but then attention computes the K
-columns of the other candidates only to hide them. `LlamaStar` writes the forward of a plain Llama
-out: attention is that of the prefix and one number more, which also does away with the candidates'
-rotations, for what counts is their distance to the prefix. Keys and values stay at hand, so that a
-candidate which is chosen need not be read again (`Star.chosen`).
+The candidates of a row stand side by side behind its cached prefix, at one position; each attends
+to the prefix and to itself. Any backbone can do that with a mask (`MaskedTreeAttention`), but then
+attention computes the K columns of the other candidates only to hide them. `LlamaTreeAttention`
+writes the forward of a plain Llama out: attention is that over the prefix and one more score, and
+since only a candidate's distance to the prefix counts, the prefix's keys are rotated and the
+candidates are not. The candidates' keys and values are kept until the next call, so that one which
+is chosen need not be read again (`TreeAttention.keys_values_of`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
 KeysValues = tuple[Tensor, Tensor]
 
 
-class Star(Protocol):
+class TreeAttention(Protocol):
     """Reads candidates behind a cache, and leaves the cache as it was."""
 
     def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
@@ -40,13 +41,13 @@ class Star(Protocol):
         """Per layer the keys and values ``(R, H, 1, D_head)`` of one candidate of each row."""
 
 
-def star_of(backbone: Any) -> Star:
+def tree_attention_for(backbone: Any) -> TreeAttention:
     """The cheapest way to read candidates with this backbone."""
-    return LlamaStar(backbone) if is_plain(backbone) else MaskedStar(backbone)
+    return LlamaTreeAttention(backbone) if is_plain(backbone) else MaskedTreeAttention(backbone)
 
 
 def is_plain(backbone: Any) -> bool:
-    """Whether a backbone is a Llama without anything that `LlamaStar` leaves out."""
+    """Whether a backbone is a Llama without anything that `LlamaTreeAttention` leaves out."""
     if type(backbone) is not LlamaModel:
         return False
     config = backbone.config
@@ -61,7 +62,7 @@ def is_plain(backbone: Any) -> bool:
     )
 
 
-class MaskedStar:
+class MaskedTreeAttention:
     """A star for any backbone, by a mask."""
 
     def __init__(self, backbone: Any):
@@ -125,7 +126,7 @@ class Layer:
         )
 
 
-class LlamaStar:
+class LlamaTreeAttention:
     """A star for a plain Llama, see `is_plain`."""
 
     @torch.no_grad()

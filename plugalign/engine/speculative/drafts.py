@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.rows import BaseRows, Known
+from plugalign.engine.batching.batched_base import BaseOutput, BatchedBase
 from plugalign.engine.readers.heads import fit_width
-from plugalign.engine.readers.incremental import Stream
-from plugalign.engine.selection import Choice
+from plugalign.engine.readers.incremental import IncrementalModel
+from plugalign.engine.selection import Selection
 from plugalign.errors import Running
 from plugalign.kernels import gumbel
 from plugalign.kernels.head import full
@@ -95,7 +95,7 @@ class Draft:
     tokens: Tensor
     scores: Tensor | None
     lengths: Tensor
-    base: Known | None = None
+    base: BaseOutput | None = None
     failed: Tensor | None = None
 
 
@@ -131,8 +131,8 @@ class Drawn:
         support: which tokens of the base the controllers leave possible.
     """
 
-    def __init__(self, who: str, check: Check, choice: Choice, support: Truncation):
-        self._who, self._check, self._choice, self._support = who, check, choice, support
+    def __init__(self, who: str, check: Check, selection: Selection, support: Truncation):
+        self._who, self._check, self._selection, self._support = who, check, selection, support
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of one draft: logits, texts, tokens
 
     def begin(self) -> None:
@@ -152,15 +152,15 @@ class Drawn:
 
     def draw(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``(R, V)`` and tokens ``(R,)`` behind ``ids`` ``(R, T)``."""
-        choice, noise = self._choice, self._choice.noise
-        scores = choice.target(ids, Mixture(choice.base(ids, logits)), self._support)
+        selection, noise = self._selection, self._selection.noise
+        scores = selection.target(ids, Mixture(selection.base(ids, logits)), self._support)
         tokens = gumbel.sample(
             scores[:, 0],
             seed=noise.seed,
             prompt=noise.prompt,
             sample=noise.sample,
             step=ids.shape[1] - noise.start,
-            temperature=choice.temperature,
+            temperature=selection.temperature,
         )
         self._seen.append((logits, ids, tokens))
         return scores[:, 0], tokens.clamp_min(0)
@@ -169,7 +169,7 @@ class Drawn:
 class BaseDrafter:
     """The base without controllers. What it has read need not be read again."""
 
-    def __init__(self, base: BaseRows, drawn: Drawn):
+    def __init__(self, base: BatchedBase, drawn: Drawn):
         self._base, self._drawn = base, drawn
 
     def draft(self, ids: Tensor, mask: Tensor, count: int) -> Draft:
@@ -185,7 +185,7 @@ class BaseDrafter:
         base = torch.stack([known.base for known in reads], 1).flatten(0, 1)
         hidden = torch.stack(states, 1).flatten(0, 1) if states else None
         lengths = torch.full((len(ids),), count, device=ids.device)
-        known, failed = Known(base, hidden, {}), self._drawn.failed
+        known, failed = BaseOutput(base, hidden, {}), self._drawn.failed
         return Draft(ids[:, length:], torch.stack(scores, 1), lengths, known, failed)
 
     def blame(self) -> None:
@@ -201,7 +201,7 @@ class BaseDrafter:
 class ModelDrafter:
     """A smaller model."""
 
-    def __init__(self, stream: Stream, drawn: Drawn, vocab: int):
+    def __init__(self, stream: IncrementalModel, drawn: Drawn, vocab: int):
         self._stream, self._drawn, self._vocab = stream, drawn, vocab
         self._last = stream.model.get_input_embeddings().weight.shape[0] - 1
         self._name = model_name(stream.model)
@@ -268,12 +268,12 @@ def last_place(ids: Tensor, mask: Tensor, width: int) -> Tensor:
     return torch.where(same, column, 0).amax(1)
 
 
-def drafter_of(
+def make_drafter(
     speculation: Speculation,
-    base: BaseRows,
-    choice: Choice,
+    base: BatchedBase,
+    selection: Selection,
     support: Truncation,
-    stream: Callable[[Any], Stream],
+    stream: Callable[[Any], IncrementalModel],
     check: Check,
 ) -> Drafter:
     """What drafts for one call.
@@ -285,7 +285,7 @@ def drafter_of(
         return PromptDrafter(speculation.ngram)
     model = base.model if speculation.draft == BASE else speculation.draft
     kind = "base" if speculation.draft == BASE else "draft"
-    drawn = Drawn(f"the {kind} model '{model_name(model)}'", check, choice, support)
+    drawn = Drawn(f"the {kind} model '{model_name(model)}'", check, selection, support)
     if speculation.draft == BASE:
         return BaseDrafter(base, drawn)
     vocab = base.model.get_output_embeddings().weight.shape[0]

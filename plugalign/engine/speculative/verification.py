@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.rows import BaseRows, takes_rows
-from plugalign.engine.context_length import context_of
+from plugalign.engine.batching.batched_base import BatchedBase, takes_rows
+from plugalign.engine.context_length import context_length_of
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.incremental import text_config
-from plugalign.engine.selection import Choice
+from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculative.drafts import Draft, Drafter, Speculation
 from plugalign.engine.step import Step
@@ -65,19 +65,19 @@ class Speculator:
         plan: Plan,
         speculation: Speculation,
         drafter: Drafter,
-        base: BaseRows,
+        base: BatchedBase,
         sources: SourceRunner,
-        choice: Choice,
+        selection: Selection,
         stopping: Stopping,
     ):
         self._plan, self._speculation, self._drafter = plan, speculation, drafter
         self._base, self._sources = base, sources
-        self._choice, self._stopping = choice, stopping
+        self._selection, self._stopping = selection, stopping
 
     def round(self, ids: Tensor, mask: Tensor) -> Round | None:
         """The next tokens of ``ids`` ``(R, T)``, or None where a plain step is due: for the first,
         for the last, and where nothing was drafted. The mask is as wide as need be."""
-        count = min(self._speculation.tokens, self._stopping.room(ids) - 1)
+        count = min(self._speculation.tokens, self._stopping.remaining(ids) - 1)
         if not self._base.length or count < 1:
             return None
         with Running(f"a draft at {self._sources.where(ids)}"):
@@ -86,7 +86,7 @@ class Speculator:
             return None
         whole = torch.cat([ids, draft.tokens], 1)
         step, logits = self._read(draft, whole, mask[:, : whole.shape[1]])
-        target = self._choice.target(whole, step.mixture(), self._plan.truncation)
+        target = self._selection.target(whole, step.mixture(), self._plan.truncation)
         accepted, following = self.verified(ids, draft, target)
         kept, failed = self._looked_at(draft, accepted, following)
         self._rewind(ids.shape[1] + kept)
@@ -100,18 +100,18 @@ class Speculator:
 
     def verified(self, ids: Tensor, draft: Draft, target: Tensor) -> tuple[Tensor, Tensor]:
         """How many drafted tokens stay ``(R,)`` behind ``ids`` ``(R, T)``, and what follows."""
-        choice, noise = self._choice, self._choice.noise
+        selection, noise = self._selection, self._selection.noise
         return spec_verify(
             target,
-            draft.scores if choice.temperature > 0 else None,
+            draft.scores if selection.temperature > 0 else None,
             draft.tokens,
             seed=noise.seed,
             prompt=noise.prompt,
             sample=noise.sample,
             step=ids.shape[1] - noise.start,
             lengths=draft.lengths,
-            temperature=choice.temperature,
-            draft_temperature=choice.temperature or 1.0,
+            temperature=selection.temperature,
+            draft_temperature=selection.temperature or 1.0,
         )
 
     def forget(self) -> None:
@@ -122,10 +122,10 @@ class Speculator:
         """The step behind the last token and each drafted one, and the base's logits there."""
         known = draft.base
         if known is None:
-            who = self._plan.shared_by(self._base.aboard)
+            who = self._plan.forward_name(self._base.batched_keys)
             with Running(f"{who} at {self._sources.where(ids)}"):
                 known = self._base.read(ids, mask)
-        base = self._choice.base(ids, known.base)
+        base = self._selection.base(ids, known.base)
         return Step(self._plan, self._sources, ids, mask, base, known), known.base
 
     def _looked_at(self, draft: Draft, accepted: Tensor, following: Tensor) -> tuple[int, bool]:
@@ -166,7 +166,7 @@ def check_verifiable(
     speculation: Speculation,
     split: bool,
     cache: Any,
-    choice: Choice,
+    selection: Selection,
     stopping: Stopping,
 ) -> None:
     """Refuses what cannot verify a draft in one forward, before any model runs.
@@ -178,13 +178,13 @@ def check_verifiable(
         ValueError: naming what stands in the way.
     """
     readers = [m for s in plan.sources.values() for m, _ in s.models if m is not None]
-    why = plan.stepwise or ""
+    why = plan.why_stepwise or ""
     if not isinstance(speculation.draft, str):
         readers.append(speculation.draft)
-        room, longest = context_of(speculation.draft), stopping.max_length
+        room, longest = context_length_of(speculation.draft), stopping.max_length
         if room is not None and longest is not None and longest > room:
             why = f"the draft model reads {room} tokens, and a text may have {longest}"
-    for processor in choice.processors:
+    for processor in selection.processors:
         if isinstance(processor, STATEFUL):
             why = f"{type(processor).__name__} remembers what it was asked before"
     if plan.needs_hidden and not split:

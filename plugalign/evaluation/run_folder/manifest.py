@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from plugalign.algebra.controller import Composition, Controller
-from plugalign.algebra.identity import Identity, model_name
+from plugalign.algebra.identity import identify, model_name
 from plugalign.fitting.training import fingerprint
 
 VERSIONS = ("plugalign", "torch", "transformers")
@@ -23,7 +23,7 @@ PROBE = 64  # numbers of each parameter that go into a model's fingerprint
 
 def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
     """A model's name and fingerprints of its weights and its vocabulary."""
-    identity = Identity.of(model, tokenizer)
+    identity = identify(model, tokenizer)
     return {
         "name": model_name(model),
         "class": type(model).__name__,

@@ -158,7 +158,7 @@ def test_what_is_not_known_to_repeat_is_not_recorded(spoil):
 def steered(tiny, tokenizer):
     """A wrapped tiny model whose steps are recorded at once."""
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5 w6", "w7"]))
-    steered.splits.recorder = Recorder(patience=0)
+    steered.split_models.recorder = Recorder(patience=0)
     return steered
 
 
@@ -209,7 +209,7 @@ def test_a_changed_model_is_never_replayed_as_it_was(steered, prompts, change):
 def test_experts_of_one_forward_follow_their_weights(tiny, tokenizer, prompts):
     expert = tiny(seed=1)
     steered = pa.wrap(tiny(), tokenizer, pa.DExperts(expert, tiny(seed=2)))
-    steered.splits.recorder = Recorder(patience=0)
+    steered.split_models.recorder = Recorder(patience=0)
     before = call(steered, prompts)
     assert torch.equal(before, call(steered, prompts, False))
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_experts_of_one_forward_follow_their_weights(tiny, tokenizer, prompts):
 def test_a_processor_that_is_kept_follows_its_models(tiny, tokenizer, prompts):
     expert, base = tiny(seed=1), tiny()
     steered = pa.wrap(base, tokenizer, pa.DExperts(expert))
-    steered.splits.recorder = Recorder(patience=0)
+    steered.split_models.recorder = Recorder(patience=0)
     options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
     mask = prompts()["attention_mask"]
     kept = steered.processor(mask)
@@ -237,7 +237,7 @@ def test_a_processor_that_is_kept_follows_its_models(tiny, tokenizer, prompts):
 
 def test_a_recording_that_breaks_lets_the_body_say_why(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny("gpt2-tied"), tokenizer, 0 * pa.SelfDebias(["w5"]))
-    steered.splits.recorder = Recorder(patience=0)
+    steered.split_models.recorder = Recorder(patience=0)
     with pytest.raises(IndexError):
         call(steered, prompts, max_new_tokens=130, use_model_defaults=None)
 
@@ -259,7 +259,7 @@ def test_static_cache_is_not_replayed(tiny, tokenizer, prompts, monkeypatch):
 def test_only_so_many_recordings_are_kept(steered, prompts):
     for rows in range(1, traced_step.KEPT + 3):
         call(steered, prompts, rows=rows, max_new_tokens=3)
-    ((_, kept),) = steered.splits.recorder._known.values()
+    ((_, kept),) = steered.split_models.recorder._known.values()
     assert len(kept) == traced_step.KEPT
 
 
@@ -270,11 +270,11 @@ def test_logits_that_are_shown_are_the_models_own(kind, tokenizer, prompts):
     config = AutoConfig.for_model(kind, **{**sizes, "eos_token_id": None, "bos_token_id": None})
     model = AutoModelForCausalLM.from_config(config).eval()
     steered = pa.wrap(model, tokenizer, 0 * pa.SelfDebias(["w5"]))
-    steered.splits.recorder = Recorder(patience=2)
+    steered.split_models.recorder = Recorder(patience=2)
     options = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
     inputs = prompts(rows=1)
     want = model.generate(**inputs, max_new_tokens=20, **options).logits
     got = steered.generate(**inputs, max_new_tokens=20, **options).logits
     assert torch.equal(torch.stack(got), torch.stack(want))
-    (recordings,) = (known for _, known in steered.splits.recorder._known.values())
+    (recordings,) = (known for _, known in steered.split_models.recorder._known.values())
     assert [form[2] for form in recordings] == [True]

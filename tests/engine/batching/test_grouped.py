@@ -12,9 +12,9 @@ import plugalign as pa
 from plugalign.adapters.layers import LoraLinear
 from plugalign.adapters.loading import with_adapter
 from plugalign.engine.batching import grouped
-from plugalign.engine.batching.grouped import Groups, obstacle
+from plugalign.engine.batching.grouped import ExpertGroups, obstacle
 from plugalign.engine.batching.grouped_layers import Changed, Normed, Rows, Stacked
-from plugalign.engine.readers.heads import Splits
+from plugalign.engine.readers.heads import SplitModels
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_rows_are_those_of_separate_models(
         monkeypatch.setattr(grouped, "MOST_STACKED", 0)
     models = [trained(architecture, seed) for seed in range(3)]
     experts = dict(zip("ab", models[1:], strict=True))
-    group = Groups().of(models[0], experts, Splits(), blocks)
+    group = ExpertGroups().group(models[0], experts, SplitModels(), blocks)
     assert_alike(group, models, prompts, blocks)
     assert kinds(group) == ({Rows, Normed, Stacked} if small and blocks == 1 else {Rows, Normed})
 
@@ -105,7 +105,7 @@ def test_rows_are_those_of_adapters_by_themselves(blocks, trained, adapter, prom
     model = trained(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     experts = {s: with_adapter(model, adapter(architecture, s, rank=s)) for s in (3, 5)}
-    group = Groups().of(model, experts, Splits(), blocks)
+    group = ExpertGroups().group(model, experts, SplitModels(), blocks)
     assert_alike(group, [model, *experts.values()], prompts, blocks)
     assert kinds(group) == {Changed}
     own = {id(parameter) for parameter in model.parameters()}
@@ -138,7 +138,7 @@ def test_changes_are_added_to_the_experts_rows(time, blocks, on_cpu, monkeypatch
 def test_an_adapter_rides_beside_a_separate_expert(trained, adapter, prompts):
     model, other = trained(), trained(seed=2)
     merged = with_adapter(model, adapter("llama-gqa", 3, targets=["q_proj"]))
-    group = Groups().of(model, {"a": merged, "b": other}, Splits(), 1)
+    group = ExpertGroups().group(model, {"a": merged, "b": other}, SplitModels(), 1)
     assert_alike(group, [model, merged, other], prompts)
 
 
@@ -148,7 +148,7 @@ def test_an_adapter_of_the_head_runs_apart_and_holds_nobody_up(trained, adapter,
     head = with_adapter(model, adapter("llama-gqa", 3, targets=["lm_head"]))
     body = with_adapter(model, adapter("llama-gqa", 4, targets=["q_proj"]))
     assert obstacle(model, head) == "its head has a low-rank addition"
-    group = Groups().of(model, {"a": head, "b": body}, Splits(), 1)
+    group = ExpertGroups().group(model, {"a": head, "b": body}, SplitModels(), 1)
     assert list(group.heads) == ["b"]
     assert_alike(group, [model, body], prompts)
 
@@ -158,7 +158,7 @@ def test_an_adapter_of_the_head_runs_apart_and_holds_nobody_up(trained, adapter,
 def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, prompts):
     model = trained("neox")
     with_biases = with_adapter(model, adapter("neox", 3, **option))
-    group = Groups().of(model, {"a": with_biases}, Splits(), 1)
+    group = ExpertGroups().group(model, {"a": with_biases}, SplitModels(), 1)
     assert_alike(group, [model, with_biases], prompts)
     assert Rows in kinds(group)
 
@@ -166,7 +166,7 @@ def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, promp
 def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, prompts):
     model = trained()
     merged = with_adapter(model, adapter("llama-gqa", 3, targets=["q_proj"]))
-    group = Groups().of(model, {"a": merged}, Splits(), 1)
+    group = ExpertGroups().group(model, {"a": merged}, SplitModels(), 1)
     assert_alike(group, [model, merged], prompts)
     body, tree = model.model, group.tree
     assert type(tree.layers[0].self_attn.q_proj) is Changed
@@ -177,7 +177,7 @@ def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, pro
 def test_an_adapter_of_another_base_is_a_separate_expert(trained, adapter, prompts):
     model, other = trained(), trained(seed=9)
     merged = with_adapter(other, adapter("llama-gqa", 3))
-    group = Groups().of(model, {"a": merged}, Splits(), 1)
+    group = ExpertGroups().group(model, {"a": merged}, SplitModels(), 1)
     assert_alike(group, [model, merged], prompts)
     assert Changed not in kinds(group)
 
@@ -187,29 +187,33 @@ def test_an_adapter_of_another_base_is_a_separate_expert(trained, adapter, promp
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_weights_that_change_between_calls_are_seen(which, trained, prompts, architecture):
-    models, groups, splits = [trained(architecture, seed) for seed in (0, 1)], Groups(), Splits()
+    models, groups, split_models = (
+        [trained(architecture, seed) for seed in (0, 1)],
+        ExpertGroups(),
+        SplitModels(),
+    )
     experts = {"a": models[1]}
-    first = groups.of(models[0], experts, splits, 1)
+    first = groups.group(models[0], experts, split_models, 1)
     with torch.no_grad():
         for parameter in models[which].parameters():
             parameter.data.mul_(1.1)  # not even torch counts this as a change
-    again = groups.of(models[0], experts, splits, 1)
+    again = groups.group(models[0], experts, split_models, 1)
     assert again is first
     assert_alike(again, models, prompts)
     for module in models[which].modules():
         if isinstance(module, nn.LayerNorm):
             module.weight = nn.Parameter(2 * module.weight.detach())
-    assert_alike(groups.of(models[0], experts, splits, 1), models, prompts)
+    assert_alike(groups.group(models[0], experts, split_models, 1), models, prompts)
 
 
 def test_a_layer_that_is_replaced_is_seen(trained, prompts):
-    model, expert, groups = trained(), trained(seed=1), Groups()
-    groups.of(model, {"a": expert}, Splits(), 1)
+    model, expert, groups = trained(), trained(seed=1), ExpertGroups()
+    groups.group(model, {"a": expert}, SplitModels(), 1)
     expert.model.layers[0].mlp = trained(seed=5).model.layers[1].mlp
-    assert_alike(groups.of(model, {"a": expert}, Splits(), 1), [model, expert], prompts)
+    assert_alike(groups.group(model, {"a": expert}, SplitModels(), 1), [model, expert], prompts)
     for each in (model, expert):
         each.model.layers[0].mlp.act_fn = nn.Tanh().eval()
-    assert_alike(groups.of(model, {"a": expert}, Splits(), 1), [model, expert], prompts)
+    assert_alike(groups.group(model, {"a": expert}, SplitModels(), 1), [model, expert], prompts)
 
 
 # ------------------------------------------------------------------ what cannot ride
@@ -226,7 +230,7 @@ def test_models_that_differ_in_more_than_weights_stay_apart(trained, tiny):
     hooked = trained(seed=1)
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
     assert "its model.layers.1.mlp or the base's has hooks" in obstacle(model, hooked)
-    assert Groups().of(model, {"a": hooked}, Splits(), 1) is None
+    assert ExpertGroups().group(model, {"a": hooked}, SplitModels(), 1) is None
 
 
 def test_the_recorders_of_transformers_hinder_nothing(trained, prompts):
@@ -235,7 +239,7 @@ def test_the_recorders_of_transformers_hinder_nothing(trained, prompts):
     for model in models:
         model(**prompts(), output_hidden_states=True)
     assert any(module._forward_hooks for module in models[0].modules())
-    group = Groups().of(models[0], {"a": models[1]}, Splits(), 1)
+    group = ExpertGroups().group(models[0], {"a": models[1]}, SplitModels(), 1)
     assert_alike(group, models, prompts)
 
 
@@ -255,15 +259,17 @@ def test_a_model_whose_rows_mix_is_found_out(trained):
 
     for each in (model, expert):
         each.model.layers[0].mlp.__class__ = Mixing
-    groups = Groups()
-    assert groups.why_apart(model, expert) == ""
-    assert groups.of(model, {"a": expert}, Splits(), 1) is None
-    assert "does not treat its rows alike" in groups.why_apart(model, expert)
+    groups = ExpertGroups()
+    assert groups.why_not_grouped(model, expert) == ""
+    assert groups.group(model, {"a": expert}, SplitModels(), 1) is None
+    assert "does not treat its rows alike" in groups.why_not_grouped(model, expert)
 
 
 def test_only_those_that_fit_ride(trained, prompts):
     model, fit = trained(), trained(seed=1)
-    group = Groups().of(model, {"a": trained(seed=2).bfloat16(), "b": fit}, Splits(), 1)
+    group = ExpertGroups().group(
+        model, {"a": trained(seed=2).bfloat16(), "b": fit}, SplitModels(), 1
+    )
     assert list(group.heads) == ["b"]
     assert_alike(group, [model, fit], prompts)
 

@@ -6,7 +6,11 @@ from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
 from plugalign.controllers.fudge import Predictor
 from plugalign.engine.readers.prefix_cache import CachedModel, CachedScorer, positions
-from plugalign.engine.readers.tree_attention import LlamaStar, MaskedStar, star_of
+from plugalign.engine.readers.tree_attention import (
+    LlamaTreeAttention,
+    MaskedTreeAttention,
+    tree_attention_for,
+)
 
 
 def uncached(model, ids, mask):
@@ -181,8 +185,8 @@ def some(rows, count, seed):
 
 def test_each_backbone_is_read_the_way_it_can_be():
     kinds = ("a plain Llama", "another backbone")
-    stars = [type(star_of(predictor_of(kind).backbone)) for kind in kinds]
-    assert stars == [LlamaStar, MaskedStar]
+    stars = [type(tree_attention_for(predictor_of(kind).backbone)) for kind in kinds]
+    assert stars == [LlamaTreeAttention, MaskedTreeAttention]
     grouped = LlamaConfig(
         vocab_size=9,
         hidden_size=16,
@@ -193,7 +197,11 @@ def test_each_backbone_is_read_the_way_it_can_be():
     )
     hooked = predictor_of("a plain Llama").backbone
     hooked.layers[1].mlp.register_forward_hook(lambda *_: None)
-    assert type(star_of(LlamaModel(grouped))) is type(star_of(hooked)) is MaskedStar
+    assert (
+        type(tree_attention_for(LlamaModel(grouped)))
+        is type(tree_attention_for(hooked))
+        is MaskedTreeAttention
+    )
 
 
 def test_chosen_candidates_are_not_read_again(predictor, prompts):

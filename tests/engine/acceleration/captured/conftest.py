@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.acceleration.host_sync import Watching
+from plugalign.engine.acceleration.host_sync import HostSyncDetector
 from plugalign.kernels import steer
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.mixture import mix
@@ -45,7 +45,7 @@ class Tape(TorchDispatchMode):
         self._watches = watches
 
     def warm(self, step):
-        with Watching("cpu") as watching:
+        with HostSyncDetector("cpu") as watching:
             step()
         return watching.why if self._watches else None
 

@@ -14,7 +14,7 @@ import torch
 
 from plugalign.engine.acceleration import captured_step, cuda_graph
 from plugalign.engine.acceleration.cuda_graph import CudaGraph, place_on
-from plugalign.engine.acceleration.host_sync import Watching
+from plugalign.engine.acceleration.host_sync import HostSyncDetector
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -124,11 +124,11 @@ def test_a_void_capture_is_tidied_up_and_the_last(version, late, cuda, monkeypat
     gc.collect()
     assert kept() is not None
     assert captured_step.graph_on(FIRST) is None
-    assert captured_step.missing(FIRST) == "an earlier capture of this process has failed"
+    assert captured_step.graph_obstacle(FIRST) == "an earlier capture of this process has failed"
     assert not cuda_graph.CAPTURING.locked()
 
 
 def test_a_step_that_would_wait_is_told(cuda, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "Watching", partial(Watching, "cpu"))
+    monkeypatch.setattr(cuda_graph, "HostSyncDetector", partial(HostSyncDetector, "cpu"))
     why = CudaGraph(FIRST).warm(lambda: torch.ones(3).sum().item())
     assert "_local_scalar_dense waits for the device" in why

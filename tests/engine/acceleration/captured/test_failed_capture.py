@@ -8,7 +8,7 @@ import torch
 
 import plugalign as pa
 from plugalign.engine.acceleration import captured_step, cuda_graph
-from plugalign.engine.acceleration.host_sync import Watching
+from plugalign.engine.acceleration.host_sync import HostSyncDetector
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU, whose captures fail in ways of its own"
@@ -93,7 +93,7 @@ def test_an_exception_that_is_not_of_cuda_ends_a_capture(steered, generate):
     assert torch.equal(generate(steered(), **STATIC, capture=True), generate(steered()))
 
 
-class Blind(Watching):
+class Blind(HostSyncDetector):
     """Sees nothing."""
 
     why = property(lambda self: None, lambda self, why: None)
@@ -102,7 +102,7 @@ class Blind(Watching):
 def test_a_capture_that_fails_all_the_same(steered, generate, monkeypatch):
     waiting = steered(lambda x: x.sum().item())
     want = generate(waiting)
-    monkeypatch.setattr(cuda_graph, "Watching", Blind)
+    monkeypatch.setattr(cuda_graph, "HostSyncDetector", Blind)
     with pytest.warns(RuntimeWarning, match="no CUDA graph of a step can be made"):
         assert torch.equal(generate(waiting, **STATIC), want)
     assert len(cuda_graph.ABANDONED) == 1

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import plugalign as pa
 from plugalign.engine.acceleration import captured_step
-from plugalign.engine.acceleration.host_sync import Watching
+from plugalign.engine.acceleration.host_sync import HostSyncDetector
 from plugalign.engine.stopping import Stopping
 from plugalign.kernels import occupancy
 from plugalign.kernels.launch import Launch
@@ -59,7 +59,8 @@ SYNCS = {
 class Seen(TorchDispatchMode):
     """All operations and launches of a warm-up and a capture, and what of them is no good.
 
-    Its rules are simpler and stricter than those of `Watching`: a step touches no other device.
+    Its rules are simpler and stricter than those of `HostSyncDetector`: a step touches no other
+    device.
     """
 
     def __init__(self):
@@ -118,7 +119,7 @@ class Dry:
         self.replays += 1
 
     def _run(self, stage, step):
-        with self._seen.during(stage), Watching() as watching:
+        with self._seen.during(stage), HostSyncDetector() as watching:
             step()
         self.watched.append(watching.why)
         return watching.why

@@ -7,7 +7,7 @@ import torch
 
 import plugalign as pa
 from plugalign.engine.acceleration import captured_step, cuda_graph
-from plugalign.engine.acceleration.switch import VARIABLE, Switch
+from plugalign.engine.acceleration.switch import VARIABLE, capture_switch
 
 NEW = 6
 STATIC = {"cache_implementation": "static", "disable_compile": True}
@@ -126,4 +126,6 @@ def test_a_variable_of_another_value_is_refused(value, steered, prompts, monkeyp
     monkeypatch.setenv(VARIABLE, value)
     with pytest.raises(ValueError, match=f"{VARIABLE} must be 0, 1 or auto, got '{value}'"):
         generate(steered, prompts())
-    assert Switch.of(False).off == "capture=False"  # what is said by the call itself counts
+    assert (
+        capture_switch(False).why_off == "capture=False"
+    )  # what is said by the call itself counts

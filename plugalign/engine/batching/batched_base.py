@@ -18,10 +18,16 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.algebra.sources import EMPTY, Context
-from plugalign.engine.batching.contexts import Front
-from plugalign.engine.batching.grouped import Grouped
-from plugalign.engine.readers.heads import Split
-from plugalign.engine.readers.incremental import Stream, can_repeat, fill, is_static, text_config
+from plugalign.engine.batching.contexts import context_layout
+from plugalign.engine.batching.grouped import GroupedModels
+from plugalign.engine.readers.heads import SplitModel
+from plugalign.engine.readers.incremental import (
+    IncrementalModel,
+    can_repeat,
+    fill,
+    is_static,
+    text_config,
+)
 from plugalign.engine.readers.prefix_hook import enlarge
 from plugalign.kernels.head import Head, Logits, can_add, weighted_sum
 
@@ -30,7 +36,7 @@ FEW = 32  # rows
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class BaseOutput:
     """What one forward tells of a step.
 
     Attributes:
@@ -46,7 +52,7 @@ class Known:
     sums: Mapping[Weights, Logits] = field(default_factory=dict)
 
 
-class BaseRows:
+class BatchedBase:
     """The base of one ``generate`` call, as it is, in contexts, and with experts beside it.
 
     Args:
@@ -56,7 +62,7 @@ class BaseRows:
         split: the base's body and head where they may be run apart.
         copies: so many neighbouring rows are equal in the first call.
         pad_token_id: fills the front of rows.
-        every: see `Stream`.
+        every: see `IncrementalModel`.
         linear: the weights of sources whose sum is all that is asked for, see `Plan.linear`.
         exact: the base's logits are shown, so they shall be the model's own: bit for bit where
             nothing rides with it.
@@ -69,10 +75,10 @@ class BaseRows:
         self,
         model: Any,
         contexts: Mapping[Hashable, Context],
-        grouped: Grouped | None = None,
+        grouped: GroupedModels | None = None,
         *,
         cache: Any,
-        split: Split | None,
+        split: SplitModel | None,
         copies: int,
         pad_token_id: int,
         every: bool = False,
@@ -86,13 +92,13 @@ class BaseRows:
         if exact and split is not None:
             split = split.exactly()
         self.split, self.cache = split, cache
-        self._stream = Stream(model, split=split, cache=cache, copies=copies, every=every)
-        self._front = Front.of(contexts.values(), pad_token_id)
-        if is_static(cache) and (more := self._front.depth + self._front.width):
+        self._reader = IncrementalModel(model, split=split, cache=cache, copies=copies, every=every)
+        self._layout = context_layout(contexts.values(), pad_token_id)
+        if is_static(cache) and (more := self._layout.depth + self._layout.width):
             enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
         self._exact = exact
-        self._linear = {key: w for key, w in (linear or {}).items() if key in self.aboard}
+        self._linear = {key: w for key, w in (linear or {}).items() if key in self.batched_keys}
         self.length = 0
 
     @property
@@ -101,39 +107,39 @@ class BaseRows:
         return 1 + len(self._contexts) + len(self._experts)
 
     @property
-    def aboard(self) -> list[Hashable]:
+    def batched_keys(self) -> list[Hashable]:
         """The keys of the sources that are read with the base."""
         return [*self._contexts, *self._experts]
 
-    def read(self, ids: Tensor, mask: Tensor) -> Known:
+    def read(self, ids: Tensor, mask: Tensor) -> BaseOutput:
         """What is known after ``ids`` ``(R, T)``, which begin with those of the call before; for
         each new column where every one is wanted."""
         if self.count == 1:
-            answer = self._stream.logits(ids, mask)
+            answer = self._reader.logits(ids, mask)
         elif self.length:
-            answer = self._stream.append(ids[:, self.length :].repeat(self.count, 1))
+            answer = self._reader.append(ids[:, self.length :].repeat(self.count, 1))
         else:
             answer = self._begin(ids, mask)
         self.length = ids.shape[1]
         if isinstance(answer, Head):
             return self._under_heads(answer)
         first, *others = answer.chunk(self.count)
-        return Known(first, None, dict(zip(self.aboard, others, strict=True)))
+        return BaseOutput(first, None, dict(zip(self.batched_keys, others, strict=True)))
 
-    def _under_heads(self, answer: Head) -> Known:
+    def _under_heads(self, answer: Head) -> BaseOutput:
         base, *others = split_head(answer, self.count)
-        known = dict(zip(self.aboard, others, strict=True))
+        known = dict(zip(self.batched_keys, others, strict=True))
         if self._grouped is not None and not self._has_one_head:
             own = known | self._grouped.under_own_heads(known)
-            return Known(base.full(self._exact), base.hidden, own)
+            return BaseOutput(base.full(self._exact), base.hidden, own)
         if self._exact or not is_cheap(answer):
-            return Known(base.full(self._exact), base.hidden, known)
+            return BaseOutput(base.full(self._exact), base.hidden, known)
         if len(self._linear) < 2 or base.bias is not None or not can_add(base):
             first, *each = answer.full().chunk(self.count)
-            return Known(first, base.hidden, dict(zip(self.aboard, each, strict=True)))
+            return BaseOutput(first, base.hidden, dict(zip(self.batched_keys, each, strict=True)))
         return self._added_up(base, known)
 
-    def _added_up(self, base: Head, known: dict[Hashable, Head]) -> Known:
+    def _added_up(self, base: Head, known: dict[Hashable, Head]) -> BaseOutput:
         """All logits by one product, where of the sources that are only added up the sum is enough.
         What each of them would have given can still be asked for."""
         added = [known[key] for key in self._linear]
@@ -142,7 +148,7 @@ class BaseRows:
         heads.append(weighted_sum(added, list(self._linear.values())))
         states = torch.cat([head.hidden for head in heads])
         first, *others, total = replace(base, hidden=states).full().chunk(len(heads))
-        return Known(
+        return BaseOutput(
             first,
             base.hidden,
             known | dict(zip(apart, others, strict=True)),
@@ -152,52 +158,52 @@ class BaseRows:
     def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
         """Reads the prompts of the call, behind what each row has in front of them."""
         rows = [EMPTY, *self._contexts.values(), *[EMPTY] * len(self._experts)]
-        whole, masks = zip(*(self._front.row(r, ids, mask) for r in rows), strict=True)
-        if self._front.depth:
-            filled = self._front.keys_values(rows, self.model.dtype).to(self.model.device)
-            fill(self.cache, filled.repeat_interleave(len(ids) // self._stream.copies, 2))
-        return self._stream.logits(torch.cat(whole), torch.cat(masks))
+        whole, masks = zip(*(self._layout.rows(r, ids, mask) for r in rows), strict=True)
+        if self._layout.depth:
+            filled = self._layout.keys_values(rows, self.model.dtype).to(self.model.device)
+            fill(self.cache, filled.repeat_interleave(len(ids) // self._reader.copies, 2))
+        return self._reader.logits(torch.cat(whole), torch.cat(masks))
 
-    def own_rows(self, seen: Tensor | None, rows: int) -> Tensor | None:
+    def base_rows(self, seen: Tensor | None, rows: int) -> Tensor | None:
         """The texts' own of what a forward showed for all rows ``(R', D)``, each once."""
         if seen is None:
             return None
         return seen.repeat_interleave(self.count * rows // len(seen), 0)[:rows]
 
-    def afresh(self) -> BaseRows:
+    def restarted(self) -> BatchedBase:
         """The same rows, with nothing read yet."""
         cache = DynamicCache(config=text_config(self.model))
-        return BaseRows(
+        return BatchedBase(
             self.model,
             self._contexts,
             self._grouped,
             cache=cache,
             split=self.split,
             copies=1,
-            pad_token_id=self._front.pad,
+            pad_token_id=self._layout.pad,
             linear=self._linear,
             exact=self._exact,
         )
 
     def forget(self) -> None:
         """Frees keys and values."""
-        self._stream.forget()
+        self._reader.forget()
 
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that were read."""
-        self._stream.rewind(columns)
+        self._reader.rewind(columns)
         self.length -= columns
 
-    def at(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Says that so many columns were read, by a graph's replay."""
-        self._stream.at(self._stream.length + length - self.length)
+        self._reader.set_length(self._reader.length + length - self.length)
         self.length = length
 
-    def own_cache(self, rows: int) -> None:
+    def keep_base_cache(self, rows: int) -> None:
         """Leaves in the cache what a forward of the base alone would have left there."""
         if self.count == 1:
             return
-        first, last = self._front.depth + self._front.width, int(self.cache.get_seq_length())
+        first, last = self._layout.depth + self._layout.width, int(self.cache.get_seq_length())
         parts = [
             (layer.keys[:rows, :, first:last], layer.values[:rows, :, first:last])
             for layer in self.cache.layers
