@@ -29,7 +29,7 @@ POCKET = pocket.parts() / pocket.MODEL
 # Audit events, and which of their arguments is the descriptor of the folder, or -1.
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-TIMED = ("seconds", "check", "measured", "time", "times", "conditions", "created")
+TIMED = ("seconds", "check", "measured", "conditions")
 
 
 @dataclass
@@ -151,7 +151,8 @@ def result(out: Path) -> dict[str, Any]:
 
 def untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: untimed(v) for k, v in value.items() if k not in TIMED and "cost" not in k}
+        kept = {k: v for k, v in value.items() if k not in TIMED}
+        return {k: untimed(v) for k, v in kept.items() if not k.startswith(("ms_per_", "ratio_"))}
     return [untimed(one) for one in value] if isinstance(value, list) else value
 
 

@@ -30,7 +30,7 @@ BESIDE = ("fit.json", "held_out.json", "generation_config.json", "tokenizer_conf
 TEXTS = ["a kind word", "you fool"]
 
 
-def outcome(use: Callable[[], Any], copy: Path, says: tuple[str, ...] = ()) -> str | None:
+def outcome(use: Callable[[], Any], copy: Path) -> str | None:
     """What is wrong with the error that ``use`` raises; None if it raises none, or a good one."""
     try:
         use()
@@ -38,7 +38,7 @@ def outcome(use: Callable[[], Any], copy: Path, says: tuple[str, ...] = ()) -> s
         message = str(error)
         if "\n" in message or len(message) > 2100:
             return f"not one line: {message!r}"
-        if "Errno" in message or not any(word in message for word in (str(copy), *says)):
+        if str(copy) not in message:
             return f"does not name the folder: {type(error).__name__}: {message}"
         return None
     except Exception as error:
@@ -65,10 +65,22 @@ def tried(
 CONTROLLERS = sorted(path.name for path in (pocket.parts() / "controllers").iterdir())
 
 
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any]:
+    """The model that the controllers were fitted for, and its tokenizer."""
+    return pocket.load()
+
+
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_a_damaged_controller_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_damaged_controller_is_refused(name: str, base: Any, tmp_path: Path) -> None:
     folder = pocket.parts() / "controllers" / name
-    faults = tried(folder, tmp_path, pa.Controller.from_pretrained, COUNT // 60, lambda _: False)
+    batch = base[1](["you are"], return_tensors="pt")
+
+    def use(copy: Path) -> Any:
+        steered = pa.wrap(*base, pa.Controller.from_pretrained(copy))
+        return steered.generate(**batch, max_new_tokens=3).tolist()
+
+    faults = tried(folder, tmp_path, use, COUNT // 60, lambda _: False)
     assert not faults, "\n".join(faults)
 
 
@@ -94,7 +106,7 @@ def test_a_damaged_judge_is_refused(kind: str, tmp_path: Path) -> None:
 
 def untimed(summary: dict[str, Any]) -> str:
     """A summary without what it says of times."""
-    kept = {name: values["judges"] for name, values in summary["methods"].items()}
+    kept = {name: values.get("judges") for name, values in summary["methods"].items()}
     return json.dumps(kept, sort_keys=True)
 
 
@@ -135,7 +147,7 @@ def fitted(out: Path, until: int) -> list[float]:
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         note = folder / "steps.json"
-        steps = (remembered(note) or {"steps": 12})["steps"]
+        steps = (remembered(note, "steps") or {"steps": 12})["steps"]
         remember(note, {"steps": steps})
         options: Any = {"steps": steps, "lr": 0.1, "every": 4, "title": "a number"}
         train(parameters={"number": number}, loss=loss, checkpoint=folder / "checkpoint", **options)
