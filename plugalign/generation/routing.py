@@ -20,8 +20,10 @@ from plugalign.engine.batching.batched_base import takes_rows
 from plugalign.engine.call import prepared_call
 from plugalign.engine.plan import Plan
 from plugalign.engine.readers.heads import SplitModels
+from plugalign.engine.speculative.drafts import Speculation
 from plugalign.kernels.truncation import Truncation
 from plugalign.sampling import CoupledSampler
+from plugalign.trace import Trace
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 CACHES = (None, "dynamic", "static")
@@ -80,6 +82,13 @@ def _own_ways(model: Any) -> str:
     if not kind._supports_default_dynamic_cache():
         return f"{kind.__name__} keeps a cache of its own"
     return ""
+
+
+def check_asked(trace: Any, speculation: Any) -> None:
+    """Refuses what is no trace and no speculation with a TypeError."""
+    for name, value, kind in (("trace", trace, Trace), ("speculation", speculation, Speculation)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a plugalign.{kind.__name__}, got {value!r}")
 
 
 def check_traceable(model: Any, options: dict[str, Any], speculation: Any) -> None:

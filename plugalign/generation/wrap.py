@@ -29,7 +29,7 @@ from plugalign.errors import Calling, freeing
 from plugalign.generation.calling import called
 from plugalign.generation.prompts import inferred_mask, reworded, special_tokens, with_prompt
 from plugalign.generation.revision import Answers, check_revisable, reusable_cache, revised
-from plugalign.generation.routing import check_traceable, described, obstacle
+from plugalign.generation.routing import check_asked, check_traceable, described, obstacle
 from plugalign.generation.scoring import Batch, Texts, asked, check_fits, log_probs
 from plugalign.generation.transcript import Continuation, Transcript
 from plugalign.trace import Trace
@@ -106,7 +106,8 @@ class Steered:
                 says otherwise. True: or an error. False: never.
 
         Raises:
-            TypeError: if ``capture`` is neither a bool nor "auto".
+            TypeError: if ``capture`` is neither a bool nor "auto", ``trace`` no `Trace`, or
+                ``speculation`` no `Speculation`.
             ValueError: for an empty prompt, one that is longer than a model's context, a trace of
                 beams or drafts, speculation where a draft cannot be verified, or ``capture=True``
                 where no step can be captured; says why. (What only a step itself shows is said
@@ -120,6 +121,7 @@ class Steered:
                 "generate needs prompt token ids of shape (B, T) with at least one row and one "
                 f"token, got {None if ids is None else tuple(ids.shape)}"
             )
+        check_asked(trace, speculation)
         if trace is not None:
             check_traceable(self.model, options, speculation)
         if self._acting_on("revise"):

@@ -63,12 +63,12 @@ def constructors(expert: Any, reward: Any) -> dict[str, Call]:
             {
                 "label": NO_COUNT,
                 "stepsize": [*NO_NUMBER, -1],
-                "iterations": [*NO_COUNT, 0],
+                "iterations": NO_COUNT,
                 "gamma": NO_NUMBER,
-                "gm": NO_SHARE,
+                "gm": [*NO_NUMBER, -0.1],
                 "kl": NO_NUMBER,
                 "window": NO_COUNT,
-                "horizon": [*NO_COUNT, 0],
+                "horizon": NO_COUNT,
                 "top_k": NO_COUNT,
                 "variant": ["none", 3, None, []],
             },
@@ -120,8 +120,8 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
             {"controller": [None, 3, "dexperts", [], {}, pa.SelfDebias]},
         ),
         "sum": (lambda other: steered.controller + other, {"other": [1, "x", None, [], 0.5]}),
-        "times": (lambda other: other * steered.controller, {"other": [NAN, INF, "x", None, []]}),
-        "when": (steered.controller.when, {"gate": [None, 3, "first", [], pa.FirstSteps]}),
+        "times": (lambda other: other * steered.controller, {"other": [NAN, INF, None, 1j]}),
+        "when": (steered.controller.when, {"gate": [None, 3, "first", []]}),
         "generate": (
             lambda **options: steered.generate(**{**batch, "max_new_tokens": 2, **options}),
             {
@@ -142,7 +142,7 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
         "compare": (
             lambda **changed: pa.compare(**{**compared, **changed}),
             {
-                "methods": [["none"], 3, [3], [], ["self_debias", "self_debias"]],
+                "methods": [["none"], 3, [3], ["self_debias", "self_debias"]],
                 "controllers": [{"x": 3}, {"": pa.SelfDebias(["x"])}, 3, {"x": "/nowhere"}],
                 "prompts": [3, [], [3], ["a", None], "/nowhere.txt", {}],
                 "limit": [*NO_COUNT[:-1], 0],

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from api_tables import calls, constructors
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
 
@@ -30,10 +32,29 @@ def fault(call: Callable[..., Any], argument: str, value: Any) -> str | None:
         return f"traceback: {type(error).__name__}: {str(error)[:200]}"
     else:
         return f"accepted: {got!r:.80}"
-    named = (repr(value)[:10], str(value)[:10] or "''", type(value).__name__, argument)
     if "\n" in message.strip() or len(message) > 2100:
         return f"not one line: {message!r:.300}"
+    named = [argument.rstrip("s"), type(value).__name__, *map(shown, parts(value))]
     return None if any(name in message for name in named) else f"does not name it: {message!r:.200}"
+
+
+def shown(value: Any) -> str:
+    """How a message may begin to name a value."""
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    return repr(value)[:10]
+
+
+def parts(value: Any) -> list[Any]:
+    """A value, and what is in it."""
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    return [value, *inside] if isinstance(value, (dict, list)) else [value]
+
+
+def reward() -> LlamaForSequenceClassification:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 120}
+    config = LlamaConfig(**sizes, num_attention_heads=1, num_labels=1, pad_token_id=0)
+    return LlamaForSequenceClassification(config)
 
 
 def test_a_bad_argument_is_one_error_that_names_it(
@@ -42,7 +63,7 @@ def test_a_bad_argument_is_one_error_that_names_it(
     monkeypatch.chdir(tmp_path)
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
     out = tmp_path / "out"
-    table = constructors(tiny(seed=1), tiny(seed=2)) | calls(steered, prompts(rows=1), str(out))
+    table = constructors(tiny(seed=1), reward()) | calls(steered, prompts(rows=1), str(out))
     cases = [
         (name, argument, value)
         for name, (_, bad) in table.items()

@@ -44,6 +44,7 @@ from plugalign.evaluation.run_folder.folder import (
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.manifest import with_agreements
 from plugalign.evaluation.run_folder.records import Generated, Scored
+from plugalign.files.folders import check_folder
 from plugalign.generation.wrap import wrap
 
 USUAL = {"samples": 25, "batch_size": 32}
@@ -133,6 +134,7 @@ def compare(
         ValueError: for anything wrong with the arguments, before any work.
         OSError: if the disk is full; what was generated is kept.
     """
+    check_folder(out)
     usual = POCKET if model is None else USUAL
     samples = usual["samples"] if samples is None else samples
     batch_size = usual["batch_size"] if batch_size is None else batch_size
