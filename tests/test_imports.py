@@ -19,6 +19,7 @@ LAYERS = (  # from the ground up; what stands in one line may know each other
     ("generation",),
     ("controllers",),
     ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing"),
+    ("api",),
     ("cli", "commands"),
 )
 

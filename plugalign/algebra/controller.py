@@ -29,8 +29,9 @@ from torch import Tensor
 
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
-from plugalign.algebra.saving import GATES, Saveable, Settings, check_named, class_of
+from plugalign.algebra.saving import Saveable, Settings, check_named, class_of
 from plugalign.algebra.steering import Steering
+from plugalign.catalogue import GATES
 
 if TYPE_CHECKING:
     from plugalign.generation.revision import Answers
@@ -53,7 +54,7 @@ class Controller(Saveable):
         """
 
     def prompt(self, text: str) -> str:
-        """Rewrites the prompt before it is tokenised."""
+        """Rewrites the prompt before it is tokenised; in a chat, what the user says last."""
         return text
 
     @contextmanager

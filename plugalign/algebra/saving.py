@@ -34,11 +34,6 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "composition": ("plugalign.algebra.controller", "Composition"),
     "gated": ("plugalign.algebra.controller", "Gated"),
 }
-GATES: dict[str, tuple[str, str]] = {
-    "diagnosis": ("plugalign.controllers.self_diagnosis", "Diagnosis"),
-    "first_steps": ("plugalign.algebra.gates", "FirstSteps"),
-    "uncertain": ("plugalign.algebra.gates", "Uncertain"),
-}
 
 
 class Settings(BaseModel):

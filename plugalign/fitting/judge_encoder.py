@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from plugalign.evaluation.judging.text_classifier import TextClassifier
+from plugalign.evaluation.judging.text_classifier import TextClassifier, text_classifier
 from plugalign.files.pretrained import loading
 from plugalign.fitting.data import pad
 from plugalign.fitting.training import batches, train
@@ -57,7 +57,7 @@ def tune_encoder(
         ).train()
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
     model.get_input_embeddings().requires_grad_(False)
-    tuned = TextClassifier.of(model, tokenizer, positive=1)
+    tuned = text_classifier(model, tokenizer, positive=1)
     length = min(max_length, tuned.limit)
     rows = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
     targets, batch = torch.tensor(labels), batches(len(rows), batch_size, seed)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.progress import progress
 
 if TYPE_CHECKING:
@@ -124,33 +125,6 @@ def check_settings(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
-
-
-def fingerprint(*parts: Any) -> str:
-    """A hash of settings and data, equal in every process.
-
-    Strings, numbers and tensors, in tuples, lists and mappings, are hashed by value.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(parts):
-        digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.hexdigest()
-
-
-def _pieces(value: Any) -> Iterable[bytes]:
-    if isinstance(value, Tensor):
-        yield str((value.dtype, tuple(value.shape))).encode()
-        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        yield from _pieces(tuple(value.items()))
-    elif isinstance(value, (tuple, list)):
-        yield str(len(value)).encode()
-        for item in value:
-            yield from _pieces(item)
-    elif isinstance(value, (str, int, float, Path)) or value is None:
-        yield f"{type(value).__name__}:{value!r}".encode()
-    else:
-        raise TypeError(f"cannot take the fingerprint of a {type(value).__name__}")
 
 
 def _step_seed(seed: int, step: int) -> int:

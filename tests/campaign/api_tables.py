@@ -109,7 +109,7 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
     compared: dict[str, Any] = {
         "model": steered.model,
         "tokenizer": steered.tokenizer,
-        "methods": ["self_debias"],
+        "controllers": {"debias": pa.SelfDebias(["w5"])},
         "prompts": ["w1 w2"],
         "judges": {"half": lambda texts: [0.5] * len(texts)},
         "out": out,
@@ -140,9 +140,9 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
             },
         ),
         "compare": (
-            lambda **changed: pa.compare(**{**compared, **changed}),
+            lambda **changed: pa.compare(**{**compared, "methods": None, **changed}),
             {
-                "methods": [["none"], 3, [3], ["self_debias", "self_debias"]],
+                "methods": [["none"], 3, [3]],
                 "controllers": [{"x": 3}, {"": pa.SelfDebias(["x"])}, 3, {"x": "/nowhere"}],
                 "prompts": [3, [], [3], ["a", None], "/nowhere.txt", {}],
                 "limit": [*NO_COUNT[:-1], 0],

@@ -42,7 +42,7 @@ def shown(value: Any) -> str:
     """How a message may begin to name a value."""
     if isinstance(value, torch.Tensor):
         return str(tuple(value.shape))
-    return repr(value)[:10]
+    return repr(value)[:10].strip("'")
 
 
 def parts(value: Any) -> list[Any]:

@@ -64,7 +64,8 @@ def stepwise(steered, prompt, text):
     ids, found = torch.tensor([prompt + text]), []
     for end in range(len(prompt), ids.shape[1]):
         with steered._attached() as extra, torch.no_grad():
-            run = steered._run(torch.ones(1, end, dtype=torch.long), {}, None, extra)
+            mask = torch.ones(1, end, dtype=torch.long)
+            run = steered._run(steered._request(), mask, extra=extra)
             with run.watching():
                 scores = steered.model(input_ids=ids[:, :end]).logits[:, -1].float()
                 found.append(run.step(ids[:, :end], scores)[0, ids[0, end]])
@@ -189,7 +190,7 @@ def test_refuses_a_batch_of_nothing(tiny, tokenizer):
 
 
 def test_refuses_what_revises(tiny, tokenizer):
-    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique())
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique(threshold=1.0))
     with pytest.raises(ValueError, match="SelfCritique revises finished answers"):
         steered.log_probs(TEXTS)
 

@@ -29,13 +29,43 @@ class ContextLayout:
         """Ids ``(R, W + T + A)`` and mask ``(R, P + W + T + A)`` of the texts ``ids`` ``(R, T)`` in
         a context with A tokens behind them. What a row does not use is masked, so positions run on
         without a gap."""
-        prefix, depth, mask = context.ids, context.depth, without_start(context, ids, mask)
+        prefix, depth = context.ids, context.depth
         gap = self.width - len(prefix)
         front = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
         behind = ids.new_tensor(context.after).expand(len(ids), -1)
         ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
         shown = mask.new_tensor(ones).expand(len(ids), -1)
-        return torch.cat([front, ids, behind], 1), torch.cat([shown, mask, behind * 0 + 1], 1)
+        text, trained, used = (
+            torch.cat([front, ids], 1),
+            shown[:, : self.depth],
+            shown[:, self.depth :],
+        )
+        used = torch.cat([used, without_start(context, ids, mask)], 1)
+        if context.turn:
+            text, used = self._inside_turns(context, ids, mask, text, used)
+        return torch.cat([text, behind], 1), torch.cat([trained, used, behind * 0 + 1], 1)
+
+    def _inside_turns(
+        self, context: Context, ids: Tensor, mask: Tensor, text: Tensor, used: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts and texts with their mask ``(R, W + T)``, each prompt moved into its text's turn.
+        There the start token is the text's own, not the prompt's."""
+        if context.start_token is not None:
+            used[:, self.width - len(context.ids)] *= insertion(context, ids, mask) == 0
+        order = self.order(context, ids, mask)
+        return text.gather(1, order), used.gather(1, order)
+
+    def order(self, context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+        """Which of the columns ``(W + T)`` of prompt and text stands where, ``(R, W + T)``: as they
+        are, but for texts in one of whose turns the prompt stands."""
+        place = torch.arange(self.width + ids.shape[1], device=ids.device).expand(len(ids), -1)
+        if not context.turn:
+            return place
+        prompt = (place >= self.width - len(context.ids)) & (place < self.width)
+        behind = place >= self.width + insertion(context, ids, mask)[:, None]
+        # What stands for nothing, then the text up to the prompt, the prompt, and the rest.
+        rank = torch.where(place < self.width, prompt * 2, 1 + behind * 2)
+        return rank.argsort(dim=1, stable=True)
 
     def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:
         """``(layers, 2, K, H_kv, P, D_head)``: the prefixes right-aligned, zeros where masked."""
@@ -62,4 +92,24 @@ def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
     if context.start_token is None:
         return mask
     first = (mask.cumsum(-1) == 1) & mask.bool()
+    if context.turn:  # a chat's own start stays in front
+        first &= (insertion(context, ids, mask) == 0)[:, None]
     return mask.masked_fill(first & (ids == context.start_token), 0)
+
+
+def insertion(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+    """The column of each text before which the prompt stands, ``(R,)``: behind the opening of its
+    first turn, 0 (in front of all) for a text without turns."""
+    if not context.turn:
+        return ids.new_zeros(len(ids))
+    found = occurrences(context.turn, ids, mask).long()
+    return (found.argmax(1) + 1) * found.amax(1)
+
+
+def occurrences(piece: Sequence[int], ids: Tensor, mask: Tensor) -> Tensor:
+    """At which columns of texts ``(R, T)`` a piece of tokens ends, bool ``(R, T)``."""
+    size, ends = len(piece), torch.zeros_like(ids, dtype=torch.bool)
+    if size <= ids.shape[1]:
+        same = ids.unfold(1, size, 1) == ids.new_tensor(piece)
+        ends[:, size - 1 :] = (same & mask.unfold(1, size, 1).bool()).all(-1)
+    return ends

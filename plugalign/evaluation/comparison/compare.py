@@ -20,12 +20,12 @@ from rich.console import Group
 from plugalign.evaluation.comparison.generation import Decoding, Generator, end_tokens
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, chunks, encode
-from plugalign.evaluation.comparison.references import References
+from plugalign.evaluation.comparison.references import make_references
 from plugalign.evaluation.comparison.revising import Revisions, watched
 from plugalign.evaluation.comparison.scoring import Scoring
-from plugalign.evaluation.comparison.study import Study
+from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
-from plugalign.evaluation.metrics.judged import Metric
+from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.folder import (
@@ -37,13 +37,13 @@ from plugalign.evaluation.run_folder.folder import (
     SUMMARY,
     locked,
     open_run,
-    read_json,
     replace_text,
     write_json,
 )
 from plugalign.evaluation.run_folder.journal import Journal
-from plugalign.evaluation.run_folder.manifest import with_agreements
+from plugalign.evaluation.run_folder.manifest import AgreementSet, read_manifest
 from plugalign.evaluation.run_folder.records import Generated, Scored
+from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.files.folders import check_folder
 from plugalign.generation.wrap import wrap
 
@@ -58,11 +58,16 @@ class Comparison:
     Attributes:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
             summary.json, report.html and progress.log.
-        summary: the content of summary.json.
+        results: what was found.
     """
 
     out: Path
-    summary: dict[str, Any]
+    results: Summary
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return self.results.to_json()
 
     @property
     def report(self) -> Path:
@@ -71,7 +76,7 @@ class Comparison:
 
     def table(self) -> Group:
         """The summary as tables for a terminal."""
-        return comparison_table(self.summary)
+        return comparison_table(self.results)
 
     def __rich__(self) -> Group:
         return self.table()
@@ -141,15 +146,23 @@ def compare(
     decoding = Decoding(
         samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
     )
-    study = Study.of(
-        model, tokenizer, methods, controllers, prompts, limit, judges, scorer, metrics
+    study = make_study(
+        model,
+        tokenizer,
+        methods=methods,
+        controllers=controllers,
+        prompts=prompts,
+        limit=limit,
+        judges=judges,
+        scorer=scorer,
+        metrics=metrics,
     )
     with _threads(1 if study.is_pocket else torch.get_num_threads()):
         return _run(study, decoding, study.agreements(agreement), Path(out), resume)
 
 
 def _run(
-    study: Study, decoding: Decoding, agreements: list[dict[str, Any]], out: Path, resume: bool
+    study: Study, decoding: Decoding, agreements: list[AgreementSet], out: Path, resume: bool
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
     encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
@@ -158,20 +171,20 @@ def _run(
         name: wrap(study.model, study.tokenizer, watched(controller, revisions[name]))
         for name, controller in study.controllers.items()
     }
-    references = References.of(study.model, study.tokenizer, steered)
+    references = make_references(study.model, study.tokenizer, steered)
     methods = {**references.generators, **steered}
     generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
     manifest = study.manifest(decoding, references)
     with locked(out):
-        open_run(out, with_agreements(manifest, agreements), resume=resume)
-        stored = read_json(out / MANIFEST)
-        if (merged := with_agreements(stored, agreements)) != stored:
-            write_json(out / MANIFEST, merged)
+        open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
+        stored = read_manifest(out)
+        if (merged := stored.with_agreements(agreements)) != stored:
+            write_json(out / MANIFEST, merged.to_json())
         _write_prompts(out, study.prompts)
-        _work(study, generator, out, manifest["run"])
-        summary = summarise(out, study.metrics)
-        write_json(out / SUMMARY, summary)
-        write_report(out, lambda ids: _decoded(study, ids))
+        _work(study, generator, out, manifest.run or "")
+        summary = summarise(out, study.metrics.every)
+        write_json(out / SUMMARY, summary.to_json())
+        write_report(out, summary, lambda ids: _decoded(study, ids))
     return Comparison(out, summary)
 
 
