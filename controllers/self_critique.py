@@ -110,7 +110,7 @@ class SelfCritique(Controller):
             if not isinstance(text := getattr(self, what), str):
                 raise TypeError(f"{what} must be a text, got {text!r}")
         if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"rounds must be an int of at least 1, got {self.rounds}")
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is a probability in [0, 1], got {self.threshold}")
         if self.critique_tokens < 0:

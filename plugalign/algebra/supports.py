@@ -70,7 +70,7 @@ class TopK(RankSupport):
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"top-k must be an int of at least 1, got {self.k!r}")
+            raise ValueError(f"top-k must be at least 1, got {self.k!r}")
 
     @property
     def truncation(self) -> Truncation:

@@ -62,9 +62,9 @@ class Speculation:
                 f'draft must be "base", "prompt" or a model, got {type(self.draft).__name__}'
             )
         if not isinstance(self.tokens, int) or not 1 <= self.tokens <= MOST_DRAFTED:
-            raise ValueError(f"tokens must be an int in [1, {MOST_DRAFTED}], got {self.tokens}")
+            raise ValueError(f"tokens must lie in [1, {MOST_DRAFTED}], got {self.tokens}")
         if not isinstance(self.ngram, int) or self.ngram < 1:
-            raise ValueError(f"ngram must be an int of at least 1, got {self.ngram}")
+            raise ValueError(f"ngram must be at least 1, got {self.ngram}")
 
     @property
     def acceptance(self) -> float:
