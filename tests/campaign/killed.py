@@ -6,8 +6,8 @@ A command runs in a fork of this process, which has imported everything before. 
 is about to happen to a file below FOLDER: it is opened to be written, synced, renamed or removed.
 At the n-th one the fork kills itself, or first cuts what it wrote into the file to a half, as a
 disk may that loses its power before a sync. The command is run again, in a third of the cases
-killed once more, and must end as an undisturbed one did. Prints one JSON line: the points and the
-faults.
+killed once more, and must end as an undisturbed one did. Prints one JSON line for each point, with
+what was wrong there or null.
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def campaign(name: str, folder: Path, count: int, rng: random.Random) -> Iterato
 def main() -> None:
     name, folder, count, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     pocket.load()  # and with it what transformers imports late
-    found = list(campaign(name, folder.resolve(), count, random.Random(f"{name} {seed}")))
-    print(json.dumps({"points": len(found), "faults": [one for one in found if one["fault"]]}))
+    for point in campaign(name, folder.resolve(), count, random.Random(f"{name} {seed}")):
+        print(json.dumps(point), flush=True)
 
 
 if __name__ == "__main__":
