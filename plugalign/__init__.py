@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.self_diagnosis import diagnose as diagnose
     from plugalign.engine.speculative.drafts import Speculation as Speculation
     from plugalign.evaluation.comparison.compare import compare as compare
+    from plugalign.evaluation.tuning import tune as tune
     from plugalign.generation.wrap import Steered as Steered
     from plugalign.generation.wrap import wrap as wrap
     from plugalign.trace import Trace as Trace
@@ -65,6 +66,7 @@ _MODULES = {
     "compare": "plugalign.evaluation.comparison.compare",
     "fit": "plugalign.api",
     "load": "plugalign.api",
+    "tune": "plugalign.evaluation.tuning",
     "wrap": "plugalign.generation.wrap",
 }
 __all__ = [*sorted(_MODULES), "__version__"]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from plugalign.algebra.adjusting import checked_settings, rebuilt, scalar_settings
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
 from plugalign.algebra.saving import Saveable, Settings, check_named, class_of
@@ -105,6 +106,18 @@ class Controller(Saveable):
             ValueError: for a controller that acts on more than the distribution.
         """
         return Gated(self, gate)
+
+    def adjustable(self) -> Mapping[str, Any]:
+        """The types of the settings that `with_settings` can change, by name."""
+        return scalar_settings(type(self))
+
+    def with_settings(self, **changes: Any) -> Self:
+        """This controller with other settings, such as ``alpha=1.0``, and the same learned parts.
+
+        Raises:
+            ValueError: for a setting that it does not have, or a value that it cannot have.
+        """
+        return rebuilt(self, checked_settings(self.display_name, self.adjustable(), changes))
 
     def __add__(self, other: Controller) -> Controller:
         if not isinstance(other, Controller):
@@ -246,6 +259,12 @@ class Gated(Controller):
         """
         gate = self.gate.bound(model, tokenizer)
         return self.controller.steer(model, tokenizer).behind(gate)
+
+    def adjustable(self) -> Mapping[str, Any]:
+        return self.controller.adjustable()
+
+    def with_settings(self, **changes: Any) -> Self:
+        return type(self)(self.controller.with_settings(**changes), self.gate)
 
     def config(self) -> dict[str, Any]:
         check_named(self.gate)

@@ -84,18 +84,9 @@ def run_bench(
         ValueError: for an unknown method, cache or capture, or counts that are not positive.
     """
     methods = list(UNTRAINED) if methods is None else list(methods)
-    settings = Settings(
-        tuple(batches),
-        new_tokens,
-        prompt_tokens,
-        rounds,
-        draft,
-        draft_tokens,
-        cache,
-        plain_cache,
-        compiled,
-        tuple(captures),
-    )
+    counts = tuple(batches), new_tokens, prompt_tokens, rounds
+    caches = cache, plain_cache, compiled, tuple(captures)
+    settings = Settings(*counts, draft, draft_tokens, *caches)
     settings.check(methods)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

@@ -66,8 +66,7 @@ def train(
         OSError: if the checkpoint cannot be written; the one before it is intact.
     """
     check_settings(steps=steps, lr=lr, every=every, clip=clip)
-    if low := [k for k, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]:
-        raise ValueError(f"{title}: train in float32; {low[0]} is {parameters[low[0]].dtype}")
+    _check_precision(parameters, title)
     settings = (steps, lr, warmup, weight_decay, clip, seed, *([1] if held_out else []))
     names = [(name, tuple(p.shape)) for name, p in parameters.items()]
     made_by = fingerprint(run, settings, names)
@@ -125,6 +124,13 @@ def check_settings(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def _check_precision(parameters: Mapping[str, Tensor], title: str) -> None:
+    """Raises a ValueError that names the first parameter in half precision."""
+    for name, parameter in parameters.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{title}: train in float32; {name} is {parameter.dtype}")
 
 
 def _step_seed(seed: int, step: int) -> int:

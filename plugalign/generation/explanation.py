@@ -52,7 +52,9 @@ class Explanation:
         why = obstacle(self.call.model, self.call.ids, self.call.request)
         lines = self._of_loop() if why is None else self._of_processor(why)
         if self.speculation is not None:
-            lines.append(f"drafted: {self.speculation.described if why is None else 'nothing'}")
+            lines.append(
+                f"drafted: {self.speculation.described if why is None else 'nothing there'}"
+            )
         if self.revisers:
             names = ", then ".join(part.display_name for part in self.revisers)
             lines.append(f"finished answers are revised by {names}")
@@ -92,10 +94,8 @@ class Explanation:
         call = self.call
         arguments = {name: v for name, v in call.arguments.items() if name != "streamer"}
         prompts = {"input_ids": call.ids, "attention_mask": call.mask}
-        with (
-            torch.random.fork_rng(devices=[]),
-            _unchanged(call.model),
-        ):  # a selection draws its seed
+        # Selecting tokens draws a seed, and the next call is to draw the same.
+        with torch.random.fork_rng(devices=[]), _unchanged(call.model):
             prepared: Call = call.model.generate(
                 **prompts, **arguments, custom_generate=prepared_call
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,33 +11,38 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
-from plugalign.generation.arguments import check_mask, prompt_ids
+from plugalign.generation.arguments import check_cache, checked_mask, prompt_ids
 from plugalign.generation.chat import chat_of
-from plugalign.generation.request import Request
+from plugalign.generation.request import Request, token_list
 
 
-def prompts_of(inputs: Any, options: Mapping[str, Any], request: Request) -> tuple[Tensor, Tensor]:
-    """The prompts' token ids and their mask ``(B, T)``, as a call was given them.
+def prompts_of(
+    model: Any, inputs: Any, options: Mapping[str, Any], request: Request
+) -> tuple[Tensor, Tensor]:
+    """The prompts' token ids and their mask ``(B, T)``, as a call was given them. Without prompts
+    a text begins with the begin token, where there is one.
 
     Args:
         inputs: the first argument of the call.
-        options: its keyword arguments, of which ``input_ids`` and ``attention_mask`` are read.
+        options: its keyword arguments.
 
     Raises:
-        TypeError, ValueError: see `prompt_ids` and `check_mask`.
+        TypeError, ValueError: see `prompt_ids`, `check_cache` and `checked_mask`.
     """
-    ids, mask = prompt_ids(inputs, options), options.get("attention_mask")
-    if mask is None:
-        mask = inferred_mask(ids, request.pad_token_id, request.end_token_ids)
-    check_mask(mask, ids)
-    return ids, mask
+    start = token_list(request.config.bos_token_id)
+    begin = torch.tensor([start[:1]], device=model.device) if start else None
+    ids, mask = prompt_ids(inputs, options, begin), options.get("attention_mask")
+    check_cache(ids, options)
+    return ids, checked_mask(inferred_mask(model, ids, request) if mask is None else mask, ids)
 
 
-def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int]) -> Tensor:
-    """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
-    if pad is None or pad in ends:
-        return torch.ones_like(ids)
-    return (ids != pad).long()
+def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:
+    """The mask that transformers goes by where none is given: pad tokens are padding unless they
+    also end a text."""
+    config = copy.copy(request.config)
+    model._prepare_special_tokens(config, None, device=ids.device)
+    mask: Tensor = model._prepare_attention_mask_for_generation(ids, config, {})
+    return mask
 
 
 def reworded(

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from transformers import GenerationConfig
+import torch
+from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
-from plugalign.generation.arguments import check_counts, check_streamer, check_type
+from plugalign.generation.arguments import check_config, check_streamer, check_type
 
 ONE_TOKEN_A_STEP = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 OF_A_DRAFT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What generate takes behind the prompts, in its order: all but **kwargs, which are settings.
+BY_POSITION = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
 ARGUMENTS = {  # of generate, beside the settings in a GenerationConfig
-    "custom_generate",
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "streamer",
-    "assistant_model",
+    *BY_POSITION,
     "tokenizer",
     "assistant_tokenizer",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    "synced_gpus",
     "trust_remote_code",
     "input_ids",
     "attention_mask",
 }
+
+
+def by_name(arguments: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of ``generate`` behind the prompts as keywords.
+
+    Args:
+        arguments: those by position. options: those by name.
+
+    Raises:
+        TypeError: as Python does, for too many, and for one that is given twice.
+    """
+    if len(arguments) > len(BY_POSITION):
+        raise TypeError(
+            f"generate takes at most {len(BY_POSITION) + 1} arguments by position, got "
+            f"{len(arguments) + 1}"
+        )
+    named = dict(zip(BY_POSITION, arguments, strict=False))
+    if twice := sorted(named.keys() & options.keys()):
+        raise TypeError(f"generate got multiple values for argument '{twice[0]}'")
+    return {**named, **options}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +86,13 @@ def make_request(model: Any, tokenizer: Any, options: Mapping[str, Any]) -> Requ
 
     Raises:
         TypeError: for a ``generation_config`` or a streamer that is none.
-        ValueError: for settings that transformers refuses, or a number of answers below 1.
+        ValueError: for settings that transformers or `check_config` refuse.
     """
     check_type("generation_config", options.get("generation_config"), GenerationConfig)
     check_streamer(options.get("streamer"))
     settings = {name: value for name, value in options.items() if name not in ARGUMENTS}
     config, forward = model._prepare_generation_config(options.get("generation_config"), **settings)
-    check_counts(config)
+    check_config(config)
     pad, ends = special_tokens(config, tokenizer)
     given = {k: v for k, v in options.items() if k not in ("input_ids", "attention_mask")}
     given["logits_processor"] = list(options.get("logits_processor") or [])
@@ -114,12 +128,12 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
 
 
 def special_tokens(config: GenerationConfig, tokenizer: Any) -> tuple[int | None, list[int]]:
-    """The pad token and the end tokens of merged settings; the tokenizer's pad token stands in
-    where they name none."""
-    pad, end = config.pad_token_id, config.eos_token_id
-    end = end.flatten().tolist() if isinstance(end, Tensor) else end
-    ends = end if isinstance(end, list) else [end]
-    return (
-        tokenizer.pad_token_id if pad is None else pad,
-        [token for token in ends if token is not None],
-    )
+    """The pad token and the end tokens of merged settings. Without a pad token the first end token
+    pads, as in transformers, and without either the tokenizer's pad token."""
+    pads, ends = token_list(config.pad_token_id), token_list(config.eos_token_id)
+    return next(iter([*pads, *ends]), tokenizer.pad_token_id), ends
+
+
+def token_list(tokens: Any) -> list[int]:
+    """Token ids that a setting gives as a number, a list or a tensor, or not at all."""
+    return [] if tokens is None else torch.as_tensor(tokens).flatten().tolist()

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
 
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
@@ -29,7 +28,7 @@ from plugalign.generation.arguments import check_type
 from plugalign.generation.calling import PreparedCall, generate_arguments
 from plugalign.generation.explanation import Explanation, example_prompts
 from plugalign.generation.prompts import prompts_of, reworded, with_prompt
-from plugalign.generation.request import Request, check_possible, make_request
+from plugalign.generation.request import Request, by_name, check_possible, make_request
 from plugalign.generation.revising import revise
 from plugalign.generation.routing import obstacle
 from plugalign.generation.scoring import (
@@ -95,8 +94,7 @@ class Steered:
     def generate(
         self,
         inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *,
+        *arguments: Any,
         trace: Trace | None = None,
         speculation: Speculation | None = None,
         capture: Capture = "auto",
@@ -106,8 +104,8 @@ class Steered:
 
         Args:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
-            generation_config: settings, as for ``model.generate``; keyword arguments stand before
-                them.
+            arguments: what ``model.generate`` takes behind the prompts by position: a generation
+                config, logits processors, ...
             trace: is filled with every controller's contribution to every token.
             speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
@@ -126,12 +124,13 @@ class Steered:
                 token.)
             FloatingPointError: if a model gives NaN or infinite logits.
         """
+        options = by_name(arguments, options)
         with EndingStreamer(options.get("streamer")):
             switch = capture_switch(capture)
-            request = self._request(generation_config, options, trace, speculation)
+            request = self._request(options, trace, speculation)
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
-            ids, mask = prompts_of(inputs, options, request)
+            ids, mask = prompts_of(self.model, inputs, options, request)
             read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)
@@ -146,8 +145,7 @@ class Steered:
     def explain(
         self,
         inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *,
+        *arguments: Any,
         trace: Trace | None = None,
         speculation: Speculation | None = None,
         capture: Capture = "auto",
@@ -166,10 +164,11 @@ class Steered:
             TypeError, ValueError: for arguments that `generate` refuses whatever the model.
         """
         switch = capture_switch(capture)
-        request = self._request(generation_config, options, trace, speculation)
+        options = by_name(arguments, options)
+        request = self._request(options, trace, speculation)
         if inputs is None and options.get("input_ids") is None:
             inputs = example_prompts(request.processors, self.model.device)
-        ids, mask = prompts_of(inputs, options, request)
+        ids, mask = prompts_of(self.model, inputs, options, request)
         call = self._prepared(request, ids, mask, trace)
         attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
         return Explanation(call, attached, revisers, speculation, switch).text()
@@ -249,16 +248,11 @@ class Steered:
         return [part for part in self._active() if part.overrides(surface)]
 
     def _request(
-        self,
-        config: Any = None,
-        options: Mapping[str, Any] | None = None,
-        trace: Any = None,
-        speculation: Any = None,
+        self, options: Mapping[str, Any] | None = None, trace: Any = None, speculation: Any = None
     ) -> Request:
         check_type("trace", trace, Trace)
         check_type("speculation", speculation, Speculation)
-        given = {} if config is None else {"generation_config": config}
-        return make_request(self.model, self.tokenizer, {**(options or {}), **given})
+        return make_request(self.model, self.tokenizer, options or {})
 
     def _prepared(
         self, request: Request, ids: Tensor, mask: Tensor, trace: Trace | None, extra: int = 0

@@ -139,3 +139,30 @@ def test_a_config_is_not_mixed_with_keywords(which, tiny, tokenizer, prompts, ma
     steered.generate(**prompts(), generation_config=config, use_cache=False)
     assert seen["generation_config"].disable_compile and "disable_compile" not in seen
     assert config.to_dict() == before
+
+
+# ------------------------------------------------------------------ refused, before any work
+
+REFUSED = {
+    "settings": ({"generation_config": {"top_k": 9}}, TypeError, "must be a GenerationConfig"),
+    "streamer": ({"streamer": print}, TypeError, "needs put"),
+    "no answer": ({"num_return_sequences": 0}, ValueError, "at least 1, got 0"),
+    "half a beam": ({"num_beams": 1.5}, ValueError, "at least 1, got 1.5"),
+    "no token": ({"max_new_tokens": 0}, ValueError, "max_new_tokens"),
+    "a trace": ({"trace": []}, TypeError, r"a plugalign.Trace or None, got \[\]"),
+    "a mask": ({"attention_mask": torch.ones(2, 4)}, ValueError, r"the prompts have \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("method", ["generate", "explain"])
+def test_refused_before_a_model_runs(method, case, steered):
+    arguments, error, message = REFUSED[case]
+    steered.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(error, match=message):
+        getattr(steered, method)(torch.full((2, 3), 5), **arguments)
+
+
+def test_a_row_of_padding_alone_is_no_prompt(steered):
+    with pytest.raises(ValueError, match="row 1 has no tokens"):
+        steered.generate(torch.tensor([[5, 6], [0, 0]]), max_new_tokens=2)

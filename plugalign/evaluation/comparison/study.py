@@ -13,6 +13,7 @@ from plugalign.evaluation.comparison.generation import Decoding, end_tokens
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
+from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.judging.agreement import agreement as agree
 from plugalign.evaluation.judging.identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
@@ -33,7 +34,7 @@ from plugalign.evaluation.run_folder.manifest import (
     Settings,
 )
 from plugalign.files.fingerprint import file_hash
-from plugalign.loading import load_controllers, load_model, load_references, unfitted
+from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -122,14 +123,15 @@ class Study:
 def make_study(
     model: Any,
     tokenizer: Any,
-    *,
     methods: Sequence[str] | None,
     controllers: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
     prompts: str | Path | Sequence[str] | None,
     limit: int | None,
     judges: Mapping[str, Any] | Sequence[Any] | None,
     scorer: Any,
     metrics: Sequence[Metric] | None,
+    dtype: str,
 ) -> Study:
     """Checks and loads the arguments of `plugalign.evaluation.comparison.compare.compare`.
 
@@ -142,11 +144,11 @@ def make_study(
     texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
     check_measures(chosen_metrics, texts.texts)
     given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
-    chosen = load_controllers(_chosen(methods, given))
+    chosen = varied(load_controllers(_chosen(methods, given)), settings)
     specs = ["pocket"] if judges is None else judges
     loaded = load_judges(specs)
     check_judges(loaded.values(), texts.texts)
-    model, tokenizer = _model(model, tokenizer)
+    model, tokenizer = resolve_model(model, tokenizer, dtype)
     return Study(
         model=model,
         tokenizer=tokenizer,
@@ -155,7 +157,7 @@ def make_study(
         judges=loaded,
         judge_specs=dict(zip(loaded, specs_of(specs), strict=True)),
         metrics=chosen_metrics,
-        scorer=None if scorer is None else _model(scorer, None),
+        scorer=None if scorer is None else resolve_model(scorer, None, dtype),
         is_pocket=is_pocket,
     )
 
@@ -186,13 +188,3 @@ def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> di
             f"fitted is made known as a controller: NAME=FOLDER"
         )
     return {name: known[name] for name in dict.fromkeys(methods) if name != BASE}
-
-
-def _model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    if model is None:
-        return pocket.load()
-    if isinstance(model, (str, Path)):
-        return load_model(str(model))
-    if tokenizer is None:
-        raise ValueError("a model needs its tokenizer: compare(model, tokenizer, ...)")
-    return model, tokenizer

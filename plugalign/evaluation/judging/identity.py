@@ -10,12 +10,12 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 
-from plugalign import pocket
 from plugalign.algebra.identity import vocabulary_hash
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.judging.text_classifier import TextClassifier
 from plugalign.evaluation.run_folder.manifest import JudgeRecord
+from plugalign.files.embedded import parts
 from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
 
 SIMPLE = (str, int, float, bool, type(None))
@@ -54,7 +54,7 @@ def _of_spec(spec: Any) -> str | None:
     if not isinstance(spec, (str, Path)):
         return None
     text = str(spec)
-    path = pocket.parts() / "judge" if text == "pocket" else Path(text)
+    path = parts() / "judge" if text == "pocket" else Path(text)
     if path.exists():
         return _of_files(path)
     module = importlib.util.find_spec(text.partition(":")[0]) if ":" in text else None

@@ -181,10 +181,10 @@ class Manifest(_Part):
 
     def named(self) -> Self:
         """The same manifest with the name of its run."""
-        whole = self.to_json()
-        parts = {part: whole[part] for part in ("settings", "versions")}
+        content = self.to_json()
+        parts = {part: content[part] for part in ("settings", "versions")}
         run = fingerprint(json.dumps(parts, sort_keys=True))[:16]
-        return type(self).model_validate({"run": run, **whole})
+        return type(self).model_validate({"run": run, **content})
 
     @property
     def every_agreement(self) -> tuple[AgreementSet, ...]:
