@@ -106,7 +106,10 @@ class SelfCritique(Controller):
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
+        for what in ("critique", "fault", "fine", "refine"):
+            if not isinstance(text := getattr(self, what), str):
+                raise TypeError(f"{what} must be a text, got {text!r}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is a probability in [0, 1], got {self.threshold}")

@@ -72,6 +72,9 @@ class Diagnosis(Gate):
     name: ClassVar[str] = "diagnosis"
 
     def __post_init__(self) -> None:
+        for what in ("attribute", "template"):
+            if not isinstance(text := getattr(self, what), str):
+                raise TypeError(f"the {what} must be a text, got {text!r}")
         if not self.attribute.strip():
             raise ValueError(f"a diagnosis needs an attribute, got {self.attribute!r}")
         if not 0 < self.threshold <= 1:

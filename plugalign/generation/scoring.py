@@ -227,6 +227,8 @@ def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], Tensor):
         rows = zip(*texts, strict=True)
         return [row[keep.bool()].tolist() for row, keep in rows]
+    if other := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts must be a list of strings or (ids, mask), got {other[0]!r} in it")
     return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
 
 
