@@ -37,6 +37,7 @@ from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import Support
 from plugalign.controllers.pplm_gradient import Perturbed, Variant
+from plugalign.engine.readers.carrying import check_columns
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 from plugalign.kernels.topk_select import topk_select
@@ -144,6 +145,8 @@ class PPLM(Controller):
             raise ValueError(f"PPLM's words must be a list of words, got {words!r}")
         if not words and discriminator is None:
             raise ValueError("PPLM needs words, a discriminator, or both")
+        if not isinstance(label, int) or label < 0:
+            raise ValueError(f"label must be an int and not negative, got {label!r}")
         if discriminator is not None and not 0 <= label < discriminator.out_features:
             raise ValueError(
                 f"the label must be one of the discriminator's {discriminator.out_features} "
@@ -167,13 +170,16 @@ class PPLM(Controller):
         """``gm (log p_D - log p)`` on the mixed distribution's best tokens.
 
         Raises:
-            ValueError: if no word is a token, or the discriminator reads states of another model.
+            ValueError: if no word is a token, the discriminator reads states of another model, or
+                the model does not keep keys and values.
         """
+        check_columns(model, "PPLM moves")
         head, how = self.discriminator, dict(self._settings)
         if head is not None:
             if self.fitted_for is not None:
-                who = "PPLM's discriminator"
-                self.fitted_for.check(model, tokenizer, needs="weights", what=who)
+                self.fitted_for.check(
+                    model, tokenizer, needs="weights", what="PPLM's discriminator"
+                )
             width = model.get_output_embeddings().weight.shape[1]
             if head.in_features != width:
                 raise ValueError(

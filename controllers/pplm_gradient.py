@@ -64,11 +64,11 @@ class Perturber:
         self._source, self._model = source, model
         self.embedding: Tensor = model.get_input_embeddings().weight
         self._accepts = inspect.signature(model.forward).parameters
-        self._prefix = PrefixCache()
+        self._prefix = PrefixCache(model)
 
     def forget(self) -> None:
         """See `plugalign.algebra.sources.Reader`."""
-        self._prefix = PrefixCache()
+        self._prefix = PrefixCache(self._model)
 
     def read(self, step: Step) -> Tensor:
         """See `plugalign.algebra.sources.Reader`."""

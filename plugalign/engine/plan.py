@@ -16,6 +16,7 @@ from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.engine.batching.grouped import ExpertGroups
+from plugalign.engine.readers.carrying import check_source
 from plugalign.kernels.truncation import Truncation
 
 
@@ -248,6 +249,8 @@ def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
             if steering.shifts or steering.supports:
                 declared.append((part.display_name, steering))
     plan = Plan(tuple(declared))
+    for source in plan.sources.values():
+        check_source(source, model)
     return replace(plan, weights=plan._state_of(model))
 
 

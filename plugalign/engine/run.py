@@ -21,11 +21,12 @@ from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.batching.batched_base import takes_rows
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import Carrying
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.engine.readers.hidden import HiddenWatch
 from plugalign.engine.readers.incremental import IncrementalModel
 from plugalign.engine.readers.prefix_cache import CachedModel
-from plugalign.engine.sources import ReaderKind, SourceRunner
+from plugalign.engine.sources import ModelReader, ReaderKind, SourceRunner
 from plugalign.engine.step import Step
 from plugalign.kernels import steer
 from plugalign.trace import Trace
@@ -37,7 +38,8 @@ class Run:
     Args:
         prompt_mask: the prompts' mask ``(B, T)``; None infers left padding from the pad token.
         pad_token_id: used to fill, and to infer the mask where none is given.
-        infer_mask: whether leading pad tokens mean padding when there is no mask.
+        infer_mask: whether leading pad tokens mean padding when there is no mask; None: nobody can
+            tell.
         extra_positions: cache positions that attachments put in front of the prompt.
         split_models: which models can be run as body and head; remembered from call to call.
     """
@@ -49,13 +51,14 @@ class Run:
         *,
         prompt_mask: Tensor | None = None,
         pad_token_id: int = 0,
-        infer_mask: bool = False,
+        infer_mask: bool | None = False,
         extra_positions: int = 0,
         trace: Trace | None = None,
         split_models: SplitModels | None = None,
     ):
         self.plan, self.trace = plan, trace
-        self.pad, self._prompt_mask, self._infer = pad_token_id, prompt_mask, infer_mask
+        self.pad, self._prompt_mask = pad_token_id, prompt_mask
+        self._infer, self._unclear = bool(infer_mask), infer_mask is None
         self._watch = HiddenWatch(model)
         self._watch.extra_positions = extra_positions
         self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
@@ -64,9 +67,7 @@ class Run:
         rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
         self._rounded = self.split_models.get(model) if rounds else None
         self.extra_positions = extra_positions
-        self._sources = self.sources(
-            lambda model, keys_values: CachedModel(model, keys_values, self._split_of(model))
-        )
+        self._sources = self.sources(self._cached)
         if trace is not None:
             trace.names = tuple(name for name, _ in plan.steerings)
 
@@ -117,6 +118,9 @@ class Run:
         """Whether a step reads what the base's head reads."""
         return self.plan.needs_hidden or self._rounded is not None
 
+    def _cached(self, model: Any, keys_values: Tensor | None) -> CachedModel:
+        return CachedModel(model, keys_values, self._split_of(model))
+
     def _split_of(self, model: Any) -> SplitModel | None:
         own = model is self._model and self._rounded is not None
         return self._rounded if own else self.split_models.get(model)
@@ -142,9 +146,12 @@ class Run:
     def incremental_sources(
         self, copies: int = 1, every: bool = False, static: StaticDecoding | None = None
     ) -> SourceRunner:
-        """The plan's sources, read incrementally; for the arguments see `IncrementalModel`."""
+        """The plan's sources, read incrementally; for the arguments see `IncrementalModel`. A model
+        that keeps no columns is asked for whole prefixes."""
 
-        def reader(model: Any, keys_values: Tensor | None) -> IncrementalModel:
+        def reader(model: Any, keys_values: Tensor | None) -> ModelReader:
+            if not Carrying.of(model).columns:
+                return self._cached(model, keys_values)
             return self.incremental_model(model, keys_values, static, copies=copies, every=every)
 
         return self.sources(reader)
@@ -185,14 +192,30 @@ class Run:
         self.trace.record(step.ids.shape[1], base, alone, steered)
 
     def mask_for(self, ids: Tensor) -> Tensor:
-        """The mask ``(R, T)``: the prompt's, repeated over beams or samples, then ones."""
+        """The mask ``(R, T)``: the prompt's, repeated over beams or samples, then ones.
+
+        Raises:
+            ValueError: if the prompts' mask is of other texts, or there is none and a row begins
+                with a token that may be padding or text.
+        """
         given, (rows, length) = self._prompt_mask, ids.shape
-        if given is not None and rows % given.shape[0] == 0 and length >= given.shape[1]:
-            front = given.to(ids.device).repeat_interleave(rows // given.shape[0], 0)
+        if given is not None:
+            if rows % len(given) or length < given.shape[1]:
+                raise ValueError(
+                    f"the attention_mask of shape {tuple(given.shape)} is of other prompts than "
+                    f"texts of shape {tuple(ids.shape)}; make a processor for each call"
+                )
+            front = given.to(ids.device).repeat_interleave(rows // len(given), 0)
             tail = front.new_ones(rows, length - front.shape[1])
             return torch.cat([front, tail], 1)
+        begins = ids[:, 0] == self.pad
         if self._infer:
             return (ids != self.pad).long().cumsum(-1).clamp_max(1)
+        if self._unclear and bool(begins.any()):
+            raise ValueError(
+                f"row {int(begins.long().argmax())} begins with token {self.pad}, which both pads "
+                "and ends texts; pass attention_mask= to tell padding from text"
+            )
         return torch.ones_like(ids)
 
 

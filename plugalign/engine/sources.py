@@ -49,8 +49,9 @@ READERS: dict[type[Source], Callable[[Any, Any], Reader]] = {
 class ModelReader(Protocol):
     """A model with its cache."""
 
-    def logits(self, ids: Tensor, mask: Tensor) -> Scores:
-        """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)`` with their mask."""
+    def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Scores:
+        """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)`` with their mask, of which the last
+        columns were ``written`` behind the prompts."""
 
     def forget(self) -> None:
         """Frees keys and values."""
@@ -159,7 +160,7 @@ class SourceRunner:
             return seen
         with self.blamed("the base's hidden state", ids):
             self._own = self._own or CachedModel(self._model)
-            return self._own.hidden(ids, mask)
+            return self._own.hidden(ids, mask, self._written(ids))
 
     def _value(self, source: Source, step: Step) -> Any:
         reader = self._readers.get(source.key)
@@ -186,8 +187,13 @@ class SourceRunner:
         whole = torch.cat([own for own, _ in rows])
         shown = torch.cat([own[:, layout.depth :] for _, own in rows])
         with self.blamed(self._named(group), ids):
-            logits = self._reader_of(group).logits(whole, shown)
+            written = self._written(ids) + len(source.context.after)
+            logits = self._reader_of(group).logits(whole, shown, written)
         return dict(zip((x.key for x in group), split_rows(logits, len(group)), strict=True))
+
+    def _written(self, ids: Tensor) -> int:
+        """The columns of ``ids`` ``(R, T)`` behind the prompts, as far as is known."""
+        return ids.shape[1] - self.prompt_length if self.prompt_length else 0
 
     def _reader_of(self, group: tuple[Logits, ...]) -> ModelReader:
         first = group[0]

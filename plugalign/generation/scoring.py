@@ -22,8 +22,9 @@ from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.carrying import check_cache
 from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
@@ -48,20 +49,6 @@ class Batch:
     mask: Tensor
     lengths: list[int]
 
-    @classmethod
-    def of(
-        cls, prompts: Sequence[list[int]], texts: Sequence[list[int]], pad: int, device: Any
-    ) -> Batch:
-        rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
-        width = max(map(len, rows))
-        ids = [[pad] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return cls(
-            torch.tensor(ids, device=device),
-            torch.tensor(mask, device=device),
-            [len(text) for text in texts],
-        )
-
     @property
     def start(self) -> int:
         """The first column behind which a token is scored."""
@@ -73,6 +60,23 @@ class Batch:
         column = torch.arange(self.ids.shape[1] - 1, device=self.ids.device)
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return column >= self.ids.shape[1] - 1 - lengths[:, None]
+
+
+def left_padded(
+    prompts: Sequence[list[int]], texts: Sequence[list[int]], pad: int, device: Any
+) -> Batch:
+    """A batch of texts to score, each behind its prompt.
+
+    Args:
+        prompts, texts: token ids, one list for each row.
+        pad: the token id that fills shorter rows.
+    """
+    rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    lengths = [len(text) for text in texts]
+    return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device), lengths)
 
 
 class Passage:
@@ -95,13 +99,12 @@ class Passage:
     ):
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
-        prefix = PrefixCache(keys_values)
+        self._prefix = PrefixCache(model, keys_values)
         self._model, self._split = model, split
-        self._ids, mask = ids.to(model.device), mask.to(model.device)
-        prefix.align(self._ids, mask)
-        self._cache, self._depth = prefix.cache, prefix.offset
-        self._place = positions(mask) + self._depth
-        self._mask = torch.cat([mask.new_ones(len(mask), self._depth), mask], dim=1)
+        check_cache(model)
+        if not self._prefix.carrying.columns:
+            ids, mask = packed(ids, mask)
+        self._ids, self._mask = ids.to(model.device), mask.to(model.device)
         self._front, self._read = front, 0
         self.hidden: Tensor | None = None
 
@@ -109,16 +112,12 @@ class Passage:
         """The logits ``(N, V)`` behind some places ``(N,)`` before column ``stop``, which is behind
         that of the last call. What the head reads there, ``(N, D)``, is kept in ``hidden``."""
         device, stop = row.device, stop + self._front
-        here = slice(self._read, stop)
         back = column.to(self._model.device) + self._front - stop  # counted from the end
-        row, self._read = row.to(self._model.device), stop
-        inputs = {
-            "input_ids": self._ids[:, here],
-            "position_ids": self._place[:, here],
-            "attention_mask": self._mask[:, : self._depth + stop],
-            "use_cache": True,
-            "past_key_values": self._cache,
-        }
+        row, first = row.to(self._model.device), self._read
+        if first == 0 or not self._prefix.carrying.columns:  # then all is read again
+            first = self._prefix.align(self._ids[:, :stop], self._mask[:, :stop], spare=stop)
+        self._read = stop
+        inputs = self._prefix.inputs(self._ids[:, :stop], self._mask[:, :stop], first)
         if self._split is not None:
             states = self._split.states(inputs)
             head = self._split.head(states[row, back])
@@ -228,6 +227,8 @@ def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], Tensor):
         rows = zip(*texts, strict=True)
         return [row[keep.bool()].tolist() for row, keep in rows]
+    if other := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts must be a list of strings or (ids, mask), got {other[0]!r} in it")
     return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
 
 
@@ -259,7 +260,7 @@ def asked(
     if len(front) != len(scored):
         raise ValueError(f"{len(scored)} texts need as many prompts, got {len(front)}")
     if rewording:
-        batch = Batch.of(front, [[] for _ in front], 0, "cpu")
+        batch = left_padded(front, [[] for _ in front], 0, "cpu")
         front = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
     return front, scored
 
@@ -274,7 +275,7 @@ def _check_each(kind: str, texts: list[list[int]], least: int = 1) -> None:
 
 
 def check_fits(plan: Plan, model: Any, lengths: Sequence[int], extra: int) -> None:
-    """Refuses texts that a model which must read them has no room for.
+    """Refuses texts that are longer than the context of a model which must read them.
 
     Args:
         lengths: tokens of each text with its prompt.

@@ -233,7 +233,7 @@ def _agrees(body: Any, bodies: Sequence[Any], blocks: int, model: Any) -> bool:
         inputs["position_ids"] = torch.arange(8, device=ids.device).expand(len(rows), -1)
     try:
         got = body(input_ids=rows, **inputs).last_hidden_state
-    except (AttributeError, ValueError):  # a leaf is used in another way than as a function
+    except (AttributeError, TypeError, ValueError):  # a leaf is more than a function of its input
         return False
     inputs = {name: value[:2] if name != "use_cache" else value for name, value in inputs.items()}
     apart = [each(input_ids=ids, **inputs).last_hidden_state for each in bodies]

@@ -76,7 +76,8 @@ class SplitModel:
 
     def head(self, states: Tensor) -> Head:
         """The logits of what the head reads, ``(N, D)``."""
-        return Head(states, self.linear.weight, self.linear.bias, self.float32)
+        weight = self.linear.weight  # some bodies give float32 whatever the weights are
+        return Head(states.to(weight.dtype), weight, self.linear.bias, self.float32)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
         """What the head reads of all columns, ``(R, T, D)``."""
@@ -170,5 +171,5 @@ def _is_plain(model: Any, linear: nn.Linear) -> bool:
     if not isinstance(hidden, Tensor) or hidden.shape[-1] != linear.in_features:
         return False
     whole: Tensor = model.forward(input_ids=tokens, use_cache=False).logits
-    apart: Tensor = linear(hidden)
+    apart: Tensor = linear(hidden.to(linear.weight.dtype))
     return whole.dtype == apart.dtype and torch.equal(whole, apart)

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from plugalign.engine.readers.carrying import ARGUMENTS
 
 
 class HiddenWatch:
@@ -22,7 +25,9 @@ class HiddenWatch:
         self._model = model
         self._thread = threading.get_ident()
         self._hidden: Tensor | None = None
-        self._start, self._window = 0, torch.empty(0, 0, dtype=torch.long)
+        # None: a state has taken in the tokens before, and does not tell how many they were.
+        self._start: int | None = 0
+        self._window = torch.empty(0, 0, dtype=torch.long)
         self.paused = False
         self.extra_positions = 0  # cache positions in front of the prompt
 
@@ -42,8 +47,10 @@ class HiddenWatch:
     def find(self, ids: Tensor) -> Tensor | None:
         """The hidden state ``(R, D)`` after the prefixes ``ids`` ``(R, T)``, in float32, or None
         where the last forward did not read just these tokens (a draft that was rejected, say)."""
+        if self._hidden is None or self._start is None:
+            return None
         new = ids.shape[1] - self._start  # columns of the window that belong to these prefixes
-        if self._hidden is None or not 0 < new <= self._window.shape[1]:
+        if not 0 < new <= self._window.shape[1]:
             return None
         column = self._hidden.shape[1] - self._window.shape[1] + new - 1
         if column < 0 or not torch.equal(self._window[:, :new], ids[:, self._start :]):
@@ -62,11 +69,17 @@ class HiddenWatch:
     ) -> None:
         # torch leaves the inputs out where another thread's forward meets the hook's removal.
         if inputs is not None and self._ours():
-            cache = inputs.get("past_key_values")
-            past = 0 if cache is None else int(cache.get_seq_length())
-            self._start = max(0, past - self.extra_positions)
+            cache = next((inputs[name] for name in ARGUMENTS if inputs.get(name) is not None), None)
+            past = 0 if cache is None else _columns_in(cache)
+            self._start = None if past is None else max(0, past - self.extra_positions)
             self._window = inputs["input_ids"] if "input_ids" in inputs else args[0]
 
     def _note_hidden(self, _: Any, args: tuple[Any, ...]) -> None:
         if self._ours():
             self._hidden = args[0].detach()
+
+
+def _columns_in(cache: Any) -> int | None:
+    """The columns that a cache holds, or None where no layer keeps any."""
+    kept = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    return int(cache.get_seq_length()) if kept or not cache.layers else None

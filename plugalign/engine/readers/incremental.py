@@ -71,10 +71,11 @@ class IncrementalModel:
             self._options["logits_to_keep"] = 1
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
+    def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
         """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)``, which begin with those of the call
         before; ``(R * n, V)`` behind each of n new columns where every one is wanted. The first
-        call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already.
+        call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already. (How
+        many columns were ``written`` behind the prompts is known: those of all further calls.)
         """
         new = ids[:, self.length :].to(self.model.device)
         answer = self.append(new) if self.length else self._begin(new, mask.to(self.model.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from plugalign.algebra.sources import Likelihood, Step, TextLikelihood
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.readers.heads import fit_width
-from plugalign.engine.readers.prefix_cache import PrefixCache, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache
 from plugalign.kernels.head import full
 
 COLUMNS = 64  # whose logits exist at one time
@@ -33,12 +32,11 @@ class LikelihoodReader:
                 f"'{source.name}' takes token ids in front of the text, not trained keys and "
                 "values or tokens behind it"
             )
-        self._positioned = "position_ids" in inspect.signature(self._model.forward).parameters
-        self._prefix = PrefixCache()
+        self._prefix = PrefixCache(self._model)
 
     def forget(self) -> None:
         """See `plugalign.algebra.sources.Reader`."""
-        self._prefix = PrefixCache()
+        self._prefix = PrefixCache(self._model)
 
     @torch.no_grad()
     def read(self, step: Step) -> Likelihood:
@@ -72,13 +70,14 @@ class LikelihoodReader:
         The last column that is held is read again, since its logits are not kept: they score the
         first new token.
         """
-        held = self._prefix.align(ids, mask)
+        columns = self._prefix.carrying.columns  # else all of the text is read by one forward
+        held = self._prefix.align(ids, mask, spare=1 if columns else ids.shape[1])
         known = self._prefix.values if held else torch.zeros(len(ids), 1, device=ids.device)
         if held:
-            self._prefix.cache.crop(-1)  # type: ignore[union-attr]
-        found, last = [known], None
-        for first in range(known.shape[1] - 1, ids.shape[1], COLUMNS):
-            stop = min(first + COLUMNS, ids.shape[1])
+            self._prefix.cache.crop(-1)
+        found, last, step = [known], None, COLUMNS if columns else ids.shape[1]
+        for first in range(known.shape[1] - 1, ids.shape[1], step):
+            stop = min(first + step, ids.shape[1])
             log_p = self._log_probs(ids, mask, first, stop)
             if last is not None:
                 found.append(_chosen(last[:, None], ids[:, first, None]))
@@ -90,12 +89,7 @@ class LikelihoodReader:
 
     def _log_probs(self, ids: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
         """Log-probabilities behind some columns, float32 ``(K R, stop - first, V)``."""
-        inputs: dict[str, Any] = {"attention_mask": mask[:, :stop], "use_cache": True}
-        if self._positioned:
-            inputs["position_ids"] = positions(mask[:, :stop])[:, first:]
-        logits = self._model(
-            input_ids=ids[:, first:stop], past_key_values=self._prefix.cache, **inputs
-        ).logits
+        logits = self._model(**self._prefix.inputs(ids[:, :stop], mask[:, :stop], first)).logits
         return torch.log_softmax(logits.float(), -1)
 
 

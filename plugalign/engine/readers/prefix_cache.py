@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from plugalign.engine.readers.carrying import Carrying, check_columns
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.tree_attention import tree_attention_for
 from plugalign.kernels.head import Head, Logits, full
@@ -26,20 +26,26 @@ REWIND = 32  # answers remembered behind the longest prefix
 
 
 class PrefixCache:
-    """Keys and values of the columns of ``(R, T)`` token ids that a model has already seen.
+    """What a model keeps of the columns of ``(R, T)`` token ids that it has already seen.
 
     Args:
+        model: the model, which is asked how it carries what it has read.
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
 
     Attributes:
+        carrying: how the model does.
+        cache: None where it reads whole texts.
         values: numbers for each column that is held, ``(R, T, ...)``, which go where the columns
             go; without columns where nobody commits any.
     """
 
-    def __init__(self, keys_values: Tensor | None = None):
-        self.keys_values = keys_values
+    def __init__(self, model: Any, keys_values: Tensor | None = None):
+        self.model, self.keys_values = model, keys_values
+        self.carrying = Carrying.of(model)
+        if keys_values is not None:
+            check_columns(model, "a trained prefix is")
         self.offset = 0 if keys_values is None else keys_values.shape[-2]
-        self.cache: DynamicCache | None = None
+        self.cache: Any = None
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._mask = torch.empty(0, 0, dtype=torch.long)
         self._settled = True
@@ -54,7 +60,8 @@ class PrefixCache:
         """Makes the cache hold a prefix of ``ids`` ``(R, T)``, the longest it can.
 
         Returns:
-            The number of columns held, at most ``T - spare``; the caller encodes the rest.
+            The number of columns held, at most ``T - spare``; the caller encodes the rest. Where
+            the cache keeps no columns, one is left to encode or all.
         """
         if not self._settled:  # an error came before `commit`: layers may hold different columns
             self.cache = None
@@ -66,18 +73,30 @@ class PrefixCache:
         if common < reach and self.cache is not None:
             order, permuted = self._match_rows(ids, mask, reach)
             if permuted > common:
-                self.cache.batch_select_indices(order)
+                self.cache.reorder_cache(order)
                 self._ids, self._mask = self._ids[order], self._mask[order]
                 self.values = self.values[order]
                 common = permuted
-        if self.cache is None or common == 0:
+        keep = min(common, length - spare)
+        if self.cache is None or keep == 0 or not self._goes_on(keep, held, length):
             self._start(rows, ids.device)
             return 0
-        keep = min(common, length - spare)
-        self.cache.crop(keep - held)
+        if keep < held:
+            self.cache.crop(keep - held)
         self._ids, self._mask = self._ids[:, :keep], self._mask[:, :keep]
         self.values = self.values[:, :keep]
         return keep
+
+    def _goes_on(self, keep: int, held: int, length: int) -> bool:
+        """Whether the cache can go on behind so many columns of those that it holds."""
+        return self.carrying.columns or (keep == held and length == held + 1)
+
+    def inputs(self, ids: Tensor, mask: Tensor, start: int, written: int = 0) -> dict[str, Any]:
+        """The inputs of a forward that encodes ``ids`` ``(R, T)`` from column ``start`` on; see
+        `positions`."""
+        whole = torch.cat([mask.new_ones(len(mask), self.offset), mask], dim=1)
+        place = positions(mask, written)[:, start:] + self.offset
+        return self.carrying.inputs(self.model, ids[:, start:], whole, place, self.cache)
 
     def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
         """Records that the cache now holds these columns, with ``values`` if given."""
@@ -103,7 +122,7 @@ class PrefixCache:
         return order, int(best.min())
 
     def _start(self, rows: int, device: torch.device) -> None:
-        self.cache = DynamicCache()
+        self.cache = self.carrying.cache(self.model)
         self._ids = self._mask = torch.empty(rows, 0, dtype=torch.long, device=device)
         self.values = torch.empty(rows, 0, device=device)
         if self.keys_values is not None:
@@ -128,25 +147,27 @@ class CachedModel:
         self.model, self._split = model, split
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
-        self._prefix = PrefixCache(keys_values)
+        self._prefix = PrefixCache(model, keys_values)
+        if self._prefix.carrying.argument is None:
+            self._split = None
         self._accepts = inspect.signature(model.forward).parameters
         self._answers: dict[int, Logits] = {}
         self.encoded = 0  # columns sent through the model so far
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, mask: Tensor) -> Logits:
-        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask."""
-        return self._answer(ids, mask, hidden=False)
+    def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
+        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask; see `positions`."""
+        return self._answer(ids, mask, written, hidden=False)
 
     @torch.no_grad()
-    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, written: int = 0) -> Tensor:
         """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
-        answer = self._answer(ids, mask, hidden=True)
+        answer = self._answer(ids, mask, written, hidden=True)
         return answer.hidden.float() if isinstance(answer, Head) else answer
 
     def forget(self) -> None:
         """Frees keys and values."""
-        self._prefix, self._answers = PrefixCache(self._prefix.keys_values), {}
+        self._prefix, self._answers = PrefixCache(self.model, self._prefix.keys_values), {}
 
     def rewind(self, columns: int) -> None:
         """Nothing: what it holds is compared with what it is asked for."""
@@ -154,14 +175,22 @@ class CachedModel:
     def set_length(self, length: int) -> None:
         """Nothing, see `rewind`."""
 
-    def _answer(self, ids: Tensor, mask: Tensor, hidden: bool) -> Logits:
+    def _answer(self, ids: Tensor, mask: Tensor, written: int, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        if not self._prefix.carrying.columns:
+            ids, mask = packed(ids, mask)
         known = self._answers.get(ids.shape[1])
         if known is not None and self._prefix.agrees(ids, mask):
             return on_device(known, device)
         start = self._prefix.align(ids, mask)
-        answer = self._forward(ids, mask, start, hidden)
+        self.encoded += ids.shape[1] - start
+        if self._prefix.carrying.argument is None:
+            answer: Logits = self._by_length(ids, mask, hidden)
+        else:
+            inputs = self._prefix.inputs(ids, mask, start, written)
+            apart = self._split
+            answer = self._whole(inputs, hidden) if apart is None else apart.last(inputs)
         self._prefix.commit(ids, mask)
         # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
         kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
@@ -169,16 +198,19 @@ class CachedModel:
         self._answers[ids.shape[1]] = answer
         return on_device(answer, device)
 
-    def _forward(self, ids: Tensor, mask: Tensor, start: int, hidden: bool) -> Logits:
-        inputs: dict[str, Any] = {"input_ids": ids[:, start:], "use_cache": True}
-        inputs["past_key_values"] = self._prefix.cache
-        offset = self._prefix.offset
-        inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), offset), mask], dim=1)
-        if "position_ids" in self._accepts:
-            inputs["position_ids"] = positions(mask)[:, start:] + offset
-        self.encoded += ids.shape[1] - start
-        if self._split is not None:
-            return self._split.last(inputs)
+    def _by_length(self, ids: Tensor, mask: Tensor, hidden: bool) -> Tensor:
+        """The answers of a model with a way of its own, which may look at no mask: texts of one
+        length at a time, without padding."""
+        lengths, found = mask.sum(-1), dict[int, Tensor]()
+        for length in set(lengths.tolist()):
+            rows = (lengths == length).nonzero()[:, 0]
+            text = ids[rows, ids.shape[1] - length :]
+            inputs = self._prefix.inputs(text, torch.ones_like(text), 0)
+            found.update(zip(rows.tolist(), self._whole(inputs, hidden), strict=True))
+        return torch.stack([found[row] for row in range(len(ids))])
+
+    def _whole(self, inputs: dict[str, Any], hidden: bool) -> Tensor:
+        """The last column's logits ``(R, V)``, or what the head reads there ``(R, D)``."""
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
         with head_input(self.model) as seen:
@@ -206,7 +238,8 @@ class CachedScorer:
 
     def __init__(self, predictor: Any):
         self.predictor = predictor
-        self._prefix, self._star = PrefixCache(), tree_attention_for(predictor.backbone)
+        backbone = predictor.backbone
+        self._prefix, self._star = PrefixCache(backbone), tree_attention_for(backbone)
         self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
         self.encoded = 0  # columns sent through the backbone so far, without candidates
 
@@ -227,7 +260,8 @@ class CachedScorer:
 
     def forget(self) -> None:
         """Frees keys and values."""
-        self._prefix, self._star = PrefixCache(), tree_attention_for(self.predictor.backbone)
+        backbone = self.predictor.backbone
+        self._prefix, self._star = PrefixCache(backbone), tree_attention_for(backbone)
         self._candidates = None
 
     def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:
@@ -241,7 +275,7 @@ class CachedScorer:
         if not bool(same.any(1).all()):
             return
         for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):
-            self._prefix.cache.update(keys, values, layer)  # type: ignore[union-attr]
+            self._prefix.cache.update(keys, values, layer)
         self._prefix.commit(ids, mask)
 
     def _encode(self, ids: Tensor, mask: Tensor, start: int) -> None:
@@ -255,9 +289,22 @@ class CachedScorer:
         )
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids ``(R, T)`` and their mask with all padding in front. A state takes in one token
+    after the other, so none may stand between two that are read."""
+    order = mask.argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
+
+
+def positions(mask: Tensor, written: int = 0) -> Tensor:
+    """Position ids ``(R, T)`` as ``generate`` makes them: the first real token stands at 0, padding
+    too, and the last columns, which were ``written`` behind the prompts, go on from the one before
+    them. (Behind prompts that are padded on the right that is position 0.)"""
+    place = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if 0 < written < mask.shape[1]:
+        further = torch.arange(1, written + 1, device=mask.device)
+        place[:, -written:] = place[:, -written - 1, None] + further
+    return place
 
 
 @contextmanager

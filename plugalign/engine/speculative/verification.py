@@ -16,6 +16,7 @@ from transformers import (
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from plugalign.algebra.identity import model_name
 from plugalign.engine.batching.batched_base import BatchedBase, takes_rows
@@ -190,9 +191,18 @@ def check_verifiable(
     if plan.needs_hidden and not split:
         why = "a controller reads hidden states, and the model's head is no plain linear layer"
     for model in readers:
-        if not takes_rows(DynamicCache(config=text_config(model))):
-            why = f"'{model_name(model)}' keeps a cache that forgets no columns"
+        if not takes_rows(own := DynamicCache(config=text_config(model))):
+            why = f"'{model_name(model)}' keeps a cache that forgets no columns: {_kept(own)}"
     if not takes_rows(cache):
-        why = "this cache forgets no columns; leave cache_implementation at its default"
+        why = f"the base keeps a cache that forgets no columns: {_kept(cache)}"
     if why:
         raise ValueError(f"no draft can be verified here: {why}")
+
+
+def _kept(cache: Any) -> str:
+    """What in a cache forgets no columns, in words."""
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        return "states that have taken in all tokens"
+    if any(cache.is_sliding):
+        return "sliding windows"
+    return f"a {type(cache).__name__}; leave cache_implementation at its default"
