@@ -47,6 +47,7 @@ def data(script: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
 def test_one_command_fits_compares_and_writes_results_without_texts(
     script: Any, data: Path, tmp_path: Path
 ) -> None:
