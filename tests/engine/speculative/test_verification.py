@@ -285,7 +285,8 @@ class TestBadInput:
         plain = pa.wrap(model, tokenizer, pa.SelfDebias(["w5"]))
         self.refused(plain, prompts(), "moves rows", num_beams=2, speculation=told)
         static = {"cache_implementation": "static", "speculation": told}
-        self.refused(plain, prompts(), "forgets no columns", **static)
+        named = "forgets no columns: a StaticCache; leave cache_implementation"
+        self.refused(plain, prompts(), named, **static)
         self.refused(plain, prompts(), "trace", speculation=told, trace=pa.Trace())
         assert told.rounds == 0
 
@@ -302,9 +303,14 @@ class TestBadInput:
         )
         sliding = AutoModelForCausalLM.from_config(config).eval()
         plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
-        self.refused(plain, prompts(), "forgets no columns", speculation=pa.Speculation(sliding))
+        windows = "forgets no columns: sliding windows"
+        self.refused(plain, prompts(), windows, speculation=pa.Speculation(sliding))
         expert = pa.wrap(tiny(), tokenizer, pa.DExperts(sliding))
-        self.refused(expert, prompts(), "forgets no columns", speculation=pa.Speculation())
+        self.refused(expert, prompts(), windows, speculation=pa.Speculation())
+        base = pa.wrap(sliding, tokenizer, pa.SelfDebias(["w5"]))
+        self.refused(
+            base, prompts(), f"the base keeps a cache that {windows}", speculation=pa.Speculation()
+        )
 
     def test_a_draft_model_without_room(self, tiny, tokenizer, prompts):
         small = tiny("gpt2-tied")  # 128 positions
