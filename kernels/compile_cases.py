@@ -25,8 +25,6 @@ SHORT = {
     "candidate.choose",
     "spec.accept",
     "spec.follow",
-    "low_rank.read",
-    "low_rank.project",
     "group_lora",
 }
 
@@ -234,29 +232,6 @@ def spec_verify(inputs: Inputs) -> Iterator[Case]:
         yield inputs.case(f"spec.{name}", launch, streams)
 
 
-def low_rank(inputs: Inputs) -> Iterator[Case]:
-    """Projections carried to the logits, and one of hidden states of 4096.
-
-    64 directions leave the rows of ``left`` aligned, 35 do not; 32 rows and more make a tall tile.
-    """
-    from plugalign.kernels.low_rank_triton import plan, plan_hidden
-
-    def factor(width: int, rank: int) -> Tensor:
-        return unreal(width * rank, torch.float32).view(width, rank)
-
-    for name, rows, rank in (("", ROWS, 64), (" r=35", ROWS, 35), (" tall r=35", 64, 35)):
-        hidden = unreal(rows * 4096, inputs.dtype).view(rows, 4096)
-        factors = factor(inputs.vocab, rank), factor(4096, rank)
-        logits = inputs.logits(rows)
-        read, sweep = plan(logits, hidden, *factors, None, 1.0, None, fast=inputs.nvidia)
-        yield inputs.case(f"low_rank.sweep{name}", sweep, 1)
-        if rows == ROWS:
-            yield inputs.case(f"low_rank.read{name}", read, 1)
-    basis = factor(4096, 4)
-    (project,) = plan_hidden(hidden, basis, basis, None, 1.0, None, fast=inputs.nvidia)
-    yield inputs.case("low_rank.project", project, 1)
-
-
 def group_lora(inputs: Inputs) -> Iterator[Case]:
     """Two adapters of rank 16 beside square layers, for eight rows each."""
     from plugalign.kernels.group_lora_triton import plan
@@ -280,6 +255,5 @@ GROUPS = (
     topk_select,
     candidate_sample,
     spec_verify,
-    low_rank,
     group_lora,
 )

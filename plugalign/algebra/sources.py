@@ -26,9 +26,13 @@ class Step(Protocol):
         number: how many tokens of each row follow its prompt already, int64 ``(R,)``.
     """
 
-    ids: Tensor
-    mask: Tensor
     base: Tensor
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
 
     @property
     def number(self) -> Tensor: ...

@@ -21,11 +21,13 @@ from plugalign.engine.acceleration.compiled import static_decoding
 from plugalign.engine.acceleration.switch import WITHOUT, CaptureSwitch
 from plugalign.engine.batching.batched_base import BatchedBase, is_growing
 from plugalign.engine.call import Call, prepared_call
+from plugalign.engine.prefix import Prefix, prefix_of
 from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.run import Run
 from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
-from plugalign.engine.speculative.drafts import BASE, MOST_DRAFTED, Speculation, make_drafter
+from plugalign.engine.speculative.drafters import make_drafter
+from plugalign.engine.speculative.drafts import BASE, MOST_DRAFTED, Speculation
 from plugalign.engine.speculative.verification import Round, Speculator, check_verifiable
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import Stopping
@@ -85,7 +87,7 @@ class Loop:
             call.config._pad_token_tensor,
             every_step=self._streamer is not None or speculation is not None,
             captured=graph is not None,
-            most=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
+            max_columns=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
         room = stopping.remaining(call.ids) - 1
         static = static_decoding(
@@ -106,7 +108,7 @@ class Loop:
             split=split,
             copies=call.copies,
             pad_token_id=run.pad,
-            every=speculation is not None,
+            all_positions=speculation is not None,
             linear=run.plan.linear,
             exact=call.returns_logits or call.selection.want_scores,
         )
@@ -211,7 +213,7 @@ class Decoder:
         no step could be captured."""
         room, done = self._stopping.remaining(ids), False
         steps = captured_step.CapturedSteps(
-            graph, self._drawn, self._at, self._refused, self._stopping, ids, room
+            graph, self._drawn, self._at, self._refused, self._stopping, prefix_of(ids, mask), room
         )
         for ids in steps.texts():
             done = self._stopping.is_over(ids)
@@ -222,10 +224,10 @@ class Decoder:
                 break
         return ids, done
 
-    def _drawn(self, ids: Tensor, column: Tensor) -> Tensor:
+    def _drawn(self, prefix: Prefix) -> Tensor:
         """The tokens ``(R,)`` after texts, as `CapturedSteps` asks for them."""
-        step = self._read(ids, ids, column)  # every model has begun, so none asks for the mask
-        return self._selection.tokens(ids, step.mixture(), self._run.plan.truncation, column)[0]
+        step = self._read(prefix)
+        return self._selection.tokens(prefix, step.mixture(), self._run.plan.truncation)[0]
 
     def _at(self, length: int) -> None:
         self._base.set_length(length)
@@ -245,7 +247,7 @@ class Decoder:
     def _look(self, ids: Tensor, mask: Tensor, done: bool) -> None:
         """Looks now and then for a column that has no token."""
         if (column := self._stopping.failed(ids, done)) is not None:
-            self._blame(ids[:, :column], self._wide(mask, column)[:, :column])
+            self._blame(prefix_of(ids[:, :column], self._wide(mask, column)))
 
     def _wide(self, mask: Tensor, columns: int) -> Tensor:
         """The mask ``(R, T)`` with so many columns at least."""
@@ -260,8 +262,9 @@ class Decoder:
             found = self.speculator.round(ids, mask)
             if found is not None:
                 return self._found(found)
-        step = self._read(ids, mask[:, : ids.shape[1]])
-        tokens, scores = self._selection.tokens(ids, step.mixture(), self._run.plan.truncation)
+        prefix = prefix_of(ids, mask)
+        step = self._read(prefix)
+        tokens, scores = self._selection.tokens(prefix, step.mixture(), self._run.plan.truncation)
         if not self._stopping.deferred and bool((tokens < 0).any()):
             self._refuse(step)
         if self.scores is not None and scores is not None:
@@ -281,25 +284,26 @@ class Decoder:
             self.logits += found.logits.float().unbind(1)
         return found.tokens
 
-    def _read(self, ids: Tensor, mask: Tensor, column: Tensor | None = None) -> Step:
-        """Runs the base and all sources on what they have not read; see `Selection.base`."""
+    def _read(self, prefix: Prefix) -> Step:
+        """The step after a prefix, of which the base reads what it has not read."""
+        ids = prefix.ids
         with Running(f"{self._who} at {self._sources.where(ids)}"):
-            known = self._base.read(ids, mask)
+            output = self._base.read(prefix)
         if self.logits is not None:
-            self.logits += (known.base.float(),)
-        if known.hidden is None:  # watched, and asked for before a processor runs the base too
-            known = replace(known, hidden=self._base.base_rows(self._run.hidden(), len(ids)))
-        base = self._selection.base(ids, known.base, column)
-        return Step(self._run.plan, self._sources, ids, mask, base, known)
+            self.logits += (output.base.float(),)
+        if output.hidden is None:  # watched, and asked for before a processor runs the base too
+            output = replace(output, hidden=self._base.base_rows(self._run.hidden(), len(ids)))
+        base = self._selection.base(prefix, output.base)
+        return Step(self._run.plan, self._sources, prefix, base, output)
 
     def _refuse(self, step: Step) -> None:
         step.check()
         raise FloatingPointError(f"no token is possible at {self._sources.where(step.ids)}")
 
-    def _blame(self, ids: Tensor, mask: Tensor) -> None:
+    def _blame(self, prefix: Prefix) -> None:
         """Repeats a step that failed some steps ago, to find out why."""
         self._base, self._sources = self._base.restarted(), self._run.incremental_sources()
-        self._refuse(self._read(ids, mask))
+        self._refuse(self._read(prefix))
 
     def _cut(self, ids: Tensor, first: int) -> Tensor:
         """Forgets what is not behind one of ``ids`` ``(R, T)``, the first of which were given, in

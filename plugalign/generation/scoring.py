@@ -22,8 +22,9 @@ from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
+from plugalign.engine.prefix import prefix_of
 from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, position_ids
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
@@ -100,7 +101,7 @@ class Passage:
         self._ids, mask = ids.to(model.device), mask.to(model.device)
         prefix.align(self._ids, mask)
         self._cache, self._depth = prefix.cache, prefix.offset
-        self._place = positions(mask) + self._depth
+        self._place = position_ids(mask) + self._depth
         self._mask = torch.cat([mask.new_ones(len(mask), self._depth), mask], dim=1)
         self._front, self._read = front, 0
         self.hidden: Tensor | None = None
@@ -181,9 +182,9 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         here = batch.wanted[:, start:stop]
         row, column = (torch.ones_like(here) if stepwise else here).nonzero(as_tuple=True)
         known = sources.read(stop, row, column + start)
-        ids, mask = batch.ids[:, :stop], batch.mask[:, :stop]
-        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=ids.device)
-        step = Step(run.plan, runner, ids, mask, known.base, known, number)
+        prefix = prefix_of(batch.ids[:, :stop], batch.mask)
+        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=batch.ids.device)
+        step = Step(run.plan, runner, prefix, known.base, known, number)
         token = batch.ids[row, column + start + 1]
         chosen = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, token[:, None])
         found[row, column + start] = chosen[:, 0]

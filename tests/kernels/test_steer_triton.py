@@ -357,3 +357,21 @@ def test_temperatures_at_the_ends_of_float32():
         for cut in (ALL, Truncation(0.9)):
             assert_equal_to_the_twin(m, draw(2, (heat, heat)), cut, tile=128)
             assert_equal_to_the_twin(m, draw(2, (heat, heat)), ALL, cut, tile=128)
+
+
+@pytest.mark.parametrize("kind", ["linear", "log sigmoid", "damping", "extreme", "probability mix"])
+def test_a_row_of_weight_zero_adds_nothing(kind):
+    """As in the torch reference: the row stays the base's, whatever the sources give there."""
+    base, other = logits(3, 257), logits(3, 257, seed=1)
+    other[0, 3:7] = torch.tensor([-INF, INF, NAN, 2.0], device=DEVICE)
+    weight = torch.tensor([0.0, 1.0, 2.0], device=DEVICE)
+    term = {
+        "linear": lambda: Linear((other,), weight[:, None]),
+        "log sigmoid": lambda: LogSigmoid(other, weight),
+        "damping": lambda: Damping((other,), 50.0, 0.01, weight),
+        "extreme": lambda: Extreme((other,), weight=weight),
+        "probability mix": lambda: ProbabilityMix(other, 2.0, weight=weight),
+    }[kind]()
+    got, d = run(Mixture(base, (term,)), draw(3)), draw(3)
+    assert got[0] == run(Mixture(base), d)[0]
+    assert_equal_to_the_twin(Mixture(base, (term,)), d)

@@ -12,7 +12,7 @@ from torch import Tensor
 from plugalign.algebra.sources import Likelihood, Step, TextLikelihood
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.readers.heads import fit_width
-from plugalign.engine.readers.prefix_cache import PrefixCache, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, position_ids
 from plugalign.kernels.head import full
 
 COLUMNS = 64  # whose logits exist at one time
@@ -89,7 +89,7 @@ class LikelihoodReader:
         """Log-probabilities behind some columns, float32 ``(K R, stop - first, V)``."""
         inputs: dict[str, Any] = {"attention_mask": mask[:, :stop], "use_cache": True}
         if self._positioned:
-            inputs["position_ids"] = positions(mask[:, :stop])[:, first:]
+            inputs["position_ids"] = position_ids(mask[:, :stop])[:, first:]
         logits = self._model(
             input_ids=ids[:, first:stop], past_key_values=self._prefix.cache, **inputs
         ).logits

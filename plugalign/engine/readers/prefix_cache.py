@@ -175,7 +175,7 @@ class CachedModel:
         offset = self._prefix.offset
         inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), offset), mask], dim=1)
         if "position_ids" in self._accepts:
-            inputs["position_ids"] = positions(mask)[:, start:] + offset
+            inputs["position_ids"] = position_ids(mask)[:, start:] + offset
         self.encoded += ids.shape[1] - start
         if self._split is not None:
             return self._split.last(inputs)
@@ -249,13 +249,13 @@ class CachedScorer:
         self.predictor.backbone(
             input_ids=ids[:, start:],
             attention_mask=mask,
-            position_ids=positions(mask)[:, start:],
+            position_ids=position_ids(mask)[:, start:],
             past_key_values=self._prefix.cache,
             use_cache=True,
         )
 
 
-def positions(mask: Tensor) -> Tensor:
+def position_ids(mask: Tensor) -> Tensor:
     """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 

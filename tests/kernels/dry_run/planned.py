@@ -12,7 +12,6 @@ from plugalign.kernels import (
     candidate_sample_triton,
     group_lora_triton,
     gumbel_triton,
-    low_rank_triton,
     row_lse_triton,
     scores_triton,
     spec_verify_triton,
@@ -137,18 +136,8 @@ def listed(shape: Shape, whole: bool) -> Plans:
 
 
 def changed(shape: Shape, whole: bool) -> Plans:
-    """What changes logits, hidden states and layers' outputs in place."""
-    x, heat, rows = shape.logits(), shape.heat(), shape.rows
-    hidden = torch.empty(rows, DEPTH, dtype=shape.dtype)
-    for rank in (16, 64) if whole else (35,):
-        left, right = torch.empty(shape.vocab, rank), torch.empty(DEPTH, rank)
-        shift = low_rank_triton.plan(x, hidden, left, right, None, 1.0, None, fast=True)
-        yield f"low rank {rank} of logits", shift
-        factors = (hidden, right, right, torch.empty(DEPTH), 1.0, heat)
-        yield f"low rank {rank} of states", low_rank_triton.plan_hidden(*factors, fast=True)
-    basis = torch.empty(DEPTH, 4)
-    yield "projection", low_rank_triton.plan_hidden(hidden, basis, basis, None, 1.0, None)
-    width = DEPTH if shape is not ODD else DEPTH + 1
+    """What changes layers' outputs in place."""
+    rows, width = shape.rows, DEPTH if shape is not ODD else DEPTH + 1
     y = torch.empty(2, rows, width, dtype=shape.dtype)
     a, b = (torch.empty(2, *size, dtype=shape.dtype) for size in ((width, 16), (16, width)))
     lora = group_lora_triton.plan(y, y.clone(), a, b, 1.0, None, fast=True, upcast=False)

@@ -14,7 +14,6 @@ from plugalign.kernels import gumbel, steer
 from plugalign.kernels.calls import CandidateDraw, Draw
 from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
-from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 from plugalign.kernels.mixture import Mixture, mix, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import _checked, spec_verify
@@ -32,7 +31,7 @@ SEED = 2**63 + 12345
 NUCLEUS = Truncation(0.9)
 TIE = 2e-5  # of scores, relative: what the GPU's own logarithm and fused operations may change
 EDGE = 1e-4  # of probability: what sums in another order may change where a nucleus ends
-SCRATCH = ("part_", "new_", "norm_", "coefficients", "keys", "rest", "tops", "goals", "chosen")
+SCRATCH = ("part_", "new_", "norm_", "keys", "rest", "tops", "goals", "chosen")
 
 
 def sizes() -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -260,23 +259,6 @@ def verified(certain: bool, at: At) -> Operation:
     return Operation(lambda backend: spec_verify(**call, backend=backend), same, exact, same)
 
 
-def shifted(of_states: bool, at: At) -> Operation:
-    """A low-rank shift of logits, or of the hidden states themselves."""
-    depth, rank = sizes()[2], 16
-    hidden = at.normal(at.rows, depth, seed=0, dtype=at.dtype)
-    x = hidden if of_states else at.logits(1)
-    left = at.normal(x.shape[1], rank, seed=2)
-    right = at.normal(depth, rank, seed=3) / depth**0.5
-    rest = {"center": at.normal(depth, seed=4), "share": at.heat() * 0.5}
-    function, factors = low_rank_logits, (hidden, left, right)
-    if of_states:
-        function, factors = low_rank_hidden, (left, right)
-    return Operation(
-        lambda backend: function(x.clone(), *factors, **rest, backend=backend),
-        partial(near, rtol=torch.finfo(at.dtype).eps, atol=1e-4),
-    )
-
-
 def adapted(at: At) -> Operation:
     """Two adapters; sums in another order may round the product with ``a`` the other way."""
     width, rank, rows = sizes()[2], 16, 3 * at.rows
@@ -311,7 +293,5 @@ OPERATIONS: dict[str, Callable[[At], Operation]] = {
     "candidate_sample": candidates,
     "spec_verify": partial(verified, False),
     "spec_verify-certain": partial(verified, True),
-    "low_rank_logits": partial(shifted, False),
-    "low_rank_hidden": partial(shifted, True),
     "group_lora": adapted,
 }
