@@ -90,14 +90,16 @@ def unreal(size: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-NUMBER, HEAT = unreal(ROWS, torch.int64), unreal(ROWS, torch.float32)
+NUMBER, TEMPERATURE = unreal(ROWS, torch.int64), unreal(ROWS, torch.float32)
 
 
 def gumbel(inputs: Inputs) -> Iterator[Case]:
     """Sampling from one source."""
     from plugalign.kernels.gumbel_triton import plan
 
-    launches = plan(inputs.logits(), 5, NUMBER, NUMBER, NUMBER, HEAT, NUMBER, fast=inputs.nvidia)
+    launches = plan(
+        inputs.logits(), 5, NUMBER, NUMBER, NUMBER, TEMPERATURE, NUMBER, fast=inputs.nvidia
+    )
     yield inputs.case("gumbel.sweep", launches[0], 1)
     yield inputs.case("gumbel.merge", launches[1], 1)
 
@@ -106,7 +108,7 @@ def row_lse(inputs: Inputs) -> Iterator[Case]:
     """The normaliser of one source."""
     from plugalign.kernels.row_lse_triton import plan
 
-    launches = plan((inputs.logits(),), HEAT.view(1, ROWS))
+    launches = plan((inputs.logits(),), TEMPERATURE.view(1, ROWS))
     yield inputs.case("row_lse.sweep", launches[0], 1)
     yield inputs.case("row_lse.merge", launches[1], 1)
 
@@ -120,14 +122,14 @@ def steer(inputs: Inputs) -> Iterator[Case]:
 
     three = weighted([inputs.logits() for _ in range(3)], (1.0, 2.0, -2.0))
     one = Mixture(inputs.logits())
-    warm = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
-    cold = Draw(5, NUMBER, NUMBER, NUMBER, HEAT, greedy=True)
+    sampled = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE)
+    greedy = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE, greedy=True)
     nucleus, best = Truncation(0.9), Truncation(top_k=50)
     for name, mixture, draw, before, after in (
-        ("K=3 top-p", three, warm, nucleus, EVERYTHING),
-        ("K=3 greedy", three, cold, best, EVERYTHING),
-        ("K=1 own top-p", one, warm, EVERYTHING, nucleus),
-        ("K=3 both", three, warm, nucleus, Truncation(0.9, 50, joint=True)),
+        ("K=3 top-p", three, sampled, nucleus, EVERYTHING),
+        ("K=3 greedy", three, greedy, best, EVERYTHING),
+        ("K=1 own top-p", one, sampled, EVERYTHING, nucleus),
+        ("K=3 both", three, sampled, nucleus, Truncation(0.9, 50, joint=True)),
     ):
         launches = plan(mixture, draw, before, after, NUMBER, fast=inputs.nvidia)
         for launch in launches[-4:]:  # the search for a threshold has cases of its own
@@ -147,7 +149,7 @@ def self_debias(inputs: Inputs) -> Iterator[Case]:
 
     x = [inputs.logits() for _ in range(4)]
     mixture = Mixture(x[0], (Damping((x[1], x[2]), 50.0, 0.01), LogSigmoid(x[3])))
-    draw = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
+    draw = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE)
     lse, _, sweep, _, _, finish = plan(
         mixture, draw, Truncation(0.9), EVERYTHING, NUMBER, fast=inputs.nvidia
     )
@@ -203,7 +205,18 @@ def candidate_sample(inputs: Inputs) -> Iterator[Case]:
     from plugalign.kernels.candidate_sample_triton import plan
 
     values = unreal(ROWS * 200, inputs.dtype).view(ROWS, 200)
-    call = CandidateDraw(values, values.long(), values, HEAT, HEAT, HEAT, NUMBER, NUMBER, NUMBER, 5)
+    call = CandidateDraw(
+        values,
+        values.long(),
+        values,
+        TEMPERATURE,
+        TEMPERATURE,
+        TEMPERATURE,
+        NUMBER,
+        NUMBER,
+        NUMBER,
+        5,
+    )
     (launch,) = plan(call, NUMBER, values.float(), fast=inputs.nvidia)
     yield inputs.case("candidate.choose", launch, 1)
 
@@ -220,7 +233,7 @@ def spec_verify(inputs: Inputs) -> Iterator[Case]:
     )
     target, draft = target[..., : inputs.vocab], draft[..., : inputs.vocab]
     tokens = unreal(ROWS * places, torch.int64).view(ROWS, places)
-    rest = (tokens, NUMBER, NUMBER, NUMBER, NUMBER, HEAT, HEAT, 5)
+    rest = (tokens, NUMBER, NUMBER, NUMBER, NUMBER, TEMPERATURE, TEMPERATURE, 5)
     launches = plan(Verification(target, draft, *rest), NUMBER, NUMBER, fast=inputs.nvidia)
     follow = plan(Verification(target, None, *rest), NUMBER, NUMBER, fast=inputs.nvidia)[-1]
     for name, launch, streams in (

@@ -3,7 +3,7 @@
 
 A program multiplies a group's rows by all of ``a``, keeps the result, and adds its product with
 some columns of ``b``. Every tile of columns reads ``a`` anew, from the cache: cheap as long as the
-rank is small. Like the twin it rounds the first product to the tensors' own type.
+rank is small. Like the torch reference it rounds the first product to the tensors' own type.
 """
 
 from __future__ import annotations

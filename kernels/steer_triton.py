@@ -28,9 +28,9 @@ from plugalign.kernels.noised_triton import (
     ON_NOTHING,
     Address,
     answer_of,
-    coldness,
     constants_of,
     entry_of,
+    inverse_temperature,
     taken,
     value_of,
 )
@@ -82,7 +82,7 @@ def sweep(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = row * tl.num_programs(1) + part
-    scale = coldness(address, row, ON, GREEDY) * LOG2E
+    scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     best = tl.full((T, W), NEVER, tl.float32)
     best_tile = tl.zeros((T, W), tl.int32)
@@ -155,7 +155,7 @@ def merge(
         highest = tl.max(top)
         tl.store(tops + row, highest)
         if MASS:
-            scale = coldness(address, row, ON, GREEDY) * LOG2E
+            scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
             mass = tl.load(part_mass + at, mask=part < parts, other=0.0)
             total = tl.sum(mass * tl.exp2((top - pivot_of(highest)) * scale))
             tl.store(goals + row, total * top_p)
@@ -187,7 +187,7 @@ def check(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = row * tl.num_programs(1) + part
-    scale = coldness(address, row, ON, GREEDY) * LOG2E
+    scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     pivot = pivot_of(tl.load(tops + row))
     entries = ()
@@ -256,8 +256,8 @@ def plan(
     Args:
         tile, parts: entries of a tile, programs for a row; they change the speed, and the rounding
             of the masses that top-p compares.
-        fast: the GPU's own logarithm and fused operations; without, noise equals the twin's bit
-            for bit. The default on NVIDIA's GPUs.
+        fast: the GPU's own logarithm and fused operations, the default on NVIDIA's GPUs; without,
+            noise equals the torch reference's bit for bit.
     """
     rows, vocab = mixture.base.shape
     device = mixture.base.device

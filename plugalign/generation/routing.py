@@ -187,8 +187,8 @@ def _experts(plan: Plan, model: Any, rows: bool) -> list[str]:
     return lines
 
 
-def _why_apart(plan: Plan, source: Logits, model: Any, rows: bool) -> str:
-    """Why another model has no rows in the base's forward, in words, or nothing."""
+def _why_apart(plan: Plan, source: Logits, model: Any, rows: bool) -> str | None:
+    """Why another model has no rows in the base's forward, in words, or None."""
     if source.key not in plan.always_read:
         return "it stands behind a gate"
     if not source.context.is_empty:

@@ -52,7 +52,7 @@ class Shape:
         rows = self.rows if count is None else count
         return torch.empty(rows, self.stride, dtype=self.dtype)[:, : self.vocab]
 
-    def heat(self) -> Tensor:
+    def temperature(self) -> Tensor:
         return torch.ones(self.rows)
 
     def numbers(self) -> Tensor:
@@ -107,7 +107,7 @@ def steered(shape: Shape, whole: bool) -> Plans:
         ]
     for name, mixture, before, after, greedy in drawn:
         number = shape.numbers()
-        draw = Draw(SEED, number, number, number, shape.heat(), greedy)
+        draw = Draw(SEED, number, number, number, shape.temperature(), greedy)
         yield name, steer_triton.plan(mixture, draw, before, after, number.clone(), fast=True)
     for name, cut in (("scores", EVERYTHING), ("scores on a nucleus", NUCLEUS))[: 1 + whole]:
         out = torch.empty(shape.rows, shape.vocab)
@@ -116,20 +116,25 @@ def steered(shape: Shape, whole: bool) -> Plans:
 
 def listed(shape: Shape, whole: bool) -> Plans:
     """Plain draws, normalisers, the best tokens, candidates and drafts."""
-    x, number, heat, rows = shape.logits(), shape.numbers(), shape.heat(), shape.rows
-    yield "gumbel", gumbel_triton.plan(x, SEED, number, number, number, heat, number, fast=True)
+    x, number, temperature, rows = shape.logits(), shape.numbers(), shape.temperature(), shape.rows
+    yield (
+        "gumbel",
+        gumbel_triton.plan(x, SEED, number, number, number, temperature, number, fast=True),
+    )
     yield "row_lse", row_lse_triton.plan((x,), torch.empty(1, rows))
     for k in (50, 200, 1024) if whole else (50,):
         values = torch.empty(rows, k)
         yield f"top {k}", topk_select_triton.plan(x, values, values.long())
     values, ids = shape.logits()[:, :200], torch.zeros(rows, 200, dtype=torch.int64)
-    call = CandidateDraw(values, ids, values, heat, heat, heat, number, number, number, SEED)
+    call = CandidateDraw(
+        values, ids, values, temperature, temperature, temperature, number, number, number, SEED
+    )
     yield "candidates", candidate_sample_triton.plan(call, number, torch.empty(rows, 200))
     for places in (1, 4) if whole else (3,):
         target = shape.logits(rows * (places + 1)).view(rows, places + 1, -1)
         draft = shape.logits(rows * places).view(rows, places, -1)
         tokens = torch.zeros(rows, places, dtype=torch.int64)
-        rest = (tokens, number, number, number, number, heat, heat, SEED)
+        rest = (tokens, number, number, number, number, temperature, temperature, SEED)
         for name, scores in (("draft", draft), ("certain draft", None)):
             call = Verification(target, scores, *rest)
             yield f"{name} of {places}", spec_verify_triton.plan(call, number, number, fast=True)
