@@ -220,13 +220,13 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return loaded
 
 
-def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], said: str) -> type[Any]:
-    """The class that carries a saved name: one of ours, else a subclass of ``base`` that somebody
-    has imported, the latest of them.
+def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], where: str) -> type[Any]:
+    """The class of a saved name: one of the package's, else the latest subclass of ``base`` with
+    that name among those that have been imported.
 
     Args:
-        ours: module and attribute by name.
-        said: who names it, for the message.
+        ours: module and attribute of the package's classes by name.
+        where: begins the error message.
 
     Raises:
         ValueError: if there is none.
@@ -237,7 +237,7 @@ def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], said:
     others = [kind for kind in _below(base) if name and vars(kind).get("name") == name]
     if not others:
         raise ValueError(
-            f"{said} {reprlib.repr(name)}; known are {', '.join(sorted(ours))}; if it is of your "
+            f"{where} {reprlib.repr(name)}; known are {', '.join(sorted(ours))}; if it is of your "
             "own, import the module that defines it first"
         )
     return others[-1]
@@ -250,7 +250,7 @@ def _below(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def check_named(thing: Any) -> None:
-    """Refuses to save what could not be found again.
+    """Refuses to save an object whose class could not be found again.
 
     Raises:
         ValueError: naming its class.

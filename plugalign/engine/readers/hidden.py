@@ -1,4 +1,4 @@
-"""The base's last hidden state, read off the forwards that ``generate`` makes anyway."""
+"""The base's last hidden state, taken by hooks from the forwards that ``generate`` makes anyway."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class HiddenWatch:
-    """Keeps what the LM head read in the last forward, and for which tokens.
+    """Keeps the input of the LM head in the last forward, and the tokens that it belongs to.
 
-    Only forwards of the thread that made the watch count, and none while `paused`: those are
-    forwards of our own on the same model.
+    Only forwards of the thread that made the watch count, and none while `paused`, when a source
+    runs the same model.
     """
 
     def __init__(self, model: Any):
@@ -41,7 +41,7 @@ class HiddenWatch:
 
     def find(self, ids: Tensor) -> Tensor | None:
         """The hidden state ``(R, D)`` after the prefixes ``ids`` ``(R, T)``, in float32, or None
-        where the last forward did not read just these tokens (a draft that was rejected, say)."""
+        where the last forward did not read these tokens (but a draft that was rejected, say)."""
         new = ids.shape[1] - self._start  # columns of the window that belong to these prefixes
         if self._hidden is None or not 0 < new <= self._window.shape[1]:
             return None

@@ -1,10 +1,10 @@
 """Auxiliary models with a key/value cache keyed by prefix.
 
-A step of a controller is a pure function of the prefix, so an auxiliary model is asked for the
-logits of *these token ids* and finds out by itself what it has already computed: it appends when
-the prefix grew, crops when it was rewound (assisted decoding), reorders when rows were permuted
-(beams), and encodes from scratch otherwise. Whatever the caller does, the result equals an
-uncached forward. Left padding is the caller's mask; positions follow from it.
+A step of a controller is a pure function of the prefix. So an auxiliary model is given the whole
+token ids and compares them with those in its cache: it appends when the prefix has grown, crops
+when it was rewound (assisted decoding), reorders when rows were permuted (beams), and encodes from
+scratch otherwise. Whatever the caller does, the result equals that of an uncached forward. Padding
+is the caller's mask, and position ids follow from it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class PrefixCache:
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
 
     Attributes:
-        values: numbers for each column that is held, ``(R, T, ...)``, which go where the columns
-            go; without columns where nobody commits any.
+        values: numbers for each column that is held, ``(R, T, ...)``, cropped and reordered with
+            it; without columns where none are committed.
     """
 
     def __init__(self, keys_values: Tensor | None = None):
@@ -95,7 +95,7 @@ class PrefixCache:
         return int(same.all(0).long().cumprod(0).sum())
 
     def _match_rows(self, ids: Tensor, mask: Tensor, reach: int) -> tuple[Tensor, int]:
-        """For each row the held row with the longest common start, and the shortest of these."""
+        """For each row the held row with the longest common start, and the least such length."""
         same = self._ids[None, :, :reach] == ids[:, None, :reach]
         same &= self._mask[None, :, :reach] == mask[:, None, :reach]
         lengths = same.long().cumprod(-1).sum(-1)  # (R, R_held)
@@ -114,7 +114,7 @@ class PrefixCache:
 
 
 class CachedModel:
-    """A causal language model that answers for prefixes and never encodes a token twice.
+    """A causal language model that gives logits for prefixes and never encodes a token twice.
 
     Args:
         model: a Hugging Face causal language model.
@@ -140,7 +140,7 @@ class CachedModel:
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
+        """The input of the model's LM head at the last position, ``(R, D)`` in float32."""
         answer = self._answer(ids, mask, hidden=True)
         return answer.hidden.float() if isinstance(answer, Head) else answer
 
@@ -149,7 +149,7 @@ class CachedModel:
         self._prefix, self._answers = PrefixCache(self._prefix.keys_values), {}
 
     def rewind(self, columns: int) -> None:
-        """Nothing: what it holds is compared with what it is asked for."""
+        """Nothing: the cache is compared with the next prefix."""
 
     def set_length(self, length: int) -> None:
         """Nothing, see `rewind`."""
@@ -163,7 +163,7 @@ class CachedModel:
         start = self._prefix.align(ids, mask)
         answer = self._forward(ids, mask, start, hidden)
         self._prefix.commit(ids, mask)
-        # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
+        # Only assisted decoding rewinds, with one row and by a draft's length.
         kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
         self._answers = {n: a for n, a in self._answers.items() if n in kept}
         self._answers[ids.shape[1]] = answer
@@ -188,7 +188,7 @@ class CachedModel:
 
 
 def on_device(logits: Logits, device: torch.device) -> Logits:
-    """The logits where they are wanted. A head stays with its model, so it is evaluated there."""
+    """The logits on a device. A head is evaluated on that of its model, where its weights are."""
     if logits.device == device:
         return logits
     return full(logits).to(device)
@@ -197,8 +197,8 @@ def on_device(logits: Logits, device: torch.device) -> Logits:
 class CachedScorer:
     """A causal classifier that scores many candidate continuations of each prefix in one forward.
 
-    The candidates are read under a tree mask (`tree_attention`) and do not enter the cache.
-    When a prefix has grown by one of them in every row, its keys and values are taken over.
+    The candidates are read by tree attention and do not enter the cache. When the prefix has grown
+    by one of them in every row, their keys and values are moved into it.
 
     Args:
         predictor: a module with ``backbone`` and ``head``, see `CandidateValues`.
@@ -206,7 +206,7 @@ class CachedScorer:
 
     def __init__(self, predictor: Any):
         self.predictor = predictor
-        self._prefix, self._star = PrefixCache(), tree_attention_for(predictor.backbone)
+        self._prefix, self._tree = PrefixCache(), tree_attention_for(predictor.backbone)
         self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
         self.encoded = 0  # columns sent through the backbone so far, without candidates
 
@@ -220,18 +220,18 @@ class CachedScorer:
             self._encode(ids, mask, start)
         self._prefix.commit(ids, mask)
         place = mask.long().sum(-1, keepdim=True)  # 0 for a row that has no token yet
-        states = self._star.read(candidates, place, self._prefix.cache, mask)
+        states = self._tree.read(candidates, place, self._prefix.cache, mask)
         self._candidates = candidates
         scores: Tensor = self.predictor.head(states)
         return scores.squeeze(-1).float()
 
     def forget(self) -> None:
         """Frees keys and values."""
-        self._prefix, self._star = PrefixCache(), tree_attention_for(self.predictor.backbone)
+        self._prefix, self._tree = PrefixCache(), tree_attention_for(self.predictor.backbone)
         self._candidates = None
 
     def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:
-        """Moves candidates into the cache, if they are what the prefixes have grown by."""
+        """Moves candidates into the cache if the prefixes have grown by them."""
         before, last = ids[:, :-1], ids[:, -1:]
         if self._candidates is None or self._prefix.length != before.shape[1]:
             return
@@ -240,7 +240,7 @@ class CachedScorer:
         same = self._candidates == last
         if not bool(same.any(1).all()):
             return
-        for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):
+        for layer, (keys, values) in enumerate(self._tree.keys_values_of(same.long().argmax(1))):
             self._prefix.cache.update(keys, values, layer)  # type: ignore[union-attr]
         self._prefix.commit(ids, mask)
 
@@ -256,13 +256,13 @@ class CachedScorer:
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Position ids ``(R, T)`` of a left-padded mask: the first real token stands at 0."""
+    """Position ids ``(R, T)`` of a left-padded mask; that of the first real token is 0."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 @contextmanager
 def head_input(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the LM head reads, ``(R, T, D)`` per forward, while the block runs."""
+    """Collects the inputs of the LM head, ``(R, T, D)`` per forward, while the block runs."""
     seen: list[Tensor] = []
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: seen.append(args[0].detach())
