@@ -66,19 +66,12 @@ def candidate_sample(
     check_sampling(seed, temperature)
     _check_range("weight", weight, -math.inf, math.inf)
     _check_range("top_p", top_p, 0, 1)
+    numbers = {"weight": weight, "temperature": temperature, "top_p": top_p}
+    address = {"prompt": prompt, "sample": sample, "step": step}
     rows, device = len(values), values.device
-    call = CandidateDraw(
-        values,
-        ids,
-        added,
-        weight=per_row("weight", weight, rows, torch.float32, device),
-        temperature=per_row("temperature", temperature, rows, torch.float32, device),
-        top_p=per_row("top_p", top_p, rows, torch.float32, device),
-        prompt=per_row("prompt", prompt, rows, torch.int64, device),
-        sample=per_row("sample", sample, rows, torch.int64, device),
-        step=per_row("step", step, rows, torch.int64, device),
-        seed=seed,
-    )
+    floats = {k: per_row(k, x, rows, torch.float32, device) for k, x in numbers.items()}
+    ints = {k: per_row(k, x, rows, torch.int64, device) for k, x in address.items()}
+    call = CandidateDraw(values, ids, added, seed=seed, **floats, **ints)
     if takes_triton(backend, values):
         from plugalign.kernels.candidate_sample_triton import candidate_sample_triton
 

@@ -175,15 +175,8 @@ def plan(
         "vocab": target.shape[1],
         "places": places,
         "PARTS": MOST_PARTS,
-        "tokens": call.tokens,
-        "lengths": call.lengths,
         "accepted": accepted,
-        "temperature": call.temperature,
-        "draft_temperature": call.draft_temperature,
-        "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
-        "prompt": call.prompt,
-        "sample": call.sample,
-        "step": call.step,
+        **_by_row(call),
     }
     shares, each = split("spec.weigh", tiles, rows * 2 * places, target.device, parts)
     judged = rows * 2 * places  # in the target and in the draft
@@ -202,6 +195,20 @@ def plan(
         prepared(draw, (rows, left), choose, WARPS, fast),
         prepared(gumbel_triton.merge, (rows,), choose | {"tokens": following}, 1),
     ]
+
+
+def _by_row(call: Verification) -> dict[str, Tensor | int]:
+    """The seed, and what a call has for each row."""
+    return {
+        "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
+        "tokens": call.tokens,
+        "lengths": call.lengths,
+        "temperature": call.temperature,
+        "draft_temperature": call.draft_temperature,
+        "prompt": call.prompt,
+        "sample": call.sample,
+        "step": call.step,
+    }
 
 
 def _plan_certain(

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from plugalign.algebra.class_names import GATES, check_named, class_of
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
-from plugalign.algebra.saving import GATES, Saveable, Settings, check_named, class_of
+from plugalign.algebra.saving import Saveable, Settings
 from plugalign.algebra.steering import Steering
 
 if TYPE_CHECKING:
