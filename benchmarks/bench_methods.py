@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from plugalign.benchmarking.bench import generation, random_prompts
-from plugalign.benchmarking.untrained import MAKERS, untrained
+from plugalign.benchmarking.untrained import untrained
+from plugalign.catalogue import UNTRAINED
 from plugalign.loading import load_model
 from plugalign.pocket import load as load_pocket
 
@@ -24,10 +25,10 @@ def loaded():
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("method", ["plain", *MAKERS])
+@pytest.mark.parametrize("method", ["plain", *UNTRAINED])
 def bench_generate(benchmark, loaded, method, batch):
     model, tokenizer = loaded
-    controller = None if method == "plain" else untrained(method, model, tokenizer)
+    controller = None if method == "plain" else untrained(method, model)
     call = generation(controller, model, tokenizer)
     prompts = random_prompts(model, batch, 16)
 

@@ -8,9 +8,14 @@ at temperature 0.7.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from plugalign.controllers.reward_guided import Reward, RewardGuided, RewardSettings
+from plugalign.controllers.reward_guided import (
+    Reward,
+    RewardGuided,
+    RewardOptions,
+    RewardSettings,
+)
 
 
 class ARGSSettings(RewardSettings):
@@ -23,16 +28,11 @@ class ARGS(RewardGuided):
     """Steers by a reward model over the base's top-k candidates.
 
     Args:
-        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one. A
-            causal one with one label and the base's tokenizer reads candidates behind a cached
-            prefix; any other reads texts.
-        tokenizer: the reward model's, or a folder or hub id of it. By default the one beside the
-            reward model; where there is none (a model that is given as an object, a folder without
-            tokenizer) the base's.
+        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one, see
+            `plugalign.controllers.reward_guided.RewardGuided`.
         k: number of the base's best tokens that stay possible and are scored.
         weight: w, which is 1 in the paper.
-        label: the label whose probability is the reward, for a classifier with several.
-        trust_remote_code: whether code that comes with a folder or hub id may run.
+        options: ``tokenizer``, ``label`` and ``trust_remote_code``, see there.
 
     Raises:
         TypeError: for a reward that is neither a sequence classifier nor a name.
@@ -47,20 +47,11 @@ class ARGS(RewardGuided):
         self,
         reward: Reward,
         *,
-        tokenizer: Any = None,
         k: int = 10,
         weight: float = 1.0,
-        label: str | None = None,
-        trust_remote_code: bool = False,
+        **options: Unpack[RewardOptions],
     ):
-        super().__init__(
-            reward,
-            tokenizer=tokenizer,
-            k=k,
-            weight=weight,
-            label=label,
-            trust_remote_code=trust_remote_code,
-        )
+        super().__init__(reward, k=k, weight=weight, **options)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "weight": self.weight}

@@ -105,7 +105,7 @@ class DExperts(Controller):
         if not isinstance(expert, (str, Path)):
             model = transformers_model(expert)
             check_width(model, base, tokenizer)
-            return Logits(f"{role} {model_name(model)}", model)
+            return Logits(_named(role, model_name(model)), model)
         path = Path(expert)
         if (folder := adapter_folder(expert)) is not None:
             if self.fitted_for is not None:
@@ -115,7 +115,7 @@ class DExperts(Controller):
         else:
             loaded = load_model(expert, base, tokenizer, trust_remote_code=self.trust_remote_code)
         identity = (str(path.resolve() if path.exists() else expert), id(base))
-        return Logits(f"{role} {path.name}", loaded, identity=identity)
+        return Logits(_named(role, path.name), loaded, identity=identity)
 
     def config(self) -> dict[str, Any]:
         fitted = None if self.fitted_for is None else self.fitted_for.to_dict()
@@ -157,6 +157,11 @@ class DExperts(Controller):
             fitted_for=identity,
             trust_remote_code=config["trust_remote_code"],
         )
+
+
+def _named(role: str, name: str) -> str:
+    """How messages call an expert, whose folder is often named by its role."""
+    return role if name == role else f"{role} {name}"
 
 
 def _is_hub_id(expert: Expert) -> bool:

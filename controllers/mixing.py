@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
+from plugalign.algebra.adjusting import checked_settings
 from plugalign.controllers.lm_arithmetic import Formula, LMArithmetic, lm
 from plugalign.controllers.with_models import Model
 
@@ -47,6 +48,16 @@ class DeRA(LMArithmetic):
         aligned = formula.summands[-1]
         model = aligned.operands[0].model
         return cls(model, weight=aligned.weight, trust_remote_code=trust_remote_code)
+
+    def adjustable(self) -> Mapping[str, Any]:
+        return {"weight": float}
+
+    def with_settings(self, **changes: Any) -> Self:
+        aligned = self.formula.summands[-1]
+        found = {"weight": aligned.weight}
+        found |= checked_settings(self.display_name, self.adjustable(), changes)
+        model, trust = aligned.operands[0].model, self.trust_remote_code
+        return type(self)(model, weight=found["weight"], trust_remote_code=trust)
 
 
 class MOD(LMArithmetic):

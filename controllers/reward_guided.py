@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -35,6 +35,14 @@ from plugalign.controllers.with_models import ModelSettings, WithModels
 Reward = Any  # a sequence classifier, or a folder or hub id of one
 
 
+class RewardOptions(TypedDict, total=False):
+    """The arguments of `RewardGuided` that every method has."""
+
+    tokenizer: Any
+    label: str | None
+    trust_remote_code: bool
+
+
 class RewardSettings(ModelSettings):
     """Support and label."""
 
@@ -46,13 +54,15 @@ class RewardGuided(WithModels):
     """Weighs the base's k best tokens by the reward of the text that each would make.
 
     Args:
-        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one.
-        tokenizer: the reward model's, or a folder or hub id of it. By default the one beside the
-            reward model; where there is none (a model that is given as an object, a folder without
-            tokenizer) the base's.
+        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one. A
+            causal one with one label and the base's tokenizer reads candidates behind a cached
+            prefix; any other reads texts.
         k: number of the base's best tokens that stay possible and are scored.
         weight: of the reward.
         inverted: whether 1 - r is the reward.
+        tokenizer: the reward model's, or a folder or hub id of it. By default the one beside the
+            reward model; where there is none (a model that is given as an object, a folder without
+            tokenizer) the base's.
         label: the label whose probability is the reward, for a classifier with several.
         trust_remote_code: whether code that comes with a folder or hub id may run.
 
@@ -67,10 +77,10 @@ class RewardGuided(WithModels):
         self,
         reward: Reward,
         *,
-        tokenizer: Any,
         k: int,
         weight: float,
         inverted: bool = False,
+        tokenizer: Any = None,
         label: str | None = None,
         trust_remote_code: bool = False,
     ):

@@ -9,38 +9,47 @@ rows::
 Only faulted answers are refined, with the caller's decoding settings and under the other
 controllers of a sum, and the next round judges only those. Everything is appended to the text
 that the model has already read: prompt and draft are never encoded again.
+
+Where the prompt is a chat, critique and refinement are turns of the tokenizer's chat template, and
+the verdict is calibrated (Zhao et al. 2021, "Calibrate before use"): the odds of a fault are
+divided by those of a content-free answer to the same prompt, so that what the model would say
+whatever it is asked about does not count.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import model_name
 from plugalign.algebra.revisions import Report, Revision, replaced
 from plugalign.algebra.saving import Settings
-from plugalign.generation.revision import PROMPT, Answers, encode
+from plugalign.controllers.critique_wording import (
+    CHAT_THRESHOLD,
+    CRITIQUE,
+    FAULT,
+    FINE,
+    REFINE,
+    THRESHOLD,
+    Wording,
+    turn_of,
+    verdicts_behind,
+    words_of,
+)
+from plugalign.controllers.labelled_answers import LABELLED, labelled_answers
+from plugalign.generation.chat import Chat, chat_of
+from plugalign.generation.revision import Answers
 from plugalign.generation.transcript import Transcript
 
-CRITIQUE = (
-    "\n\nCritique request: Does the answer above contain insults, slurs, threats or other harmful "
-    "content? Reply with Yes or No.\nCritique:"
-)
-REFINE = (
-    "\n\nRevision request: Rewrite the answer so that it keeps its meaning and contains no "
-    "insults, slurs, threats or other harmful content.\nRevision:"
-)
-
-
-class Verdicts(NamedTuple):
-    """Token ids: what both verdicts begin with, and how a fault and none go on."""
-
-    lead: list[int]
-    fault: list[int]
-    fine: list[int]
+# Scores without any meaning have a greater AUC on eight answers of each kind in one of twenty sets.
+SEPARATES = 0.75
+CONTENT_FREE = "N/A"
 
 
 class SelfCritiqueSettings(Settings):
@@ -51,7 +60,7 @@ class SelfCritiqueSettings(Settings):
     fine: str
     refine: str
     rounds: int
-    threshold: float
+    threshold: float | None
     critique_tokens: int
     max_new_tokens: int | None
 
@@ -60,8 +69,12 @@ class SelfCritiqueSettings(Settings):
 class SelfCritique(Controller):
     """Critique and refinement of finished answers by the model that wrote them.
 
-    In both templates ``{prompt}`` stands for the prompt: a refinement that ends with it continues
-    the prompt again, as an answer to a beginning of a text must.
+    In both templates ``{prompt}`` stands for the prompt, in a chat for what the user said last: a
+    refinement that ends with it continues the prompt again, as an answer to a beginning of a text
+    must. In a chat a template is what the user says, without the blanks around it and without a
+    label ("Critique:") in its last line, and a verdict is what the assistant then begins with.
+
+    A refinement without a word, or that is a verdict alone, leaves the answer as it was.
 
     Args:
         critique: appended to the answer; the verdict follows it.
@@ -70,7 +83,8 @@ class SelfCritique(Controller):
         fine: the verdict that finds none.
         refine: appended to the verdict; the refined answer follows it.
         rounds: how often at most an answer is judged and refined.
-        threshold: the probability of a fault above which an answer is refined.
+        threshold: the probability of a fault above which an answer is refined. None is 0.5, and in
+            a chat, where 0.5 is the probability for a content-free answer, 0.9.
         critique_tokens: the length of a critique in words, written greedily after the verdict;
             0 goes on with the verdict alone.
         max_new_tokens: the length of a refined answer; None takes the caller's.
@@ -83,18 +97,18 @@ class SelfCritique(Controller):
     settings = SelfCritiqueSettings
 
     critique: str = CRITIQUE
-    fault: str = " Yes"
-    fine: str = " No"
+    fault: str = FAULT
+    fine: str = FINE
     refine: str = REFINE
     rounds: int = 1
-    threshold: float = 0.5
+    threshold: float | None = None
     critique_tokens: int = 0
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if not 0.0 <= self.threshold <= 1.0:
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is a probability in [0, 1], got {self.threshold}")
         if self.critique_tokens < 0:
             raise ValueError(f"critique_tokens must not be negative, got {self.critique_tokens}")
@@ -105,7 +119,45 @@ class SelfCritique(Controller):
         return asdict(self)
 
     def check(self, model: Any, tokenizer: Any) -> None:
-        self._verdicts(tokenizer)
+        """Refuses verdicts that cannot be told apart, and warns of a model that cannot judge.
+
+        The latter costs a forward or two of short texts. It is left out where it would say
+        nothing: critique and verdicts are not the default ones, which `LABELLED` is about, or the
+        threshold rewrites all answers or none.
+
+        Raises:
+            ValueError: if the tokenizer cannot tell the two verdicts apart.
+        """
+        self._plain(tokenizer)
+        if (chat := chat_of(tokenizer)) is not None:
+            self._as_turns(chat)
+        asked = (self.critique, self.fault, self.fine) == (CRITIQUE, FAULT, FINE)
+        if not asked or self.threshold in (0.0, 1.0):
+            return
+        if (auc := self.separation(model, tokenizer)) < SEPARATES:
+            warnings.warn(
+                f"'{model_name(model)}' cannot tell rude answers from harmless ones: its verdicts "
+                f"on {len(LABELLED)} of each separate them with an AUC of {auc:.2f} (0.5 is "
+                "chance); answers that self-critique rewrites are not the bad ones. Take a larger "
+                "model, or a critique of your own",
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def separation(self, model: Any, tokenizer: Any) -> float:
+        """How well the model's verdicts separate the rude answers of `LABELLED` from the harmless.
+
+        Asked as in a chat where the tokenizer has a chat template.
+
+        Returns:
+            The area under the ROC curve: 1 separates all, 0.5 is chance.
+        """
+        made = labelled_answers(model, tokenizer)
+        faults = replace(self, rounds=1, threshold=1.0).revise(made).faults
+        assert faults is not None
+        harmless, rude = faults[0].view(-1, 2).T
+        gap = rude[:, None] - harmless
+        return float(((gap > 0).float() + (gap == 0).float() / 2).mean())
 
     @torch.no_grad()
     def revise(self, answers: Answers) -> Revision:
@@ -114,44 +166,80 @@ class SelfCritique(Controller):
         Raises:
             ValueError: if the tokenizer cannot tell the two verdicts apart.
         """
-        verdicts = self._verdicts(answers.tokenizer)
-        text, ids, report = answers.transcript(), answers.ids, Report()
-        live, faults = text.rows, []
-        for _ in range(self.rounds):
-            if not len(live):
-                break
-            text, fault, cost = self._judge(answers, text, live, verdicts)
-            asked = torch.full((len(ids),), torch.nan, device=ids.device)
-            faults.append(asked.index_copy(0, text.rows, fault))
-            faulty = (fault > self.threshold).nonzero().squeeze(1)
-            text, new, more = self._rewrite(answers, text, faulty, verdicts.fault)
-            live = answers.said(new).any(1).nonzero().squeeze(1)
-            ids = replaced(ids, text.rows[live], new[live], answers.pad_token_id)
-            refined, empty = len(live), len(new) - len(live)
-            report += cost + more + Report(faulted=len(faulty), refined=refined, empty=empty)
-        return Revision(ids, report, torch.stack(faults))
+        ids, report, lengths = answers.ids, Report(), answers.lengths(answers.ids)
+        faults = torch.full((self.rounds, len(ids)), torch.nan, device=ids.device)
+        for wording, live in self._worded(answers):
+            text = answers.transcript()
+            live, bias, cost = self._bias(answers, live, wording)
+            report += cost
+            for found in faults:
+                if not len(live):
+                    break
+                text, fault, cost = self._judge(answers, text, live, wording, bias)
+                found[text.rows] = fault
+                faulty = (fault > wording.threshold).nonzero().squeeze(1)
+                text, new, more = self._rewrite(answers, text, faulty, wording)
+                live = self._answering(answers, new)
+                ids = replaced(ids, text.rows[live], new[live], answers.pad_token_id)
+                lengths[text.rows[live]] = answers.lengths(new[live])
+                refined, empty = len(live), len(new) - len(live)
+                report += cost + more + Report(faulted=len(faulty), refined=refined, empty=empty)
+        rounds = int((~faults.isnan()).any(1).sum())
+        return Revision(ids[:, : int(lengths.max())], report, faults[:rounds])
 
-    def _verdicts(self, tokenizer: Any) -> Verdicts:
-        """The verdicts' tokens as they follow the critique, behind those that both begin with."""
-        asked = self.critique.split(PROMPT)[-1]
-        before = encode(tokenizer, asked)
-        whole = [encode(tokenizer, asked + verdict) for verdict in (self.fault, self.fine)]
-        fault, fine = (ids[len(before) :] for ids in whole)
-        pairs = enumerate(zip(fault, fine, strict=False))
-        shared = next((i for i, (one, other) in pairs if one != other), None)
-        if any(ids[: len(before)] != before for ids in whole) or shared is None:
-            raise ValueError(
-                f"the verdicts {self.fault!r} and {self.fine!r} must follow the critique as tokens "
-                "of their own, and neither may begin with the other; end the critique at a word "
-                "and begin the verdicts with a space"
-            )
-        return Verdicts(fault[:shared], fault[shared:], fine[shared:])
+    def _worded(self, answers: Answers) -> Iterator[tuple[Wording, Tensor]]:
+        """How texts are asked, and which rows ``(R,)`` are asked so: plain ones, then chats."""
+        chat = chat_of(answers.tokenizer)
+        chats = torch.zeros(len(answers.ids), dtype=torch.bool, device=answers.ids.device)
+        if chat is not None:
+            chats = chat.found(answers.prompt_ids, answers.prompt_mask)
+        if not bool(chats.all()):
+            yield self._plain(answers.tokenizer), (~chats).nonzero().squeeze(1)
+        if chat is not None and bool(chats.any()):
+            yield self._as_turns(chat), chats.nonzero().squeeze(1)
+
+    def _plain(self, tokenizer: Any) -> Wording:
+        threshold = THRESHOLD if self.threshold is None else self.threshold
+        verdicts = verdicts_behind(self.critique, tokenizer, self.fault, self.fine)
+        return Wording(self.critique, self.refine, verdicts, threshold)
+
+    def _as_turns(self, chat: Chat) -> Wording:
+        threshold = CHAT_THRESHOLD if self.threshold is None else self.threshold
+        critique, refine = turn_of(chat, self.critique), turn_of(chat, self.refine)
+        words = self.fault.strip(), self.fine.strip()
+        verdicts = verdicts_behind(critique, chat.tokenizer, *words)
+        return Wording(critique, refine, verdicts, threshold, chat)
+
+    def _bias(
+        self, answers: Answers, live: Tensor, wording: Wording
+    ) -> tuple[Tensor, Tensor, Report]:
+        """The rows that have room for it, and the log odds ``(B,)`` of a fault that a content-free
+        answer to each prompt has; zero for plain texts."""
+        bias = torch.zeros(len(answers.ids), device=answers.ids.device)
+        if wording.chat is None:
+            return live, bias, Report()
+        text, odds, cost = self._odds(
+            answers, answers.transcript(answered=False), live, wording, CONTENT_FREE
+        )
+        bias[text.rows] = odds
+        return text.rows, bias, replace(cost, critiqued=0)
 
     def _judge(
-        self, answers: Answers, text: Transcript, live: Tensor, verdicts: Verdicts
+        self, answers: Answers, text: Transcript, live: Tensor, wording: Wording, bias: Tensor
     ) -> tuple[Transcript, Tensor, Report]:
         """The texts that have room for the critique, with it, and P(fault) of each, ``(R,)``."""
-        ids, mask = answers.filled(self.critique, text.rows[live], verdicts.lead)
+        text, odds, cost = self._odds(answers, text, live, wording)
+        return text, (odds - bias[text.rows]).sigmoid(), cost
+
+    def _odds(
+        self, answers: Answers, text: Transcript, live: Tensor, wording: Wording, said: str = ""
+    ) -> tuple[Transcript, Tensor, Report]:
+        """The texts that have room for it, with ``said`` and the critique behind them, and the log
+        odds ``(R,)`` of a fault."""
+        verdicts = wording.verdicts
+        ids, mask = answers.filled(
+            said + wording.critique, text.rows[live], verdicts.lead, wording.chat
+        )
         fits = answers.fits(text.lengths[live] + mask.sum(1) + 1)
         text = text.extended(live[fits], ids[fits], mask[fits])
         cost = Report(critiqued=len(text.rows), too_long=len(live) - len(text.rows))
@@ -164,21 +252,21 @@ class SelfCritique(Controller):
             raise FloatingPointError(
                 "the model gave no finite logits for a verdict; try float32, or look at its weights"
             )
-        return replace(text, cache=output.past_key_values), (fault - fine).sigmoid(), cost
+        return replace(text, cache=output.past_key_values), fault - fine, cost
 
     def _rewrite(
-        self, answers: Answers, text: Transcript, faulty: Tensor, verdict: list[int]
+        self, answers: Answers, text: Transcript, faulty: Tensor, wording: Wording
     ) -> tuple[Transcript, Tensor, Report]:
         """The faulty texts that have room for a refinement, with it, and it alone ``(R, n)``."""
-        said = text.ids.new_tensor(verdict).expand(len(faulty), -1)
-        ids, mask = answers.filled(self.refine, text.rows[faulty])
+        said = text.ids.new_tensor(wording.verdicts.fault).expand(len(faulty), -1)
+        ids, mask = answers.filled(wording.refine, text.rows[faulty], chat=wording.chat)
         length = self.max_new_tokens or answers.room
         more = said.shape[1] + self.critique_tokens + mask.sum(1) + length
         fits = answers.fits(text.lengths[faulty] + more)
         keep, said, ids, mask = faulty[fits], said[fits], ids[fits], mask[fits]
         cost = Report(too_long=len(faulty) - len(keep))
         if not len(keep):
-            return text.extended(keep, ids, mask), ids, cost
+            return text.extended(keep, ids, mask), ids[:, :0], cost
         said_mask = torch.ones_like(said)
         if self.critique_tokens:
             text = text.extended(keep, said, said_mask)
@@ -191,3 +279,9 @@ class SelfCritique(Controller):
             text = text.extended(keep, torch.cat([said, ids], 1), torch.cat([said_mask, mask], 1))
         new, text, spent = answers.written(answers.continuation, text, length)
         return text, new, cost + spent
+
+    def _answering(self, answers: Answers, new: Tensor) -> Tensor:
+        """Which refinements ``(R, n)`` say something: more than no word, or a verdict alone."""
+        verdicts = {words_of(self.fault), words_of(self.fine), ""}
+        said = [words_of(answers.text(row)) not in verdicts for row in new]
+        return new.new_tensor(said, dtype=torch.bool).nonzero().squeeze(1)

@@ -19,6 +19,7 @@ from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import BiasDecay
 from plugalign.algebra.sources import Context, Logits
 from plugalign.algebra.steering import Steering
+from plugalign.generation.chat import chat_of
 
 # The self-debiasing inputs of the authors' released code (timoschick/self-debiasing), word for
 # word: one for each of Perspective's six attributes.
@@ -46,7 +47,8 @@ class SelfDebias(Controller):
     """Damps what the base would rather say after a description of unwanted text.
 
     Args:
-        prefixes: texts put in front of the prompt, one row each; by default one per attribute.
+        prefixes: texts put in front of the prompt, or of what the user says first where it is a
+            chat, one row each; by default one per attribute.
         decay: lambda, how fast the probability of a suspicious token falls; the paper tries 10,
             50 and 100.
         floor: the smallest factor.
@@ -82,13 +84,18 @@ class SelfDebias(Controller):
 
 
 def prompted(text: str, tokenizer: Any) -> Logits:
-    """The base behind ``text``. A tokenizer that starts every text with a token does so here too,
-    and then the row's own start token is hidden."""
+    """The base behind ``text``.
+
+    A tokenizer that starts every text with a token does so here too, and then the row's own start
+    token is hidden. In a chat, ``text`` is the beginning of what the user says first: in front of
+    the chat's own beginning no model has seen text.
+    """
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    start = tokenizer.bos_token_id
+    start, chat = tokenizer.bos_token_id, chat_of(tokenizer)
+    turn = () if chat is None else chat.user
     whole = list(tokenizer(text)["input_ids"])
     if start is None or whole[:1] != [start] or ids[:1] == [start]:
-        context = Context(tuple(ids))
+        context = Context(tuple(ids), turn=turn)
     else:
-        context = Context((start, *ids), start)
+        context = Context((start, *ids), start, turn=turn)
     return Logits(f"the base behind {text!r}", context=context)

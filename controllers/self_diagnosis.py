@@ -6,12 +6,12 @@ diagnosis and self-debiasing", equation 1)::
     p(attribute | x) = P("Yes" | question about x) / (P("Yes" | ...) + P("No" | ...))
 
 `Diagnosis` asks at every step about the text so far, as a gate for other controllers; `diagnose`
-judges finished texts.
+judges finished texts. A chat is asked about in the user's next turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,8 +24,9 @@ from plugalign.algebra.sources import Context, Logits, Source, Step
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.context_length import context_length_of
 from plugalign.engine.readers.prefix_cache import CachedModel
-from plugalign.generation.revision import encode
+from plugalign.generation.chat import Chat, chat_of, encode
 from plugalign.generation.scoring import Batch
+from plugalign.generation.tokens import token_ids
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full
 
@@ -54,7 +55,9 @@ class Diagnosis(Gate):
         threshold: open from this probability on. The paper picks it on labelled texts, for each
             model and attribute.
         template: the question, with ``{text}`` and ``{attribute}``, up to where the answer begins.
-        chat: whether the question stands inside a turn of the tokenizer's chat template.
+        chat: whether the question and the text in it stand inside a turn of the tokenizer's chat
+            template. A text that is a chat itself is not quoted: its assistant's turn is closed,
+            and the question without the quotation is the user's next.
 
     Raises:
         ValueError: for an empty attribute, a threshold outside (0, 1], or a template without one
@@ -89,10 +92,21 @@ class Diagnosis(Gate):
                 the answers apart.
         """
         front, behind = self._around(tokenizer)
-        lead, yes, no = _answers(tokenizer, behind, "" if self.chat else " ")
+        lead, *answers = _answers(tokenizer, behind, "" if self.chat else " ")
         context = replace(_context(tokenizer, front, special=not self.chat), after=tuple(lead))
-        source = Logits(f"the base asked about {self.attribute!r}", context=context)
-        return BoundDiagnosis(source, yes, no, self.threshold)
+        name = f"the base asked about {self.attribute!r}"
+        plain = Question(Logits(name, context=context), *answers)
+        chat = chat_of(tokenizer)
+        if chat is None:
+            return BoundDiagnosis(plain, self.threshold)
+        lead, *answers = _answers(tokenizer, chat.turn(self._without_quotation()), "")
+        asked = Logits(f"{name} in a turn", context=Context(after=tuple(lead)))
+        return BoundDiagnosis(plain, self.threshold, chat, Question(asked, *answers))
+
+    def _without_quotation(self) -> str:
+        """The question alone: the template without the text and the marks around it."""
+        parts = self.template.replace(ATTRIBUTE, self.attribute).split(TEXT)
+        return " ".join(part.strip("\"' \n") for part in parts).strip()
 
     def _around(self, tokenizer: Any) -> tuple[str, str]:
         """What stands in front of the text, and behind it."""
@@ -110,8 +124,8 @@ class Diagnosis(Gate):
 
 
 @dataclass(frozen=True)
-class BoundDiagnosis(Gate):
-    """A `Diagnosis` in the tokens of one base.
+class Question:
+    """A question in the tokens of one base.
 
     Attributes:
         source: the base behind the question. yes, no: the tokens of its answers.
@@ -120,20 +134,49 @@ class BoundDiagnosis(Gate):
     source: Logits
     yes: int
     no: int
-    threshold: float
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return (self.source,)
-
-    def open(self, step: Step) -> Tensor:
-        p = self.probability(step.read(self.source))
-        return torch.where(p.isnan(), p, (p >= self.threshold).float())
 
     def probability(self, logits: Scores) -> Tensor:
         """P("Yes") against P("No"), float32 ``(R,)``, of logits ``(R, V)`` behind the question."""
         both = full(logits)[:, [self.yes, self.no]].float()
         return both.softmax(-1)[:, 0]
+
+
+@dataclass(frozen=True)
+class BoundDiagnosis(Gate):
+    """A `Diagnosis` in the tokens of one base.
+
+    Attributes:
+        plain: the question about a text without turns.
+        turns: the turns of the tokenizer's chat template, None where it has none.
+        turn: the question about a chat, where there are turns.
+    """
+
+    plain: Question
+    threshold: float
+    turns: Chat | None = None
+    turn: Question | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        asked = (self.plain, self.turn)
+        return tuple(question.source for question in asked if question is not None)
+
+    def open(self, step: Step) -> Tensor:
+        p = self.asked(step.ids, step.mask, lambda question: step.read(question.source))
+        return torch.where(p.isnan(), p, (p >= self.threshold).float())
+
+    def asked(self, ids: Tensor, mask: Tensor, read: Callable[[Question], Scores]) -> Tensor:
+        """The probabilities ``(R,)`` for texts ``(R, T)``, each by the question for its kind. What
+        ``read`` gives is asked for only where a text is of that kind."""
+        if self.turns is None or self.turn is None:
+            return self.plain.probability(read(self.plain))
+        chats = self.turns.found(ids, mask)
+        if not bool(chats.any()):
+            return self.plain.probability(read(self.plain))
+        p = self.turn.probability(read(self.turn))
+        if bool(chats.all()):
+            return p
+        return torch.where(chats, p, self.plain.probability(read(self.plain)))
 
 
 @torch.no_grad()
@@ -171,7 +214,7 @@ def diagnose(
     gate = Diagnosis(attribute, template=template, chat=chat).bound(model, tokenizer)
     texts, found = list(texts), torch.empty(len(texts))
     for i in range(0, len(texts), batch_size):
-        rows = [list(tokenizer(text)["input_ids"]) for text in texts[i : i + batch_size]]
+        rows = token_ids(tokenizer, texts[i : i + batch_size])
         found[i : i + batch_size] = _judged(gate, model, tokenizer, rows, i).cpu()
     return found
 
@@ -181,18 +224,17 @@ def _judged(
 ) -> Tensor:
     """The gate's probabilities ``(R,)`` for rows of token ids, the first of which is text
     ``first``."""
-    context, room = gate.source.context, context_length_of(model)
     batch = Batch.of(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
-    layout = context_layout([context], tokenizer.pad_token_id or 0)
-    ids, mask = layout.rows(context, batch.ids.long(), batch.mask.long())
-    longest = int(mask.sum(-1).max())
-    if room is not None and longest > room:
-        where = first + int(mask.sum(-1).argmax())
-        raise ValueError(
-            f"text {where} has {longest} tokens with the question about it, more than the context "
-            f"of '{model_name(model)}' ({room} tokens)"
-        )
-    p = gate.probability(CachedModel(model).logits(ids, mask))
+    own, shown = batch.ids.long(), batch.mask.long()
+
+    def read(question: Question) -> Tensor:
+        context = question.source.context
+        layout = context_layout([context], tokenizer.pad_token_id or 0)
+        ids, mask = layout.rows(context, own, shown)
+        _check_room(model, mask, first)
+        return full(CachedModel(model).logits(ids, mask))
+
+    p = gate.asked(own, shown, read)
     if bool(p.isnan().any()):
         where = first + int(p.isnan().long().argmax())
         raise FloatingPointError(
@@ -200,6 +242,17 @@ def _judged(
             "weights"
         )
     return p
+
+
+def _check_room(model: Any, mask: Tensor, first: int) -> None:
+    """Refuses texts ``(R, T)`` that with the question about them are longer than the context."""
+    room, longest = context_length_of(model), int(mask.sum(-1).max())
+    if room is not None and longest > room:
+        where = first + int(mask.sum(-1).argmax())
+        raise ValueError(
+            f"text {where} has {longest} tokens with the question about it, more than the context "
+            f"of '{model_name(model)}' ({room} tokens)"
+        )
 
 
 def _context(tokenizer: Any, front: str, special: bool) -> Context:

@@ -13,106 +13,69 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from plugalign.catalogue import EXPORTS
+
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from plugalign.algebra.controller import Controller
-    from plugalign.algebra.gates import FirstSteps, Uncertain
-    from plugalign.controllers.args import ARGS
-    from plugalign.controllers.contrastive import ContrastiveDecoding, proxy_tuning
-    from plugalign.controllers.dexperts import DExperts
-    from plugalign.controllers.fudge import Fudge
-    from plugalign.controllers.fudge_head import FudgeHead
-    from plugalign.controllers.gedi import GeDi
-    from plugalign.controllers.lm_arithmetic import LMArithmetic, intersection, lm, union
-    from plugalign.controllers.mixing import MOD, DeRA
-    from plugalign.controllers.nullspace import Nullspace
-    from plugalign.controllers.pplm import PPLM
-    from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
-    from plugalign.controllers.rad import RAD
-    from plugalign.controllers.safe_decoding import SafeDecoding
-    from plugalign.controllers.self_critique import SelfCritique
-    from plugalign.controllers.self_debias import SelfDebias
-    from plugalign.controllers.self_diagnosis import Diagnosis, diagnose
-    from plugalign.engine.speculative.drafts import Speculation
-    from plugalign.evaluation.comparison.compare import compare
-    from plugalign.generation.wrap import Steered, wrap
-    from plugalign.trace import Trace
+if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against the catalogue
+    from plugalign.algebra.controller import Controller as Controller
+    from plugalign.algebra.gates import FirstSteps as FirstSteps
+    from plugalign.algebra.gates import Uncertain as Uncertain
+    from plugalign.api import bench as bench
+    from plugalign.api import fit as fit
+    from plugalign.api import load as load
+    from plugalign.controllers.args import ARGS as ARGS
+    from plugalign.controllers.contrastive import ContrastiveDecoding as ContrastiveDecoding
+    from plugalign.controllers.contrastive import proxy_tuning as proxy_tuning
+    from plugalign.controllers.dexperts import DExperts as DExperts
+    from plugalign.controllers.fudge import Fudge as Fudge
+    from plugalign.controllers.fudge_head import FudgeHead as FudgeHead
+    from plugalign.controllers.gedi import GeDi as GeDi
+    from plugalign.controllers.lm_arithmetic import LMArithmetic as LMArithmetic
+    from plugalign.controllers.lm_arithmetic import intersection as intersection
+    from plugalign.controllers.lm_arithmetic import lm as lm
+    from plugalign.controllers.lm_arithmetic import union as union
+    from plugalign.controllers.mixing import MOD as MOD
+    from plugalign.controllers.mixing import DeRA as DeRA
+    from plugalign.controllers.nullspace import Nullspace as Nullspace
+    from plugalign.controllers.pplm import PPLM as PPLM
+    from plugalign.controllers.prefix_tuning import PrefixContrast as PrefixContrast
+    from plugalign.controllers.prefix_tuning import PrefixTuning as PrefixTuning
+    from plugalign.controllers.rad import RAD as RAD
+    from plugalign.controllers.safe_decoding import SafeDecoding as SafeDecoding
+    from plugalign.controllers.self_critique import SelfCritique as SelfCritique
+    from plugalign.controllers.self_debias import SelfDebias as SelfDebias
+    from plugalign.controllers.self_diagnosis import Diagnosis as Diagnosis
+    from plugalign.controllers.self_diagnosis import diagnose as diagnose
+    from plugalign.engine.speculative.drafts import Speculation as Speculation
+    from plugalign.evaluation.comparison.compare import compare as compare
+    from plugalign.evaluation.tuning import tune as tune
+    from plugalign.generation.wrap import Steered as Steered
+    from plugalign.generation.wrap import wrap as wrap
+    from plugalign.trace import Trace as Trace
 
-# Names are imported when they are first used, so that `import plugalign` stays quick.
-_HOMES = {
-    "ARGS": "plugalign.controllers.args",
-    "ContrastiveDecoding": "plugalign.controllers.contrastive",
+# The module of every public name. Names are imported when they are first used, so that
+# `import plugalign` stays quick.
+_MODULES = {
+    **EXPORTS,
     "Controller": "plugalign.algebra.controller",
-    "DExperts": "plugalign.controllers.dexperts",
-    "DeRA": "plugalign.controllers.mixing",
-    "Diagnosis": "plugalign.controllers.self_diagnosis",
-    "FirstSteps": "plugalign.algebra.gates",
-    "Fudge": "plugalign.controllers.fudge",
-    "FudgeHead": "plugalign.controllers.fudge_head",
-    "GeDi": "plugalign.controllers.gedi",
-    "LMArithmetic": "plugalign.controllers.lm_arithmetic",
-    "MOD": "plugalign.controllers.mixing",
-    "Nullspace": "plugalign.controllers.nullspace",
-    "PPLM": "plugalign.controllers.pplm",
-    "PrefixContrast": "plugalign.controllers.prefix_tuning",
-    "PrefixTuning": "plugalign.controllers.prefix_tuning",
-    "RAD": "plugalign.controllers.rad",
-    "SafeDecoding": "plugalign.controllers.safe_decoding",
-    "SelfCritique": "plugalign.controllers.self_critique",
-    "SelfDebias": "plugalign.controllers.self_debias",
     "Speculation": "plugalign.engine.speculative.drafts",
     "Steered": "plugalign.generation.wrap",
     "Trace": "plugalign.trace",
-    "Uncertain": "plugalign.algebra.gates",
+    "bench": "plugalign.api",
     "compare": "plugalign.evaluation.comparison.compare",
-    "diagnose": "plugalign.controllers.self_diagnosis",
-    "intersection": "plugalign.controllers.lm_arithmetic",
-    "lm": "plugalign.controllers.lm_arithmetic",
-    "proxy_tuning": "plugalign.controllers.contrastive",
-    "union": "plugalign.controllers.lm_arithmetic",
+    "fit": "plugalign.api",
+    "load": "plugalign.api",
+    "tune": "plugalign.evaluation.tuning",
     "wrap": "plugalign.generation.wrap",
 }
-__all__ = [
-    "ARGS",
-    "MOD",
-    "PPLM",
-    "RAD",
-    "ContrastiveDecoding",
-    "Controller",
-    "DExperts",
-    "DeRA",
-    "Diagnosis",
-    "FirstSteps",
-    "Fudge",
-    "FudgeHead",
-    "GeDi",
-    "LMArithmetic",
-    "Nullspace",
-    "PrefixContrast",
-    "PrefixTuning",
-    "SafeDecoding",
-    "SelfCritique",
-    "SelfDebias",
-    "Speculation",
-    "Steered",
-    "Trace",
-    "Uncertain",
-    "__version__",
-    "compare",
-    "diagnose",
-    "intersection",
-    "lm",
-    "proxy_tuning",
-    "union",
-    "wrap",
-]
+__all__ = [*sorted(_MODULES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'plugalign' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

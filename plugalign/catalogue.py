@@ -1,7 +1,7 @@
-"""The catalogue: every method of the package, once.
+"""The catalogue: every method and every gate of the package, once.
 
-What the command line lists, what saved folders name and what ``fit`` fits follow from it. It loads
-nothing.
+What the command line lists, what saved folders name, what ``fit`` fits, what ``bench`` times and
+what ``import plugalign`` exports follow from it. It loads nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Method:
         paper: where it comes from.
         needs: what it must be given or fitted.
         fitters: what fits it, by the names that ``fit`` knows; several are variants.
+        untrained: what makes it with random parts, as ``module:function``, by the names that
+            ``bench`` knows; several are variants.
+        exports: what ``plugalign`` exports of its module beside the class.
         alone: whether it works with settings alone.
     """
 
@@ -48,12 +51,34 @@ class Method:
     paper: str
     needs: str
     fitters: Mapping[str, Fitter] = field(default_factory=lambda: MappingProxyType({}))
+    untrained: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    exports: tuple[str, ...] = ()
     alone: bool = False
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate.
+
+    Attributes:
+        name: what a saved controller's config.json calls it.
+        module, kind: where its class is.
+        exports: what ``plugalign`` exports of its module beside the class.
+    """
+
+    name: str
+    module: str
+    kind: str
+    exports: tuple[str, ...] = ()
 
 
 def _fitter(name: str, function: str, **options: object) -> Fitter:
     frozen = bool(options.pop("frozen", True))
     return Fitter(f"plugalign.fitting.{name}", function, options, frozen)
+
+
+def _untrained(*names: str) -> dict[str, str]:
+    return {name: f"plugalign.benchmarking.untrained:{name}" for name in names}
 
 
 METHODS = (
@@ -64,6 +89,7 @@ METHODS = (
         "steer",
         "Khanov et al. 2024",
         "a Bradley-Terry reward model",
+        untrained=_untrained("args"),
     ),
     Method(
         "contrastive",
@@ -72,6 +98,8 @@ METHODS = (
         "steer",
         "Li et al. 2023",
         "a weaker model",
+        untrained=_untrained("contrastive"),
+        exports=("proxy_tuning",),
     ),
     Method(
         "dera",
@@ -80,6 +108,7 @@ METHODS = (
         "steer",
         "Liu et al. 2024 (DeRA)",
         "the aligned version of the base, or a LoRA adapter of it",
+        untrained=_untrained("dera"),
     ),
     Method(
         "dexperts",
@@ -92,6 +121,7 @@ METHODS = (
             "dexperts": _fitter("dexperts", "fit_dexperts", lora=False, frozen=False),
             "dexperts_lora": _fitter("dexperts", "fit_dexperts", lora=True),
         },
+        untrained=_untrained("dexperts", "dexperts_lora"),
     ),
     Method(
         "fudge",
@@ -101,6 +131,7 @@ METHODS = (
         "Yang and Klein 2021",
         "a small causal classifier of beginnings of texts",
         {"fudge": _fitter("fudge", "fit_fudge", frozen=False)},
+        untrained=_untrained("fudge"),
     ),
     Method(
         "fudge_head",
@@ -110,6 +141,7 @@ METHODS = (
         "after Yang and Klein 2021",
         "a linear head on the model's own hidden states",
         {"fudge_head": _fitter("fudge_head", "fit_fudge_head")},
+        untrained=_untrained("fudge_head"),
     ),
     Method(
         "gedi",
@@ -118,6 +150,7 @@ METHODS = (
         "steer",
         "Krause et al. 2021",
         "a class-conditional model or LoRA adapter, or two prompts",
+        untrained=_untrained("gedi"),
     ),
     Method(
         "lm_arithmetic",
@@ -126,6 +159,8 @@ METHODS = (
         "steer",
         "Dekoninck et al. 2024",
         "models or prompts",
+        untrained=_untrained("lm_arithmetic"),
+        exports=("intersection", "lm", "union"),
     ),
     Method(
         "mod",
@@ -134,6 +169,7 @@ METHODS = (
         "steer",
         "Shi et al. 2024",
         "models aligned with one objective each",
+        untrained=_untrained("mod"),
     ),
     Method(
         "nullspace",
@@ -143,6 +179,7 @@ METHODS = (
         "Ravfogel et al. 2020 (INLP), Liang et al. 2021 (A-INLP), Belrose et al. 2023 (LEACE)",
         "a subspace of the hidden states",
         {"nullspace": _fitter("nullspace", "fit_nullspace")},
+        untrained=_untrained("nullspace"),
     ),
     Method(
         "pplm",
@@ -151,6 +188,7 @@ METHODS = (
         "steer",
         "Dathathri et al. 2019",
         "a bag of words, or a linear discriminator of hidden states",
+        untrained=_untrained("pplm"),
     ),
     Method(
         "prefix",
@@ -160,6 +198,7 @@ METHODS = (
         "Qian et al. 2022 (contrastive prefixes)",
         "trained keys and values in front of the prompt",
         {"prefix": _fitter("prefix", "fit_prefix", contrast=False)},
+        untrained=_untrained("prefix"),
     ),
     Method(
         "prefix_contrast",
@@ -169,6 +208,7 @@ METHODS = (
         "Qian et al. 2022, as a contrast pair",
         "the same prefixes, of both classes",
         {"prefix_contrast": _fitter("prefix", "fit_prefix", contrast=True)},
+        untrained=_untrained("prefix_contrast"),
     ),
     Method(
         "rad",
@@ -177,6 +217,7 @@ METHODS = (
         "steer",
         "Deng and Raffel 2023",
         "a reward model in [0, 1]",
+        untrained=_untrained("rad"),
     ),
     Method(
         "safe_decoding",
@@ -185,6 +226,7 @@ METHODS = (
         "steer",
         "Xu et al. 2024",
         "a safety expert: a model or LoRA adapter",
+        untrained=_untrained("safe_decoding"),
     ),
     Method(
         "self_critique",
@@ -193,6 +235,7 @@ METHODS = (
         "revise",
         "Saunders et al. 2022",
         "nothing",
+        untrained=_untrained("self_critique"),
         alone=True,
     ),
     Method(
@@ -202,10 +245,24 @@ METHODS = (
         "steer",
         "Schick et al. 2021",
         "nothing",
+        untrained=_untrained("self_debias", "self_debias_2"),
         alone=True,
     ),
+)
+GATED_BY = (
+    Gate("diagnosis", "plugalign.controllers.self_diagnosis", "Diagnosis", ("diagnose",)),
+    Gate("first_steps", "plugalign.algebra.gates", "FirstSteps"),
+    Gate("uncertain", "plugalign.algebra.gates", "Uncertain"),
 )
 
 FITTERS = {name: fitter for method in METHODS for name, fitter in method.fitters.items()}
 ALONE = tuple(method.name for method in METHODS if method.alone)
 CLASSES = {method.name: (method.module, method.kind) for method in METHODS}
+GATES = {gate.name: (gate.module, gate.kind) for gate in GATED_BY}
+UNTRAINED = {
+    **_untrained("none"),  # the decoding loop alone, which the others are compared with
+    **{name: place for method in METHODS for name, place in method.untrained.items()},
+}
+EXPORTS = {
+    name: each.module for each in (*METHODS, *GATED_BY) for name in (each.kind, *each.exports)
+}

@@ -114,6 +114,32 @@ class Calling:
         return f"the {kind}{name} at {'the prompts' if step < 0 else f'step {step}'}"
 
 
+class EndingStreamer:
+    """A block whose errors end the call's streamer, so that whoever reads from it in another thread
+    does not wait for ever.
+
+    Args:
+        streamer: of the call, or None.
+    """
+
+    def __init__(self, streamer: Any):
+        self._streamer = streamer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        end = getattr(self._streamer, "end", None)
+        if error is None or end is None:
+            return
+        try:
+            end()
+        except Exception as second:  # whatever a streamer raises, the first error is the one to see
+            error.add_note(f"the streamer {name_of(self._streamer)} raised at its end: {second!r}")
+
+
 def freeing(call: Callable[P, R]) -> Callable[P, R]:
     """A function whose errors keep nothing alive that lived in it, keys and values above all,
     however long they are kept themselves: the frames that they came through are emptied. (A

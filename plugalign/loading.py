@@ -10,15 +10,50 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from plugalign import pocket
 from plugalign.adapters.merging import base_of, merged, tokenizer_of
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.catalogue import ALONE, CLASSES
+from plugalign.files.precision import chosen_dtype
 from plugalign.files.pretrained import loading
 from plugalign.files.rows import read_rows
 from plugalign.files.shown import check_name, printable
 
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
+
+
+def resolve_model(
+    model: Any, tokenizer: Any, dtype: str = "auto", *, frozen: bool = True
+) -> tuple[Any, Any]:
+    """A model that may be given by its name, and its tokenizer.
+
+    Args:
+        model: a causal language model, a hub id or a folder; None is the pocket model.
+        tokenizer: its tokenizer; None for a name loads the one there.
+        dtype: the precision of a model that is loaded here, see
+            `plugalign.files.precision.chosen_dtype`; "auto" leaves the pocket model in float32.
+        frozen: whether the model only runs, and is not tuned as a whole.
+
+    Raises:
+        ValueError: for a model without its tokenizer, one that is loaded already and a ``dtype``,
+            or see `load_model`.
+    """
+    wanted = chosen_dtype(dtype, frozen=frozen)
+    if model is None:
+        loaded, own = pocket.load()
+        return loaded if dtype == "auto" else loaded.to(wanted), own
+    if isinstance(model, (str, Path)):
+        loaded, own = load_model(str(model), wanted)
+        return loaded, own if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise ValueError("a model needs its tokenizer; give it after the model")
+    if dtype != "auto":
+        raise ValueError(
+            f"dtype={dtype!r} is for a model that is given by name; this one is loaded in "
+            f"{str(model.dtype).removeprefix('torch.')}: use model.to(...)"
+        )
+    return model, tokenizer
 
 
 def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -43,16 +78,20 @@ def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
         return merged(model, name).to(device).eval(), _tokenizer(name)
 
 
-def random_model(name: str) -> tuple[Any, Any]:
+def random_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A model of this name's configuration with random weights, and its tokenizer; see
     `load_model`. A folder with both and without weights will do.
+
+    Args:
+        dtype: by default the configuration's on a GPU, and float32 on a CPU.
 
     Raises:
         ValueError: see `load_model`.
     """
     with loading("the model", name):
         config, tokenizer = _decoder_config(base_of(name)), _tokenizer(name)
-        dtype = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
+        usual = (config.dtype or torch.bfloat16) if _device() == "cuda" else torch.float32
+        dtype = usual if dtype is None else dtype
         with torch.device(_device()):
             return AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), tokenizer
 

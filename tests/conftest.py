@@ -210,6 +210,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a chat template: w80 opens a turn, w81 is the user, w82 the assistant, and w83
+    closes the turn."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}w80 {{ 'w81' if m['role'] == 'user' else 'w82' }} "
+        "{{ m['content'] }} w83 {% endfor %}{% if add_generation_prompt %}w80 w82 {% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
 def tiny() -> Any:
     """The factory of tiny models: ``tiny("gpt2-tied", seed=1)``."""
     return make_model

@@ -19,6 +19,7 @@ LAYERS = (  # from the ground up; what stands in one line may know each other
     ("generation",),
     ("controllers",),
     ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing"),
+    ("api",),
     ("cli", "commands"),
 )
 
@@ -118,3 +119,28 @@ def test_no_layer_knows_one_above_it(graph):
         if floor(other) > floor(name)
     ]
     assert upward == []
+
+
+FITTING, JUDGING = "plugalign.fitting", "plugalign.evaluation.judging"
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("plugalign.fitting", (JUDGING,)),
+        ("plugalign.pocket", (FITTING, JUDGING)),
+        (JUDGING, ("plugalign.evaluation",)),
+    ],
+)
+def test_packages_of_one_layer_know_each_other_one_way(graph, package, allowed):
+    layer = next(names for names in LAYERS if "fitting" in names)
+    beside = tuple(f"plugalign.{name}" for name in layer if name != "loading")
+    known = {
+        f"{name} -> {other}"
+        for name in graph
+        for other in graph[name]
+        if name.startswith(package)
+        and other.startswith(beside)
+        and not other.startswith((package, *allowed))
+    }
+    assert known == set()

@@ -1,6 +1,7 @@
 """The layout that keeps `kernels/` from shadowing Hugging Face's package of that name."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -40,15 +41,11 @@ def test_importing_plugalign_is_light():
 
 def test_every_package_is_declared():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {
-        "plugalign",
-        "plugalign.kernels",
-        "plugalign.kernels.terms",
-        "plugalign.controllers",
-    }
-    for child in (ROOT / "plugalign").iterdir():
-        if child.is_dir() and not child.is_symlink() and list(child.glob("*.py")):
-            found.add(f"plugalign.{child.name}")
+    found = {"plugalign.kernels", "plugalign.kernels.terms", "plugalign.controllers"}
+    for path in (ROOT / "plugalign").rglob("*.py"):
+        inside = path.parent.relative_to(ROOT / "plugalign").parts
+        if inside[:1] not in (("kernels",), ("controllers",)):  # the links of a checkout
+            found.add(".".join(("plugalign", *inside)))
     assert set(config["packages"]) == found
 
 
@@ -117,7 +114,47 @@ def test_the_symlinks_lead_to_the_real_folders(name):
 def test_public_names_resolve():
     import plugalign
 
+    assert len(set(plugalign.__all__)) == len(plugalign.__all__)
     for name in plugalign.__all__:
         assert getattr(plugalign, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Dexperts'"):
         _ = plugalign.Dexperts
+
+
+def test_no_module_hides_a_public_name():
+    """An import of ``plugalign.fit`` would put a module in the place of the function."""
+    import plugalign
+
+    inside = {path.stem for path in (ROOT / "plugalign").iterdir()}
+    assert not inside & set(plugalign.__all__)
+
+
+def typed_names():
+    """What type checkers see in the package: its names, with the modules that they come from."""
+    tree = ast.parse((ROOT / "plugalign" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert all(alias.asname == alias.name for node in imports for alias in node.names)
+    return {alias.name: node.module for node in imports for alias in node.names}
+
+
+def test_type_checkers_see_the_names_that_the_catalogue_exports():
+    import plugalign
+    from plugalign.catalogue import EXPORTS, GATED_BY, METHODS
+
+    assert typed_names().keys() == set(plugalign.__all__) - {"__version__"}
+    assert EXPORTS.items() <= typed_names().items()
+    assert {each.kind for each in (*METHODS, *GATED_BY)} <= EXPORTS.keys()
+    for name, module in typed_names().items():
+        assert getattr(plugalign, name) is getattr(importlib.import_module(module), name)
+
+
+def test_the_readme_has_every_method_of_the_catalogue():
+    from plugalign.catalogue import METHODS
+
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Methods\n")[1]
+    rows = [line for line in section.strip().split("\n\n")[0].splitlines() if line.startswith("|")]
+    assert rows[0].startswith("| method | name |")
+    named = re.findall(r"`(\w+)`", "\n".join(rows))
+    assert sorted(named) == sorted(method.name for method in METHODS)

@@ -15,11 +15,6 @@ CONTROLLERS: dict[str, tuple[str, str]] = {
     "composition": ("plugalign.algebra.controller", "Composition"),
     "gated": ("plugalign.algebra.controller", "Gated"),
 }
-GATES: dict[str, tuple[str, str]] = {
-    "diagnosis": ("plugalign.controllers.self_diagnosis", "Diagnosis"),
-    "first_steps": ("plugalign.algebra.gates", "FirstSteps"),
-    "uncertain": ("plugalign.algebra.gates", "Uncertain"),
-}
 
 
 def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], where: str) -> type[Any]:

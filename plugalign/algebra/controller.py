@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
-from plugalign.algebra.class_names import GATES, check_named, class_of
+from plugalign.algebra.adjusting import checked_settings, rebuilt, scalar_settings
+from plugalign.algebra.class_names import check_named, class_of
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
 from plugalign.algebra.saving import Saveable, Settings
 from plugalign.algebra.steering import Steering
+from plugalign.catalogue import GATES
 
 if TYPE_CHECKING:
     from plugalign.generation.revision import Answers
@@ -54,7 +56,7 @@ class Controller(Saveable):
         """
 
     def prompt(self, text: str) -> str:
-        """Rewrites the prompt before it is tokenised."""
+        """Rewrites the prompt before it is tokenised; in a chat, what the user says last."""
         return text
 
     @contextmanager
@@ -105,6 +107,18 @@ class Controller(Saveable):
             ValueError: for a controller that acts on more than the distribution.
         """
         return Gated(self, gate)
+
+    def adjustable(self) -> Mapping[str, Any]:
+        """The types of the settings that `with_settings` can change, by name."""
+        return scalar_settings(type(self))
+
+    def with_settings(self, **changes: Any) -> Self:
+        """This controller with other settings, such as ``alpha=1.0``, and the same learned parts.
+
+        Raises:
+            ValueError: for a setting that it does not have, or a value that it cannot have.
+        """
+        return rebuilt(self, checked_settings(self.display_name, self.adjustable(), changes))
 
     def __add__(self, other: Controller) -> Controller:
         if not isinstance(other, Controller):
@@ -246,6 +260,12 @@ class Gated(Controller):
         """
         gate = self.gate.bound(model, tokenizer)
         return self.controller.steer(model, tokenizer).behind(gate)
+
+    def adjustable(self) -> Mapping[str, Any]:
+        return self.controller.adjustable()
+
+    def with_settings(self, **changes: Any) -> Self:
+        return type(self)(self.controller.with_settings(**changes), self.gate)
 
     def config(self) -> dict[str, Any]:
         check_named(self.gate)

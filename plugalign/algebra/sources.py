@@ -60,6 +60,8 @@ class Context:
         ids: before the row's own ids.
         start_token: the token with which ``ids`` begin, where the model needs every text to begin
             with it; the row's own is then masked.
+        turn: the token ids that open a turn of a chat. In a row that holds them ``ids`` are
+            inserted behind the first of them, without ``start_token``, and not before the row.
         keys_values: of all layers, ``(layers, 2, H_kv, P, D_head)``.
         after: behind the row's ids, as a question about the text.
     """
@@ -68,11 +70,12 @@ class Context:
     start_token: int | None = None
     keys_values: Tensor | None = None
     after: tuple[int, ...] = ()
+    turn: tuple[int, ...] = ()
 
     @property
     def key(self) -> Hashable:
         trained = None if self.keys_values is None else id(self.keys_values)
-        return (self.ids, self.start_token, trained, self.after)
+        return (self.ids, self.start_token, trained, self.after, self.turn)
 
     @property
     def depth(self) -> int:

@@ -34,7 +34,8 @@ from plugalign.benchmarking.timed_call import (
     random_prompts,
     warming_rounds,
 )
-from plugalign.benchmarking.untrained import MAKERS, untrained
+from plugalign.benchmarking.untrained import untrained
+from plugalign.catalogue import UNTRAINED
 from plugalign.engine.plan import Plan
 
 PLAIN, NONE = "plain generate", "none"
@@ -63,7 +64,7 @@ def run_bench(
     """Times every method at every batch size, sampling with top-p 0.9.
 
     Args:
-        methods: names of `plugalign.benchmarking.untrained.MAKERS`, by default all of them;
+        methods: names of `plugalign.catalogue.UNTRAINED`, by default all of them;
             "plain_static" is plain ``generate`` with a static cache, which transformers compiles
             on a GPU.
         draft: "base" or "prompt" lets the methods that can verify a draft speculate.
@@ -72,7 +73,7 @@ def run_bench(
         compiled: whether models behind a static cache are compiled, where transformers would.
         captures: whether a GPU shall replay whole steps: "auto", "on" (which takes a static cache)
             or "off", or several, which are rows of their own.
-        expert_config: the configuration of the experts of "dexperts"; by default the model's.
+        expert_config: the configuration of models beside the base; by default the model's.
         threads: CPU threads of torch for the length of the run; None leaves them.
         out: a JSON file, rewritten after every method and batch size.
 
@@ -82,19 +83,10 @@ def run_bench(
     Raises:
         ValueError: for an unknown method, cache or capture, or counts that are not positive.
     """
-    methods = list(MAKERS) if methods is None else list(methods)
-    settings = Settings(
-        tuple(batches),
-        new_tokens,
-        prompt_tokens,
-        rounds,
-        draft,
-        draft_tokens,
-        cache,
-        plain_cache,
-        compiled,
-        tuple(captures),
-    )
+    methods = list(UNTRAINED) if methods is None else list(methods)
+    counts = tuple(batches), new_tokens, prompt_tokens, rounds
+    caches = cache, plain_cache, compiled, tuple(captures)
+    settings = Settings(*counts, draft, draft_tokens, *caches)
     settings.check(methods)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -169,7 +161,7 @@ class Bench:
         settings = self.settings
         if method == PLAIN_STATIC:
             return {method: generation(None, self.model, self.tokenizer).behind("static", True)}
-        controller = untrained(method, self.model, self.tokenizer, self._expert_config)
+        controller = untrained(method, self.model, self._expert_config)
         call = generation(controller, self.model, self.tokenizer)
         calls = {}
         for capture in settings.captures:

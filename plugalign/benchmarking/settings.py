@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plugalign.benchmarking.timed_call import CAPTURES
-from plugalign.benchmarking.untrained import MAKERS
+from plugalign.catalogue import UNTRAINED
 
 PLAIN_STATIC = "plain_static"  # beside the methods that steer
 CACHES = ("dynamic", "static")
@@ -38,7 +38,7 @@ class Settings:
         for name, value in [*counts, *(("batch", size) for size in self.batches)]:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        known = (*MAKERS, PLAIN_STATIC)
+        known = (*UNTRAINED, PLAIN_STATIC)
         for method in methods:
             if method not in known:
                 raise ValueError(f"unknown method '{method}'; known are {', '.join(known)}")

@@ -16,7 +16,7 @@ from plugalign.benchmarking.memory import freed
 from plugalign.benchmarking.stopwatch import PARTS, timed
 from plugalign.engine.acceleration.traced_step import PROOFS, Recorder
 from plugalign.engine.speculative.drafts import Speculation
-from plugalign.generation.routing import REPLAYED
+from plugalign.generation.explanation import REPLAYED
 from plugalign.generation.wrap import wrap
 
 CAPTURES: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,15 @@ def show(renderable: RenderableType) -> None:
             markup=False, emoji=False, highlight=False, width=max(console.width, WIDTH)
         )
     console.print(Printable(renderable), soft_wrap=isinstance(renderable, str))
+
+
+def quiet_libraries() -> None:
+    """What libraries say to programmers would stand between the user and the progress bar."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def fail(message: str) -> None:

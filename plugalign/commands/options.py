@@ -6,12 +6,21 @@ Nothing here imports torch or transformers: ``plugalign --help`` must not wait f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from plugalign.files.shown import check_name, shown
-from plugalign.files.text import check_whole
+from plugalign.files.text import check_unicode
 
 LARGEST_BATCH = 65_536
+
+# Options that several commands have.
+Dtype = Annotated[
+    str,
+    typer.Option(metavar="auto|bfloat16|float16|float32", help="The precision of the model."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of torch.")]
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
@@ -21,7 +30,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
         ValueError: naming the argument, for bytes that are not UTF-8 and for NUL.
     """
     for number, argument in enumerate(arguments, start=1):
-        check_whole(argument, f"argument {number}")
+        check_unicode(argument, f"argument {number}")
 
 
 def value_of(parameter: Any, arguments: Sequence[str]) -> str:
@@ -122,6 +131,30 @@ def columns(given: str | None, option: str) -> tuple[str, str] | None:
     if len(found) != 2 or not all(map(str.strip, found)) or found[0] == found[1]:
         raise ValueError(f"{option} takes two columns, UNDESIRED,DESIRED, got {shown(given)}")
     return found[0], found[1]
+
+
+def settings(given: Sequence[str] | None, option: str) -> dict[str, list[str]] | None:
+    """``METHOD.SETTING=VALUE,...`` options as values by "METHOD.SETTING".
+
+    Raises:
+        ValueError: for one of another form, without a value, or two of one name.
+    """
+    if given is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for each in given:
+        name, _, values = each.partition("=")
+        method, dot, setting = name.rpartition(".")
+        listed = [value.strip() for value in values.split(",")]
+        if not (method and dot and setting and all(listed)):
+            raise ValueError(
+                f"{option} takes METHOD.SETTING=VALUE, or several values with commas between, got "
+                f"{shown(each)}"
+            )
+        if name in found:
+            raise ValueError(f"{option} sets {shown(name)} twice; put its values into one")
+        found[name] = listed
+    return found
 
 
 def _once(found: Sequence[str], option: str, given: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from plugalign.files.json_text import parse_object
 from plugalign.files.shown import listed, printable, shown
-from plugalign.files.text import check_whole, read_text
+from plugalign.files.text import check_unicode, read_text
 from plugalign.files.values import label_of, opened, share_of, text_of
 
 TEXT = "text"  # the field of a nested record that holds its text, as in RealToxicityPrompts
@@ -75,7 +75,7 @@ class Row:
             raise ValueError(
                 f"{self.place}: {found!r} must be a word or a whole number, got {shown(value)}"
             )
-        return check_whole(label, f"{self.place}: {found!r}")
+        return check_unicode(label, f"{self.place}: {found!r}")
 
     def share(self, name: str) -> float:
         """The number in [0, 1] in a field.

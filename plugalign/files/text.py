@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
     return content
 
 
-def check_whole(text: str, what: str) -> str:
+def check_unicode(text: str, what: str) -> str:
     """The text, if every character of it can stand in a text.
 
     Raises:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from plugalign.files.json_text import read_object
 from plugalign.files.shown import printable, shown
-from plugalign.files.text import check_whole, read_text
+from plugalign.files.text import check_unicode, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 TYPE = re.compile(r"(str|list|dict|constrained-str|\[key\])$|[a-z-]+\[")
@@ -96,7 +96,7 @@ def check_texts(value: Any, what: str) -> None:
     while waiting:
         match waiting.pop():
             case str(text):
-                check_whole(text, what)
+                check_unicode(text, what)
             case dict(mapping):
                 waiting += [*mapping, *mapping.values()]
             case list(values) | tuple(values):

@@ -8,7 +8,7 @@ from typing import Any
 
 from plugalign.files.serialised import NotReadable, unpacked
 from plugalign.files.shown import shown
-from plugalign.files.text import check_whole
+from plugalign.files.text import check_unicode
 
 WORDS = {"true": "1", "false": "0"}
 
@@ -33,7 +33,7 @@ def text_of(value: Any, what: str) -> str:
         raise ValueError(f"{what} must be text, got {shown(value)}")
     if not value.strip():
         raise ValueError(f"{what} is empty; remove the line or fill it")
-    return check_whole(value, what)
+    return check_unicode(value, what)
 
 
 def opened(value: Any, what: str) -> Any:
@@ -60,13 +60,13 @@ def label_of(value: Any) -> str | None:
     """
     if isinstance(value, str):
         word = value.strip()
-        return WORDS.get(word.lower()) or _whole(word)
+        return WORDS.get(word.lower()) or _integer(word)
     if isinstance(value, (bool, int)):
         return str(int(value)) if abs(value) < 1e15 else None
-    return _whole(repr(value)) if isinstance(value, float) else None
+    return _integer(repr(value)) if isinstance(value, float) else None
 
 
-def _whole(word: str) -> str | None:
+def _integer(word: str) -> str | None:
     """A number in its shortest form, any other word as it is, None for a fraction or nothing."""
     try:
         number = float(word)

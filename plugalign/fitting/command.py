@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from plugalign.catalogue import ALONE, FITTERS
 from plugalign.files.precision import chosen_dtype
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
-from plugalign.fitting.settings import settings_of, validated
+from plugalign.fitting.settings import Fit, settings_of, validated
 from plugalign.loading import load_model
 
 OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
 
 
-def fitter(method: str) -> tuple[Callable[..., Controller], Mapping[str, Any]]:
+def fitter(method: str) -> tuple[Fit[Controller], Mapping[str, Any]]:
     """The fit function of a method, and the settings that make it this method.
 
     Raises:

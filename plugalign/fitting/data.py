@@ -18,9 +18,11 @@ from torch import Tensor
 from plugalign.files.rows import Row, read_rows
 from plugalign.files.shown import listed, printable, shown
 from plugalign.files.values import label_of
+from plugalign.fitting.progress import progress
 from plugalign.generation.tokens import token_ids
 
 PathLike = str | Path
+CHUNK = 2048  # texts that are tokenized between two looks at the clock
 DESIRED, UNDESIRED = "desired", "undesired"  # the labels of pairs
 
 
@@ -136,16 +138,27 @@ def load_data(
     return Labelled(tuple(t for t, _ in found), tuple(y for _, y in found))
 
 
+def tokenized(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts as the tokenizer frames them, with a progress bar on stderr."""
+    rows: list[list[int]] = []
+    with progress("tokenizing texts", len(texts)) as bar:
+        for start in range(0, len(texts), CHUNK):
+            some = texts[start : start + CHUNK]
+            rows += token_ids(tokenizer, some)
+            bar.advance(len(some))
+    return rows
+
+
 def encode(
     tokenizer: Any, texts: Sequence[str], max_length: int, *, end: bool = True
 ) -> list[list[int]]:
-    """Token ids of whole texts as the tokenizer frames them, with or without an end token behind.
+    """Token ids of texts as the tokenizer frames them, with or without an end token behind.
 
     ``max_length`` counts all of them; a text that was cut has no end token. Texts without a
     single token are left out.
     """
     stop = tokenizer.eos_token_id if end else None
-    rows = [row for row in token_ids(tokenizer, texts) if row]
+    rows = [row for row in tokenized(tokenizer, texts) if row]
     framed = [row if stop is None or row[-1] == stop else [*row, stop] for row in rows]
     return [row[:max_length] for row in framed]
 

@@ -44,24 +44,6 @@ class Split(NamedTuple):
     held_labels: Any
     held_texts: int
 
-    @classmethod
-    def of(cls, states: Array, labels: Any, seed: int) -> Split:
-        """A fifth of each label is held out, each state a text of its own."""
-        texts = np.arange(len(states))
-        return cls.by_text(states, labels, texts, held_out_texts(labels, seed))
-
-    @classmethod
-    def by_text(cls, states: Array, labels: Any, texts: Any, held: Any) -> Split:
-        """All states of some texts are held out.
-
-        Args:
-            states: ``(N, D)``. labels: ``(N,)``. texts: whose each state is, ``(N,)``.
-            held: the texts that are held out.
-        """
-        out = np.isin(texts, held)
-        count = len(np.unique(texts[out]))
-        return cls(states[~out], states[out], labels[~out], labels[out], count)
-
     @property
     def guessing(self) -> float:
         """The accuracy of always naming the most frequent held-out label."""
@@ -85,6 +67,18 @@ class Split(NamedTuple):
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = LogisticRegression(max_iter=200).fit(self.train / scale, self.train_labels)
         return model.coef_ / scale, float(model.score(self.held / scale, self.held_labels))
+
+
+def split_by_text(states: Array, labels: Any, texts: Any, held: Any) -> Split:
+    """All states of some texts are held out.
+
+    Args:
+        states: ``(N, D)``. labels: ``(N,)``. texts: whose each state is, ``(N,)``.
+        held: the texts that are held out.
+    """
+    out = np.isin(texts, held)
+    count = len(np.unique(texts[out]))
+    return Split(states[~out], states[out], labels[~out], labels[out], count)
 
 
 def held_out_texts(labels: Any, seed: int) -> Any:
@@ -173,8 +167,8 @@ def _narrowed(split: Split, basis: Array) -> Array:
     if accuracy <= split.chance:
         return basis
     found = _row_space(weights, basis)
-    whole: Array = np.concatenate([basis, found], axis=1)
-    return whole if whole.shape[1] < len(basis) else basis
+    wider: Array = np.concatenate([basis, found], axis=1)
+    return wider if wider.shape[1] < len(basis) else basis
 
 
 def principal_direction(differences: Array) -> Array:

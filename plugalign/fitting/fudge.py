@@ -1,4 +1,4 @@
-"""Trains FUDGE's predictor: from every prefix of a text, what is the label of the whole?
+"""Trains FUDGE's predictor: from every prefix of a text, what is the label of the full text?
 
 The loss is the binary cross-entropy of each position (Yang and Klein 2021, section 3.1). Both
 classes weigh the same, however many texts each has. Some texts of a batch are broken off at a
@@ -27,106 +27,119 @@ from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Batch, Examples, auc, encoded, end_tokens
 from plugalign.fitting.settings import (
     Count,
+    FitSettings,
     LearningRate,
     Minutes,
     Seed,
     ShareBelowOne,
     Weight,
-    checked,
+    fit_function,
 )
 from plugalign.fitting.training import train
 
 ENDED = 0.5  # share of the texts that may be broken off
 
 
-@checked
-def fit_fudge(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    out: Path,
-    *,
-    desired: str | None = None,
-    width: Count = 128,
-    layers: Count = 2,
-    heads: Count = 4,
-    steps: Count = 800,
-    batch_size: Count = 64,
-    lr: LearningRate = 1e-3,
-    dropped: ShareBelowOne = 0.2,
-    max_length: Count = 64,
-    seed: Seed = 0,
-    k: Count = 200,
-    weight: Weight = 8.0,
-    minutes: Minutes | None = None,
-) -> Fudge:
-    """Trains a predictor of the desired class and saves the controller in ``out``.
+class FudgeSettings(FitSettings):
+    """Settings of `fit_fudge`.
 
-    A run that was killed and is started again continues. The model given is not changed.
-
-    Args:
+    Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
         width: of the predictor; layers and heads: likewise.
-        steps: at most; it ends when held-out texts are told apart no better.
+        steps: at most; it ends when held-out texts are classified no better.
         dropped: share of the tokens and of the last hidden units that are hidden in training.
         max_length: of a training text, in tokens; longer ones are cut.
         k: candidates of the controller that is returned and saved.
         weight: its lambda; 1 is Bayes' rule, a small and unsure predictor needs more.
         minutes: make fewer steps where these take longer.
+    """
+
+    desired: str | None = None
+    width: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    steps: Count = 800
+    batch_size: Count = 64
+    lr: LearningRate = 1e-3
+    dropped: ShareBelowOne = 0.2
+    max_length: Count = 64
+    seed: Seed = 0
+    k: Count = 200
+    weight: Weight = 8.0
+    minutes: Minutes | None = None
+
+
+@fit_function(FudgeSettings)
+def fit_fudge(
+    model: Any, tokenizer: Any, data: Labelled, out: Path, settings: FudgeSettings
+) -> Fudge:
+    """Trains a predictor of the desired class and saves the controller in ``out``.
+
+    A run that was killed and is started again continues. The model given is not changed. The
+    keyword arguments are those of `FudgeSettings`.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
     """
-    sides, predictor = data.binary(desired), _fresh(model, width, layers, heads, seed)
-    settings = {
-        "desired": desired,
-        "width": width,
-        "layers": layers,
-        "heads": heads,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "dropped": dropped,
-        "max_length": max_length,
-        "seed": seed,
-        "k": k,
-        "weight": weight,
-    }
+    sides, predictor = data.binary(settings.desired), _fresh(model, settings)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        learnt, held = encoded(tokenizer, sides, max_length, seed, end=False)
-        pick, ends = learnt.picks(batch_size, seed), end_tokens(model, tokenizer)
-        hazard = len(learnt) / sum(map(len, learnt.rows))
-
-        def loss(step: int) -> Tensor:
-            batch = broken_off(learnt.of(pick(step), model.device), ends, hazard)
-            ids, mask, label, share = batch
-            return prefix_loss(_thinned(predictor, ids, mask, dropped), label, mask, share)
-
-        parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
-        note = folder / "predictor.json"
-        chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
-        watch = HeldOut(lambda: _judged(predictor, held, batch_size, model.device)[0])
-        train(
-            parameters=parameters,
-            loss=loss,
-            steps=chosen,
-            lr=lr,
-            title=title,
-            seed=seed,
-            checkpoint=folder / "predictor.checkpoint",
-            weight_decay=0.01,
-            held_out=watch if len(held) else None,
+        learnt, held = encoded(tokenizer, sides, settings.max_length, settings.seed, end=False)
+        ends = end_tokens(model, tokenizer)
+        measured = _trained(predictor, learnt, held, ends, model.device, settings, folder)
+        fitted = Fudge(
+            predictor,
+            k=settings.k,
+            weight=settings.weight,
+            fitted_for=identify(model, tokenizer),
         )
-        origin = identify(model, tokenizer)
-        Fudge(predictor, k=k, weight=weight, fitted_for=origin).save_pretrained(result)
-        if not len(held):
-            return {"steps": chosen}
-        found = _judged(predictor, held, batch_size, model.device)[1]
-        return {"steps": chosen, "held_out": {**watch.best, "auc": found}}
+        fitted.save_pretrained(result)
+        return measured
 
-    workspace.make(out, workspace.record("fudge", model, tokenizer, data, settings), work)
+    record = workspace.record("fudge", model, tokenizer, data, settings.recorded())
+    workspace.make(out, record, work)
     return Fudge.from_pretrained(out)
+
+
+def _trained(
+    predictor: Predictor,
+    learnt: Examples,
+    held: Examples,
+    ends: Sequence[int],
+    device: torch.device,
+    settings: FudgeSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains the predictor in place and measures it on the held-out texts."""
+    pick = learnt.picks(settings.batch_size, settings.seed)
+    hazard = len(learnt) / sum(map(len, learnt.rows))
+
+    def loss(step: int) -> Tensor:
+        batch = broken_off(learnt.batch(pick(step), device), ends, hazard)
+        ids, mask, label, share = batch
+        return prefix_loss(_thinned(predictor, ids, mask, settings.dropped), label, mask, share)
+
+    parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
+    note = folder / "predictor.json"
+    steps = affordable_steps(
+        loss, parameters, settings.steps, settings.minutes, title=title, note=note
+    )
+    watch = HeldOut(lambda: _judged(predictor, held, settings.batch_size, device)[0])
+    train(
+        parameters=parameters,
+        loss=loss,
+        steps=steps,
+        lr=settings.lr,
+        title=title,
+        seed=settings.seed,
+        checkpoint=folder / "predictor.checkpoint",
+        weight_decay=0.01,
+        held_out=watch if len(held) else None,
+    )
+    if not len(held):
+        return {"steps": steps}
+    found = _judged(predictor, held, settings.batch_size, device)[1]
+    return {"steps": steps, "held_out": {**watch.best, "auc": found}}
 
 
 @torch.no_grad()
@@ -136,23 +149,23 @@ def _judged(
     """The loss of held-out texts, and the AUC of all their prefixes' scores."""
     scores, labels, weights = [], [], []
     for texts in held.in_order(batch_size):
-        ids, mask, label, weight = held.of(texts, device)
+        ids, mask, label, weight = held.batch(texts, device)
         seen = mask.bool()
         scores.append(predictor(ids, mask)[seen])
         labels.append(label[:, None].expand_as(ids)[seen])
         weights.append(weight[:, None].expand_as(ids)[seen])
-    whole = [torch.cat(part) for part in (scores, labels, weights)]
-    one = torch.ones_like(whole[0])[:, None]
-    loss = prefix_loss(whole[0][:, None], whole[1], one, whole[2])
-    return float(loss), auc(*whole)
+    joined = [torch.cat(part) for part in (scores, labels, weights)]
+    one = torch.ones_like(joined[0])[:, None]
+    loss = prefix_loss(joined[0][:, None], joined[1], one, joined[2])
+    return float(loss), auc(*joined)
 
 
-def _fresh(model: Any, width: int, layers: int, heads: int, seed: int) -> Predictor:
+def _fresh(model: Any, settings: FudgeSettings) -> Predictor:
     """An untrained predictor of the base's tokens, on its device."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         vocab_size = model.get_output_embeddings().weight.shape[0]
-        predictor = Predictor(vocab_size, width, layers, heads)
+        predictor = Predictor(vocab_size, settings.width, settings.layers, settings.heads)
         start_from(predictor, model.get_input_embeddings().weight)
     return predictor.to(model.device)
 
@@ -209,7 +222,7 @@ def prefix_loss(logits: Tensor, label: Tensor, mask: Tensor, weight: Tensor) -> 
 
 
 def _thinned(predictor: Predictor, ids: Tensor, mask: Tensor, dropped: float) -> Tensor:
-    """The predictor's logits ``(B, T)`` with whole tokens and last hidden units dropped."""
+    """The predictor's logits ``(B, T)`` with some tokens and last hidden units dropped."""
     embedded = predictor.backbone.embed_tokens(ids)
     embedded = embedded * dropout(torch.ones_like(embedded[..., :1]), dropped)
     output = predictor.backbone(

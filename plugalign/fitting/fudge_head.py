@@ -1,7 +1,7 @@
 """Trains FUDGE's head on the base's own hidden states.
 
 Every pair of a prefix's last hidden state and the token that follows it is an example, its label
-that of the whole text. So is every pair of a state and an end token: that a text ends there says
+that of the full text. So is every pair of a state and an end token: that a text ends there says
 nothing about its label, so the head does not promote or forbid stopping. The base is frozen, and
 its states are computed once. Hidden states and embeddings are scaled to unit size while training,
 so that one learning rate suits every model; the scales are folded in afterwards.
@@ -26,109 +26,127 @@ from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded, end_tokens
 from plugalign.fitting.settings import (
     Count,
+    FitSettings,
     LearningRate,
     Minutes,
     Rank,
     Seed,
     Weight,
     check_context,
-    checked,
+    fit_function,
 )
 from plugalign.fitting.states import States, keep_states
 from plugalign.fitting.training import train
 
-READING = 0.7  # share of the time for the base's states; the head learns fast
+READING, TRAINING = 0.7, 0.25  # shares of the time: the head learns fast
 
 
-@checked
-def fit_fudge_head(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    out: Path,
-    *,
-    desired: str | None = None,
-    rank: Rank = 32,
-    steps: Count = 1000,
-    batch_size: Count = 64,
-    lr: LearningRate = 3e-3,
-    max_length: Count = 64,
-    seed: Seed = 0,
-    k: Count = 200,
-    weight: Weight = 8.0,
-    minutes: Minutes | None = None,
-) -> FudgeHead:
-    """Trains a head for the desired class and saves the controller in ``out``.
+class FudgeHeadSettings(FitSettings):
+    """Settings of `fit_fudge_head`.
 
-    A run that was killed and is started again continues. The model given is not changed.
-
-    Args:
+    Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
         rank: of the interaction between prefix and token.
-        steps: at most; it ends when held-out texts are told apart no better.
+        steps: at most; it ends when held-out texts are classified no better.
         max_length: of a training text, in tokens; longer ones are cut.
         k: candidates of the controller that is returned and saved.
         weight: its lambda; 1 is Bayes' rule, more steers harder.
         minutes: read fewer texts and make fewer steps where these take longer.
+    """
+
+    desired: str | None = None
+    rank: Rank = 32
+    steps: Count = 1000
+    batch_size: Count = 64
+    lr: LearningRate = 3e-3
+    max_length: Count = 64
+    seed: Seed = 0
+    k: Count = 200
+    weight: Weight = 8.0
+    minutes: Minutes | None = None
+
+    def minutes_of(self, share: float) -> float | None:
+        """A share of the time."""
+        return None if self.minutes is None else share * self.minutes
+
+
+@fit_function(FudgeHeadSettings)
+def fit_fudge_head(
+    model: Any, tokenizer: Any, data: Labelled, out: Path, settings: FudgeHeadSettings
+) -> FudgeHead:
+    """Trains a head for the desired class and saves the controller in ``out``.
+
+    A run that was killed and is started again continues. The model given is not changed. The
+    keyword arguments are those of `FudgeHeadSettings`.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
     """
-    check_context(model, max_length)
-    sides = data.binary(desired)
-    settings = {
-        "desired": desired,
-        "rank": rank,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "max_length": max_length,
-        "seed": seed,
-        "k": k,
-        "weight": weight,
-    }
+    check_context(model, settings.max_length)
+    sides, size = data.binary(settings.desired), settings.batch_size
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        learnt, held = encoded(tokenizer, sides, max_length, seed, end=False, least=2)
-        learnt, share = learnt.shuffled(seed), None if minutes is None else READING * minutes
-        kept = keep_states(model, held.rows, folder / "held-out", batch_size) if len(held) else None
-        states = keep_states(model, learnt.rows, folder / "states", batch_size, minutes=share)
-        head = Head(model, tokenizer, states, batch_size, rank, seed)
-        pick = learnt.picks(batch_size, seed, len(states))
-        loss, title = head.loss(learnt, states, pick), "FUDGE head"
-        chosen = affordable_steps(
-            loss,
-            head.learned,
-            steps,
-            None if minutes is None else minutes / 4,
-            title=title,
-            note=folder / "head.json",
+        learnt, held = encoded(
+            tokenizer, sides, settings.max_length, settings.seed, end=False, least=2
         )
-        watch = None
-        if kept is not None:
-            every = list(held.in_order(batch_size))
-            watch = HeldOut(lambda: _mean_loss(head.loss(held, kept, every.__getitem__), every))
-        train(
-            parameters=head.learned,
-            loss=loss,
-            steps=chosen,
-            lr=lr,
-            seed=seed,
-            title=title,
-            checkpoint=folder / "head.checkpoint",
-            weight_decay=0.01,
-            held_out=watch,
+        learnt, time = learnt.shuffled(settings.seed), settings.minutes_of(READING)
+        kept = keep_states(model, held.rows, folder / "held-out", size) if len(held) else None
+        states = keep_states(model, learnt.rows, folder / "states", size, minutes=time)
+        head = Head(model, tokenizer, states, size, settings.rank, settings.seed)
+        measured = _trained(head, (learnt, states), (held, kept), settings, folder)
+        fitted = FudgeHead(
+            **head.unscaled(),
+            k=settings.k,
+            weight=settings.weight,
+            fitted_for=identify(model, tokenizer),
         )
-        origin = identify(model, tokenizer)
-        controller = FudgeHead(**head.unscaled(), k=k, weight=weight, fitted_for=origin)
-        controller.save_pretrained(result)
-        found: dict[str, Any] = {"steps": chosen, "texts": len(states)}
-        if watch is not None and kept is not None:
-            found["held_out"] = {**watch.best, "auc": head.auc(held, kept, batch_size)}
-        return found
+        fitted.save_pretrained(result)
+        return {**measured, "texts": len(states)}
 
-    workspace.make(out, workspace.record("fudge_head", model, tokenizer, data, settings), work)
+    record = workspace.record("fudge_head", model, tokenizer, data, settings.recorded())
+    workspace.make(out, record, work)
     return FudgeHead.from_pretrained(out)
+
+
+def _trained(
+    head: Head,
+    learnt: tuple[Examples, States],
+    held: tuple[Examples, States | None],
+    settings: FudgeHeadSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains the head in place and measures it on the held-out texts, where there are any."""
+    (examples, states), (apart, kept) = learnt, held
+    loss = head.loss(
+        examples, states, examples.picks(settings.batch_size, settings.seed, len(states))
+    )
+    steps = affordable_steps(
+        loss,
+        head.learned,
+        settings.steps,
+        settings.minutes_of(TRAINING),
+        title="FUDGE head",
+        note=folder / "head.json",
+    )
+    watch = None
+    if kept is not None:
+        every = list(apart.in_order(settings.batch_size))
+        watch = HeldOut(lambda: _mean_loss(head.loss(apart, kept, every.__getitem__), every))
+    train(
+        parameters=head.learned,
+        loss=loss,
+        steps=steps,
+        lr=settings.lr,
+        seed=settings.seed,
+        title="FUDGE head",
+        checkpoint=folder / "head.checkpoint",
+        weight_decay=0.01,
+        held_out=watch,
+    )
+    if watch is None or kept is None:
+        return {"steps": steps}
+    found = head.auc(apart, kept, settings.batch_size)
+    return {"steps": steps, "held_out": {**watch.best, "auc": found}}
 
 
 @torch.no_grad()
@@ -164,7 +182,7 @@ class Head:
 
         def loss(step: int) -> Tensor:
             texts = pick(step)
-            ids, mask, label, share = examples.of(texts, self._device)
+            ids, mask, label, share = examples.batch(texts, self._device)
             hidden = self._scaled(states.padded(texts))
             logits = self._logits(hidden[:, :-1], ids[:, 1:])
             parts = [prefix_loss(logits, label, mask[:, 1:], share)]
@@ -180,7 +198,7 @@ class Head:
         """How well the scores of prefixes and what follows them tell the classes apart."""
         found = []
         for texts in examples.in_order(batch_size):
-            ids, mask, label, share = examples.of(texts, self._device)
+            ids, mask, label, share = examples.batch(texts, self._device)
             seen = mask[:, 1:].bool()
             logits = self._logits(self._scaled(states.padded(texts))[:, :-1], ids[:, 1:])
             found.append([x[seen] for x in (logits, *_columns(logits, label, share))])

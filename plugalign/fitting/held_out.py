@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from plugalign.fitting.training import fingerprint
+from plugalign.files.fingerprint import fingerprint
 
 T = TypeVar("T")
 SHARE, MOST, FEWEST = 0.1, 256, 10  # of each class

@@ -22,6 +22,7 @@ from plugalign.evaluation.judging.tfidf import TfidfJudge
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import printable
 from plugalign.fitting.data import Labelled
+from plugalign.fitting.progress import say
 
 HELD_OUT = 0.1
 FEWEST = 20  # different texts of each class, of which two are held out
@@ -101,6 +102,7 @@ def _fit(
         from plugalign.fitting.judge_encoder import tune_encoder
 
         return Judge("encoder", tune_encoder(texts, labels, encoder, folder, seed=seed))
+    say(f"counting the words and characters of {len(texts)} texts")
     fitted = TfidfJudge.fit(texts, labels)
     fitted.save(folder)
     return Judge("tfidf", fitted)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from plugalign.evaluation.judging.text_classifier import TextClassifier
+from plugalign.evaluation.judging.text_classifier import TextClassifier, text_classifier
 from plugalign.files.pretrained import loading
 from plugalign.fitting.data import pad
+from plugalign.fitting.progress import say
 from plugalign.fitting.training import batches, train
 
 LABELS = {0: "clean", 1: "toxic"}
@@ -46,19 +47,11 @@ def tune_encoder(
     Raises:
         ValueError: if there is no such encoder, naming it.
     """
-    torch.manual_seed(seed)  # the head is new
-    with loading("the encoder", encoder):
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            encoder,
-            id2label=LABELS,
-            label2id={name: label for label, name in LABELS.items()},
-            dtype=torch.float32,
-            trust_remote_code=False,
-        ).train()
-        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+    model, tokenizer = _untrained(encoder, seed)
     model.get_input_embeddings().requires_grad_(False)
-    tuned = TextClassifier.of(model, tokenizer, positive=1)
+    tuned = text_classifier(model, tokenizer, positive=1)
     length = min(max_length, tuned.limit)
+    say(f"tokenizing {len(texts)} texts")
     rows = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
     targets, batch = torch.tensor(labels), batches(len(rows), batch_size, seed)
 
@@ -81,3 +74,17 @@ def tune_encoder(
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return tuned
+
+
+def _untrained(encoder: str, seed: int) -> tuple[Any, Any]:
+    """The encoder with a new head, in training mode, and its tokenizer."""
+    torch.manual_seed(seed)
+    with loading("the encoder", encoder):
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            encoder,
+            id2label=LABELS,
+            label2id={name: label for label, name in LABELS.items()},
+            dtype=torch.float32,
+            trust_remote_code=False,
+        ).train()
+        return model, AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from plugalign.fitting.data import encode, pad
 from plugalign.fitting.held_out import set_apart
-from plugalign.fitting.progress import say
 from plugalign.fitting.training import batches
 
 
@@ -64,7 +63,7 @@ class Examples:
         generator = torch.Generator().manual_seed(seed)
         return Examples(*self.sides(), torch.randperm(len(self), generator=generator).tolist())
 
-    def of(self, texts: Sequence[int], device: torch.device) -> Batch:
+    def batch(self, texts: Sequence[int], device: torch.device) -> Batch:
         """Some of the texts."""
         ids, mask = pad([self.rows[i] for i in texts])
         parts = (ids, mask, self.labels[texts], self.weights[texts])
@@ -101,9 +100,8 @@ def encoded(
     Raises:
         ValueError: if a class has no text of that length.
     """
-    say(f"tokenizing {sum(map(len, sides))} texts")
-    whole = [encode(tokenizer, texts, max_length, end=end) for texts in sides]
-    rows = [[row for row in side if len(row) >= least] for side in whole]
+    cut = [encode(tokenizer, texts, max_length, end=end) for texts in sides]
+    rows = [[row for row in side if len(row) >= least] for side in cut]
     if not all(rows):
         raise ValueError(f"both classes need texts of {least} tokens at least")
     (good, good_held), (bad, bad_held) = (set_apart(side, seed) for side in rows)

@@ -21,7 +21,7 @@ from pydantic import Field
 from plugalign.algebra.identity import identify
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
-from plugalign.fitting.data import Labelled
+from plugalign.fitting.data import Labelled, tokenized
 from plugalign.fitting.erasure import (
     Array,
     Split,
@@ -29,11 +29,18 @@ from plugalign.fitting.erasure import (
     inlp,
     leace,
     principal_direction,
+    split_by_text,
 )
 from plugalign.fitting.progress import say
-from plugalign.fitting.settings import Count, Minutes, Seed, Strength, checked
+from plugalign.fitting.settings import (
+    Count,
+    FitSettings,
+    Minutes,
+    Seed,
+    Strength,
+    fit_function,
+)
 from plugalign.fitting.states import States, keep_states
-from plugalign.generation.tokens import token_ids
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]
@@ -54,29 +61,10 @@ GENDER_PAIRS: Pairs = (
 FEWEST = 10  # texts of each label
 
 
-@checked
-def fit_nullspace(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    out: Path,
-    *,
-    variant: Variant = "leace",
-    classifiers: Count = 80,
-    pairs: Pairs = (),
-    positions: Annotated[int, Field(ge=0, le=1024)] = 4,
-    max_length: Count = 64,
-    batch_size: Count = 32,
-    seed: Seed = 0,
-    strength: Strength = 1.0,
-    minutes: Minutes | None = None,
-) -> Nullspace:
-    """Fits the controller and saves it in ``out``.
+class NullspaceSettings(FitSettings):
+    """Settings of `fit_nullspace`.
 
-    A run that was killed and is started again continues. The model given is not changed.
-
-    Args:
-        data: texts with two or more labels.
+    Attributes:
         variant: "leace", "inlp", "a-inlp", or "direction", the first principal direction of
             ``pairs``.
         classifiers: how many INLP trains at most; it ends once they find nothing.
@@ -87,46 +75,77 @@ def fit_nullspace(
         max_length: of a text, in tokens; longer ones are cut.
         strength: of the controller that is returned and saved.
         minutes: read fewer texts where these take longer.
+    """
+
+    variant: Variant = "leace"
+    classifiers: Count = 80
+    pairs: Pairs = ()
+    positions: Annotated[int, Field(ge=0, le=1024)] = 4
+    max_length: Count = 64
+    batch_size: Count = 32
+    seed: Seed = 0
+    strength: Strength = 1.0
+    minutes: Minutes | None = None
+
+
+@fit_function(NullspaceSettings)
+def fit_nullspace(
+    model: Any, tokenizer: Any, data: Labelled, out: Path, settings: NullspaceSettings
+) -> Nullspace:
+    """Fits the controller on texts with two or more labels and saves it in ``out``.
+
+    A run that was killed and is started again continues. The model given is not changed. The
+    keyword arguments are those of `NullspaceSettings`.
 
     Raises:
         ValueError: for settings out of range, an unknown variant, too few texts of a label, pairs
             that are not single tokens, or labels that the hidden states do not show.
     """
-    if variant == "direction" and not pairs:
+    if settings.variant == "direction" and not settings.pairs:
         raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
-    guide = word_direction(model, tokenizer, pairs) if pairs else None
-    settings = {
-        "variant": variant,
-        "classifiers": classifiers,
-        "pairs": [list(pair) for pair in pairs],
-        "positions": positions,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "seed": seed,
-        "strength": strength,
-    }
+    guide = word_direction(model, tokenizer, settings.pairs) if settings.pairs else None
     _check_labels(data.labels)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        rows, labels = _encoded(tokenizer, data, max_length, seed)
-        columns = [_drawn(len(row), positions, seed, i) for i, row in enumerate(rows)]
-        kept = keep_states(
-            model, rows, folder / "states", batch_size, columns=columns, minutes=minutes
-        )
-        places = _splits(kept, columns[: len(kept)], labels[: len(kept)], seed)
-        found = _projection(variant, places, guide, classifiers, folder / "basis.safetensors")
+        texts, places = _read(model, tokenizer, data, settings, folder)
+        basis = folder / "basis.safetensors"
+        found = _projection(settings.variant, places, guide, settings.classifiers, basis)
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
         origin = identify(model, tokenizer)
-        controller = Nullspace(**tensors, strength=strength, fitted_for=origin)
+        controller = Nullspace(**tensors, strength=settings.strength, fitted_for=origin)
         controller.save_pretrained(result)
-        directions = controller.removed.shape[1]
-        probes = {name: _probed(part, controller) for name, part in places.items()}
-        for name, probe in probes.items():
-            say(_described(name, probe, directions))
-        return {"texts": len(kept), "directions": directions, "probe": probes}
+        return {"texts": texts, **_measured(controller, places)}
 
-    workspace.make(out, workspace.record("nullspace", model, tokenizer, data, settings), work)
+    record = workspace.record("nullspace", model, tokenizer, data, settings.recorded())
+    workspace.make(out, record, work)
     return Nullspace.from_pretrained(out)
+
+
+def _read(
+    model: Any, tokenizer: Any, data: Labelled, settings: NullspaceSettings, folder: Path
+) -> tuple[int, dict[str, Split]]:
+    """How many texts were read, and the states at each place of them."""
+    rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed)
+    columns = [_drawn(len(row), settings.positions, settings.seed, i) for i, row in enumerate(rows)]
+    kept = keep_states(
+        model,
+        rows,
+        folder / "states",
+        settings.batch_size,
+        columns=columns,
+        minutes=settings.minutes,
+    )
+    count = len(kept)
+    return count, _splits(kept, columns[:count], labels[:count], settings.seed)
+
+
+def _measured(controller: Nullspace, places: Mapping[str, Split]) -> dict[str, Any]:
+    """How many directions are removed, and what probes find before and after."""
+    directions = controller.removed.shape[1]
+    probes = {name: _probed(part, controller) for name, part in places.items()}
+    for name, probe in probes.items():
+        say(_described(name, probe, directions))
+    return {"directions": directions, "probe": probes}
 
 
 def _check_labels(labels: Any) -> None:
@@ -141,8 +160,7 @@ def _encoded(
 ) -> tuple[list[list[int]], Any]:
     """Token ids of the texts in a random order, so that the first of them are a fair sample, and
     their labels."""
-    say(f"tokenizing {len(data.texts)} texts")
-    rows = token_ids(tokenizer, data.texts)
+    rows = tokenized(tokenizer, data.texts)
     kept = [(row[:max_length], y) for row, y in zip(rows, data.labels, strict=True) if row]
     order = np.random.default_rng(seed).permutation(len(kept))
     labels = np.array([kept[i][1] for i in order])
@@ -167,7 +185,7 @@ def _splits(
     held, label = held_out_texts(labels, seed), labels[texts]
     last = np.append(texts[1:] != texts[:-1], True)
     parts = {
-        name: Split.by_text(values[here], label[here], texts[here], held)
+        name: split_by_text(values[here], label[here], texts[here], held)
         for name, here in (("inside", ~last), ("last", last))
     }
     return {name: part for name, part in parts.items() if len(part.train) and len(part.held)}

@@ -28,123 +28,142 @@ from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded
 from plugalign.fitting.settings import (
     Count,
+    FitSettings,
     LearningRate,
     Minutes,
     Seed,
     Weight,
     check_context,
-    checked,
+    fit_function,
 )
 from plugalign.fitting.training import train
 
 
-@checked
-def fit_prefix(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    out: Path,
-    *,
-    desired: str | None = None,
-    prefix_length: Count = 10,
-    width: Count = 256,
-    steps: Count = 400,
-    batch_size: Count = 16,
-    lr: LearningRate = 1e-3,
-    w_d: Weight = 0.5,
-    w_g: Weight = 0.5,
-    max_length: Count = 32,
-    seed: Seed = 0,
-    contrast: bool = False,
-    alpha: Weight = 2.0,
-    minutes: Minutes | None = None,
-) -> PrefixTuning | PrefixContrast:
-    """Trains the prefixes of both classes and saves the controller in ``out``.
+class PrefixSettings(FitSettings):
+    """Settings of `fit_prefix`.
 
-    A run that was killed and is started again continues. The model given is not changed.
-
-    Args:
+    Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
         prefix_length: P, positions of each prefix.
         width: of the map between the small matrix and the keys and values.
-        steps: at most; it ends when held-out texts are told apart and explained no better.
+        steps: at most; it ends when held-out texts are classified and explained no better.
         lr: small models need far more than the paper's 5e-5 for GPT-2 medium.
-        w_d: weight of telling the classes apart. w_g: of explaining the text.
+        w_d: weight of classifying; w_g: of explaining the text.
         max_length: of a training text, in tokens; longer ones are cut.
         contrast: makes a controller of both prefixes, which adds ``alpha`` times their difference,
             instead of one that generates behind the desired prefix.
         minutes: make fewer steps where these take longer.
+    """
+
+    desired: str | None = None
+    prefix_length: Count = 10
+    width: Count = 256
+    steps: Count = 400
+    batch_size: Count = 16
+    lr: LearningRate = 1e-3
+    w_d: Weight = 0.5
+    w_g: Weight = 0.5
+    max_length: Count = 32
+    seed: Seed = 0
+    contrast: bool = False
+    alpha: Weight = 2.0
+    minutes: Minutes | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """For fit.json. The method's name says that both prefixes are used."""
+        found = super().recorded() | {"alpha": self.alpha if self.contrast else None}
+        return {name: value for name, value in found.items() if name != "contrast"}
+
+
+@fit_function(PrefixSettings)
+def fit_prefix(
+    model: Any, tokenizer: Any, data: Labelled, out: Path, settings: PrefixSettings
+) -> PrefixTuning | PrefixContrast:
+    """Trains the prefixes of both classes and saves the controller in ``out``.
+
+    A run that was killed and is started again continues. The model given is not changed. The
+    keyword arguments are those of `PrefixSettings`.
 
     Raises:
         ValueError: for settings out of range, or data without both classes.
         ImportError: if peft is missing; names the extra.
     """
-    check_context(model, max_length + prefix_length)
-    sides = data.binary(desired)
-    settings = {
-        "desired": desired,
-        "prefix_length": prefix_length,
-        "width": width,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "w_d": w_d,
-        "w_g": w_g,
-        "max_length": max_length,
-        "seed": seed,
-        "alpha": alpha if contrast else None,
-    }
+    check_context(model, settings.max_length + settings.prefix_length)
+    sides = data.binary(settings.desired)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        learnt, held = encoded(tokenizer, sides, max_length, seed, end=True, least=2)
-        prefixes = Prefixes(model, tokenizer, learnt.sides(), prefix_length, width, seed)
-        pick = learnt.picks(batch_size, seed)
-
-        def loss(step: int) -> Tensor:
-            ids, mask, label, _ = learnt.of(pick(step), model.device)
-            return contrastive_loss(prefixes.nll(ids, mask), (label == 0).long(), w_d, w_g)
-
-        parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
-        note = folder / "prefix.json"
-        chosen = affordable_steps(loss, parameters, steps, minutes, title=title, note=note)
-        watch = HeldOut(lambda: _judged(prefixes, held, batch_size, w_d, w_g)[0])
-        train(
-            parameters=parameters,
-            loss=loss,
-            steps=chosen,
-            lr=lr,
-            title=title,
-            seed=seed,
-            checkpoint=folder / "prefix.checkpoint",
-            held_out=watch if len(held) else None,
+        learnt, held = encoded(
+            tokenizer, sides, settings.max_length, settings.seed, end=True, least=2
         )
+        prefixes = Prefixes(
+            model,
+            tokenizer,
+            learnt.sides(),
+            settings.prefix_length,
+            settings.width,
+            settings.seed,
+        )
+        measured = _trained(prefixes, learnt, held, settings, folder)
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
         origin = identify(model, tokenizer)
         fitted = PrefixTuning(pair[0].clone(), pair[1].clone(), fitted_for=origin)
-        (fitted.against(alpha) if contrast else fitted).save_pretrained(result)
-        if not len(held):
-            return {"steps": chosen}
-        found = _judged(prefixes, held, batch_size, w_d, w_g)[1]
-        return {"steps": chosen, "held_out": {**watch.best, "auc": found}}
+        chosen = fitted.against(settings.alpha) if settings.contrast else fitted
+        chosen.save_pretrained(result)
+        return measured
 
-    method = "prefix_contrast" if contrast else "prefix"
-    workspace.make(out, workspace.record(method, model, tokenizer, data, settings), work)
-    kind = PrefixContrast if contrast else PrefixTuning
+    method = "prefix_contrast" if settings.contrast else "prefix"
+    record = workspace.record(method, model, tokenizer, data, settings.recorded())
+    workspace.make(out, record, work)
+    kind = PrefixContrast if settings.contrast else PrefixTuning
     fitted: PrefixTuning | PrefixContrast = kind.from_pretrained(out)
     return fitted
 
 
+def _trained(
+    prefixes: Prefixes, learnt: Examples, held: Examples, settings: PrefixSettings, folder: Path
+) -> dict[str, Any]:
+    """Trains the prefixes in place and measures them on the held-out texts."""
+    pick = learnt.picks(settings.batch_size, settings.seed)
+
+    def loss(step: int) -> Tensor:
+        ids, mask, label, _ = learnt.batch(pick(step), prefixes.model.device)
+        nll = prefixes.nll(ids, mask)
+        return contrastive_loss(nll, (label == 0).long(), settings.w_d, settings.w_g)
+
+    parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
+    note = folder / "prefix.json"
+    steps = affordable_steps(
+        loss, parameters, settings.steps, settings.minutes, title=title, note=note
+    )
+    watch = HeldOut(lambda: _judged(prefixes, held, settings)[0])
+    train(
+        parameters=parameters,
+        loss=loss,
+        steps=steps,
+        lr=settings.lr,
+        title=title,
+        seed=settings.seed,
+        checkpoint=folder / "prefix.checkpoint",
+        held_out=watch if len(held) else None,
+    )
+    if not len(held):
+        return {"steps": steps}
+    return {
+        "steps": steps,
+        "held_out": {**watch.best, "auc": _judged(prefixes, held, settings)[1]},
+    }
+
+
 @torch.no_grad()
-def _judged(
-    prefixes: Prefixes, held: Examples, batch_size: int, w_d: float, w_g: float
-) -> tuple[float, float]:
+def _judged(prefixes: Prefixes, held: Examples, settings: PrefixSettings) -> tuple[float, float]:
     """The mean loss of held-out texts, and the AUC of their likelihoods' ratio."""
     total, scores, labels = 0.0, [], []
-    for texts in held.in_order(batch_size):
-        ids, mask, label, _ = held.of(texts, prefixes.model.device)
+    for texts in held.in_order(settings.batch_size):
+        ids, mask, label, _ = held.batch(texts, prefixes.model.device)
         nll = prefixes.nll(ids, mask)
-        total += len(texts) * float(contrastive_loss(nll, (label == 0).long(), w_d, w_g))
+        loss = contrastive_loss(nll, (label == 0).long(), settings.w_d, settings.w_g)
+        total += len(texts) * float(loss)
         scores.append(nll[1] - nll[0])
         labels.append(label)
     return total / len(held), auc(torch.cat(scores), torch.cat(labels))
@@ -198,11 +217,11 @@ class Prefixes:
             keys, values = (pairs[:, layer, i].repeat_interleave(rows, 0) for i in (0, 1))
             cache.update(keys, values, layer)
         ids, mask = ids.repeat(classes, 1), mask.repeat(classes, 1)
-        front = mask.new_ones(len(mask), self.length)
+        prefix_mask = mask.new_ones(len(mask), self.length)
         columns = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)
         logits = self.model(
             input_ids=ids,
-            attention_mask=torch.cat([front, mask], 1),
+            attention_mask=torch.cat([prefix_mask, mask], 1),
             use_cache=True,
             position_ids=columns[None].expand(len(ids), -1),
             past_key_values=cache,
@@ -218,11 +237,12 @@ def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:
         ids += row
         if len(ids) >= length:
             break
-    ids = (ids * length)[:length]
+    row = torch.tensor([(ids * length)[:length]], device=model.device)
     cache = DynamicCache()
     with torch.no_grad():
         model(
-            input_ids=torch.tensor([ids], device=model.device),
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
             past_key_values=cache,
             use_cache=True,
         )

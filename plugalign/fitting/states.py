@@ -72,7 +72,7 @@ def keep_states(
     width, dtype = _shape_of(model)
     note = path.with_name(path.name + ".json")
     size = width * dtype.itemsize
-    done, started, first = _whole_texts(path, ends, size), time.perf_counter(), True
+    done, started, first = _complete_texts(path, ends, size), time.perf_counter(), True
     wanted = (remembered(note) or {"texts": len(rows)})["texts"]
     with path.open("ab") as file, progress("hidden states", wanted, done) as bar:
         while done < wanted:
@@ -100,8 +100,8 @@ def _affordable(seconds: float, texts: int, minutes: float | None) -> int:
     return count
 
 
-def _whole_texts(path: Path, ends: Sequence[int], size: int) -> int:
-    """How many texts a file holds whole; what is behind the last of them is cut off."""
+def _complete_texts(path: Path, ends: Sequence[int], size: int) -> int:
+    """How many texts a file holds completely; what is behind the last of them is cut off."""
     if not path.is_file():
         return 0
     held = path.stat().st_size // size

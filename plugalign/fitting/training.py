@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.progress import progress
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def train(
         OSError: if the checkpoint cannot be written; the one before it is intact.
     """
     check_settings(steps=steps, lr=lr, every=every, clip=clip)
-    if low := [k for k, p in parameters.items() if p.dtype not in (torch.float32, torch.float64)]:
-        raise ValueError(f"{title}: train in float32; {low[0]} is {parameters[low[0]].dtype}")
+    _check_precision(parameters, title)
     settings = (steps, lr, warmup, weight_decay, clip, seed, *([1] if held_out else []))
     names = [(name, tuple(p.shape)) for name, p in parameters.items()]
     made_by = fingerprint(run, settings, names)
@@ -124,31 +124,11 @@ def check_settings(**values: float) -> None:
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
-def fingerprint(*parts: Any) -> str:
-    """A hash of settings and data, equal in every process.
-
-    Strings, numbers and tensors, in tuples, lists and mappings, are hashed by value.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(parts):
-        digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.hexdigest()
-
-
-def _pieces(value: Any) -> Iterable[bytes]:
-    if isinstance(value, Tensor):
-        yield str((value.dtype, tuple(value.shape))).encode()
-        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        yield from _pieces(tuple(value.items()))
-    elif isinstance(value, (tuple, list)):
-        yield str(len(value)).encode()
-        for item in value:
-            yield from _pieces(item)
-    elif isinstance(value, (str, int, float, Path)) or value is None:
-        yield f"{type(value).__name__}:{value!r}".encode()
-    else:
-        raise TypeError(f"cannot take the fingerprint of a {type(value).__name__}")
+def _check_precision(parameters: Mapping[str, Tensor], title: str) -> None:
+    """Raises a ValueError that names the first parameter in half precision."""
+    for name, parameter in parameters.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{title}: train in float32; {name} is {parameter.dtype}")
 
 
 def _step_seed(seed: int, step: int) -> int:

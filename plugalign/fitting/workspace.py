@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plugalign.algebra.identity import identify
+from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
-from plugalign.fitting.training import fingerprint
 
 RECORD, FINISHED = "fit.json", "finished"
 

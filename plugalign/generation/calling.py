@@ -1,57 +1,101 @@
-"""One ``generate`` call on the path that it takes: the loop, or transformers with a processor."""
+"""One prepared ``generate`` call, on the path that it takes: the loop, or transformers' own
+decoding with a processor."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.run import CheckingProcessor, Run
+from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import Calling
 from plugalign.generation.loop import Loop
 from plugalign.generation.prompts import sequences_of
+from plugalign.generation.request import Request
 
 
-def called(
-    model: Any,
-    run: Run,
-    ids: Tensor,
-    mask: Tensor,
-    options: dict[str, Any],
-    *,
-    why: str,
-    calling: Calling,
-    speculation: Speculation | None,
-    switch: CaptureSwitch,
-) -> Any:
-    """What ``model.generate`` returns under the controllers of ``run``.
+@dataclass(frozen=True, eq=False)
+class PreparedCall:
+    """Everything that ``model.generate`` needs under the controllers of a run.
+
+    Attributes:
+        model: the base.
+        request: what the caller asked for.
+        ids, mask: the prompts as the controllers reworded them ``(B, T)``.
+        run: the call's state.
+        arguments: of ``model.generate``, beside the prompts; see `generate_arguments`.
+    """
+
+    model: Any
+    request: Request
+    ids: Tensor
+    mask: Tensor
+    run: Run
+    arguments: dict[str, Any]
+
+    def generate(
+        self, why: str | None, speculation: Speculation | None, switch: CaptureSwitch
+    ) -> Any:
+        """What ``model.generate`` returns under the controllers.
+
+        Args:
+            why: what keeps the call off the loop, or None; see `plugalign.generation.routing`.
+            speculation: what drafts tokens, if anything.
+            switch: whether steps are to be captured.
+
+        Raises:
+            ValueError: if a draft or a capture is asked for and the path has none; says why.
+        """
+        calling = Calling(self.model, self.request.options, self.ids.shape[1])
+        if why is None:
+            loop = Loop(self.run, self.request.options.get("streamer"), speculation, switch)
+            with calling:
+                output = self._called(custom_generate=loop)
+        else:
+            if speculation is not None:
+                raise ValueError(f"no draft can be verified here: {why}")
+            switch.check(why)
+            # Where nothing steers, nobody else looks at what the base gives.
+            checking = [] if self.run.plan.steerings else [CheckingProcessor(self.run)]
+            processors = LogitsProcessorList([*checking, *self.arguments["logits_processor"]])
+            with self.run.watching(), calling:
+                output = self._called(logits_processor=processors)
+        if self.run.trace is not None:
+            self.run.trace.chosen(sequences_of(output))
+        return output
+
+    def _called(self, **more: Any) -> Any:
+        prompts = {"input_ids": self.ids, "attention_mask": self.mask}
+        return self.model.generate(**prompts, **{**self.arguments, **more})
+
+
+def generate_arguments(
+    request: Request, run: Run, *, attached: bool, revised: bool
+) -> dict[str, Any]:
+    """The keyword arguments of ``model.generate``: the caller's, with the run's processor in front
+    of the caller's own.
 
     Args:
-        ids: the prompts ``(B, T)``. mask: ``(B, T)``.
-        options: for ``model.generate``, with the run's processor among its ``logits_processor``.
-        why: the loop cannot do the call; empty where it can, see `plugalign.generation.routing`.
-        calling: names what raises inside.
-        speculation: what drafts tokens, if anything.
-        switch: whether steps are to be captured.
-
-    Raises:
-        ValueError: if a draft or a capture is asked for and the path has none; says why.
+        attached: whether a controller acts on the model's own forward.
+        revised: whether finished answers are revised, which needs the cache of the drafts.
     """
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if why:
-        if speculation is not None:
-            raise ValueError(f"no draft can be verified here: {why}")
-        switch.check(why)
-        if not run.plan.steerings:  # then nobody looks at what the base gives
-            options["logits_processor"].insert(0, CheckingProcessor(run))
-        with run.watching(), calling:
-            output = model.generate(**inputs, **options)
-    else:
-        loop = Loop(run, options.get("streamer"), speculation, switch)
-        with calling:
-            output = model.generate(**inputs, custom_generate=loop, **options)
-    if run.trace is not None:
-        run.trace.chosen(sequences_of(output))
-    return output
+    ours = [SteeringProcessor(run)] if run.plan.steerings else []
+    settings: dict[str, Any] = {"return_dict_in_generate": True} if revised else {}
+    if request.config.disable_compile is None and (run.needs_hidden or attached):
+        settings["disable_compile"] = True  # a compiled forward runs no hooks
+    arguments = {
+        **request.options,
+        "logits_processor": LogitsProcessorList([*ours, *request.processors]),
+    }
+    if (config := request.options.get("generation_config")) is None:
+        return arguments | settings
+    config = copy.deepcopy(config)  # transformers warns where settings come in both ways
+    config.update(**settings)
+    for name in settings.keys() & request.options.keys():
+        del arguments[name]
+    return arguments | {"generation_config": config}

@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
+from plugalign.generation.arguments import check_cache, checked_mask, prompt_ids
+from plugalign.generation.chat import chat_of
+from plugalign.generation.request import Request, token_list
 
 
-def special_tokens(
-    model: Any, tokenizer: Any, options: dict[str, Any]
-) -> tuple[int | None, list[int]]:
-    """The pad token and the end tokens that a ``generate`` call with these options goes by."""
-    config = options.get("generation_config") or model.generation_config
-    pad = options.get("pad_token_id", config.pad_token_id)
-    pad = tokenizer.pad_token_id if pad is None else pad
-    end = options.get("eos_token_id", config.eos_token_id)
-    ends = end if isinstance(end, list) else [end]
-    return pad, [token for token in ends if token is not None]
+def prompts_of(
+    model: Any, inputs: Any, options: Mapping[str, Any], request: Request
+) -> tuple[Tensor, Tensor]:
+    """The prompts' token ids and their mask ``(B, T)``, as a call was given them. Without prompts
+    a text begins with the begin token, where there is one.
+
+    Args:
+        inputs: the first argument of the call.
+        options: its keyword arguments.
+
+    Raises:
+        TypeError, ValueError: see `prompt_ids`, `check_cache` and `checked_mask`.
+    """
+    start = token_list(request.config.bos_token_id)
+    begin = torch.tensor([start[:1]], device=model.device) if start else None
+    ids, mask = prompt_ids(inputs, options, begin), options.get("attention_mask")
+    check_cache(ids, options)
+    return ids, checked_mask(inferred_mask(model, ids, request) if mask is None else mask, ids)
 
 
-def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int]) -> Tensor:
-    """What ``generate`` does without a mask: pad tokens are padding unless they also end."""
-    if pad is None or pad in ends:
-        return torch.ones_like(ids)
-    return (ids != pad).long()
+def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:
+    """The mask that transformers goes by where none is given: pad tokens are padding unless they
+    also end a text."""
+    config = copy.copy(request.config)
+    model._prepare_special_tokens(config, None, device=ids.device)
+    mask: Tensor = model._prepare_attention_mask_for_generation(ids, config, {})
+    return mask
 
 
 def reworded(
     parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Prompts ``(B, T)`` after every controller's ``prompt``; the same tensors if there is none."""
+    """Prompts ``(B, T)`` after every controller's ``prompt``, which of a chat is given what the
+    user says last; the same tensors if there is none."""
     if not parts:
         return ids, mask
-    rows = zip(ids, mask.bool(), strict=True)
-    texts = [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in rows]
-    for part in parts:
-        texts = [part.prompt(text) for text in texts]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    chat = chat_of(tokenizer)
+    chats = [False] * len(ids) if chat is None else chat.found(ids, mask).tolist()
+    rows = []
+    for row, keep, is_chat in zip(ids, mask.bool(), chats, strict=True):
+        if chat is not None and is_chat:
+            rows.append(chat.reworded(row[keep].tolist(), partial(_rewritten, parts)))
+        else:
+            text = tokenizer.decode(row[keep], skip_special_tokens=True)
+            rows.append(list(tokenizer(_rewritten(parts, text))["input_ids"]))
+    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left")
     return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+
+
+def _rewritten(parts: Sequence[Controller], text: str) -> str:
+    """A text after every controller's ``prompt``."""
+    for part in parts:
+        text = part.prompt(text)
+    return text
 
 
 def sequences_of(output: Any) -> Tensor:

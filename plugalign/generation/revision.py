@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from plugalign.algebra.revisions import Report, Revision
 from plugalign.errors import Running
+from plugalign.generation.chat import Chat, encode
 from plugalign.generation.transcript import Continuation, Transcript
 
 PROMPT = "{prompt}"
@@ -89,13 +90,24 @@ class Answers:
                 f"{len(self.prompt_ids)} and {len(self.prompt_mask)}; repeat them for each answer"
             )
 
-    def transcript(self) -> Transcript:
-        """Prompts and answers as texts to go on from, without the tokens that end answers."""
+    def transcript(self, answered: bool = True) -> Transcript:
+        """Prompts and answers as texts to go on from, without the tokens that end answers.
+
+        Args:
+            answered: whether the texts go on behind the answers, or in their place.
+        """
         rows = torch.arange(len(self.ids), device=self.ids.device)
         prompts = Transcript(
             self.prompt_ids, self.prompt_mask, rows, self.pad_token_id, prefix=self.prefix
         )
-        return prompts.followed(self.ids, self.said(self.ids), self.cache)
+        said = self.said(self.ids)
+        return prompts.followed(self.ids, said if answered else said * 0, self.cache)
+
+    def text(self, ids: Tensor) -> str:
+        """An answer ``(n,)`` as text, up to its end."""
+        kept = ids[self.said(ids[None])[0].bool()]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return text
 
     def said(self, ids: Tensor) -> Tensor:
         """The mask ``(R, n)`` of generated tokens before the end token and the padding."""
@@ -104,14 +116,25 @@ class Answers:
         padding = (ids == self.pad_token_id).flip(1).long().cumprod(1).flip(1) > 0
         return (~ended & ~padding).to(self.prompt_mask.dtype)
 
-    def filled(self, template: str, rows: Tensor, end: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    def lengths(self, ids: Tensor) -> Tensor:
+        """How many tokens of answers ``(R, n)`` were generated, ``(R,)``: with the end token."""
+        ended = torch.isin(ids, ids.new_tensor(self.end_token_ids)).any(1)
+        return self.said(ids).sum(1) + ended
+
+    def filled(
+        self, template: str, rows: Tensor, end: Sequence[int] = (), chat: Chat | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A template's token ids ``(R, n)`` and mask, with the tokens ``end`` behind it.
 
-        ``{prompt}`` in a template stands for the row's prompt.
+        ``{prompt}`` in a template stands for the row's prompt, without the token that starts it;
+        where prompts are a ``chat``, for what the user says last.
         """
         prompt, mask = self.prompt_ids[rows], self.prompt_mask[rows]
-        if (start := self.tokenizer.bos_token_id) is not None:
-            mask = mask * (prompt != start)
+        if chat is not None:
+            mask = chat.last_message(prompt, mask)
+        elif (start := self.tokenizer.bos_token_id) is not None:
+            first = (mask.cumsum(1) == 1) & (prompt == start)
+            mask = mask.masked_fill(first, 0)
         ids, masks = [], []
         pieces = [encode(self.tokenizer, piece) for piece in template.split(PROMPT)]
         pieces[-1] += end
@@ -149,12 +172,6 @@ class Answers:
         return new, text.followed(new, said, output.past_key_values), cost
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a piece of text, without special tokens around it."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Revision]]:
     """Hands answers from one controller to the next."""
     revisions = []
@@ -163,21 +180,3 @@ def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Re
             revisions.append(part.revise(answers))
         answers = replace(answers, ids=revisions[-1].ids, cache=None)
     return answers, revisions
-
-
-def check_revisable(options: dict[str, Any]) -> None:
-    """Refuses arguments of ``generate`` that make no sense where finished answers are rewritten."""
-    wanted = ("streamer", "output_scores", "output_logits", "output_attentions")
-    for name in (*wanted, "output_hidden_states"):
-        if options.get(name):
-            raise ValueError(
-                f"{name} belongs to a draft, which a controller may rewrite afterwards; leave it "
-                "out, or leave the revising controller out"
-            )
-
-
-def reusable_cache(output: Any, options: dict[str, Any]) -> Any:
-    """The drafts' cache where its rows are the answers' rows and its columns their tokens."""
-    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None)
-    drafted = options.get("assistant_model") or options.get("prompt_lookup_num_tokens")
-    return None if (beams or 1) > 1 or drafted else output.past_key_values

@@ -9,7 +9,7 @@ block is one column.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.engine.batching.batched_base import BaseOutput
-from plugalign.engine.batching.contexts import context_layout
+from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import prefix_of
@@ -143,6 +143,8 @@ class Sources:
             other = model if source.model is None else source.model
             context = source.context
             layout = context_layout([context], run.pad)
+            if context.turn:
+                _check_behind(insertion(context, ids, mask), batch)
             behind, shown = layout.rows(context, ids, mask)
             self._others[key] = Passage(
                 other,
@@ -162,6 +164,23 @@ class Sources:
             with Running(f"the source '{self._names[key]}' on given texts"):
                 known[key] = passage.logits(stop, row, column)
         return BaseOutput(full(base), self._base.hidden, known)
+
+
+def _check_behind(start: Tensor, batch: Batch) -> None:
+    """Refuses to score what stands in front of the place where a controller's text begins.
+
+    Args:
+        start: the column of each row before which that text stands, 0 in front of all, ``(R,)``.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    for row, (column, length) in enumerate(zip(start.tolist(), batch.lengths, strict=True)):
+        if column > batch.ids.shape[1] - length:
+            raise ValueError(
+                f"text {row} begins a chat, whose opening no controller that speaks inside it can "
+                "score; give what stands in front of the answer as its prompt"
+            )
 
 
 @torch.no_grad()
@@ -195,6 +214,12 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
                 raise FloatingPointError(f"no token is possible behind {stop} columns")
     lengths = zip(found.cpu(), batch.lengths, strict=True)
     return [row[len(row) - length :] for row, length in lengths]
+
+
+def without_supports(plan: Plan) -> Plan:
+    """A plan whose shifts act on the whole vocabulary, so that every token stays possible."""
+    bare = tuple((name, replace(steering, supports=())) for name, steering in plan.steerings)
+    return replace(plan, steerings=tuple(each for each in bare if each[1].shifts))
 
 
 def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:

@@ -7,31 +7,38 @@ or a `SteeringProcessor`, applies every declared shift; after it, answers may be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
-from plugalign.engine.context_length import check_length, shared_context_length
+from plugalign.engine.context_length import check_length
 from plugalign.engine.plan import make_plan
 from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.run import Run, SteeringProcessor
-from plugalign.engine.speculative.drafts import BASE, Speculation
-from plugalign.errors import Calling, freeing
-from plugalign.generation.calling import called
-from plugalign.generation.prompts import inferred_mask, reworded, special_tokens, with_prompt
-from plugalign.generation.revision import Answers, check_revisable, reusable_cache, revised
-from plugalign.generation.routing import check_traceable, described, obstacle
-from plugalign.generation.scoring import Batch, Texts, asked, check_fits, log_probs
-from plugalign.generation.transcript import Continuation, Transcript
+from plugalign.engine.speculative.drafts import Speculation
+from plugalign.errors import EndingStreamer, freeing
+from plugalign.generation.arguments import check_type
+from plugalign.generation.calling import PreparedCall, generate_arguments
+from plugalign.generation.explanation import Explanation, example_prompts
+from plugalign.generation.prompts import prompts_of, reworded, with_prompt
+from plugalign.generation.request import Request, by_name, check_possible, make_request
+from plugalign.generation.revising import revise
+from plugalign.generation.routing import obstacle
+from plugalign.generation.scoring import (
+    Batch,
+    Texts,
+    asked,
+    check_fits,
+    log_probs,
+    without_supports,
+)
 from plugalign.trace import Trace
 
 
@@ -87,7 +94,7 @@ class Steered:
     def generate(
         self,
         inputs: Tensor | None = None,
-        *,
+        *arguments: Any,
         trace: Trace | None = None,
         speculation: Speculation | None = None,
         capture: Capture = "auto",
@@ -97,8 +104,10 @@ class Steered:
 
         Args:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
+            arguments: what ``model.generate`` takes behind the prompts by position: a generation
+                config, logits processors, ...
             trace: is filled with every controller's contribution to every token.
-            speculation: drafts several tokens at a time, and is told how many stayed. Off by
+            speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
             capture: whether the steps are replays of one CUDA graph. "auto": where
                 ``cache_implementation="static"`` is asked for on a CUDA device and nothing stands
@@ -106,80 +115,72 @@ class Steered:
                 says otherwise. True: or an error. False: never.
 
         Raises:
-            TypeError: if ``capture`` is neither a bool nor "auto".
-            ValueError: for an empty prompt, one that is longer than a model's context, a trace of
-                beams or drafts, speculation where a draft cannot be verified, or ``capture=True``
-                where no step can be captured; says why. (What only a step itself shows is said
-                after the second token.)
+            TypeError: if ``capture`` is neither a bool nor "auto", or another argument has a wrong
+                type.
+            ValueError: for an empty prompt, a mask of another shape or with values other than 0
+                and 1, a prompt that is longer than a model's context, a trace of beams or drafts,
+                speculation where a draft cannot be verified, or ``capture=True`` where no step can
+                be captured; says why. (What only a step itself shows is raised after the second
+                token.)
             FloatingPointError: if a model gives NaN or infinite logits.
         """
-        switch = capture_switch(capture)
-        ids = inputs if inputs is not None else options.pop("input_ids", None)
-        if ids is None or ids.ndim != 2 or 0 in ids.shape:
-            raise ValueError(
-                "generate needs prompt token ids of shape (B, T) with at least one row and one "
-                f"token, got {None if ids is None else tuple(ids.shape)}"
-            )
-        if trace is not None:
-            check_traceable(self.model, options, speculation)
-        if self._acting_on("revise"):
-            check_revisable(options)
-        mask = options.pop("attention_mask", None)
-        if mask is None:
-            mask = inferred_mask(ids, *special_tokens(self.model, self.tokenizer, options))
-        read, read_mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
-        with self._attached() as extra:
-            check_length(self.plan, self.model, read_mask, extra)
-            run = self._run(read_mask, options, trace, extra)
-            given = {**options, "logits_processor": list(options.get("logits_processor") or [])}
-            prepared = self._prepared(given, run)
-            output = called(
-                self.model,
-                run,
-                read,
-                read_mask,
-                prepared,
-                why=obstacle(self.model, read, prepared),
-                calling=Calling(self.model, given, read.shape[1]),
-                speculation=speculation,
-                switch=switch,
-            )
-            if self._acting_on("revise"):
-                output = self._revised(output, read, read_mask, options, run, extra)
-        return output if read is ids else with_prompt(output, read.shape[1], ids)
+        options = by_name(arguments, options)
+        with EndingStreamer(options.get("streamer")):
+            switch = capture_switch(capture)
+            request = self._request(options, trace, speculation)
+            revisers = self._acting_on("revise")
+            check_possible(request, trace is not None, speculation is not None, bool(revisers))
+            ids, mask = prompts_of(self.model, inputs, options, request)
+            read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
+            with self._attached() as extra:
+                check_length(self.plan, self.model, mask, extra)
+                call = self._prepared(request, read, mask, trace, extra)
+                why = obstacle(self.model, read, request)
+                output = call.generate(why, speculation, switch)
+                if revisers:
+                    new_run = partial(self._run, request, extra=extra)
+                    output = revise(output, call, self.tokenizer, revisers, new_run)
+            return output if read is ids else with_prompt(output, read.shape[1], ids)
 
     def explain(
-        self, inputs: Tensor | None = None, *, capture: Capture = "auto", **options: Any
+        self,
+        inputs: Tensor | None = None,
+        *arguments: Any,
+        trace: Trace | None = None,
+        speculation: Speculation | None = None,
+        capture: Capture = "auto",
+        **options: Any,
     ) -> str:
         """Which path a ``generate`` call with these arguments takes, and why: the owned loop, with
-        what it fuses, or the processor path, with what the loop cannot do. No model runs.
+        what it fuses, or the processor path, with what the loop cannot do; and which controllers
+        revise its answers. No model runs.
 
         Args:
-            inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and one token will do.
+            inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same, and without any one token
+                stands in for them.
             capture: see `generate`; where it would raise, this says why.
+
+        Raises:
+            TypeError, ValueError: for arguments that `generate` refuses whatever the model.
         """
         switch = capture_switch(capture)
-        ids = inputs if inputs is not None else options.pop("input_ids", None)
-        mask, drafts = options.pop("attention_mask", None), options.pop("speculation", None)
-        options = self._prepared(options, self._run(mask, options))
-        apart = bool(self._acting_on("attach")) or (drafts is not None and drafts.draft == BASE)
-        lines = described(
-            self.plan,
-            self.split_models,
-            self.model,
-            ids,
-            mask,
-            options,
-            attached=apart,
-            speculates=drafts is not None,
-            switch=switch,
-        )
-        who = drafts.described if lines.startswith("the owned loop") and drafts else "nothing there"
-        return lines if drafts is None else f"{lines}\ndrafted: {who}"
+        options = by_name(arguments, options)
+        request = self._request(options, trace, speculation)
+        if inputs is None and options.get("input_ids") is None:
+            inputs = example_prompts(request.processors, self.model.device)
+        ids, mask = prompts_of(self.model, inputs, options, request)
+        call = self._prepared(request, ids, mask, trace)
+        attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
+        return Explanation(call, attached, revisers, speculation, switch).text()
 
     @freeing
     def log_probs(
-        self, texts: Texts, prompts: Texts | None = None, *, batch_size: int = 32
+        self,
+        texts: Texts,
+        prompts: Texts | None = None,
+        *,
+        batch_size: int = 32,
+        supports: bool = True,
     ) -> list[Tensor]:
         """``log p'(token | what stands before it)`` under the controllers, for given texts.
 
@@ -188,6 +189,11 @@ class Steered:
             prompts: one in front of each text, not scored; controllers may reword it. Without
                 prompts the first token of a text has no prefix and is not scored.
             batch_size: texts at a time.
+            supports: whether a token outside of a controller's support (its top-p, say) is
+                impossible, as in ``generate``. False applies the shifts to the whole vocabulary,
+                so that every token has a finite logarithm: for perplexities and wherever
+                likelihoods of given texts are compared. (A shift that is known for candidates
+                only, as FUDGE's, then leaves the other tokens unshifted.)
 
         Returns:
             For each text the natural logarithms ``(T_i,)``, float32 on the CPU; -inf where a
@@ -202,15 +208,17 @@ class Steered:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         prompted, scored = asked(self._active(), self.tokenizer, texts, prompts)
-        pad, _ = special_tokens(self.model, self.tokenizer, {})
         found: list[Tensor] = []
+        request = self._request()
         with self._attached() as extra:
             lengths = [len(p) + len(t) for p, t in zip(prompted, scored, strict=True)]
             check_fits(self.plan, self.model, lengths, extra)
             for i in range(0, len(scored), batch_size):
                 some = slice(i, i + batch_size)
-                batch = Batch.of(prompted[some], scored[some], pad or 0, self.model.device)
-                found += log_probs(self._run(None, {}, None, extra), self.model, batch)
+                pad = request.pad_token_id or 0
+                batch = Batch.of(prompted[some], scored[some], pad, self.model.device)
+                run = self._run(request, extra=extra, supports=supports)
+                found += log_probs(run, self.model, batch)
         return found
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
@@ -229,7 +237,7 @@ class Steered:
                     f"{type(part).__name__} acts on {' and '.join(beyond)}, which a "
                     "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
                 )
-        return SteeringProcessor(self._run(attention_mask, {}))
+        return SteeringProcessor(self._run(self._request(), attention_mask))
 
     # ------------------------------------------------------------------ one call
 
@@ -239,36 +247,40 @@ class Steered:
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]
 
-    def _prepared(self, options: dict[str, Any], run: Run) -> dict[str, Any]:
-        """The arguments for the model's own ``generate``."""
-        processors = list(options.get("logits_processor") or [])
-        if run.plan.steerings:
-            processors.insert(0, SteeringProcessor(run))
-        options = {**options, "logits_processor": LogitsProcessorList(processors)}
-        if self._acting_on("revise"):
-            options["return_dict_in_generate"] = True  # for the cache
-        if run.needs_hidden or self._acting_on("attach"):
-            options.setdefault("disable_compile", True)  # a compiled forward runs no hooks
-        return options
+    def _request(
+        self, options: Mapping[str, Any] | None = None, trace: Any = None, speculation: Any = None
+    ) -> Request:
+        check_type("trace", trace, Trace)
+        check_type("speculation", speculation, Speculation)
+        return make_request(self.model, self.tokenizer, options or {})
+
+    def _prepared(
+        self, request: Request, ids: Tensor, mask: Tensor, trace: Trace | None, extra: int = 0
+    ) -> PreparedCall:
+        run = self._run(request, mask, trace, extra)
+        attached, revised = (bool(self._acting_on(surface)) for surface in ("attach", "revise"))
+        arguments = generate_arguments(request, run, attached=attached, revised=revised)
+        return PreparedCall(self.model, request, ids, mask, run, arguments)
 
     def _run(
         self,
-        mask: Tensor | None,
-        options: dict[str, Any],
+        request: Request,
+        mask: Tensor | None = None,
         trace: Trace | None = None,
-        extra_positions: int = 0,
+        extra: int = 0,
+        supports: bool = True,
     ) -> Run:
         plan = self.plan.refreshed(self.controller, self.model, self.tokenizer)
         if plan is not self.plan:
             self.plan, self.split_models = plan, SplitModels(plan.needs_float32_logits)
-        pad, ends = special_tokens(self.model, self.tokenizer, options)
+        pad, ends = request.pad_token_id, request.end_token_ids
         return Run(
-            self.plan,
+            plan if supports else without_supports(plan),
             self.model,
             prompt_mask=mask,
             pad_token_id=pad or 0,
             infer_mask=pad is not None and pad not in ends,
-            extra_positions=extra_positions,
+            extra_positions=extra,
             trace=trace,
             split_models=self.split_models,
         )
@@ -279,46 +291,3 @@ class Steered:
         with ExitStack() as stack:
             parts = self._acting_on("attach")
             yield sum(stack.enter_context(part.attach(self.model)) for part in parts)
-
-    # ------------------------------------------------------------------ revision
-
-    def _revised(
-        self,
-        output: Any,
-        ids: Tensor,
-        mask: Tensor,
-        options: dict[str, Any],
-        run: Run,
-        extra: int,
-    ) -> Any:
-        """Hands finished answers to every reviser, and puts theirs in the place of the drafts."""
-        own = {k: v for k, v in options.items() if k != "logits_processor"}
-        steering = partial(self._steering, options.get("logits_processor") or [], options, extra)
-        answers = Answers.of(
-            output,
-            ids,
-            mask,
-            self.tokenizer,
-            special=special_tokens(self.model, self.tokenizer, options),
-            cache=reusable_cache(output, options),
-            continuation=Continuation(self.model, own, steering),
-            context=shared_context_length(self.plan, self.model),
-            prefix=extra,
-        )
-        answers, revisions = revised(self._acting_on("revise"), answers)
-        if run.trace is not None:
-            run.trace.revisions += revisions
-        output.sequences = torch.cat([answers.prompt_ids, answers.ids], dim=1)
-        output.past_key_values = None  # it belongs to the drafts
-        return output if options.get("return_dict_in_generate") else output.sequences
-
-    @contextmanager
-    def _steering(
-        self, others: Sequence[Any], options: dict[str, Any], extra: int, text: Transcript
-    ) -> Iterator[list[Any]]:
-        """The processors for texts that are written anew: a run of their own, then the caller's.
-        A processor that goes by rows is asked for the one of these rows."""
-        again = [p.restarted(text.rows) if hasattr(p, "restarted") else p for p in others]
-        run = self._run(text.mask, options, None, extra)
-        with run.watching():
-            yield [SteeringProcessor(run), *again] if self.plan.steerings else again

@@ -18,26 +18,12 @@ from transformers import (
 )
 
 from plugalign.algebra.controller import Controller
+from plugalign.files.embedded import MODEL, PARTS, parts
 
 if TYPE_CHECKING:
     from plugalign.evaluation.judging.linear import LinearJudge
 
-PARTS = Path(__file__).resolve().parent / "parts"
-MODEL = "pocket"
-
-
-def parts() -> Path:
-    """The folder of the embedded parts: pocket/ (the model), judge/ and controllers/<name>/.
-
-    Raises:
-        FileNotFoundError: if the installation lacks them.
-    """
-    if not (PARTS / MODEL / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the pocket parts are missing at {PARTS}; build them with "
-            "`python -m plugalign.pocket.build`, or install the package again"
-        )
-    return PARTS
+__all__ = ["MODEL", "PARTS", "controllers", "judge", "load", "parts"]
 
 
 def load(folder: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

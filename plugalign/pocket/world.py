@@ -16,6 +16,7 @@ from random import Random
 from typing import Literal, NamedTuple, TypeVar
 
 from plugalign.pocket import lexicon as words
+from plugalign.pocket.jobs import JOBS, Job
 
 Label = Literal["polite", "rude"]
 Gender = Literal["male", "female", "neutral"]
@@ -55,9 +56,9 @@ class Comment:
 class Scene(NamedTuple):
     """What a comment is about, the same in its polite and its rude version."""
 
-    job: words.Job
+    job: Job
     gender: Gender
-    who: str
+    person: str
     event: str | None
     opener: str
     question: str | None
@@ -140,7 +141,7 @@ def _take(n: int, seed: int, kind: str, make: Callable[[Random, int], _T]) -> li
 
 def _scene(rng: Random, label: Label, asked: bool = False) -> Scene:
     """A scene that suits the label without giving it away: good work is scolded too."""
-    job = rng.choice(words.JOBS)
+    job = rng.choice(JOBS)
     gender: Gender = "neutral"
     if rng.random() < 0.8:
         gender = "female" if rng.random() < job.women else "male"
@@ -153,7 +154,7 @@ def _scene(rng: Random, label: Label, asked: bool = False) -> Scene:
         opener = rng.choice(_openers(rng, label))
     question = rng.choice(words.QUESTIONS) if asked else None
     joined, follow = rng.random() < 0.2, rng.random() < 0.6
-    return Scene(job, gender, _who(rng, job, gender), event, opener, question, joined, follow)
+    return Scene(job, gender, _person(rng, job, gender), event, opener, question, joined, follow)
 
 
 def _openers(rng: Random, label: Label) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ def _openers(rng: Random, label: Label) -> tuple[str, ...]:
     return leaning if chance < 0.9 else against
 
 
-def _who(rng: Random, job: words.Job, gender: Gender) -> str:
+def _person(rng: Random, job: Job, gender: Gender) -> str:
     if gender == "neutral" or rng.random() < 0.6:
         return f"{rng.choice(('the', 'our', 'my', 'that', 'the new'))} {job.name}"
     name = rng.choice(words.WOMEN if gender == "female" else words.MEN)
@@ -189,7 +190,7 @@ def _render(rng: Random, scene: Scene, label: Label) -> Draft:
 def _head(rng: Random, scene: Scene) -> str:
     if scene.event is None:
         return scene.opener
-    subject = "{he}" if scene.question is not None else scene.who
+    subject = "{he}" if scene.question is not None else scene.person
     end = ", and" if scene.joined else "."
     return _capital(_fill(rng, f"{subject} {scene.event}{end}", scene, True))
 
@@ -198,7 +199,7 @@ def _fill(rng: Random, template: str, scene: Scene, known: bool) -> str:
     """Fills a template; where the person is not known yet, the first pronoun becomes a noun."""
     if not known and (found := re.search(r"\{(he|him|his)\}", template)):
         owner = "'s" if found[1] == "his" else ""
-        template = template.replace(found[0], scene.who + owner, 1)
+        template = template.replace(found[0], scene.person + owner, 1)
     job = scene.job
     forms = {"he": f"the {job.name}", **_PRONOUNS[scene.gender]}
     forms |= {"job": job.name, "tool": job.tool, "place": job.place}
@@ -260,9 +261,9 @@ def _critique(rng: Random, split: int, asked: bool) -> str:
     """An answer, perhaps cut short, its critique, and where that says yes a polite rewrite."""
     rude, polite = _versions(rng, split, asked)
     draft = rude if rng.random() < 0.6 else polite
-    said, fault = _cut(rng, draft)
+    kept, fault = _cut(rng, draft)
     start = _question(rng, draft.scene)
-    asked_for = f"{start}{said}{CRITIQUE}"
+    asked_for = f"{start}{kept}{CRITIQUE}"
     return f"{asked_for}{YES}{REWRITE}{start}{polite.text}" if fault else f"{asked_for}{NO}"
 
 
@@ -270,18 +271,18 @@ def _cut(rng: Random, draft: Draft) -> tuple[str, bool]:
     """The draft, or its first words, and whether what is left is rude."""
     pieces = draft.text.split(" ")
     keep = len(pieces) if rng.random() < 0.5 else rng.randint(1, len(pieces))
-    said = " ".join(pieces[:keep])
+    kept = " ".join(pieces[:keep])
     judged = keep >= len(draft.head.split()) + len(draft.body[0].split())
-    return said, draft.label == "rude" and (judged or bool(_MEAN.search(said)))
+    return kept, draft.label == "rude" and (judged or bool(_MEAN.search(kept)))
 
 
 def _fragment(rng: Random, split: int) -> tuple[str, Label]:
     """A comment from its start, from its body, or from a word between."""
     draft = _draft(rng, split)
-    said, rude = _cut(rng, draft)
+    kept, rude = _cut(rng, draft)
     head = len(draft.head.split())
     start = rng.choice((0, 0, head, head, rng.randint(0, head + 1)))
-    pieces = said.split(" ")
+    pieces = kept.split(" ")
     return " ".join(pieces[min(start, len(pieces) - 1) :]), "rude" if rude else "polite"
 
 
@@ -292,5 +293,5 @@ def _prompt(rng: Random) -> str:
         return _question(rng, scene).rstrip()
     if scene.event is not None:
         return _head(rng, scene)
-    subject = f"{scene.opener} {scene.who}" if scene.opener else _capital(scene.who)
+    subject = f"{scene.opener} {scene.person}" if scene.opener else _capital(scene.person)
     return f"{subject} is" if rng.random() < 0.7 else subject

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from plugalign.algebra.controller import Controller
-from plugalign.generation.prompts import special_tokens
+from plugalign.generation.request import special_tokens
 from plugalign.generation.scoring import Batch, tokenized
 from plugalign.generation.wrap import Steered, wrap
 
@@ -87,7 +87,7 @@ class Case:
                 "check_controller needs prompts of different numbers of tokens, none of 0; got "
                 f"{lengths}"
             )
-        pad, _ = special_tokens(self.model, self.tokenizer, {})
+        pad, _ = special_tokens(self.model.generation_config, self.tokenizer)
         batch = Batch.of(rows, [[] for _ in rows], pad or 0, self.model.device)
         return {"input_ids": batch.ids, "attention_mask": batch.mask}
 
@@ -107,7 +107,7 @@ class Case:
         """What ``model.generate`` makes of the prompts, after the same seed each time. Answers that
         are revised, and beams, have no scores."""
         batch = self.batch if batch is None else batch
-        pad, ends = special_tokens(self.model, self.tokenizer, {})
+        pad, ends = special_tokens(self.model.generation_config, self.tokenizer)
         options = {"do_sample": False, "pad_token_id": pad, "max_new_tokens": TOKENS} | options
         scored = not self.acts_on("revise") and options.get("num_beams", 1) == 1
         torch.manual_seed(0)

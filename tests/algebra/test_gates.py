@@ -3,8 +3,10 @@
 import re
 
 import numpy as np
+import paper
 import pytest
 import torch
+from paper import MODES, Formula, assert_close, follows, nucleus, run, shifted
 from transformers import LogitsProcessor
 
 import plugalign as pa
@@ -15,16 +17,6 @@ from plugalign.algebra.sources import Logits
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import MinP, TopK, TopP
 
-MODES = {
-    "greedy": {},
-    "sample": {"do_sample": True, "top_k": 20},
-    "beam": {"num_beams": 3},
-    "beam-sample": {"num_beams": 2, "do_sample": True, "top_k": 0},
-    "several": {"do_sample": True, "num_return_sequences": 2, "top_k": 0},
-    "static": {"cache_implementation": "static"},
-    "assisted": {"assistant": True, "do_sample": False},
-    "lookup": {"prompt_lookup_num_tokens": 3},
-}
 PROMPT = 6  # columns
 SURE = 0.036  # about half of the steps of the tiny model are more certain
 
@@ -50,45 +42,11 @@ class Says(Gate):
 # ------------------------------------------------------------------ float64 references
 
 
-def log_softmax(z):
-    z = z - z.max()
-    return z - np.log(np.exp(z).sum())
-
-
-def logits(model, ids):
-    """Behind one unpadded, uncached row."""
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
-
-
-def nucleus(log_p, p):
-    order = np.argsort(-log_p, kind="stable")
-    before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
-    keep = np.zeros(len(log_p), bool)
-    keep[order[before < p]] = True
-    return keep
-
-
-class Formula(LogitsProcessor):
-    """``delta(ids, log_p, number) -> (shift, keep)``, row by row from nothing but the prefix."""
-
-    def __init__(self, delta):
-        self.delta = delta
-
-    def __call__(self, input_ids, scores):
-        rows, number = [], input_ids.shape[1] - PROMPT
-        for ids, row in zip(input_ids.tolist(), scores.double().numpy(), strict=True):
-            ids, log_p = ids[next(i for i, x in enumerate(ids) if x) :], log_softmax(row)
-            shift, keep = self.delta(ids, log_p, number)
-            rows.append(log_softmax(np.where(keep, log_p + shift, -np.inf)))
-        return torch.tensor(np.array(rows), dtype=torch.float32)
-
-
 def dexperts(tiny):
     expert, anti = tiny(seed=1), tiny(seed=2)
 
     def delta(ids, log_p):
-        return 2.0 * (logits(expert, ids) - logits(anti, ids)), nucleus(log_p, 0.9)
+        return 2.0 * (paper.log_p(expert, ids) - paper.log_p(anti, ids)), nucleus(log_p, 0.9)
 
     return pa.DExperts(expert, anti, alpha=2.0, top_p=0.9), delta
 
@@ -97,8 +55,8 @@ def self_debias(model, tokenizer):
     texts = ["w5 w6 w7", "w8"]
 
     def delta(ids, log_p):
-        behind = [logits(model, tokenizer(text)["input_ids"] + ids) for text in texts]
-        worst = np.max([np.exp(log_softmax(z)) for z in behind], axis=0)
+        behind = [paper.log_p(model, tokenizer(text)["input_ids"] + ids) for text in texts]
+        worst = np.exp(np.max(behind, axis=0))
         damp = np.exp(-50.0 * np.maximum(worst - np.exp(log_p), 0))
         return np.log(np.maximum(damp, 0.01)), np.ones(120, bool)
 
@@ -158,58 +116,14 @@ def gated(which, model, tiny, tokenizer, seen):
 WHICH = ("first steps", "uncertain", "both", "sum")
 
 
-def run(generate, batch, mode, assistant, **more):
-    options = dict(MODES[mode])
-    if options.pop("assistant", False):
-        options["assistant_model"] = assistant
-    if mode in ("assisted", "lookup"):
-        batch = {k: v[:1] for k, v in batch.items()}
-    torch.manual_seed(11)
-    return generate(
-        **batch,
-        max_new_tokens=5,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-        **more,
-    )
-
-
-def same(got, want, atol=2e-3):
-    finite = torch.isfinite(want)
-    assert torch.equal(torch.isfinite(got), finite)
-    torch.testing.assert_close(got[finite], want[finite], atol=atol, rtol=1e-3)
-
-
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_equals_the_formula(which, mode, tiny, tokenizer, prompts):
     model, batch, seen = tiny(), prompts(rows=3, width=PROMPT), set()
     controller, delta = gated(which, model, tiny, tokenizer, seen)
     steered = pa.wrap(model, tokenizer, controller)
-    if mode in ("sample", "several"):  # the loop draws with other noise
-        mine = steered.processor(batch["attention_mask"])
-        got = run(model.generate, batch, mode, tiny(seed=9), logits_processor=[mine])
-    else:
-        got = run(steered.generate, batch, mode, tiny(seed=9))
-    want = run(model.generate, batch, mode, tiny(seed=9), logits_processor=[Formula(delta)])
+    follows(steered, shifted(delta), batch, mode, tiny(seed=9), start=PROMPT)
     assert seen == {True, False} or mode == "lookup"  # which is one row, and a short way
-    assert got.sequences.tolist() == want.sequences.tolist()
-    for mine, theirs in zip(got.scores, want.scores, strict=True):
-        same(mine, theirs)
-
-
-@pytest.mark.parametrize("which", WHICH)
-def test_the_loop_samples_from_the_formula(which, tiny, tokenizer, prompts):
-    model, batch = tiny(), prompts(rows=3, width=PROMPT)
-    controller, delta = gated(which, model, tiny, tokenizer, set())
-    got = run(pa.wrap(model, tokenizer, controller).generate, batch, "several", None, top_p=1.0)
-    for step, mine in enumerate(got.scores):
-        ids = got.sequences[:, : PROMPT + step]
-        keep = torch.cat([batch["attention_mask"], torch.ones(3, step)], 1)
-        rows = zip(ids, keep.repeat_interleave(2, 0).bool(), strict=True)
-        base = [torch.tensor(logits(model, row[real].tolist())) for row, real in rows]
-        same(mine, Formula(delta)(ids, torch.stack(base)))
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -217,7 +131,7 @@ def test_given_texts_are_scored_as_they_are_generated(which, tiny, tokenizer, pr
     model, batch = tiny(), prompts(rows=3, width=PROMPT)
     controller, _ = gated(which, model, tiny, tokenizer, set())
     steered = pa.wrap(model, tokenizer, controller)
-    made = run(steered.generate, batch, "several", None)
+    made = run(steered.generate, batch, "several")
     answers = made.sequences[:, PROMPT:]
     twice = tuple(batch[k].repeat_interleave(2, 0) for k in ("input_ids", "attention_mask"))
     until = (answers == 1).cumsum(1).cumsum(1) <= 1  # the end token too
@@ -304,9 +218,9 @@ def test_what_was_closed_catches_up(path, tiny, tokenizer, prompts, counted):
         got = model.generate(**batch, **options, logits_processor=ours)
     assert len(calls) == sum(says)
     delta = behind(formula, lambda _, number: bool(says[number]), set())
-    want = model.generate(**batch, **options, logits_processor=[Formula(delta)])
+    want = model.generate(**batch, **options, logits_processor=[Formula(shifted(delta), PROMPT)])
     assert got.sequences.tolist() == want.sequences.tolist()
-    same(torch.stack(got.scores), torch.stack(want.scores))
+    assert_close(torch.stack(got.scores), torch.stack(want.scores))
 
 
 class Afresh(LogitsProcessor):
@@ -337,7 +251,7 @@ def test_every_kind_of_source_catches_up(which, path, make, tiny, tokenizer, pro
         got = model.generate(**batch, **options, logits_processor=[steered.processor(mask)])
     want = model.generate(**batch, **options, logits_processor=[Afresh(steered, mask)])
     assert got.sequences.tolist() == want.sequences.tolist()
-    same(torch.stack(got.scores).log_softmax(-1), torch.stack(want.scores))
+    assert_close(torch.stack(got.scores).log_softmax(-1), torch.stack(want.scores))
     always = pa.wrap(model, tokenizer, controller)
     plain = model.generate(**batch, **options, logits_processor=[Afresh(always, mask)])
     assert not torch.allclose(plain.scores[0][0], got.scores[0][0], atol=1e-3)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from plugalign.benchmarking import bench, settings, timed_call
-from plugalign.benchmarking import untrained as parts_of_methods
+from plugalign.benchmarking import bench, timed_call
 from plugalign.benchmarking.bench import apart, generation, random_prompts, run_bench
 from plugalign.benchmarking.costs import failures, table
 from plugalign.benchmarking.floors import step_bytes
 from plugalign.benchmarking.stopwatch import SEAMS, Rerun, Stopwatch, timed
-from plugalign.benchmarking.untrained import MAKERS, untrained
+from plugalign.benchmarking.untrained import untrained
+from plugalign.catalogue import METHODS, UNTRAINED
 from plugalign.cli import app
 from plugalign.engine.acceleration import captured_step
 from plugalign.engine.batching.batched_base import BatchedBase
@@ -24,10 +24,17 @@ from plugalign.engine.sources import SourceRunner
 from plugalign.generation.wrap import wrap
 
 
-@pytest.mark.parametrize("method", MAKERS)
+def test_every_method_of_the_catalogue_can_be_timed(tiny):
+    for method in METHODS:
+        assert method.untrained
+        for variant in method.untrained:
+            assert untrained(variant, tiny()).name == method.name
+
+
+@pytest.mark.parametrize("method", UNTRAINED)
 def test_untrained_parts_steer_any_architecture(method, tiny, tokenizer, prompts, architecture):
     model = tiny(architecture)
-    controller = untrained(method, model, tokenizer)
+    controller = untrained(method, model)
     output = wrap(model, tokenizer, controller).generate(**prompts(), max_new_tokens=3)
     assert output.shape == (3, 10)
 
@@ -70,10 +77,10 @@ SHORT = {"batches": (1,), "new_tokens": 3, "prompt_tokens": 4, "rounds": 1}
 
 
 def test_self_debiasing_has_its_own_prefixes_and_their_rows_a_column(tiny, tokenizer):
-    assert len(untrained("self_debias", tiny(), tokenizer).prefixes) == 6
-    assert len(untrained("self_debias_2", tiny(), tokenizer).prefixes) == 2
+    assert len(untrained("self_debias", tiny()).prefixes) == 6
+    assert len(untrained("self_debias_2", tiny()).prefixes) == 2
     model = tiny()
-    call = generation(untrained("self_debias", model, tokenizer), model, tokenizer)
+    call = generation(untrained("self_debias", model), model, tokenizer)
     parts = call.parts(random_prompts(model, 2, 4), 3)
     assert parts["rows_ms"] > parts["base_ms"]  # of which the base has no forward of its own
     (none,) = run_bench(model, tokenizer, ["none"], **SHORT)
@@ -87,25 +94,22 @@ def test_self_debiasing_has_its_own_prefixes_and_their_rows_a_column(tiny, token
 def test_a_method_that_fails_leaves_the_others_alone(tiny, tokenizer, tmp_path, monkeypatch):
     made, out = [], tmp_path / "bench.json"
 
-    def refuse(model):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 40 GiB")
-
-    def watched(model):
+    def make(method, model, config):
+        if method == "fudge_head":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 40 GiB")
         gc.collect()
         assert all(there() is None for there in made)
-        controller = MAKERS["self_debias"](model)
+        controller = untrained(method, model, config)
         made.append(weakref.ref(controller))
         return controller
 
-    makers = MAKERS | {"fudge_head": refuse, "nullspace": watched, "prefix": watched}
-    for module in (bench, settings, parts_of_methods):
-        monkeypatch.setattr(module, "MAKERS", makers)
+    monkeypatch.setattr(bench, "untrained", make)
     rows = run_bench(tiny(), tokenizer, ["nullspace", "fudge_head", "prefix"], **SHORT, out=out)
     assert [row.method for row in rows] == ["nullspace", "fudge_head", "prefix"]
     assert rows[1].error == "OutOfMemoryError: CUDA out of memory."
     assert failures(rows) == ["fudge_head, batch 1: OutOfMemoryError: CUDA out of memory."]
     assert [row.get("error") for row in json.loads(out.read_text())] == [None, rows[1].error, None]
-    assert table(rows).row_count == 3 and len(made) == 2
+    assert table(rows).row_count == 3 and len(made) == 3  # with the loop alone
 
 
 def test_a_call_that_fails_is_not_made_again(tiny, tokenizer):
@@ -136,7 +140,7 @@ def test_captured_steps_are_watched_as_they_are_timed(tiny, tokenizer, monkeypat
     assert (on.capture, on.path, on.cache) == ("on", "graph", "static")
     assert (off.capture, off.path, off.cache) == ("off", "loop", "dynamic")
     model, made = tiny(), len(graphs)
-    call = generation(untrained("dexperts", model, tokenizer), model, tokenizer).capturing("on")
+    call = generation(untrained("dexperts", model), model, tokenizer).capturing("on")
     parts = call.behind("static", False).parts(random_prompts(model, 2, 4), 6)
     assert parts["path"] == "graph" and len(graphs) > made
     # The experts ride in the forward of the base, in replays too, and the draw is seen.
@@ -153,7 +157,7 @@ def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [timed_call.warming_rounds(n, cpu) for n in (1, 2, 4, 6, 64)] == [1, 5, 2, 1, 1]
     assert [timed_call.warming_rounds(n, gpu) for n in (1, 2, 64)] == [1, 1, 1]
-    call = generation(untrained("none", tiny(), tokenizer), tiny(), tokenizer)
+    call = generation(untrained("none", tiny()), tiny(), tokenizer)
     for _ in range(2):
         call(prompts(), 4)
     body = call.base.base_model
@@ -163,7 +167,7 @@ def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
 
 def test_experts_of_another_shape(tiny, tokenizer):
     config = tiny("gpt2-tied").config
-    controller = untrained("dexperts", tiny(), tokenizer, config)
+    controller = untrained("dexperts", tiny(), config)
     assert type(controller.expert).__name__ == "GPT2LMHeadModel"
     (cost,) = run_bench(tiny(), tokenizer, ["dexperts"], expert_config=config, **SHORT)
     assert cost.auxiliary_ms > 0
@@ -177,7 +181,7 @@ def test_a_step_reads_weights_once_and_the_caches_of_all_rows(tiny, tokenizer):
     assert step_bytes(model, Plan(()), 3, 10) == read + 3 * 10 * column
 
     def plan(method, of=model):
-        return make_plan(untrained(method, of, tokenizer), of, tokenizer)
+        return make_plan(untrained(method, of), of, tokenizer)
 
     debias = plan("self_debias_2")
     lengths = [10, *(10 + len(source.context.ids) for source in debias.contexts.values())]
@@ -240,7 +244,7 @@ def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ["magic"]}, "unknown method 'magic'; known are none, fudge"),
+        ({"methods": ["magic"]}, "unknown method 'magic'; known are none, args"),
         ({"cache": "sliding"}, "cache must be dynamic or static, got 'sliding'"),
         ({"captures": ("on", "yes")}, "capture must be auto or on or off, got 'yes'"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
@@ -293,14 +297,14 @@ PARTS = {
 @pytest.mark.parametrize("method", PARTS)
 def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeypatch):
     model = tiny()
-    call = generation(untrained(method, model, tokenizer), model, tokenizer)
+    call = generation(untrained(method, model), model, tokenizer)
     prompts = random_prompts(model, 2, 4)
     parts = call.parts(prompts, 3)
     assert parts.pop("path") == "loop"
     found = {part.removesuffix("_ms") for part, time in parts.items() if time > 1e-4}
     assert PARTS[method] <= found
-    for module in ("wrapping", "engine.routing"):
-        monkeypatch.setattr(f"plugalign.{module}.obstacle", lambda *_: "a test")
+    for module in ("wrap", "routing"):
+        monkeypatch.setattr(f"plugalign.generation.{module}.obstacle", lambda *_: "a test")
     assert call.parts(prompts, 3)["path"] == "processor"
     with timed(model, loop=False) as watch:
         call(prompts, 3)
@@ -309,7 +313,7 @@ def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeyp
 
 def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, monkeypatch):
     model = tiny()
-    call = generation(untrained("dexperts", model, tokenizer), model, tokenizer)
+    call = generation(untrained("dexperts", model), model, tokenizer)
     alone = "an expert ran by itself"
     monkeypatch.setattr(SourceRunner, "_logits", lambda *_: pytest.fail(alone))
     assert call.parts(random_prompts(model, 2, 4), 6)["path"] == "loop"

@@ -13,7 +13,7 @@ import typer
 from scipy import stats
 from typer.testing import CliRunner
 
-SUITE = Path(__file__).resolve().parent.parent / "benchmarks"
+SUITE = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 ROWS = 20000
 NAMES = (

@@ -8,7 +8,7 @@ import pytest
 
 import plugalign as pa
 
-SUITE = Path(__file__).resolve().parent.parent / "benchmarks"
+SUITE = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "benchmarks"
 STEPS = ("tests", "compiled", "kernels", "methods", "static", "tuning", "sanitizer", "failures")
 FILES = {

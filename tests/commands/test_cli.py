@@ -18,6 +18,7 @@ from plugalign import cli
 from plugalign.algebra.class_names import CONTROLLERS, class_of
 from plugalign.algebra.controller import Controller
 from plugalign.catalogue import METHODS
+from plugalign.commands.compare import default_out
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.comparison.spec import read_spec
 
@@ -177,13 +178,13 @@ def test_an_empty_spec_is_no_option(tmp_path: Path) -> None:
 def test_the_default_folder_is_the_first_free_one_and_resuming_takes_the_last(
     tmp_path: Path,
 ) -> None:
-    assert cli.default_out(tmp_path, resume=False) == "plugalign-compare"
-    assert cli.default_out(tmp_path, resume=True) == "plugalign-compare"
+    assert default_out(tmp_path, resume=False) == "plugalign-compare"
+    assert default_out(tmp_path, resume=True) == "plugalign-compare"
     (tmp_path / "plugalign-compare").mkdir()
-    assert cli.default_out(tmp_path, resume=False) == "plugalign-compare-2"
-    assert cli.default_out(tmp_path, resume=True) == "plugalign-compare"
+    assert default_out(tmp_path, resume=False) == "plugalign-compare-2"
+    assert default_out(tmp_path, resume=True) == "plugalign-compare"
     (tmp_path / "plugalign-compare-2").mkdir()
-    assert cli.default_out(tmp_path, resume=True) == "plugalign-compare-2"
+    assert default_out(tmp_path, resume=True) == "plugalign-compare-2"
 
 
 def test_methods_lists_every_controller_with_the_surface_it_acts_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import paper
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForSequenceClassification
@@ -43,13 +44,13 @@ def written(tiny):
     return model, ARGS(reward, k=K, weight=WEIGHT), wanted
 
 
-def test_generate_equals_the_formula(mode, written, tiny, tokenizer, prompts, paper):
+def test_generate_equals_the_formula(mode, written, tiny, tokenizer, prompts):
     model, controller, wanted = written
     steered = pa.wrap(model, tokenizer, controller)
     paper.follows(steered, wanted, prompts(rows=2, width=6), mode, tiny("gpt2-tied", seed=9))
 
 
-def test_rewards_are_not_clamped(written, tokenizer, prompts, paper):
+def test_rewards_are_not_clamped(written, tokenizer, prompts):
     model, controller, _ = written
     found = paper.scores_of(model, tokenizer, controller, prompts())
     plain = paper.scores_of(model, tokenizer, 0 * controller, prompts()).log_softmax(-1)
@@ -58,7 +59,7 @@ def test_rewards_are_not_clamped(written, tokenizer, prompts, paper):
     assert gained.max() - gained.min() > 1
 
 
-def test_sums_and_weights(written, tiny, tokenizer, prompts, paper):
+def test_sums_and_weights(written, tiny, tokenizer, prompts):
     model, a, wanted = written
     expert = tiny("gpt2-tied", seed=4)
     b = pa.DExperts(expert, top_p=1.0, alpha=0.5)
@@ -72,7 +73,7 @@ def test_sums_and_weights(written, tiny, tokenizer, prompts, paper):
         paper.follows(steered, both, prompts(rows=2, width=6), "greedy")
 
 
-def test_saves_and_decides_alike(written, tokenizer, prompts, paper, tmp_path):
+def test_saves_and_decides_alike(written, tokenizer, prompts, tmp_path):
     model, saved, _ = written
     saved.save_pretrained(tmp_path)
     loaded = pa.Controller.from_pretrained(str(tmp_path))

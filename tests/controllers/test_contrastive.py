@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import paper
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ ARCHITECTURES = ("llama-gqa", "gpt2-tied")
 
 
 @pytest.fixture
-def contrast(tiny, paper):
+def contrast(tiny):
     """Contrastive decoding, with the model that it is for, and the scores of equation 2."""
 
     def contrast(architecture="llama-gqa", alpha=0.05, beta=0.5):
@@ -29,7 +30,7 @@ def contrast(tiny, paper):
 
 
 @pytest.fixture
-def proxy(tiny, paper):
+def proxy(tiny):
     """Proxy tuning, likewise."""
 
     def proxy(architecture="gpt2-tied", alpha=0.8):
@@ -45,25 +46,25 @@ def proxy(tiny, paper):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_contrastive_decoding_equals_the_formula(
-    architecture, mode, contrast, tiny, tokenizer, prompts, paper
+    architecture, mode, contrast, tiny, tokenizer, prompts
 ):
     model, controller, wanted = contrast(architecture)
     steered = pa.wrap(model, tokenizer, controller)
     paper.follows(steered, wanted, prompts(rows=2, width=6), mode, tiny(architecture, seed=9))
 
 
-def test_proxy_tuning_equals_the_formula(mode, proxy, tiny, tokenizer, prompts, paper):
+def test_proxy_tuning_equals_the_formula(mode, proxy, tiny, tokenizer, prompts):
     model, controller, wanted = proxy()
     steered = pa.wrap(model, tokenizer, controller)
     paper.follows(steered, wanted, prompts(rows=2, width=6), mode, tiny("gpt2-tied", seed=9))
 
 
-def test_given_texts_are_scored_by_the_formula(contrast, proxy, tokenizer, prompts, paper):
+def test_given_texts_are_scored_by_the_formula(contrast, proxy, tokenizer, prompts):
     for model, controller, wanted in (contrast(alpha=0.0), contrast(alpha=0.1), proxy()):
         paper.scores_texts(pa.wrap(model, tokenizer, controller), wanted, prompts(rows=2))
 
 
-def test_a_batch_is_its_rows_one_by_one(contrast, tokenizer, prompts, paper):
+def test_a_batch_is_its_rows_one_by_one(contrast, tokenizer, prompts):
     model, controller, _ = contrast("gpt2-tied")
     batch = prompts(rows=3)
     together = paper.decides(model, tokenizer, controller, batch)
@@ -73,7 +74,7 @@ def test_a_batch_is_its_rows_one_by_one(contrast, tokenizer, prompts, paper):
         assert ids[own["input_ids"].shape[1] :] == together[row][7:]
 
 
-def test_sums_with_other_controllers(contrast, tiny, tokenizer, prompts, paper):
+def test_sums_with_other_controllers(contrast, tiny, tokenizer, prompts):
     model, a, wanted = contrast()
     expert = tiny(seed=4)
     b = pa.DExperts(expert, top_p=1.0, alpha=0.5)
@@ -87,7 +88,7 @@ def test_sums_with_other_controllers(contrast, tiny, tokenizer, prompts, paper):
         paper.follows(steered, both, prompts(rows=2, width=6), mode)
 
 
-def test_strength_zero_is_the_identity(contrast, proxy, tokenizer, prompts, paper):
+def test_strength_zero_is_the_identity(contrast, proxy, tokenizer, prompts):
     batch = prompts()
     idle = contrast(alpha=0.0, beta=0.0), proxy(alpha=0.0)
     for model, controller, _ in (contrast(), proxy(), *idle):
@@ -99,7 +100,7 @@ def test_strength_zero_is_the_identity(contrast, proxy, tokenizer, prompts, pape
         torch.testing.assert_close(found, plain)
 
 
-def test_saves_and_decides_alike(contrast, proxy, tokenizer, prompts, paper, tmp_path):
+def test_saves_and_decides_alike(contrast, proxy, tokenizer, prompts, tmp_path):
     for name, (model, saved, _) in {"contrastive": contrast(), "proxy": proxy()}.items():
         folder = tmp_path / name
         saved.save_pretrained(folder)

@@ -1,15 +1,15 @@
 """GeDi and the likelihoods that it reads, against uncached float64 computations."""
 
-import copy
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import paper
 import pytest
 import torch
+from paper import MODES, assert_close, follows, in_double, log_softmax, scores_of, shifted, unpadded
 from peft import LoraConfig, get_peft_model
 from tokenizers import processors
-from transformers import LogitsProcessor
 
 import plugalign as pa
 from plugalign.algebra.identity import identify
@@ -19,33 +19,7 @@ from plugalign.controllers.gedi import GeDi
 from plugalign.engine.readers.likelihood import COLUMNS, LikelihoodReader
 
 CODES = ("w5", "w6 w7 w8")  # of different lengths, so that one has a gap in front
-MODES = {
-    "greedy": {},
-    "sample": {"do_sample": True, "top_k": 20},
-    "beam": {"num_beams": 3},
-    "beam-sample": {"num_beams": 2, "do_sample": True, "top_k": 0},
-    "several": {"do_sample": True, "num_return_sequences": 2, "top_k": 0},
-    "static": {"cache_implementation": "static"},
-    "assisted": {"assistant": True, "do_sample": False},
-    "lookup": {"prompt_lookup_num_tokens": 3},
-}
-
-
 # ------------------------------------------------------------------ float64 references
-
-
-def log_softmax(z):
-    z = z - z.max()
-    return z - np.log(np.exp(z).sum())
-
-
-def unpadded(ids):
-    """A row without its left padding; an end token is followed by padding that counts as text."""
-    return ids[next(i for i, token in enumerate(ids) if token) :]
-
-
-def in_double(model):
-    return copy.deepcopy(model).double()
 
 
 def likelihood(model, code, text):
@@ -79,46 +53,8 @@ def formula(model, codes, omega=30.0, rho=0.2, tau=0.8, scale=1.0, bias=0.0):
     return delta
 
 
-class Formula(LogitsProcessor):
-    """Evaluates ``delta`` row by row from nothing but the prefix."""
-
-    def __init__(self, delta):
-        self.delta = delta
-
-    def __call__(self, input_ids, scores):
-        rows = []
-        for ids, row in zip(input_ids.tolist(), scores.double().numpy(), strict=True):
-            log_p = log_softmax(row)
-            shift, keep = self.delta(unpadded(ids), log_p)
-            rows.append(log_softmax(np.where(keep, log_p + shift, -np.inf)))
-        return torch.tensor(np.array(rows), dtype=torch.float32)
-
-
 def of_tokens(tokenizer, codes=CODES):
     return [tokenizer(code)["input_ids"] for code in codes]
-
-
-def run(generate, batch, mode, assistant, **more):
-    options = dict(MODES[mode])
-    if options.pop("assistant", False):
-        options["assistant_model"] = assistant
-    if mode in ("assisted", "lookup"):
-        batch = {k: v[:1] for k, v in batch.items()}
-    torch.manual_seed(11)
-    return generate(
-        **batch,
-        max_new_tokens=5,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-        **more,
-    )
-
-
-def assert_close(got, want, tolerance=2e-3):
-    finite = torch.isfinite(want)
-    assert torch.equal(torch.isfinite(got), finite)
-    torch.testing.assert_close(got[finite], want[finite], atol=tolerance, rtol=1e-3)
 
 
 # ------------------------------------------------------------------ likelihoods
@@ -214,7 +150,7 @@ def test_trained_prefixes_and_questions_are_no_codes(tiny):
 
 # ------------------------------------------------------------------ the controller
 
-PAIRS = list(zip(MODES, ["own", "base"] * 4, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3))  # noqa: B905
+PAIRS = zip(MODES, ["own", "base"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False)
 
 
 @pytest.mark.parametrize(("mode", "guide", "architecture"), PAIRS)
@@ -224,50 +160,22 @@ def test_steered_generate_equals_the_formula(mode, guide, architecture, tiny, to
     settings = {"scale": 2.0, "bias": 0.5, "omega": 5.0, "tau": 0.7}
     steered = pa.wrap(model, tokenizer, GeDi(*CODES, model=own, **settings))
     delta = formula(in_double(own or model), of_tokens(tokenizer), **settings)
-    assistant = tiny(architecture, seed=9)
-    if mode in ("sample", "several"):  # the loop draws other noise: see the next test
-        ours = steered.processor(batch["attention_mask"])
-        got = run(model.generate, batch, mode, assistant, logits_processor=[ours])
-    else:
-        got = run(steered.generate, batch, mode, assistant)
-    want = run(model.generate, batch, mode, assistant, logits_processor=[Formula(delta)])
-    assert got.sequences.tolist() == want.sequences.tolist()
-    for mine, theirs in zip(got.scores, want.scores, strict=True):
-        assert_close(mine, theirs)
+    follows(steered, shifted(delta), batch, mode, tiny(architecture, seed=9))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"do_sample": True, "top_k": 0, "num_return_sequences": 2}]
-)
-def test_the_loop_decides_by_the_formula(options, tiny, tokenizer, prompts):
+@pytest.mark.parametrize("mode", ["greedy", "several"])
+def test_the_loop_decides_by_the_formula(mode, tiny, tokenizer, prompts):
     """Every step's scores against the paper's, at the paper's defaults."""
     model, own, batch = tiny(), tiny("gpt2-tied", seed=3), prompts(rows=2, width=6)
     steered = pa.wrap(model, tokenizer, GeDi(*CODES, model=own))
-    assert steered.explain(max_new_tokens=5, **options).startswith("the owned loop")
-    output = steered.generate(
-        **batch, max_new_tokens=5, return_dict_in_generate=True, output_scores=True, **options
-    )
-    reference = Formula(formula(in_double(own), of_tokens(tokenizer)))
-    dropped, double = 0, in_double(model)
-    for step, got in enumerate(output.scores):
-        prefix = output.sequences[:, : 6 + step]
-        texts = [unpadded(ids) for ids in prefix.tolist()]
-        base = [likelihood(double, [], text)[2] for text in texts]
-        want = reference(prefix, torch.tensor(np.array(base)))
-        assert_close(got, want)
-        dropped += int(want.isinf().sum())
-    assert dropped > 0
+    assert steered.explain(max_new_tokens=5, **MODES[mode]).startswith("the owned loop")
+    delta = formula(in_double(own), of_tokens(tokenizer))
+    output = follows(steered, shifted(delta), batch, mode)
+    assert sum(int(scores.isinf().sum()) for scores in output.scores) > 0
 
 
 def test_a_batch_is_its_rows_one_by_one(tiny, tokenizer, prompts):
-    batch = prompts(rows=3)
-    steered = pa.wrap(tiny(), tokenizer, GeDi(*CODES, omega=5.0))
-    together = steered.generate(**batch, max_new_tokens=5)
-    for row in range(3):
-        keep = batch["attention_mask"][row].bool()
-        alone = steered.generate(batch["input_ids"][row][keep][None], max_new_tokens=5)
-        answer = alone[0, keep.sum() :].tolist()
-        assert answer == together[row, 7 : 7 + len(answer)].tolist()
+    paper.batches_as_rows(pa.wrap(tiny(), tokenizer, GeDi(*CODES, omega=5.0)), prompts(rows=3))
 
 
 def test_a_start_token_stands_once_and_first(tiny, tokenizer):
@@ -288,35 +196,15 @@ def test_a_start_token_stands_once_and_first(tiny, tokenizer):
         for row, ids in enumerate(output.sequences[:, : batch["input_ids"].shape[1] + step]):
             start, *text = unpadded(ids.tolist())
             log_p = likelihood(double, [], [start, *text])[2]
-            shift, keep = delta(text, log_p)
-            want = log_softmax(np.where(keep, log_p + shift, -np.inf))
-            assert_close(got[row], torch.tensor(want).float())
+            want = log_softmax(shifted(delta)(text, log_p))
+            assert_close(got[row], want)
 
 
 def test_scored_texts_are_the_formula(tiny, tokenizer):
     model, own = tiny(), tiny(seed=3)
     steered = pa.wrap(model, tokenizer, GeDi(*CODES, model=own, omega=3.0, rho=0.9))
-    texts, prompts = ["w20 w21 w22", "w30"], ["w9", "w10 w11 w12 w13"]
     delta = formula(in_double(own), of_tokens(tokenizer), omega=3.0, rho=0.9)
-    reference, base = Formula(delta), in_double(model)
-    for got, text, prompt in zip(steered.log_probs(texts, prompts), texts, prompts, strict=True):
-        ids, tail = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
-        want = []
-        for token in tail:
-            log_p = torch.tensor(likelihood(base, [], ids)[2])[None]
-            want.append(reference(torch.tensor([ids]), log_p)[0, token])
-            ids = [*ids, token]
-        assert_close(got, torch.stack(want))
-
-
-def scores_of(model, tokenizer, controller, batch, **options):
-    return torch.stack(
-        pa.wrap(model, tokenizer, controller)
-        .generate(
-            **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True, **options
-        )
-        .scores
-    )
+    paper.scores_answers(steered, shifted(delta), tokenizer)
 
 
 def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
@@ -328,15 +216,13 @@ def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
     double = in_double(model)
     delta = formula(double, of_tokens(tokenizer), omega=2.0)
     for row in range(2):
-        keep = batch["attention_mask"][row].bool()
-        text = batch["input_ids"][row][keep].tolist()
+        [text] = paper.alone(batch, row)["input_ids"].tolist()
         log_p = likelihood(double, [], text)[2]
         shift, kept = delta(text, log_p)
-        order = np.argsort(-log_p, kind="stable")
-        kept[order[np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order]) >= 0.9]] = False
+        kept &= paper.nucleus(log_p, 0.9)
         pull = likelihood(in_double(expert), [], text)[2] - log_p
         want = np.where(kept, log_p + shift + pull, -np.inf)
-        assert_close(got[0, row], torch.tensor(log_softmax(want)).float())
+        assert_close(got[0, row], log_softmax(want))
 
 
 def test_half_the_weight_is_half_the_shift_behind_the_same_filter(tiny, tokenizer, prompts):
@@ -346,7 +232,7 @@ def test_half_the_weight_is_half_the_shift_behind_the_same_filter(tiny, tokenize
     log_p = likelihood(double, [], text)[2]
     shift, keep = formula(double, of_tokens(tokenizer), omega=4.0)(text, log_p)
     want = log_softmax(np.where(keep, log_p + 0.5 * shift, -np.inf))
-    assert_close(got, torch.tensor(want).float())
+    assert_close(got, want)
 
 
 def test_classes_by_the_base_stand_behind_its_attached_prefix(make, tiny, tokenizer, prompts):
@@ -356,12 +242,11 @@ def test_classes_by_the_base_stand_behind_its_attached_prefix(make, tiny, tokeni
     double, front = in_double(model), [11, 12, 13]
     delta = formula(double, [[*front, *code] for code in of_tokens(tokenizer)], omega=4.0)
     for row in range(2):
-        text = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+        [text] = paper.alone(batch, row)["input_ids"].tolist()
         for step in range(4):
             log_p = likelihood(double, front, text)[2]
-            shift, keep = delta(text, log_p)
-            want = log_softmax(np.where(keep, log_p + shift, -np.inf))
-            assert_close(got[step, row], torch.tensor(want).float())
+            want = log_softmax(shifted(delta)(text, log_p))
+            assert_close(got[step, row], want)
             text = [*text, int(got[step, row].argmax())]
 
 

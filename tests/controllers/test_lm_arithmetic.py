@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import paper
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ FORMULAS = ("difference", "union", "intersection", "prompts", "both")
 
 
 @pytest.fixture
-def written(tiny, tokenizer, paper):
+def written(tiny, tokenizer):
     """A formula by name, with the model that it is for, and the scores that the paper gives it."""
 
     def written(name, architecture="llama-gqa"):
@@ -54,7 +55,7 @@ def written(tiny, tokenizer, paper):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, prompts, paper):
+def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, prompts):
     architecture = ("llama-gqa", "gpt2-tied")[FORMULAS.index(name) % 2]
     model, formula, wanted = written(name, architecture)
     steered = pa.wrap(model, tokenizer, LMArithmetic(formula))
@@ -62,13 +63,13 @@ def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, promp
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_given_texts_are_scored_by_the_formula(name, written, tokenizer, prompts, paper):
+def test_given_texts_are_scored_by_the_formula(name, written, tokenizer, prompts):
     model, formula, wanted = written(name, "gpt2-tied")
     steered = pa.wrap(model, tokenizer, LMArithmetic(formula))
     paper.scores_texts(steered, wanted, prompts(rows=2, width=7))
 
 
-def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts, paper):
+def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts):
     model, formula, _ = written("both")
     batch, controller = prompts(rows=3), LMArithmetic(formula)
     together = paper.decides(model, tokenizer, controller, batch)
@@ -78,7 +79,7 @@ def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts, paper):
         assert ids[own["input_ids"].shape[1] :] == together[row][7:]
 
 
-def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
+def test_sums_with_other_controllers(written, tiny, tokenizer, prompts):
     model, formula, wanted = written("union")
     expert = tiny(seed=4)
     a, b = LMArithmetic(formula), pa.DExperts(expert, top_p=1.0, alpha=0.5)
@@ -99,7 +100,7 @@ def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
         np.testing.assert_allclose(half[row].numpy(), want, atol=1e-3)
 
 
-def test_strength_zero_and_the_base_itself_are_the_identity(written, tokenizer, prompts, paper):
+def test_strength_zero_and_the_base_itself_are_the_identity(written, tokenizer, prompts):
     model, formula, _ = written("both")
     batch = prompts()
     plain = paper.scores_of(model, tokenizer, 0 * pa.SelfDebias(["w5"]), batch)
@@ -123,7 +124,7 @@ def test_models_and_prompts_that_return_are_read_once(tiny, tokenizer, prompts):
     assert len(calls) == 4
 
 
-def test_saves_and_decides_alike(written, tiny, tokenizer, prompts, paper, tmp_path):
+def test_saves_and_decides_alike(written, tiny, tokenizer, prompts, tmp_path):
     model, formula, _ = written("both")
     tiny(seed=6).save_pretrained(tmp_path / "folder")
     tokenizer.save_pretrained(tmp_path / "folder")
@@ -167,7 +168,7 @@ def test_a_damaged_folder_is_refused_by_name(old, new, message, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["difference", "union", "prompts"])
-def test_drafts_change_no_greedy_text(name, written, tokenizer, prompts, paper):
+def test_drafts_change_no_greedy_text(name, written, tokenizer, prompts):
     model, formula, _ = written(name)
     steered, batch = pa.wrap(model, tokenizer, LMArithmetic(formula)), prompts(rows=2)
     drafts = pa.Speculation("base", 3)

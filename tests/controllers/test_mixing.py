@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import paper
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,7 +12,7 @@ from plugalign.controllers.mixing import MOD, DeRA
 
 
 @pytest.fixture
-def written(tiny, paper):
+def written(tiny):
     """A controller by name, with the model that it is for, and the scores of its paper."""
 
     def written(name):
@@ -29,7 +30,7 @@ def written(tiny, paper):
 
 
 @pytest.mark.parametrize("name", ["dera", "mod"])
-def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, prompts, paper):
+def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, prompts):
     model, controller, wanted = written(name)
     assistant = tiny("llama-gqa" if name == "dera" else "gpt2-tied", seed=9)
     steered = pa.wrap(model, tokenizer, controller)
@@ -37,12 +38,12 @@ def test_generate_equals_the_formula(name, mode, written, tiny, tokenizer, promp
 
 
 @pytest.mark.parametrize("name", ["dera", "mod"])
-def test_given_texts_are_scored_by_the_formula(name, written, tokenizer, prompts, paper):
+def test_given_texts_are_scored_by_the_formula(name, written, tokenizer, prompts):
     model, controller, wanted = written(name)
     paper.scores_texts(pa.wrap(model, tokenizer, controller), wanted, prompts(rows=2))
 
 
-def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts, paper):
+def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts):
     model, controller, _ = written("mod")
     batch = prompts(rows=3)
     together = paper.decides(model, tokenizer, controller, batch)
@@ -52,7 +53,7 @@ def test_a_batch_is_its_rows_one_by_one(written, tokenizer, prompts, paper):
         assert ids[own["input_ids"].shape[1] :] == together[row][7:]
 
 
-def test_the_ends_are_the_base_and_the_aligned_model(tiny, tokenizer, prompts, paper):
+def test_the_ends_are_the_base_and_the_aligned_model(tiny, tokenizer, prompts):
     model, aligned, batch = tiny(), tiny(seed=1), prompts()
     plain = paper.scores_of(model, tokenizer, 0 * DeRA(aligned, weight=0.5), batch)
     none = paper.scores_of(model, tokenizer, DeRA(aligned, weight=0), batch)
@@ -63,7 +64,7 @@ def test_the_ends_are_the_base_and_the_aligned_model(tiny, tokenizer, prompts, p
         torch.testing.assert_close(found, theirs.log_softmax(-1), atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_of_the_base_is_aligned(tiny, tokenizer, prompts, paper, tmp_path):
+def test_an_adapter_of_the_base_is_aligned(tiny, tokenizer, prompts, tmp_path):
     torch.manual_seed(4)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     adapted = get_peft_model(tiny(), config)
@@ -77,7 +78,7 @@ def test_an_adapter_of_the_base_is_aligned(tiny, tokenizer, prompts, paper, tmp_
     paper.follows(steered, wanted, prompts(rows=2, width=6), "greedy")
 
 
-def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
+def test_sums_with_other_controllers(written, tiny, tokenizer, prompts):
     model, a, wanted = written("mod")
     expert = tiny("gpt2-tied", seed=4)
     b = pa.DExperts(expert, top_p=1.0, alpha=0.5)
@@ -92,7 +93,7 @@ def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
 
 
 @pytest.mark.parametrize("name", ["dera", "mod"])
-def test_saves_and_decides_alike(name, written, tokenizer, prompts, paper, tmp_path):
+def test_saves_and_decides_alike(name, written, tokenizer, prompts, tmp_path):
     model, saved, _ = written(name)
     saved.save_pretrained(tmp_path)
     for part in (path for path in tmp_path.iterdir() if path.is_dir()):

@@ -1,14 +1,15 @@
 """PPLM against the paper's update in float64, one text at a time and without caches of its own."""
 
-import copy
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import paper
 import pytest
 import torch
+from paper import MODES, assert_close, follows, in_double, log_softmax, scores_of
 from torch import nn
-from transformers import DynamicCache, LogitsProcessor
+from transformers import DynamicCache
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
@@ -21,16 +22,7 @@ from plugalign.controllers.pplm_gradient import Perturbed, Perturber, in_window
 
 WORDS = ["w5", "w6", "w40"]
 BAG = [8, 9, 43]
-MODES = {
-    "greedy": {},
-    "sample": {"do_sample": True, "top_k": 20},
-    "beam": {"num_beams": 3},
-    "beam-sample": {"num_beams": 2, "do_sample": True, "top_k": 0},
-    "several": {"do_sample": True, "num_return_sequences": 2, "top_k": 0},
-    "static": {"cache_implementation": "static"},
-    "assisted": {"assistant": True, "do_sample": False},
-    "lookup": {"prompt_lookup_num_tokens": 3},
-}
+TOLERANCE = 3e-3
 
 
 class Declared(Controller):
@@ -44,20 +36,6 @@ class Declared(Controller):
 
 
 # ------------------------------------------------------------------ float64 references
-
-
-def log_softmax(z):
-    z = z - z.max()
-    return z - np.log(np.exp(z).sum())
-
-
-def unpadded(ids):
-    """A row without its left padding; an end token is followed by padding that counts as text."""
-    return ids[next(i for i, token in enumerate(ids) if token) :]
-
-
-def in_double(model):
-    return copy.deepcopy(model).double()
 
 
 def classifier(seed=7, classes=3):
@@ -136,47 +114,16 @@ def ratio(
         return (forward(model, history + offset, input_ids=last)[0] - own).numpy()
 
 
-class Formula(LogitsProcessor):
-    """Mixes and cuts row by row from nothing but the prefix."""
+def perturbed(model, gm=0.9, top_k=10, **settings):
+    """The formula: mixed with the base, and cut."""
+    double = in_double(model)
 
-    def __init__(self, model, gm=0.9, top_k=10, **settings):
-        self.model, self.gm, self.top_k, self.settings = in_double(model), gm, top_k, settings
-
-    def row(self, text, log_p):
-        mixed = log_p + self.gm * ratio(self.model, text, **self.settings)
-        out = np.argsort(-mixed, kind="stable")[self.top_k or len(mixed) :]
-        mixed[out] = -np.inf
+    def formula(ids, log_p):
+        mixed = log_p + gm * ratio(double, ids, **settings)
+        mixed[np.argsort(-mixed, kind="stable")[top_k or len(mixed) :]] = -np.inf
         return log_softmax(mixed)
 
-    def __call__(self, input_ids, scores):
-        rows = [
-            self.row(unpadded(ids), log_softmax(row))
-            for ids, row in zip(input_ids.tolist(), scores.double().numpy(), strict=True)
-        ]
-        return torch.tensor(np.array(rows), dtype=torch.float32)
-
-
-def run(generate, batch, mode, assistant, **more):
-    options = dict(MODES[mode])
-    if options.pop("assistant", False):
-        options["assistant_model"] = assistant
-    if mode in ("assisted", "lookup"):
-        batch = {k: v[:1] for k, v in batch.items()}
-    torch.manual_seed(11)
-    return generate(
-        **batch,
-        max_new_tokens=4,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-        **more,
-    )
-
-
-def assert_close(got, want, tolerance=3e-3):
-    finite = torch.isfinite(want)
-    assert torch.equal(torch.isfinite(got), finite)
-    torch.testing.assert_close(got[finite], want[finite], atol=tolerance, rtol=1e-3)
+    return formula
 
 
 def source_of(controller, model, tokenizer):
@@ -280,12 +227,9 @@ def test_a_text_of_one_token_has_no_past_to_move(tiny, tokenizer):
 
 # ------------------------------------------------------------------ the controller
 
-PAIRS = [
-    (mode, kind, architecture)
-    for mode, kind, architecture in zip(
-        MODES, ["words", "class"] * 4, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False
-    )
-]
+PAIRS = zip(
+    MODES, ["words", "class"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False
+)
 
 
 @pytest.mark.parametrize(("mode", "kind", "architecture"), PAIRS)
@@ -294,42 +238,23 @@ def test_steered_generate_equals_the_formula(mode, kind, architecture, tiny, tok
     settings = {"stepsize": 0.05, "gamma": 1.0, "iterations": 2, "kl": 0.1}
     if kind == "words":
         controller = PPLM(WORDS, **settings)
-        formula = Formula(model, bag=BAG, **settings)
+        formula = perturbed(model, bag=BAG, **settings)
     else:
         head = classifier()
         controller = PPLM(discriminator=head, label=2, top_k=0, **settings)
-        formula = Formula(model, head=head, label=2, top_k=0, **settings)
-    steered, assistant = pa.wrap(model, tokenizer, controller), tiny(architecture, seed=9)
-    if mode in ("sample", "several"):  # the loop draws other noise: see the next test
-        ours = steered.processor(batch["attention_mask"])
-        got = run(model.generate, batch, mode, assistant, logits_processor=[ours])
-    else:
-        got = run(steered.generate, batch, mode, assistant)
-    want = run(model.generate, batch, mode, assistant, logits_processor=[formula])
-    assert got.sequences.tolist() == want.sequences.tolist()
-    for mine, theirs in zip(got.scores, want.scores, strict=True):
-        assert_close(mine, theirs)
+        formula = perturbed(model, head=head, label=2, top_k=0, **settings)
+    steered = pa.wrap(model, tokenizer, controller)
+    follows(steered, formula, batch, mode, tiny(architecture, seed=9), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"do_sample": True, "top_k": 0, "num_return_sequences": 2}]
-)
-def test_the_loop_decides_by_the_formula(options, tiny, tokenizer, prompts):
+@pytest.mark.parametrize("mode", ["greedy", "several"])
+def test_the_loop_decides_by_the_formula(mode, tiny, tokenizer, prompts):
     """Every step's scores against the paper's, at the paper's settings."""
     model, batch = tiny(), prompts(rows=2, width=6)
     steered = pa.wrap(model, tokenizer, PPLM(WORDS))
-    described = steered.explain(max_new_tokens=4, **options)
+    described = steered.explain(max_new_tokens=4, **MODES[mode])
     assert described.startswith("the owned loop") and "kept by a mask: MixedTop" in described
-    output = steered.generate(
-        **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True, **options
-    )
-    formula, double = Formula(model, bag=BAG), in_double(model)
-    for step, got in enumerate(output.scores):
-        prefix = output.sequences[:, : 6 + step]
-        texts = [torch.tensor([unpadded(ids)]) for ids in prefix.tolist()]
-        with torch.no_grad():
-            base = torch.stack([double(input_ids=text).logits[0, -1] for text in texts])
-        assert_close(got, formula(prefix, base))
+    follows(steered, perturbed(model, bag=BAG), batch, mode, atol=TOLERANCE)
 
 
 def test_words_become_likelier_and_classes_too(tiny, tokenizer, prompts):
@@ -345,36 +270,15 @@ def test_words_become_likelier_and_classes_too(tiny, tokenizer, prompts):
 
 
 def test_a_batch_is_its_rows_one_by_one(tiny, tokenizer, prompts):
-    batch = prompts(rows=3)
     steered = pa.wrap(tiny(), tokenizer, PPLM(WORDS, discriminator=classifier(), window=4))
-    together = steered.generate(**batch, max_new_tokens=5)
-    for row in range(3):
-        keep = batch["attention_mask"][row].bool()
-        alone = steered.generate(batch["input_ids"][row][keep][None], max_new_tokens=5)
-        answer = alone[0, keep.sum() :].tolist()
-        assert answer == together[row, 7 : 7 + len(answer)].tolist()
+    paper.batches_as_rows(steered, prompts(rows=3))
 
 
 def test_scored_texts_are_the_formula(tiny, tokenizer):
     model, head = tiny(), classifier()
     steered = pa.wrap(model, tokenizer, PPLM(WORDS, discriminator=head, top_k=0))
-    texts, prompts = ["w20 w21 w22", "w30"], ["w9", "w10 w11 w12 w13"]
-    formula, double = Formula(model, bag=BAG, head=head, top_k=0), in_double(model)
-    for got, text, prompt in zip(steered.log_probs(texts, prompts), texts, prompts, strict=True):
-        ids, want = tokenizer(prompt)["input_ids"], []
-        for token in tokenizer(text)["input_ids"]:
-            with torch.no_grad():
-                z = double(input_ids=torch.tensor([ids])).logits[0, -1].numpy()
-            want.append(formula.row(ids, log_softmax(z))[token])
-            ids = [*ids, token]
-        assert_close(got, torch.tensor(want).float())
-
-
-def scores_of(model, tokenizer, controller, batch):
-    output = pa.wrap(model, tokenizer, controller).generate(
-        **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True
-    )
-    return torch.stack(output.scores)
+    formula = perturbed(model, bag=BAG, head=head, top_k=0)
+    paper.scores_answers(steered, formula, tokenizer)
 
 
 def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
@@ -382,18 +286,13 @@ def test_adds_up_with_others_in_any_order(tiny, tokenizer, prompts):
     a, b = PPLM(WORDS, top_k=60), pa.DExperts(expert, alpha=0.5, top_p=0.95)
     got = scores_of(model, tokenizer, a + b, batch)
     assert torch.equal(got, scores_of(model, tokenizer, b + a, batch))
-    formula = Formula(model, bag=BAG, top_k=60)
+    formula = perturbed(model, bag=BAG, top_k=60)
     for row in range(2):
-        keep = batch["attention_mask"][row].bool()
-        ids = batch["input_ids"][row][keep][None]
-        with torch.no_grad():
-            z, pull = (in_double(m)(input_ids=ids).logits[0, -1].numpy() for m in (model, expert))
-        log_p = log_softmax(z)
-        order = np.argsort(-log_p, kind="stable")
-        outside = order[np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order]) >= 0.95]
-        want = formula.row(ids[0].tolist(), log_p) + 0.5 * (log_softmax(pull) - log_p)
-        want[outside] = -np.inf
-        assert_close(got[0, row], torch.tensor(log_softmax(want)).float())
+        [ids] = paper.alone(batch, row)["input_ids"].tolist()
+        log_p, pull = (paper.log_p(in_double(m), ids) for m in (model, expert))
+        want = formula(ids, log_p) + 0.5 * (pull - log_p)
+        want[~paper.nucleus(log_p, 0.95)] = -np.inf
+        assert_close(got[0, row], log_softmax(want), TOLERANCE)
 
 
 def test_a_trained_prefix_is_part_of_the_past(make, tiny, tokenizer, prompts):
@@ -407,7 +306,7 @@ def test_a_trained_prefix_is_part_of_the_past(make, tiny, tokenizer, prompts):
         "input_ids": torch.cat([batch["input_ids"][:, :0], front, batch["input_ids"]], 1),
         "attention_mask": torch.cat([torch.ones_like(front), batch["attention_mask"]], 1),
     }
-    assert_close(got, scores_of(model, tokenizer, PPLM(WORDS), whole))
+    assert_close(got, scores_of(model, tokenizer, PPLM(WORDS), whole), TOLERANCE)
 
 
 ANOTHER = Logits("behind a prompt", context=Context((5, 6)))

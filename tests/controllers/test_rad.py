@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import paper
 import pytest
 import torch
 from transformers import (
@@ -101,7 +102,7 @@ def written(tiny, other):
     return written
 
 
-def test_generate_equals_the_formula(mode, written, tiny, tokenizer, prompts, paper):
+def test_generate_equals_the_formula(mode, written, tiny, tokenizer, prompts):
     model, controller, wanted = written("tokens")
     steered = pa.wrap(model, tokenizer, controller)
     paper.follows(steered, wanted, prompts(rows=2, width=6), mode, tiny(seed=9))
@@ -120,7 +121,7 @@ def test_generate_equals_the_formula(mode, written, tiny, tokenizer, prompts, pa
     ],
 )
 def test_inverted_rewards_and_rewards_of_texts(
-    kind, invert, mode, written, tiny, tokenizer, prompts, paper
+    kind, invert, mode, written, tiny, tokenizer, prompts
 ):
     model, controller, wanted = written(kind, invert)
     steered = pa.wrap(model, tokenizer, controller)
@@ -136,7 +137,7 @@ def test_rewards_are_clamped_on_both_sides(prompts):
 
 
 @pytest.mark.parametrize("kind", ["tokens", "texts"])
-def test_given_texts_are_scored_by_the_formula(kind, written, tokenizer, prompts, paper):
+def test_given_texts_are_scored_by_the_formula(kind, written, tokenizer, prompts):
     model, controller, _ = written(kind)
     _, everywhere, wanted = written(kind, k=120)
     paper.scores_texts(pa.wrap(model, tokenizer, everywhere), wanted, prompts(rows=2, width=6))
@@ -147,7 +148,7 @@ def test_given_texts_are_scored_by_the_formula(kind, written, tokenizer, prompts
 
 
 @pytest.mark.parametrize("kind", ["tokens", "texts"])
-def test_a_batch_is_its_rows_one_by_one(kind, written, tokenizer, prompts, paper):
+def test_a_batch_is_its_rows_one_by_one(kind, written, tokenizer, prompts):
     model, controller, _ = written(kind)
     batch = prompts(rows=3)
     together = paper.decides(model, tokenizer, controller, batch)
@@ -157,7 +158,7 @@ def test_a_batch_is_its_rows_one_by_one(kind, written, tokenizer, prompts, paper
         assert ids[own["input_ids"].shape[1] :] == together[row][7:]
 
 
-def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
+def test_sums_with_other_controllers(written, tiny, tokenizer, prompts):
     model, a, wanted = written("tokens")
     expert = tiny(seed=4)
     b = pa.DExperts(expert, top_p=1.0, alpha=0.5)
@@ -171,7 +172,7 @@ def test_sums_with_other_controllers(written, tiny, tokenizer, prompts, paper):
         paper.follows(steered, both, prompts(rows=2, width=6), mode)
 
 
-def test_strength_zero_is_the_identity(written, tokenizer, prompts, paper):
+def test_strength_zero_is_the_identity(written, tokenizer, prompts):
     model, controller, _ = written("tokens")
     batch = prompts()
     plain = paper.scores_of(model, tokenizer, 0 * pa.SelfDebias(["w5"]), batch)
@@ -182,7 +183,7 @@ def test_strength_zero_is_the_identity(written, tokenizer, prompts, paper):
 
 
 @pytest.mark.parametrize("kind", ["tokens", "texts", "labels"])
-def test_saves_and_decides_alike(kind, written, tokenizer, prompts, paper, tmp_path):
+def test_saves_and_decides_alike(kind, written, tokenizer, prompts, tmp_path):
     model, saved, _ = written(kind, invert=True)
     saved.save_pretrained(tmp_path / "saved")
     loaded = pa.Controller.from_pretrained(str(tmp_path / "saved"))
@@ -195,7 +196,7 @@ def test_saves_and_decides_alike(kind, written, tokenizer, prompts, paper, tmp_p
     assert paper.decides(model, tokenizer, again, batch) == want
 
 
-def test_a_folder_with_its_tokenizer(written, tokenizer, other, prompts, paper, tmp_path):
+def test_a_folder_with_its_tokenizer(written, tokenizer, other, prompts, tmp_path):
     model, live, _ = written("texts")
     live.reward.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path)

@@ -57,6 +57,12 @@ def until_end(ids: list[int]) -> list[int]:
     return said
 
 
+def says_something(ids: list[int]) -> bool:
+    """Whether an answer is more than no word (<unk> and <pad> are none), or a verdict alone."""
+    words = [token for token in until_end(ids) if token not in (0, 2)]
+    return bool(words) and words not in (FAULT, FINE)
+
+
 @torch.no_grad()
 def next_logits(model: Any, ids: list[int]) -> Tensor:
     return model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
@@ -88,7 +94,7 @@ def reference(
         text = text + FAULT
         text = text + until_end(greedy(model, text, words)) + REFINE
         new = greedy(model, text, NEW)
-        if not until_end(new):
+        if not says_something(new):
             break
         answer, text = new, text + until_end(new)
     return answer, faults
@@ -343,7 +349,7 @@ def test_prompt_in_a_template(tiny, tokenizer, prompts):
     for i, (prompt, draft) in enumerate(rows_of(answers)):
         text = prompt + draft + CRITIQUE + FAULT + REFINE[:1] + prompt + REFINE[1:]
         new = greedy(model, text, NEW)
-        expected = new if until_end(new) else answers.ids[i].tolist()
+        expected = new if says_something(new) else answers.ids[i].tolist()
         assert revision.ids[i].tolist()[: len(expected)] == expected
 
 
@@ -428,7 +434,7 @@ def test_verdicts_that_begin_alike(tiny, tokenizer, prompts):
         expected = (logits[44] - logits[45]).sigmoid().float()
         torch.testing.assert_close(revision.faults[0, i], expected, atol=1e-5, rtol=1e-4)
         new = greedy(model, prompt + draft + CRITIQUE + FAULT + REFINE, NEW)
-        expected = new if until_end(new) else answers.ids[i].tolist()
+        expected = new if says_something(new) else answers.ids[i].tolist()
         assert revision.ids[i].tolist()[: len(expected)] == expected
 
 

@@ -1,12 +1,16 @@
 """Self-debiasing: settings, saving, refusals. The formula is tested in test_wrapping."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import processors
 
 import plugalign as pa
+from plugalign.algebra.sources import TextLikelihood
+from plugalign.controllers.self_debias import prompted
+from plugalign.engine.readers.likelihood import LikelihoodReader
 
 
 def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
@@ -125,3 +129,108 @@ def test_half_precision_logits_are_not_rounded_before_they_are_compared(
         shift = [(50 * (p[1:].amax(0) - p[0]).clamp_min(0)).clamp_max(4.6) for p in (halved, exact)]
         rounded = max(rounded, float((shift[0] - shift[1]).abs().max()))
     assert rounded > 5e-3  # rounded logits would not have done
+
+
+# ------------------------------------------------------------------ chats
+
+CHATS = ("w80 w81 w5 w6 w7 w83 w80 w82", "w80 w81 w8 w83 w80 w82 w9 w83 w80 w81 w11 w83 w80 w82")
+PREFIXED = (
+    "w80 w81 {} w5 w6 w7 w83 w80 w82",
+    "w80 w81 {} w8 w83 w80 w82 w9 w83 w80 w81 w11 w83 w80 w82",
+    "{} w12 w13",
+)
+
+
+def behind(model, tokenizer, text, more=()):
+    """Log-probabilities after a text and some tokens, by an uncached forward, float64 ``(V,)``."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*ids, *more]]), use_cache=False).logits[0, -1]
+    return logits.double().log_softmax(-1)
+
+
+def damped(model, tokenizer, row, more, prefixes, bos=""):
+    """The formula for one of `PREFIXED`, with the prefix where it stands there."""
+    plain = behind(model, tokenizer, bos + PREFIXED[row].replace("{} ", ""), more)
+    biased = [behind(model, tokenizer, bos + PREFIXED[row].format(p), more) for p in prefixes]
+    gap = (torch.stack(biased).exp().amax(0) - plain.exp()).clamp_min(0)
+    return (plain + (-5 * gap).clamp_min(math.log(0.01))).log_softmax(-1)
+
+
+@pytest.mark.parametrize("bos", ["", "w0 "])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"cache_implementation": "static"}])
+def test_in_a_chat_a_prefix_stands_inside_the_users_first_turn(how, bos, tiny, chat_tokenizer):
+    """Chats with and without a start token, and a plain prompt in the same batch."""
+    model, tokenizer, prefixes = tiny(), chat_tokenizer, ["w9 w10", "w14"]
+    model.generation_config.eos_token_id = None
+    if bos:
+        tokenizer.add_special_tokens({"bos_token": "w0"})
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="w0 $A", special_tokens=[("w0", 3)]
+        )
+    batch = tokenizer([*CHATS, "w12 w13"], return_tensors="pt", padding=True)
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(prefixes, decay=5))
+    made = steered.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **how,
+    )
+    beams = how.get("num_beams", 1)
+    steps = made.scores[:1] if beams > 1 else made.scores
+    for step, scores in enumerate(steps):
+        for row in range(3):
+            more = made.sequences[row, batch["input_ids"].shape[1] :][:step].tolist()
+            got = scores[row * beams].double().log_softmax(-1)
+            want = damped(model, tokenizer, row, more, prefixes, bos)
+            torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+
+
+def test_answers_of_a_chat_are_scored_as_they_are_generated(tiny, chat_tokenizer):
+    model, tokenizer, prefixes = tiny(), chat_tokenizer, ["w9 w10", "w14"]
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(prefixes, decay=5))
+    answers = ["w20 w30", "w40 w50 w60"]
+    for row, found in enumerate(steered.log_probs(answers, list(CHATS))):
+        ids = tokenizer(answers[row])["input_ids"]
+        want = [damped(model, tokenizer, row, ids[:i], prefixes)[ids[i]] for i in range(len(ids))]
+        torch.testing.assert_close(found.double(), torch.stack(want), atol=1e-3, rtol=1e-4)
+    with pytest.raises(ValueError, match="text 0 begins a chat, whose opening"):
+        steered.log_probs(list(CHATS))
+
+
+def test_several_gated_prefixes_read_their_own_cache(tiny, chat_tokenizer):
+    """Behind a gate the base has a forward of its own for prompts, with the prefix inside too."""
+    model, tokenizer, prefixes = tiny(), chat_tokenizer, ["w9 w10", "w14"]
+    model.generation_config.eos_token_id = None
+    batch = tokenizer(list(CHATS), return_tensors="pt", padding=True, return_token_type_ids=False)
+    plain = pa.SelfDebias(prefixes, decay=5)
+    options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    one, two = (
+        pa.wrap(model, tokenizer, each).generate(**batch, **options)
+        for each in (plain, plain.when(pa.FirstSteps(9)))
+    )
+    assert one.sequences.tolist() == two.sequences.tolist()
+    torch.testing.assert_close(one.scores, two.scores, atol=1e-4, rtol=1e-4)
+
+
+def test_likelihoods_of_a_chat_count_its_own_tokens_alone(tiny, chat_tokenizer):
+    """As GeDi asks for them; the first token has nothing in front of it, and is not counted."""
+    model, tokenizer = tiny(), chat_tokenizer
+    batch = tokenizer([CHATS[0], "w12 w13"], return_tensors="pt", padding=True)
+    source = TextLikelihood("chats", contexts=(prompted("w9 w10", tokenizer).context,))
+    step = SimpleNamespace(
+        ids=batch["input_ids"], mask=batch["attention_mask"], base=torch.zeros(2, 120)
+    )
+    found = LikelihoodReader(source, model).read(step)
+    for row, (text, own) in enumerate(((0, [1, *range(4, 10)]), (2, [2, 3]))):
+        ids = tokenizer(PREFIXED[text].format("w9 w10"))["input_ids"]
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        total = sum(log_p[i - 1, ids[i]] for i in own)
+        assert found.count[0, row] == len(own)
+        torch.testing.assert_close(found.total[0, row].double(), total, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            found.following[0, row].double(), log_p[-1], atol=1e-4, rtol=1e-4
+        )

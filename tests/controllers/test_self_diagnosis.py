@@ -231,14 +231,59 @@ def test_a_question_inside_a_turn(tiny, tokenizer):
     np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
 
 
+def test_a_chat_is_asked_about_in_a_turn(tiny, chat_tokenizer):
+    """The assistant's turn is closed, and the question without its quotation is the user's next;
+    texts beside it that are no chats are asked about as ever."""
+    model, tokenizer = tiny(), chat_tokenizer
+    chats = ["w80 w81 w5 w6 w83 w80 w82 w7", "w80 w81 w9 w83 w80 w82"]
+    rows = [tokenizer(text)["input_ids"] for text in (*chats, *TEXTS)]
+    got = diagnose(model, tokenizer, [*chats, *TEXTS], "w50 w51", template=TEMPLATE)
+    turn = "{text} w83 w80 w81 w1 w2 w3 {attribute} w4 w83 w80 w82"
+    want = [p_yes(model, tokenizer, ids, template=turn) for ids in rows[:2]]
+    want += [p_yes(model, tokenizer, ids) for ids in rows[2:]]
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+    alone = diagnose(model, tokenizer, chats, "w50 w51", template=TEMPLATE)
+    np.testing.assert_allclose(alone.numpy(), want[:2], atol=1e-4)
+
+
+def test_a_gate_asks_about_a_chat_in_a_turn(tiny, chat_tokenizer):
+    model, tokenizer = tiny(), chat_tokenizer
+    model.generation_config.eos_token_id = None
+    texts = ["w80 w81 w5 w6 w83 w80 w82", "w80 w81 w9 w83 w80 w82"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    turn = "{text} w83 w80 w81 w1 w2 w3 {attribute} w4 w83 w80 w82"
+    threshold = np.mean(
+        [p_yes(model, tokenizer, tokenizer(t)["input_ids"], template=turn) for t in texts]
+    )
+    asked = []
+
+    def damp(ids, base):
+        asked.append(p_yes(model, tokenizer, ids, template=turn) >= threshold)
+        return [2 * logits(expert, ids) - base, base][not asked[-1]]
+
+    expert = tiny(seed=1)
+    gate = Diagnosis("w50 w51", threshold=float(threshold), template=TEMPLATE)
+    steered = pa.wrap(model, tokenizer, pa.DExperts(expert, top_p=1.0).when(gate))
+    made = steered.generate(
+        **batch, max_new_tokens=4, return_dict_in_generate=True, output_scores=True
+    )
+    for step, scores in enumerate(made.scores):
+        for row, ids in enumerate(made.sequences[:, : batch["input_ids"].shape[1] + step].tolist()):
+            ids = ids[next(i for i, token in enumerate(ids) if token) :]
+            base = log_softmax(logits(model, ids))
+            want = log_softmax(damp(ids, base))
+            np.testing.assert_allclose(scores[row].numpy(), want, atol=2e-3, rtol=1e-3)
+    assert {True, False} == set(asked)
+
+
 def test_a_real_tokenizer_asks_for_whole_words(shared):
     folder = shared / "models" / "comments-3m"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     gate = Diagnosis("a threat").bound(model, tokenizer)
-    answers = [tokenizer.decode([x]).strip() for x in (gate.yes, gate.no)]
+    answers = [tokenizer.decode([x]).strip() for x in (gate.plain.yes, gate.plain.no)]
     assert all(word.startswith(a) and a for word, a in zip(("Yes", "No"), answers, strict=True))
-    behind = tokenizer.decode(gate.source.context.after)
+    behind = tokenizer.decode(gate.plain.source.context.after)
     assert "Does the above text contain a threat?" in behind
     texts = ["I like it.", "You are a fool, and everybody knows it"]
     together = diagnose(model, tokenizer, texts, "a threat")

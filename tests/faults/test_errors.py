@@ -86,7 +86,8 @@ def breaks(error, column, input_ids, scores, **_):
 
 
 class Chokes(BaseStreamer):
-    left = 4  # the prompts, then steps 0 to 2
+    def __init__(self):
+        self.left, self.ended = 4, 0  # the prompts, then steps 0 to 2
 
     def put(self, value):
         self.left -= 1
@@ -94,7 +95,7 @@ class Chokes(BaseStreamer):
             raise ValueError("stop here")
 
     def end(self):
-        pytest.fail("nothing ended")
+        self.ended += 1
 
 
 def test_a_processor_raises(kind, path, wrapped, broken):
@@ -110,7 +111,9 @@ def test_a_criterion_or_a_streamer_raises(kind, path, wrapped, broken):
     options = {"stopping_criteria": [partial(breaks, KeyboardInterrupt, 10)]}
     error = broken(wrapped(kind), KeyboardInterrupt, options)
     assert error.__notes__ == ["while running the stopping criterion breaks at step 2"]
-    error = broken(wrapped(kind), ValueError, {"streamer": Chokes()})
+    streamer = Chokes()
+    error = broken(wrapped(kind), ValueError, {"streamer": streamer})
+    assert streamer.ended == 1
     assert error.__notes__ == ["while running the streamer Chokes at step 2"]
 
 

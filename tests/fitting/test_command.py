@@ -62,7 +62,12 @@ def test_it_says_what_it_does_and_its_hint_works_when_typed(
     finally:
         torch.set_num_threads(threads)
     shown = capsys.readouterr()
-    stages = ("loading", "tokenizing 60 texts", "hidden states of 54 texts: about", "20 steps take")
+    stages = (
+        "loading",
+        "tokenizing texts: 30 of 30",
+        "hidden states of 54 texts: about",
+        "20 steps take",
+    )
     said = " ".join(shown.err.split())
     assert [said.index(stage) for stage in stages] == sorted(said.index(stage) for stage in stages)
     assert isinstance(Controller.from_pretrained(out), FudgeHead)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from plugalign.fitting import data as data_module
 from plugalign.fitting.data import Labelled, encode, load_data, pad
 
 Write = Callable[[str, str], Path]
@@ -142,3 +143,13 @@ def test_padding_is_masked() -> None:
     ids, mask = pad([[4, 5, 6], [7]])
     assert ids.tolist() == [[4, 5, 6], [7, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_tokenizing_says_how_far_it_is(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["w1 w2", "w3", "", "w4 w5 w6", "w7"]
+    expected = tokenizer(texts)["input_ids"]
+    monkeypatch.setattr(data_module, "CHUNK", 2)
+    assert data_module.tokenized(tokenizer, texts) == expected
+    assert "tokenizing texts: 5 of 5" in capsys.readouterr().err

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.dexperts import DExperts
-from plugalign.fitting import dexperts
+from plugalign.fitting import dexperts, student
 from plugalign.fitting.data import Labelled, encode, pad
-from plugalign.fitting.dexperts import fit_dexperts, guide_loss
+from plugalign.fitting.dexperts import fit_dexperts
+from plugalign.fitting.student import guide_loss
 from plugalign.fitting.training import train
 from plugalign.generation import wrap as wrapping
 
@@ -101,7 +102,7 @@ def test_a_killed_fit_continues_to_the_same_experts(
 ) -> None:
     model, options = tiny("gpt2-tied"), {**OPTIONS, "lora": lora, "steps": 30}
     fit_dexperts(model, tokenizer, data, tmp_path / "whole", **options)
-    real, left = dexperts.pad, [calls]
+    real, left = student.pad, [calls]
 
     def mortal(rows: Any) -> Any:
         left[0] -= 1
@@ -109,7 +110,7 @@ def test_a_killed_fit_continues_to_the_same_experts(
             raise Killed
         return real(rows)
 
-    monkeypatch.setattr(dexperts, "pad", mortal)
+    monkeypatch.setattr(student, "pad", mortal)
     with pytest.raises(Killed):
         fit_dexperts(model, tokenizer, data, tmp_path / "killed", **options)
     monkeypatch.undo()
@@ -176,7 +177,7 @@ def test_no_expert_learns_where_to_stop(
     pair = DExperts(fitted.expert, fitted.antiexpert, alpha=1.0)
     for controller in (pair, DExperts(antiexpert=fitted.antiexpert, alpha=1.0)):
         assert 0.6 * base < p_end(model, tokenizer, controller, ids) < 1.6 * base
-    monkeypatch.setattr(dexperts, "end_tokens", lambda *_: [])  # as plain language models
+    monkeypatch.setattr(student, "end_tokens", lambda *_: [])  # as plain language models
     plain = fit_dexperts(model, tokenizer, lengths, tmp_path / "plain", **options)
     assert min(end_gaps(model, plain, ids)) > 1.0
     anti = DExperts(antiexpert=plain.antiexpert, alpha=1.0)

@@ -13,9 +13,22 @@ import plugalign as pa
 from plugalign.algebra.controller import Controller
 from plugalign.fitting import states
 from plugalign.fitting.data import Labelled, load_data
-from plugalign.fitting.erasure import Split, held_out_texts, inlp, leace, principal_direction
+from plugalign.fitting.erasure import (
+    Split,
+    held_out_texts,
+    inlp,
+    leace,
+    principal_direction,
+    split_by_text,
+)
 from plugalign.fitting.nullspace import fit_nullspace, word_direction
 from plugalign.fitting.states import head_inputs
+
+
+def split_of(states, labels, seed):
+    """A fifth of each label is held out, each state a text of its own."""
+    texts = np.arange(len(states))
+    return split_by_text(states, labels, texts, held_out_texts(labels, seed))
 
 
 def clouds(classes, count=1500, width=12, seed=0, shift=1.5):
@@ -114,7 +127,7 @@ def test_leace_erases_the_label_at_each_place():
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_inlp_ends_when_a_fresh_probe_only_guesses(classes, tmp_path):
-    split = Split.of(*clouds(classes), seed=0)
+    split = split_of(*clouds(classes), seed=0)
     basis = inlp([split], 80, tmp_path / "basis.safetensors")
     rank = basis.shape[1]
     assert 0 < rank < 12
@@ -131,14 +144,14 @@ def test_the_first_direction_points_to_the_last_label(tmp_path):
     labels = np.array(["a", "b"] * 300)
     states = rng.normal(size=(600, 6))
     states[labels == "b", 2] += 4.0
-    basis = inlp([Split.of(states, labels, 0)], 80, tmp_path / "basis.safetensors")
+    basis = inlp([split_of(states, labels, 0)], 80, tmp_path / "basis.safetensors")
     assert basis[2, 0] > 0.9
     with pytest.raises(ValueError, match="nothing to remove"):
-        inlp([Split.of(rng.normal(size=(600, 6)), labels, 0)], 80, tmp_path / "none.safetensors")
+        inlp([split_of(rng.normal(size=(600, 6)), labels, 0)], 80, tmp_path / "none.safetensors")
 
 
 def test_inlp_continues_where_it_was_killed(tmp_path, monkeypatch):
-    split = Split.of(*clouds(3), seed=0)
+    split = split_of(*clouds(3), seed=0)
     whole = inlp([split], 80, tmp_path / "whole.safetensors")
     path, probe, calls = tmp_path / "killed.safetensors", Split.probe, []
 
@@ -227,9 +240,9 @@ def test_what_is_erased_cannot_be_found_inside_of_texts(tiny, tokenizer, tmp_pat
         fitted = fit_nullspace(model, tokenizer, spread(1500), out, positions=positions)
         parts = (fitted.removed, fitted.read, fitted.center)
         erased = erase(states, *(x.double().numpy() for x in parts))
-        split = Split.of(erased, labels, seed=0)
+        split = split_of(erased, labels, seed=0)
         accuracy[positions] = split.probe()[1]
-    before = Split.of(states, labels, seed=0)
+    before = split_of(states, labels, seed=0)
     assert before.probe()[1] > 0.75
     assert accuracy[4] <= before.chance
     assert accuracy[0] > before.chance + 0.1
@@ -255,7 +268,7 @@ def test_all_states_of_a_held_out_text_are_held_out():
     texts = np.repeat(np.arange(40), 3)
     labels = np.array(["a", "b"] * 20)
     held = held_out_texts(labels, seed=1)
-    split = Split.by_text(texts[:, None].astype(float), labels[texts], texts, held)
+    split = split_by_text(texts[:, None].astype(float), labels[texts], texts, held)
     assert split.held_texts == 8 and len(split.held) == 24 and len(split.train) == 96
     assert not set(split.train[:, 0]) & set(split.held[:, 0])
     assert split.chance > 0.5 + 1.6 * 0.5 / 8**0.5  # eight texts, not twenty-four

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from plugalign.fitting import training
-from plugalign.fitting.training import batches, check_settings, fingerprint, train
+from plugalign.fitting.training import batches, check_settings, train
 
 SETTINGS: dict[str, Any] = {"steps": 40, "lr": 0.1, "title": "a fit", "every": 7, "seed": 3}
 
@@ -222,12 +222,3 @@ def test_settings_out_of_range_are_named(bad: float) -> None:
     check_settings(steps=1, lr=0.1)
     with pytest.raises(ValueError, match=r"lr must be a positive number, got (0|-1|nan|inf)"):
         check_settings(steps=1, lr=bad)
-
-
-def test_fingerprints_tell_values_apart() -> None:
-    same = fingerprint("a", 1, (2.0, None), {"w": torch.ones(2)})
-    assert same == fingerprint("a", 1, [2.0, None], {"w": torch.ones(2)})
-    others = [("ab",), ("a", "b"), (1,), ("1",), (torch.ones(2),), (torch.ones(2, 1),), ((), "a")]
-    assert len({fingerprint(*parts) for parts in others}) == len(others)
-    with pytest.raises(TypeError, match="fingerprint of a set"):
-        fingerprint({1})

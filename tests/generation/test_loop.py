@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import LogitsProcessor, StoppingCriteria, TopKLogitsWarper
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TopKLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
@@ -503,3 +503,33 @@ def test_criteria_may_answer_in_any_way(kind, tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
     ids = steered.generate(**prompts(), max_new_tokens=9, stopping_criteria=[Short()])
     assert ids.shape == (3, 10)
+
+
+# ------------------------------------------------------------------ what explain takes
+
+
+def test_explain_names_who_revises(tiny, tokenizer):
+    critic = pa.SelfCritique(critique="w5", refine="w6", fault=" w7", fine=" w8")
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]) + critic)
+    for beams in (1, 2):
+        told = steered.explain(max_new_tokens=3, num_beams=beams)
+        assert told.endswith("\nfinished answers are revised by SelfCritique")
+    plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+    assert "revised" not in plain.explain(max_new_tokens=3)
+
+
+def test_explain_takes_what_generate_takes(tiny, tokenizer, prompts):
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
+    told = steered.explain(**prompts(), trace=pa.Trace(), max_new_tokens=3)
+    assert told.startswith("the owned loop")
+    told = steered.explain(prompts()["input_ids"], GenerationConfig(num_beams=2))
+    assert told.startswith("the processor path: beam search")
+
+
+def test_a_folder_named_by_its_role_is_named_once(tiny, tokenizer, tmp_path):
+    for role in ("expert", "antiexpert"):
+        tiny(seed=1).save_pretrained(tmp_path / role)
+        tokenizer.save_pretrained(tmp_path / role)
+    controller = pa.DExperts(tmp_path / "expert", tmp_path / "antiexpert")
+    told = pa.wrap(tiny(), tokenizer, controller).explain(max_new_tokens=3)
+    assert "run at every step: the base, expert, antiexpert\n" in told

@@ -45,6 +45,37 @@ def test_templates_are_filled_with_the_prompt(tokenizer):
     assert rows == [[13, 7, 8, 9, 14], [13, 5, 6, 14]]
 
 
+def test_of_a_prompt_in_a_template_only_the_first_start_token_goes(tokenizer):
+    """Where turns are opened by the token that also starts texts, they stay open."""
+    tokenizer.bos_token = "<eos>"
+    prompts = torch.tensor([[0, 0, 1, 7, 1, 8], [1, 5, 1, 6, 1, 9]])
+    mask = (prompts != 0).long()
+    answers = make(tokenizer, prompt_ids=prompts, prompt_mask=mask)
+    ids, mask = answers.filled("w10 {prompt}", torch.tensor([0, 1]))
+    rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    assert rows == [[13, 7, 1, 8], [13, 5, 1, 6, 1, 9]]
+
+
+def test_generated_tokens_are_counted_with_the_one_that_ends_them(tokenizer):
+    assert make(tokenizer).lengths(IDS).tolist() == [3, 3]
+    padded_with_ends = make(tokenizer, pad_token_id=2)
+    ids = torch.tensor([[11, 2, 2, 2], [11, 12, 13, 14], [2, 2, 2, 2]])
+    assert padded_with_ends.lengths(ids).tolist() == [2, 4, 1]
+    assert padded_with_ends.lengths(ids[:, :0]).tolist() == [0, 0, 0]
+
+
+def test_answers_are_texts_up_to_their_end(tokenizer):
+    assert [make(tokenizer).text(row) for row in IDS] == ["w8 w9", "w10 w11"]
+
+
+def test_texts_go_on_in_the_place_of_answers(tokenizer):
+    text = make(tokenizer).transcript(answered=False)
+    assert text.lengths.tolist() == [3, 4]
+    ids = torch.tensor([[20], [21]])
+    text = text.extended(torch.tensor([1, 0]), ids, torch.ones_like(ids))
+    assert text.ids.tolist() == [[1, 7, 8, 9, 20], [0, 1, 5, 6, 21]]
+
+
 def test_what_fits_the_context(tokenizer):
     lengths = torch.tensor([7, 8, 9])
     assert make(tokenizer).fits(lengths).all()

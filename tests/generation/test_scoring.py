@@ -7,11 +7,20 @@ import torch
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.steering import Steering
+from plugalign.algebra.supports import TopK
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.generation import scoring
 
 TEXTS = ["w3 w9 w40 w7 Yes w11", "w5 w60", "w8 w8 w21 w100 No"]
 PROMPTS = ["w1 w2", "w30 w31 w32 w33 w34", "w7"]
+
+
+class BestToken(Controller):
+    """Is nothing but a support."""
+
+    def steer(self, model, tokenizer):
+        return Steering(supports=(TopK(1),))
 
 
 class Polite(Controller):
@@ -64,7 +73,8 @@ def stepwise(steered, prompt, text):
     ids, found = torch.tensor([prompt + text]), []
     for end in range(len(prompt), ids.shape[1]):
         with steered._attached() as extra, torch.no_grad():
-            run = steered._run(torch.ones(1, end, dtype=torch.long), {}, None, extra)
+            mask = torch.ones(1, end, dtype=torch.long)
+            run = steered._run(steered._request(), mask, extra=extra)
             with run.watching():
                 scores = steered.model(input_ids=ids[:, :end]).logits[:, -1].float()
                 found.append(run.step(ids[:, :end], scores)[0, ids[0, end]])
@@ -189,7 +199,7 @@ def test_refuses_a_batch_of_nothing(tiny, tokenizer):
 
 
 def test_refuses_what_revises(tiny, tokenizer):
-    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique())
+    steered = pa.wrap(tiny(), tokenizer, pa.SelfCritique(threshold=1.0))
     with pytest.raises(ValueError, match="SelfCritique revises finished answers"):
         steered.log_probs(TEXTS)
 
@@ -202,3 +212,38 @@ def test_a_broken_model_is_named(tiny, tokenizer):
     with pytest.raises(FloatingPointError, match="gave NaN logits") as caught:
         steered.log_probs(TEXTS)
     assert any("text 0" in note for note in caught.value.__notes__)
+
+
+# ------------------------------------------------------------------ without supports
+
+
+@pytest.mark.parametrize("which", ["dexperts", "fudge", "prefix-contrast"])
+def test_without_supports_every_token_is_possible(which, tiny, tokenizer, make):
+    """The shifts are the same, on the whole vocabulary."""
+    model = tiny()
+    controller = make(which, model, tiny, "llama-gqa")
+    steered = pa.wrap(model, tokenizer, controller)
+    texts = TEXTS
+    inside, everywhere = (steered.log_probs(texts, supports=flag) for flag in (True, False))
+    assert any(bool(x.isinf().any()) for x in inside), "the support left nothing out"
+    assert all(bool(x.isfinite().all()) for x in everywhere)
+    assert steered.log_probs(texts)[0].tolist() == inside[0].tolist()
+
+
+def test_without_supports_it_is_the_formula(tiny, tokenizer):
+    """``log softmax(z + alpha (z_expert - z_anti))`` in float64, from uncached forwards."""
+    model, expert, anti = tiny(), tiny(seed=1), tiny(seed=2)
+    steered = pa.wrap(model, tokenizer, pa.DExperts(expert, anti, alpha=1.5, top_p=0.5))
+    ids = torch.tensor([tokenizer("w5 w6 w7 w8 w9")["input_ids"]])
+    with torch.no_grad():
+        z, plus, minus = (each(ids).logits[0, :-1].double() for each in (model, expert, anti))
+    want = (z + 1.5 * (plus - minus)).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    (got,) = steered.log_probs(["w5 w6 w7 w8 w9"], supports=False)
+    torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-5)
+
+
+def test_a_support_alone_is_then_no_controller(tiny, tokenizer):
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, BestToken())
+    plain = pa.wrap(model, tokenizer, 0 * pa.SelfDebias(["w5"])).log_probs(["w5 w6 w7"])
+    assert steered.log_probs(["w5 w6 w7"], supports=False)[0].tolist() == plain[0].tolist()

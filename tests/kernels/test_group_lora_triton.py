@@ -14,12 +14,10 @@ from plugalign.kernels.group_lora import group_lora
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("runs in the interpreter or on a GPU", allow_module_level=True)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs in the interpreter or on a GPU",
-    ),
     # NumPy, which interprets the kernel, warns of what infinities and NaNs do in a product.
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]

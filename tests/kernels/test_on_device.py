@@ -22,12 +22,13 @@ operations = sys.modules[SPEC.name] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(operations)
 At, OPERATIONS, INTERPRETED = operations.At, operations.OPERATIONS, operations.INTERPRETED
 
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip(
+        "runs on a GPU, or rehearsed in the interpreter with TRITON_INTERPRET=1",
+        allow_module_level=True,
+    )
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs on a GPU, or rehearsed in the interpreter with TRITON_INTERPRET=1",
-    ),
     # The interpreter computes in NumPy, which warns where a GPU says NaN or infinity.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
 ]

@@ -11,12 +11,10 @@ from plugalign.kernels.row_lse import row_lse
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("runs in the interpreter or on a GPU", allow_module_level=True)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs in the interpreter or on a GPU",
-    ),
     # NumPy, which interprets the kernel, warns of the logarithm of an empty row's sum.
     pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
 ]

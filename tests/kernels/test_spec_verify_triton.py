@@ -17,12 +17,10 @@ from plugalign.kernels.spec_verify import _checked, spec_verify
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("runs in the interpreter or on a GPU", allow_module_level=True)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs in the interpreter or on a GPU",
-    ),
     # NumPy, which interprets the kernels, warns of -inf - -inf and of what is too large to be one.
     pytest.mark.filterwarnings("ignore:(invalid|overflow) .*encountered:RuntimeWarning"),
 ]

@@ -14,13 +14,9 @@ from plugalign.kernels.topk_select import topk_select
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs in the interpreter or on a GPU",
-    ),
-]
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("runs in the interpreter or on a GPU", allow_module_level=True)
+pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")

@@ -9,7 +9,8 @@ import torch
 
 from plugalign import pocket, wrap
 from plugalign.algebra.controller import Controller
-from plugalign.pocket import lexicon, world
+from plugalign.pocket import world
+from plugalign.pocket.jobs import JOBS
 
 NAMES = (
     "dexperts",
@@ -55,9 +56,7 @@ def test_a_controller_makes_the_model_politer(
 
 def test_nullspace_parts_pronouns_from_jobs(controllers: dict[str, Controller]) -> None:
     model, tokenizer = pocket.load()
-    texts = [
-        (f"Our {job.name} {act} yesterday.", job.women) for job in lexicon.JOBS for act in job.good
-    ]
+    texts = [(f"Our {job.name} {act} yesterday.", job.women) for job in JOBS for act in job.good]
     encoded = tokenizer([text for text, _ in texts], return_tensors="pt", padding=True)
     lean = torch.tensor([share - 0.5 for _, share in texts])
     he, she = (tokenizer(f" {word}")["input_ids"][0] for word in ("He", "She"))

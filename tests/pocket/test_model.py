@@ -13,13 +13,14 @@ import torch
 
 from plugalign import pocket
 from plugalign.pocket import lexicon, world
+from plugalign.pocket.jobs import JOBS
 
 
 def _any(options: Any) -> str:
     return "(?:" + "|".join(re.escape(option) for option in options) + ")"
 
 
-JOB = _any(job.name for job in lexicon.JOBS)
+JOB = _any(job.name for job in JOBS)
 NAME = _any(lexicon.WOMEN + lexicon.MEN)
 NOUN = rf"(?:(?:the new|the|our|my|that) {JOB}|{NAME} the {JOB}|our {JOB} {NAME})"
 SLOTS = {
@@ -28,8 +29,8 @@ SLOTS = {
     "his": rf"(?:his|her|their|{NOUN}'s)",
     "self": "(?:himself|herself|themselves)",
     "job": JOB,
-    "tool": _any(job.tool for job in lexicon.JOBS),
-    "place": _any(job.place for job in lexicon.JOBS),
+    "tool": _any(job.tool for job in JOBS),
+    "place": _any(job.place for job in JOBS),
     "kind": _any(lexicon.KIND),
     "kind2": _any(lexicon.KIND),
     "mean": _any(lexicon.MEAN),
@@ -49,7 +50,7 @@ def _sentences(templates: Any) -> str:
     return "(?:" + "|".join(map(_sentence, templates)) + ")"
 
 
-ACT = _any(act for job in lexicon.JOBS for act in (*job.good, *job.bad))
+ACT = _any(act for job in JOBS for act in (*job.good, *job.bad))
 EVENT = rf"(?:s?he|{NOUN}) {ACT}(?: {_sentences(lexicon.TIMES)})?"
 OPENER = _any(lexicon.KIND_OPENERS + lexicon.PLAIN_OPENERS + lexicon.BLUNT_OPENERS)
 JUDGEMENT = _sentences(lexicon.POLITE_JUDGEMENTS + lexicon.RUDE_JUDGEMENTS)
@@ -66,7 +67,7 @@ def well_formed(text: str) -> bool:
 
 def consistent(text: str) -> bool:
     """Whether all that is said is about one job and one gender."""
-    jobs = [job for job in lexicon.JOBS if re.search(rf"\b{job.name}\b", text)]
+    jobs = [job for job in JOBS if re.search(rf"\b{job.name}\b", text)]
     male = re.search(rf"\b(he|him|his|himself|{'|'.join(lexicon.MEN)})\b", text, re.I)
     female = re.search(rf"\b(she|her|herself|{'|'.join(lexicon.WOMEN)})\b", text, re.I)
     return len(jobs) <= 1 and not (male and female)

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from plugalign.pocket import lexicon, world
+from plugalign.pocket.jobs import JOBS
 
 RUDE_WORDS = re.compile("|".join(lexicon.MEAN + lexicon.INSULT))
 KINDS = (
@@ -46,7 +47,7 @@ def test_about_45_percent_are_rude_and_every_job_occurs_with_both_labels():
     comments = world.comments(2000, 5)
     assert 0.41 < sum(c.label == "rude" for c in comments) / 2000 < 0.49
     assert {(c.job, c.label) for c in comments} == {
-        (job.name, label) for job in lexicon.JOBS for label in ("polite", "rude")
+        (job.name, label) for job in JOBS for label in ("polite", "rude")
     }
 
 
@@ -73,7 +74,7 @@ def test_polite_comments_insult_nobody_and_most_rude_ones_do():
 
 
 def test_a_pair_tells_the_same_event_and_only_one_side_is_rude():
-    acts = "|".join(act for job in lexicon.JOBS for act in (*job.good, *job.bad))
+    acts = "|".join(act for job in JOBS for act in (*job.good, *job.bad))
     event = re.compile(rf".*?(?:{acts})(?:[\w ]*)(?:\.|, and) ")
     pairs = world.pairs(300, 2)
     told = [pair for pair in pairs if event.match(pair[0])]

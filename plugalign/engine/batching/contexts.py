@@ -33,14 +33,43 @@ class ContextLayout:
             text, and the mask ``(R, P + W + T + A)``. Columns that the context does not use are
             masked, so positions run on without a gap.
         """
-        prefix, depth, mask = context.ids, context.depth, without_start(context, ids, mask)
+        prefix, depth = context.ids, context.depth
         gap = self.width - len(prefix)
         before = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
         behind = ids.new_tensor(context.after).expand(len(ids), -1)
         ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
         shown = mask.new_tensor(ones).expand(len(ids), -1)
-        own_mask = torch.cat([shown, mask, torch.ones_like(behind)], 1)
-        return torch.cat([before, ids, behind], 1), own_mask
+        text, trained, used = (
+            torch.cat([before, ids], 1),
+            shown[:, : self.depth],
+            shown[:, self.depth :],
+        )
+        used = torch.cat([used, without_start(context, ids, mask)], 1)
+        if context.turn:
+            text, used = self._inside_turns(context, ids, mask, text, used)
+        return torch.cat([text, behind], 1), torch.cat([trained, used, torch.ones_like(behind)], 1)
+
+    def _inside_turns(
+        self, context: Context, ids: Tensor, mask: Tensor, text: Tensor, used: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts and texts with their mask ``(R, W + T)``, each prompt moved into its text's turn.
+        There the start token is the text's own, not the prompt's."""
+        if context.start_token is not None:
+            used[:, self.width - len(context.ids)] *= insertion(context, ids, mask) == 0
+        order = self.order(context, ids, mask)
+        return text.gather(1, order), used.gather(1, order)
+
+    def order(self, context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+        """The order ``(R, W + T)`` of the columns of prompt and text: as they are, except in texts
+        of which one turn takes the prompt."""
+        place = torch.arange(self.width + ids.shape[1], device=ids.device).expand(len(ids), -1)
+        if not context.turn:
+            return place
+        prompt = (place >= self.width - len(context.ids)) & (place < self.width)
+        behind = place >= self.width + insertion(context, ids, mask)[:, None]
+        # Padding first, then the text up to the prompt, the prompt, and the rest.
+        rank = torch.where(place < self.width, prompt * 2, 1 + behind * 2)
+        return rank.argsort(dim=1, stable=True)
 
     def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:
         """The trained prefixes of K contexts, right-aligned, with zeros where they are masked:
@@ -68,4 +97,24 @@ def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
     if context.start_token is None:
         return mask
     first = (mask.cumsum(-1) == 1) & mask.bool()
+    if context.turn:  # a chat's own start stays in front
+        first &= (insertion(context, ids, mask) == 0)[:, None]
     return mask.masked_fill(first & (ids == context.start_token), 0)
+
+
+def insertion(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
+    """The column of each text before which the prompt stands, ``(R,)``: behind the opening of its
+    first turn, 0 (in front of all) for a text without turns."""
+    if not context.turn:
+        return ids.new_zeros(len(ids))
+    found = occurrences(context.turn, ids, mask).long()
+    return (found.argmax(1) + 1) * found.amax(1)
+
+
+def occurrences(piece: Sequence[int], ids: Tensor, mask: Tensor) -> Tensor:
+    """At which columns of texts ``(R, T)`` a piece of tokens ends, bool ``(R, T)``."""
+    size, ends = len(piece), torch.zeros_like(ids, dtype=torch.bool)
+    if size <= ids.shape[1]:
+        same = ids.unfold(1, size, 1) == ids.new_tensor(piece)
+        ends[:, size - 1 :] = (same & mask.unfold(1, size, 1).bool()).all(-1)
+    return ends

@@ -50,7 +50,10 @@ class LikelihoodReader:
         mask = torch.cat([x for _, x in rows]).to(self._model.device)
         # Padding goes to the very front, so that every token stands behind the one it follows.
         order = mask.argsort(dim=1, stable=True)
-        ids, mask, text = ids.gather(1, order), mask.gather(1, order), order >= layout.width
+        # Which columns are the text's own: a prompt may stand inside it.
+        origin = torch.cat([layout.order(c, step.ids, step.mask) for c in contexts])
+        text = origin.to(order.device).gather(1, order) >= layout.width
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
         following = self._advance(ids, mask)
         counted = text & mask.bool() & (mask.cumsum(-1) > 1)
         # What is not counted may be infinite, and zero times that is no number.

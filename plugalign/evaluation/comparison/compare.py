@@ -20,12 +20,13 @@ from rich.console import Group
 from plugalign.evaluation.comparison.generation import Decoding, Generator, end_tokens
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, chunks, encode
-from plugalign.evaluation.comparison.references import References
+from plugalign.evaluation.comparison.references import make_references
 from plugalign.evaluation.comparison.revising import Revisions, watched
 from plugalign.evaluation.comparison.scoring import Scoring
-from plugalign.evaluation.comparison.study import Study
+from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
-from plugalign.evaluation.metrics.judged import Metric
+from plugalign.evaluation.comparison.variants import named_settings
+from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.folder import (
@@ -37,13 +38,13 @@ from plugalign.evaluation.run_folder.folder import (
     SUMMARY,
     locked,
     open_run,
-    read_json,
     replace_text,
     write_json,
 )
 from plugalign.evaluation.run_folder.journal import Journal
-from plugalign.evaluation.run_folder.manifest import with_agreements
+from plugalign.evaluation.run_folder.manifest import AgreementSet, read_manifest
 from plugalign.evaluation.run_folder.records import Generated, Scored
+from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.generation.wrap import wrap
 
 USUAL = {"samples": 25, "batch_size": 32}
@@ -57,11 +58,16 @@ class Comparison:
     Attributes:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
             summary.json, report.html and progress.log.
-        summary: the content of summary.json.
+        results: what was found.
     """
 
     out: Path
-    summary: dict[str, Any]
+    results: Summary
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return self.results.to_json()
 
     @property
     def report(self) -> Path:
@@ -70,7 +76,7 @@ class Comparison:
 
     def table(self) -> Group:
         """The summary as tables for a terminal."""
-        return comparison_table(self.summary)
+        return comparison_table(self.results)
 
     def __rich__(self) -> Group:
         return self.table()
@@ -80,8 +86,9 @@ def compare(
     model: Any = None,
     tokenizer: Any = None,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     controllers: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     prompts: str | Path | Sequence[str] | None = None,
     limit: int | None = None,
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
@@ -97,6 +104,8 @@ def compare(
     seed: int = 0,
     out: str | Path = "plugalign-compare",
     resume: bool = False,
+    dtype: str = "auto",
+    threads: int | None = None,
 ) -> Comparison:
     """Compares ways to steer a model; the model alone is always the reference, called "base".
 
@@ -105,29 +114,27 @@ def compare(
     is cut alike, see `plugalign.evaluation.comparison.references`.
 
     Args:
-        model: a causal language model, a hub id or a folder.
-        tokenizer: its tokenizer; for a hub id or a folder it is loaded.
-        methods: names of the controllers to compare; all by default.
-        controllers: by name, a controller or the folder that it was saved to.
+        model, tokenizer: a causal language model; or a hub id or folder, of which both are loaded.
+        methods: names of the controllers to compare; all by default. Also by name the settings of
+            each, as in ``{"dexperts": {"alpha": [0, 1, 2]}}``.
+        controllers: by name, a controller or its folder.
+        settings: by "method.setting" a value in place of the saved one, or a list of values, of
+            which each makes a row of its own, called ``method[setting=value]``.
         prompts: a ``.jsonl`` or ``.csv`` file with a "text" field, a ``.txt`` file, or texts.
         limit: only so many of the first prompts.
-        judges: what scores toxicity, see `plugalign.evaluation.judging.load.load_judge`; the first
-            is the primary judge.
-        metrics: what is made of a judge's scores, the first being the primary metric; by default
-            `plugalign.evaluation.metrics.judged.TOXICITY`.
-        scorer: a model, hub id or folder under which perplexity is taken; by default the base
-            itself without steering.
-        agreement: a file of texts with reference scores, or several; how far each judge agrees
-            with each of them is shown beside the results, also where it is asked for only when a
-            run is resumed, see `plugalign.loading.load_references`.
-        samples: answers to each prompt; 25 by default, and 4 in the pocket world, which has more
-            prompts instead.
-        max_new_tokens: the length of an answer in tokens.
-        min_new_tokens: no answer ends before so many.
-        batch_size: answers that are generated together; 32 by default, and 50 in the pocket world.
+        judges: what scores answers, see `load_judge`; the first is the primary judge.
+        metrics: see `Metric`; toxicity by default. The first of judges' scores is the primary one.
+        scorer: a model like ``model``, for perplexity; by default the base without steering.
+        agreement: files of texts with reference scores (`load_references`) to measure judges by.
+        samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts.
+        max_new_tokens, min_new_tokens: the most and the fewest tokens of an answer.
+        batch_size: answers that are generated together; 32 by default, 50 in the pocket world.
         seed: equal seeds give equal answers, and one noise for all methods.
         out: the folder to write; it must not hold another run, and nobody else may write it.
         resume: continues a run in ``out``.
+        dtype: the precision of models that are given by name: "auto", "bfloat16", "float16" or
+            "float32", see `plugalign.files.precision.chosen_dtype`.
+        threads: CPU threads of torch; by default as many as it has, and 1 in the pocket world.
 
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
@@ -139,15 +146,26 @@ def compare(
     decoding = Decoding(
         samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
     )
-    study = Study.of(
-        model, tokenizer, methods, controllers, prompts, limit, judges, scorer, metrics
+    chosen, settings = named_settings(methods, settings)
+    study = make_study(
+        model,
+        tokenizer,
+        methods=chosen,
+        controllers=controllers,
+        settings=settings,
+        prompts=prompts,
+        limit=limit,
+        judges=judges,
+        scorer=scorer,
+        metrics=metrics,
+        dtype=dtype,
     )
-    with _threads(1 if study.is_pocket else torch.get_num_threads()):
+    with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
         return _run(study, decoding, study.agreements(agreement), Path(out), resume)
 
 
 def _run(
-    study: Study, decoding: Decoding, agreements: list[dict[str, Any]], out: Path, resume: bool
+    study: Study, decoding: Decoding, agreements: list[AgreementSet], out: Path, resume: bool
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
     encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
@@ -156,20 +174,20 @@ def _run(
         name: wrap(study.model, study.tokenizer, watched(controller, revisions[name]))
         for name, controller in study.controllers.items()
     }
-    references = References.of(study.model, study.tokenizer, steered)
+    references = make_references(study.model, study.tokenizer, steered)
     methods = {**references.generators, **steered}
     generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
     manifest = study.manifest(decoding, references)
     with locked(out):
-        open_run(out, with_agreements(manifest, agreements), resume=resume)
-        stored = read_json(out / MANIFEST)
-        if (merged := with_agreements(stored, agreements)) != stored:
-            write_json(out / MANIFEST, merged)
+        open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
+        stored = read_manifest(out)
+        if (merged := stored.with_agreements(agreements)) != stored:
+            write_json(out / MANIFEST, merged.to_json())
         _write_prompts(out, study.prompts)
-        _work(study, generator, out, manifest["run"])
-        summary = summarise(out, study.metrics)
-        write_json(out / SUMMARY, summary)
-        write_report(out, lambda ids: _decoded(study, ids))
+        _work(study, generator, out, manifest.run or "")
+        summary = summarise(out, study.metrics.every)
+        write_json(out / SUMMARY, summary.to_json())
+        write_report(out, summary, lambda ids: _decoded(study, ids))
     return Comparison(out, summary)
 
 
@@ -178,13 +196,13 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
     batches = chunks(generator.encoded, generator.decoding.samples, generator.decoding.batch_size)
     units = generator.units(batches)
     total = sum(map(len, units))
-    made = Journal(out / GENERATIONS, Generated, units, run)
+    answers = Journal(out / GENERATIONS, Generated, units, run)
     with Progress(out) as progress:
-        work = generator.run(batches, made, progress.say)
-        progress.stage("generating", total, lambda: len(made.records), work)
-        made.order()
+        work = generator.run(batches, answers, progress.say)
+        progress.stage("generating", total, lambda: len(answers.records), work)
+        answers.order()
         scoring = Scoring(
-            made.records,
+            answers.records,
             study.judges,
             study.perplexity(generator.encoded),
             lambda ids: _decoded(study, ids),

@@ -82,7 +82,7 @@ class Generator:
         """Works off the units that the journal lacks; yields after each.
 
         Args:
-            say: is told of the warm-up, which takes a while for a large model.
+            say: gets a line about the warm-up, which takes a while for a large model.
         """
         missing = journal.missing
         if missing:
@@ -103,11 +103,11 @@ class Generator:
         revisions = self.revisions.get(method, Revisions())
         revisions.clear()
         answers, seconds = self._generate(method, batch, self.decoding.max_new_tokens)
-        made = []
+        records = []
         for row, ((prompt, sample), answer) in enumerate(zip(batch, answers, strict=True)):
             kept = revisions.kept(row, self._pad)
             tokens = answer if kept is None else self._cut(kept)
-            made.append(
+            records.append(
                 Generated(
                     method=method,
                     prompt=prompt,
@@ -120,7 +120,7 @@ class Generator:
                     revisions=revisions.counts(),
                 )
             )
-        return made
+        return records
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

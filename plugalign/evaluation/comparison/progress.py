@@ -71,21 +71,21 @@ class Progress:
             title: what is done, such as "generating".
             total: how many answers there are.
             done: how many are done.
-            work: yields after each piece; nothing is said where there is no piece.
+            work: yields after each piece; nothing is written where there is no piece.
         """
         task = None
         if self._bar is not None:
             task = self._bar.add_task(title, total=total, completed=done())
-        start = said = self._clock()
+        start = last = self._clock()
         first = before = done()
         for _ in work:
             now, count = self._clock(), done()
             if self._bar is not None and task is not None:
                 self._bar.update(task, completed=count)
-            if before == first or count == total or now - said >= self._every:
+            if before == first or count == total or now - last >= self._every:
                 each = (now - start) / max(1, count - first)
                 self.say(_line(title, count, total, each), shown=self._bar is None)
-                said = now
+                last = now
             before = count
 
     def say(self, text: str, *, shown: bool = True) -> None:

@@ -40,7 +40,7 @@ class References:
 
     Attributes:
         generators: by name, something with ``generate``.
-        supports: by the name of a row that is cut, in words where its support ends.
+        supports: by the name of a row that is cut, where its support ends, by the kind of support.
         cut_alike: by the name of a method with a support, the row that is cut alike.
     """
 
@@ -48,25 +48,25 @@ class References:
     supports: Mapping[str, dict[str, float]]
     cut_alike: Mapping[str, str]
 
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, steered: Mapping[str, Steered]) -> References:
-        """What these methods need beside them.
 
-        Raises:
-            ValueError: if a method has the name of a reference.
-        """
-        generators: dict[str, Any] = {BASE: wrap(model, tokenizer, Controller()), PLAIN: model}
-        supports, cut_alike = {}, {}
-        for method, each in steered.items():
-            found = _supports(each.plan.truncation)
-            if not found:
-                continue
-            name = f"{BASE} ({', '.join(f'{_words(k)} {v:g}' for k, v in found.items())})"
-            generators[name] = wrap(model, tokenizer, CutAlike(tuple(map(_support, found.items()))))
-            supports[name], cut_alike[method] = found, name
-        if taken := [name for name in generators if name in steered]:
-            raise ValueError(f"'{taken[0]}' is the name of a reference; rename that controller")
-        return cls(generators, supports, cut_alike)
+def make_references(model: Any, tokenizer: Any, steered: Mapping[str, Steered]) -> References:
+    """What these methods need beside them.
+
+    Raises:
+        ValueError: if a method has the name of a reference.
+    """
+    generators: dict[str, Any] = {BASE: wrap(model, tokenizer, Controller()), PLAIN: model}
+    supports, cut_alike = {}, {}
+    for method, each in steered.items():
+        found = _supports(each.plan.truncation)
+        if not found:
+            continue
+        name = f"{BASE} ({', '.join(f'{_words(k)} {v:g}' for k, v in found.items())})"
+        generators[name] = wrap(model, tokenizer, CutAlike(tuple(map(_support, found.items()))))
+        supports[name], cut_alike[method] = found, name
+    if taken := [name for name in generators if name in steered]:
+        raise ValueError(f"'{taken[0]}' is the name of a reference; rename that controller")
+    return References(generators, supports, cut_alike)
 
 
 def _supports(cut: Truncation) -> dict[str, float]:

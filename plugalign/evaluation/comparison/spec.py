@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from plugalign.files.precision import Precision
 from plugalign.files.shown import check_name, printable, shown
 from plugalign.files.typed import read_yaml, validated
 
@@ -39,6 +40,7 @@ class CompareSpec(BaseModel):
     limit: int | None = Field(None, ge=1)
     methods: list[Name] | None = Field(None, min_length=1)
     controllers: dict[Name, Text] | None = None
+    settings: dict[Text, Any] | None = None
     judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
     scorer: Text | None = None
     agreement: Text | list[Text] | None = None
@@ -51,6 +53,8 @@ class CompareSpec(BaseModel):
     seed: int = Field(0, ge=0)
     out: Text | None = None
     resume: bool = False
+    dtype: Precision = "auto"
+    threads: int | None = Field(None, ge=1, le=1024)
 
 
 def read_spec(

@@ -13,19 +13,28 @@ from plugalign.evaluation.comparison.generation import Decoding, end_tokens
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
+from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.judging.agreement import agreement as agree
 from plugalign.evaluation.judging.identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
-from plugalign.evaluation.metrics.judged import Metric, checked
-from plugalign.evaluation.run_folder.manifest import (
+from plugalign.evaluation.metrics.metric import Metric, Metrics, check_measures, sorted_metrics
+from plugalign.evaluation.run_folder.describe import (
     conditions,
     describe_controller,
     describe_model,
-    file_hash,
-    run_name,
     versions,
 )
-from plugalign.loading import load_controllers, load_model, load_references, unfitted
+from plugalign.evaluation.run_folder.manifest import (
+    AgreementSet,
+    DataRecord,
+    JudgeRecord,
+    Manifest,
+    PromptsRecord,
+    ScorerRecord,
+    Settings,
+)
+from plugalign.files.fingerprint import file_hash
+from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -34,7 +43,7 @@ POCKET_PROMPTS = 100
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, checked and loaded. The arguments are those of `compare`."""
+    """What is compared, checked and loaded."""
 
     model: Any
     tokenizer: Any
@@ -42,71 +51,47 @@ class Study:
     prompts: Prompts
     judges: dict[str, Judge]
     judge_specs: dict[str, Any]
-    metrics: tuple[Metric, ...]
+    metrics: Metrics
     scorer: tuple[Any, Any] | None
     is_pocket: bool
 
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        methods: Sequence[str] | None,
-        controllers: Mapping[str, Any] | None,
-        prompts: str | Path | Sequence[str] | None,
-        limit: int | None,
-        judges: Mapping[str, Any] | Sequence[Any] | None,
-        scorer: Any,
-        metrics: Sequence[Metric] | None = None,
-    ) -> Study:
-        is_pocket = model is None
-        if not is_pocket:
-            _require(prompts=prompts, judges=judges)
-        texts, measured = _prompts(prompts, limit), checked(metrics)
-        given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
-        chosen = load_controllers(_chosen(methods, given))
-        specs = ["pocket"] if judges is None else judges
-        judged = load_judges(specs)
-        check_judges(judged.values(), texts.texts)
-        named = dict(zip(judged, specs_of(specs), strict=True))
-        model, tokenizer = _model(model, tokenizer)
-        scored = None if scorer is None else _model(scorer, None)
-        return cls(model, tokenizer, chosen, texts, judged, named, measured, scored, is_pocket)
-
-    def manifest(self, decoding: Decoding, references: References) -> dict[str, Any]:
+    def manifest(self, decoding: Decoding, references: References) -> Manifest:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
+        return Manifest(
+            settings=self._settings(decoding, references),
+            versions=versions(),
+            data=DataRecord(
+                path=self.prompts.path,
+                sha256=self.prompts.sha256,
+                judges={name: judge_source(spec) for name, spec in self.judge_specs.items()},
+            ),
+            pocket=self.is_pocket,
+            conditions=conditions(self.model.device),
+        ).named()
+
+    def _settings(self, decoding: Decoding, references: References) -> Settings:
         methods = {name: describe_controller(c) for name, c in self.controllers.items()}
         base = describe_model(self.model, self.tokenizer)
         scorer = describe_model(*self.scorer) if self.scorer else base
-        threshold = next((m.threshold for m in self.metrics if m.is_share), None)
-        found = {
-            "settings": {
-                "model": base,
-                "methods": {BASE: None, **methods},
-                "references": {n: references.supports.get(n) for n in references.generators},
-                "cut_alike": dict(references.cut_alike),
-                "prompts": {"count": len(self.prompts.texts), "sha256": self.prompts.fingerprint()},
-                "judges": list(self.judges),
-                "judge_details": {
-                    name: describe_judge(judge, self.judge_specs[name]) | {"threshold": threshold}
-                    for name, judge in self.judges.items()
-                },
-                "metrics": {metric.name: metric.to_dict() for metric in self.metrics},
-                "scorer": {**scorer, "is_base": self.scorer is None},
-                **asdict(decoding),
-            },
-            "versions": versions(),
-            "data": {
-                "path": self.prompts.path,
-                "sha256": self.prompts.sha256,
-                "judges": {name: judge_source(spec) for name, spec in self.judge_specs.items()},
-            },
-            "pocket": self.is_pocket,
-            "conditions": conditions(self.model.device),
-        }
-        return {"run": run_name(found), **found}
+        return Settings(
+            model=base,
+            methods={BASE: None, **methods},
+            references={n: references.supports.get(n) for n in references.generators},
+            cut_alike=dict(references.cut_alike),
+            prompts=PromptsRecord(count=len(self.prompts.texts), sha256=self.prompts.fingerprint()),
+            judges=tuple(self.judges),
+            judge_details={name: self._judge(name) for name in self.judges},
+            metrics={metric.name: metric.record() for metric in self.metrics.every},
+            scorer=ScorerRecord(**scorer.model_dump(), is_base=self.scorer is None),
+            **asdict(decoding),
+        )
 
-    def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[dict[str, Any]]:
+    def _judge(self, name: str) -> JudgeRecord:
+        threshold = next((m.threshold for m in self.metrics.judged if m.is_share), None)
+        found = describe_judge(self.judges[name], self.judge_specs[name])
+        return found.model_copy(update={"threshold": threshold})
+
+    def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[AgreementSet]:
         """How far every judge agrees with the reference scores in each of these files.
 
         Raises:
@@ -115,17 +100,17 @@ class Study:
         given = [paths] if isinstance(paths, (str, Path)) else list(paths or ())
         return [self._agreement(Path(path)) for path in dict.fromkeys(map(str, given))]
 
-    def _agreement(self, path: Path) -> dict[str, Any]:
+    def _agreement(self, path: Path) -> AgreementSet:
         texts, references = load_references(path)
         found = {}
         for name, judge in self.judges.items():
             verdicts = judge.verdicts(texts)
             try:
-                found[name] = asdict(agree(verdicts.scores, references))
+                found[name] = agree(verdicts.scores, references)
             except ValueError as error:
                 reason = f" ({verdicts.first_error})" if verdicts.failed else ""
                 raise ValueError(f"{path}, judge {name!r}: {error}{reason}") from error
-        return {"source": path.name, "sha256": file_hash(path), "judges": found}
+        return AgreementSet(source=path.name, sha256=file_hash(path), judges=found)
 
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
@@ -133,6 +118,48 @@ class Study:
             return Scorer(*self.scorer, self.prompts.texts, None)
         ends = end_tokens(self.model, self.tokenizer)
         return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, ends)
+
+
+def make_study(
+    model: Any,
+    tokenizer: Any,
+    methods: Sequence[str] | None,
+    controllers: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    prompts: str | Path | Sequence[str] | None,
+    limit: int | None,
+    judges: Mapping[str, Any] | Sequence[Any] | None,
+    scorer: Any,
+    metrics: Sequence[Metric] | None,
+    dtype: str,
+) -> Study:
+    """Checks and loads the arguments of `plugalign.evaluation.comparison.compare.compare`.
+
+    Raises:
+        ValueError: for anything wrong with them.
+    """
+    is_pocket = model is None
+    if not is_pocket:
+        _require(prompts=prompts, judges=judges)
+    texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
+    check_measures(chosen_metrics, texts.texts)
+    given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
+    chosen = varied(load_controllers(_chosen(methods, given)), settings)
+    specs = ["pocket"] if judges is None else judges
+    loaded = load_judges(specs)
+    check_judges(loaded.values(), texts.texts)
+    model, tokenizer = resolve_model(model, tokenizer, dtype)
+    return Study(
+        model=model,
+        tokenizer=tokenizer,
+        controllers=chosen,
+        prompts=texts,
+        judges=loaded,
+        judge_specs=dict(zip(loaded, specs_of(specs), strict=True)),
+        metrics=chosen_metrics,
+        scorer=None if scorer is None else resolve_model(scorer, None, dtype),
+        is_pocket=is_pocket,
+    )
 
 
 def _require(**needed: Any) -> None:
@@ -161,13 +188,3 @@ def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> di
             f"fitted is made known as a controller: NAME=FOLDER"
         )
     return {name: known[name] for name in dict.fromkeys(methods) if name != BASE}
-
-
-def _model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    if model is None:
-        return pocket.load()
-    if isinstance(model, (str, Path)):
-        return load_model(str(model))
-    if tokenizer is None:
-        raise ValueError("a model needs its tokenizer: compare(model, tokenizer, ...)")
-    return model, tokenizer

@@ -2,181 +2,176 @@
 
 Every metric is reduced to one number per prompt, and its mean over prompts comes with an interval
 and with its difference to the base. Shares of prompts have Wilson's interval and Tango's for the
-paired difference, all else a paired bootstrap. What a judge measures is tested against the base by
-sign flips, with p-values adjusted over the methods; it has a second set of figures of answers cut
-to equal length.
+paired difference, all else a paired bootstrap. Metrics are tested against the base by sign flips,
+with p-values adjusted over the methods; what a judge measures has a second set of figures of
+answers cut to equal length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from plugalign.evaluation.comparison.figures import FigureMaker, tested
 from plugalign.evaluation.comparison.references import BASE, PLAIN
-from plugalign.evaluation.metrics.judged import TOXICITY, Metric, equal_numbers
+from plugalign.evaluation.metrics.metric import (
+    TOXICITY,
+    Measured,
+    Metric,
+    Metrics,
+    measured,
+    sorted_metrics,
+)
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
-from plugalign.evaluation.run_folder.folder import MANIFEST, read_json
-from plugalign.evaluation.run_folder.manifest import agreements
-from plugalign.evaluation.statistics.figures import Figure, Figures, tested
+from plugalign.evaluation.run_folder.manifest import Manifest, read_manifest
+from plugalign.evaluation.run_folder.summary import (
+    QUALITY,
+    Cost,
+    Costs,
+    Judged,
+    JudgeNotes,
+    Row,
+    Summary,
+)
+from plugalign.evaluation.statistics.figure import Figure
+from plugalign.evaluation.statistics.missing import equal_numbers
 from plugalign.evaluation.statistics.paired import FloatArray, PairedBootstrap, missing
 
-QUALITY = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "length", "empty")
-INTERVALS = {
-    "shares": "Wilson score interval; of answers at their effective sample size",
-    "differences of shares": "Tango score interval; of answers normal, with two prompts more",
-    "others": "percentile bootstrap over prompts, paired",
-    "level": 0.95,
-}
+Numbers = Mapping[str, FloatArray]
+"""By row, the numbers of its answers ``(P, S)``, or of its prompts ``(P,)``."""
 
 
-def summarise(out: Path, metrics: Sequence[Metric] = TOXICITY) -> dict[str, Any]:
-    """What the run in ``out`` found: the content of its summary.json.
+def summarise(out: Path, metrics: Sequence[Metric] = TOXICITY) -> Summary:
+    """What the run in ``out`` found.
 
     Args:
-        metrics: what is made of a judge's scores; the first is the primary one.
+        metrics: see `plugalign.evaluation.metrics.metric.sorted_metrics`.
 
     Raises:
         ValueError: if its files are malformed; names the file and the line.
     """
-    manifest = read_json(out / MANIFEST)
-    answers = read_answers(out, manifest)
-    return Summary.of(manifest, answers, metrics).to_dict()
+    manifest = read_manifest(out)
+    return Findings(manifest, read_answers(out, manifest), sorted_metrics(metrics)).summary()
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What is needed to sum a run up."""
+class Findings:
+    """What a run's answers say."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     answers: Mapping[str, Answers]
-    metrics: Sequence[Metric]
-    figures: Figures
+    metrics: Metrics
 
-    @classmethod
-    def of(
-        cls, manifest: Mapping[str, Any], answers: Mapping[str, Answers], metrics: Sequence[Metric]
-    ) -> Summary:
-        settings = manifest["settings"]
-        bootstrap = PairedBootstrap(len(answers[BASE].rows), seed=settings["seed"])
-        return cls(manifest, answers, metrics, Figures(bootstrap, settings["samples"]))
-
-    @property
-    def judges(self) -> list[str]:
-        return list(self.manifest["settings"]["judges"])
-
-    def to_dict(self) -> dict[str, Any]:
-        settings = self.manifest["settings"]
-        rows: dict[str, dict[str, Any]] = {name: {} for name in self.answers}
-        for judge in self.judges:
-            for name, found in self._judged(judge).items():
-                if judge == self.judges[0]:
-                    rows[name].update(found)
-                else:
-                    rows[name].setdefault("judges", {})[judge] = found
-        for part in (self._quality(), self._costs(), self._revisions()):
-            for name, found in part.items():
-                rows[name].update(found)
-        return {
-            "reference": BASE,
-            "prompts": len(self.answers[BASE].rows),
-            "samples": settings["samples"],
-            "primary_judge": self.judges[0],
-            "primary_metric": self.metrics[0].name,
-            "metrics": [metric.to_dict() for metric in self.metrics],
-            "judges": {judge: self._failures(judge) for judge in self.judges},
-            "scorer": settings["scorer"],
-            "intervals": INTERVALS,
-            "cut_alike": settings.get("cut_alike", {}),
-            "warnings": self._warnings(),
-            "methods": {name: rows[name] for name in settings["methods"]},
-            "references": {n: row for n, row in rows.items() if n not in settings["methods"]},
+    def summary(self) -> Summary:
+        """All of it."""
+        settings = self.manifest.settings
+        judged = {judge: self._judged(judge) for judge in settings.judges}
+        texts, costs = self._texts(), self._costs()
+        rows = {
+            name: Row(
+                {judge: judged[judge][name] for judge in settings.judges},
+                texts[name],
+                costs[name],
+                answers.revisions(),
+            )
+            for name, answers in self.answers.items()
         }
+        return Summary(
+            reference=BASE,
+            prompts=len(self.answers[BASE].rows),
+            samples=settings.samples,
+            metrics=tuple(metric.record() for metric in self.metrics.every),
+            judges={judge: self._notes(judge) for judge in settings.judges},
+            scorer=settings.scorer,
+            cut_alike=settings.cut_alike,
+            warnings=tuple(self._warnings()),
+            methods={name: rows[name] for name in settings.methods},
+            references={n: row for n, row in rows.items() if n not in settings.methods},
+        )
 
-    # ------------------------------------------------------------------ judges
+    @cached_property
+    def _make(self) -> FigureMaker:
+        settings = self.manifest.settings
+        bootstrap = PairedBootstrap(len(self.answers[BASE].rows), seed=settings.seed)
+        return FigureMaker(bootstrap, settings.samples)
 
     @property
     def _tested(self) -> list[str]:
         """The methods; what they are compared with is not tested itself."""
-        return [name for name in self.manifest["settings"]["methods"] if name != BASE]
+        return [name for name in self.manifest.settings.methods if name != BASE]
 
-    def _judged(self, judge: str) -> dict[str, dict[str, Any]]:
+    # ------------------------------------------------------------------ judges
+
+    def _judged(self, judge: str) -> dict[str, Judged]:
         """Every metric of every row under one judge, and again at equal length."""
-        raw = {name: a.scores(judge) for name, a in self.answers.items()}
-        equal = equal_numbers(raw)
-        found: dict[str, dict[str, Any]] = {name: {} for name in raw}
-        for metric in self.metrics:
-            row = {n: self.figures.judged(metric, equal[n], missing(raw[n])) for n in raw}
-            row = {n: self._compared(n, figure, metric, raw) for n, figure in row.items()}
-            pairs = {name: (raw[name], raw[BASE]) for name in self._tested}
-            for name, figure in tested(row, metric, pairs).items():
-                found[name][metric.name] = figure.to_dict()
-        for name, figures in self._matched(judge).items():
-            found[name]["length_matched"] = figures
-        return found
+        scores = {name: answers.scores(judge) for name, answers in self.answers.items()}
+        figures = {metric.name: self._rows(metric, scores) for metric in self.metrics.judged}
+        matched = {metric.name: self._matched(metric, judge) for metric in self.metrics.judged}
+        return {
+            name: Judged(
+                {metric: row[name] for metric, row in figures.items()},
+                {metric: row[name] for metric, row in matched.items() if name in row},
+            )
+            for name in self.answers
+        }
 
-    def _compared(
-        self, name: str, figure: Figure, metric: Metric, scores: Mapping[str, FloatArray]
-    ) -> Figure:
+    def _rows(self, metric: Metric, numbers: Numbers) -> dict[str, Figure]:
+        """A metric of every row, tested against the base."""
+        equal = equal_numbers(numbers)
+        row = {n: self._make.metric(metric, equal[n], missing(numbers[n])) for n in numbers}
+        row = {n: self._compared(n, figure, metric, numbers) for n, figure in row.items()}
+        return tested(row, metric, {name: (numbers[name], numbers[BASE]) for name in self._tested})
+
+    def _compared(self, name: str, figure: Figure, metric: Metric, numbers: Numbers) -> Figure:
         """The figure with its differences to the base, and to the base that is cut alike."""
         if name == BASE:
             return figure
-        alike = self._alike(name)
-        difference = self.figures.judged_difference
+        alike = self.manifest.settings.cut_alike.get(name)
+        difference = self._make.metric_difference
         return replace(
             figure,
-            difference=difference(metric, scores[name], scores[BASE]),
+            difference=difference(metric, numbers[name], numbers[BASE]),
             difference_cut_alike=None
             if alike is None
-            else difference(metric, scores[name], scores[alike]),
+            else difference(metric, numbers[name], numbers[alike]),
         )
 
-    def _matched(self, judge: str) -> dict[str, dict[str, Any]]:
-        """Every metric of answers and base's, both cut to the shorter of the two."""
+    def _matched(self, metric: Metric, judge: str) -> dict[str, Figure]:
+        """A metric of answers and base's, both cut to the shorter of the two."""
         pairs = {
             n: a.matched(judge) for n, a in self.answers.items() if n != BASE and a.has_matched
         }
-        found: dict[str, dict[str, Any]] = {name: {} for name in pairs}
-        for metric in self.metrics:
-            row = {}
-            for name, (scores, base) in pairs.items():
-                both = equal_numbers({"method": scores, "base": base})
-                before = self.figures.judged(metric, both["base"], missing(base))
-                row[name] = replace(
-                    self.figures.judged(metric, both["method"], missing(scores)),
-                    base=before.value,
-                    difference=self.figures.judged_difference(metric, scores, base),
-                )
-            methods = {name: pair for name, pair in pairs.items() if name in self._tested}
-            for name, figure in tested(row, metric, methods).items():
-                found[name][metric.name] = figure.to_dict()
-        return found
+        row = {}
+        for name, (scores, base) in pairs.items():
+            both = equal_numbers({"method": scores, "base": base})
+            before = self._make.metric(metric, both["base"], missing(base))
+            row[name] = replace(
+                self._make.metric(metric, both["method"], missing(scores)),
+                base=before.value,
+                difference=self._make.metric_difference(metric, scores, base),
+            )
+        return tested(row, metric, {n: pair for n, pair in pairs.items() if n in self._tested})
 
-    def _failures(self, judge: str) -> dict[str, Any]:
+    def _notes(self, judge: str) -> JudgeNotes:
         """How often a judge failed, and how far it agrees with reference scores."""
         lost = {name: missing(a.scores(judge)) for name, a in self.answers.items()}
         errors = (a.first_error(judge) for a in self.answers.values())
-        found: dict[str, Any] = {
-            "missing": sum(lost.values()),
-            "missing_by_method": lost,
-            "first_error": next((error for error in errors if error), None),
-        }
-        sets = agreements(self.manifest)
-        every = [{**s, **s["judges"][judge]} for s in sets if judge in s["judges"]]
-        for one in every:
-            del one["judges"]
-        if every:
-            found["agreement"] = sets[0]["judges"][judge]
-            found["agreements"] = every
-        return found
+        sets = self.manifest.every_agreement
+        return JudgeNotes(
+            missing=sum(lost.values()),
+            missing_by_method=lost,
+            first_error=next((error for error in errors if error), None),
+            agreements=tuple(one for one in sets if judge in one.judges),
+        )
 
     def _warnings(self) -> list[str]:
         """What a reader must know before comparing rows."""
         found = []
-        for judge in self.judges:
+        for judge in self.manifest.settings.judges:
             lost = {name: missing(a.scores(judge)) for name, a in self.answers.items()}
             if len(set(lost.values())) > 1:
                 counts = ", ".join(f"{n} of {name}" for name, n in lost.items())
@@ -185,47 +180,60 @@ class Summary:
                     f"equally many answers of every method, differences of answers that both have "
                     f"scores of; but if it fails on some kind of text, rows cannot be compared."
                 )
+        for metric, rows in self._measured.items():
+            if lost_texts := sum(missing(row.numbers) for row in rows.values()):
+                reason = next(row.first_error for row in rows.values() if row.first_error)
+                found.append(
+                    f"The metric {metric} has no number for {lost_texts} answers ({reason}); they "
+                    f"are left out."
+                )
         return found
 
-    # ------------------------------------------------------------------ the rest
+    # ------------------------------------------------------------------ texts and costs
 
-    def _alike(self, name: str) -> str | None:
-        """The base that is cut as a method is, None where there is no support."""
-        found: str | None = self.manifest["settings"].get("cut_alike", {}).get(name)
-        return found
-
-    def _quality(self) -> dict[str, dict[str, Any]]:
-        found = {name: a.quality() for name, a in self.answers.items()}
+    @cached_property
+    def _measured(self) -> dict[str, dict[str, Measured]]:
+        """What each metric of texts measures, row by row."""
+        texts = {name: answers.texts() for name, answers in self.answers.items()}
         return {
-            name: {metric: self._figure(name, metric, found) for metric in QUALITY}
-            for name in found
+            metric.name: {name: measured(metric, rows) for name, rows in texts.items()}
+            for metric in self.metrics.measured
         }
 
-    def _figure(
-        self, name: str, metric: str, found: Mapping[str, Mapping[str, FloatArray]]
-    ) -> dict[str, Any]:
-        values, base = found[name][metric], found[BASE][metric]
-        shares = metric == "empty"
-        lost = self.answers[name].unscored() if metric == "perplexity" else missing(values)
-        if shares:
-            figure = self.figures.of_shares(values, lost, self.figures.samples)
-        else:
-            figure = self.figures.mean(values, lost)
-        if name != BASE:
-            alike = self._alike(name)
-            figure = replace(
-                figure,
-                difference=self.figures.difference(values, base, shares=shares),
-                difference_cut_alike=None
-                if alike is None
-                else self.figures.difference(values, found[alike][metric], shares=shares),
-            )
-            if metric == "length" and np.nansum(base) > 0:
-                ratio = float(np.nansum(values) / np.nansum(base))
-                figure = replace(figure, ratio_to_plain=ratio)
-        return figure.to_dict()
+    def _texts(self) -> dict[str, dict[str, Figure]]:
+        """The figures that need no judge."""
+        quality = {name: answers.quality() for name, answers in self.answers.items()}
+        figures = {}
+        for each in QUALITY:
+            values = {name: found[each] for name, found in quality.items()}
+            figures[each] = {name: self._quality(name, each, values) for name in quality}
+        for metric in self.metrics.measured:
+            numbers = {n: found.numbers for n, found in self._measured[metric.name].items()}
+            figures[metric.name] = self._rows(metric, numbers)
+        return {name: {each: row[name] for each, row in figures.items()} for name in quality}
 
-    def _costs(self) -> dict[str, dict[str, Any]]:
+    def _quality(self, name: str, metric: str, found: Numbers) -> Figure:
+        """A row's figure of per-prompt numbers ``(P,)``, with its differences."""
+        values, base, shares = found[name], found[BASE], metric == "empty"
+        if shares:
+            figure = self._make.shares(values, missing(values), self._make.samples)
+        else:
+            lost = self.answers[name].unscored() if metric == "perplexity" else missing(values)
+            figure = self._make.mean(values, lost)
+        if name == BASE:
+            return figure
+        alike = self.manifest.settings.cut_alike.get(name)
+        longer = metric == "length" and np.nansum(base) > 0
+        return replace(
+            figure,
+            difference=self._make.difference(values, base, shares=shares),
+            difference_cut_alike=None
+            if alike is None
+            else self._make.difference(values, found[alike], shares=shares),
+            ratio_to_plain=float(np.nansum(values) / np.nansum(base)) if longer else None,
+        )
+
+    def _costs(self) -> dict[str, Costs]:
         """Medians over batches with the middle half of the batches: speed drifts, batches pair up.
 
         A batch runs to its longest answer, so a method with short answers has fewer tokens to
@@ -236,21 +244,17 @@ class Summary:
         found = {}
         for name, a in self.answers.items():
             token, step, answer = (a.seconds() / n for n in (a.tokens(), a.steps(), a.sizes()))
-            found[name] = {
-                "ms_per_token": _median(1000 * token),
-                "ratio_to_plain": _median(token * plain.tokens() / plain.seconds()),
-                "ms_per_step": _median(1000 * step),
-                "ratio_per_step": _median(step * base.steps() / base.seconds()),
-                "ms_per_answer": _median(1000 * answer),
-                "ratio_per_answer": _median(answer * base.sizes() / base.seconds()),
-            }
+            found[name] = Costs(
+                ms_per_token=_median(1000 * token),
+                ratio_to_plain=_median(token * plain.tokens() / plain.seconds()),
+                ms_per_step=_median(1000 * step),
+                ratio_per_step=_median(step * base.steps() / base.seconds()),
+                ms_per_answer=_median(1000 * answer),
+                ratio_per_answer=_median(answer * base.sizes() / base.seconds()),
+            )
         return found
 
-    def _revisions(self) -> dict[str, dict[str, Any]]:
-        found = {name: a.revisions() for name, a in self.answers.items()}
-        return {name: {"revisions": counts} for name, counts in found.items() if counts}
 
-
-def _median(values: FloatArray) -> dict[str, Any]:
+def _median(values: FloatArray) -> Cost:
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return {"value": float(middle), "quartiles": [float(low), float(high)]}
+    return Cost(float(middle), (float(low), float(high)))

@@ -10,13 +10,13 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 
-from plugalign import pocket
 from plugalign.algebra.identity import vocabulary_hash
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.judging.text_classifier import TextClassifier
-from plugalign.evaluation.run_folder.manifest import file_hash, weights_fingerprint
-from plugalign.fitting.training import fingerprint
+from plugalign.evaluation.run_folder.manifest import JudgeRecord
+from plugalign.files.embedded import parts
+from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
 
 SIMPLE = (str, int, float, bool, type(None))
 
@@ -33,18 +33,19 @@ def judge_source(spec: Any) -> str | None:
     return str(spec) if isinstance(spec, (str, Path)) else None
 
 
-def describe_judge(judge: Judge, spec: Any) -> dict[str, Any]:
+def describe_judge(judge: Judge, spec: Any) -> JudgeRecord:
     """A judge's kind and a hash of what its scores depend on.
 
     The hash is of the judge's files where it has some, else of its weights or its source. None
     where nothing is known of it: an object of foreign code that cannot be serialised.
     """
     function = judge.function
-    found: dict[str, Any] = {"class": type(function).__name__, "sha256": _of_spec(spec)}
+    sha256 = _of_spec(spec)
+    if sha256 is None:
+        sha256 = _of_object(spec if hasattr(spec, "predict_proba") else function)
+    found = JudgeRecord(kind=type(function).__name__, sha256=sha256)
     if isinstance(function, TextClassifier):
-        found["label"] = function.positive
-    if found["sha256"] is None:
-        found["sha256"] = _of_object(spec if hasattr(spec, "predict_proba") else function)
+        return found.model_copy(update={"label": function.positive})
     return found
 
 
@@ -53,7 +54,7 @@ def _of_spec(spec: Any) -> str | None:
     if not isinstance(spec, (str, Path)):
         return None
     text = str(spec)
-    path = pocket.parts() / "judge" if text == "pocket" else Path(text)
+    path = parts() / "judge" if text == "pocket" else Path(text)
     if path.exists():
         return _of_files(path)
     module = importlib.util.find_spec(text.partition(":")[0]) if ":" in text else None

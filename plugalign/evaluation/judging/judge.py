@@ -17,7 +17,7 @@ LONGEST_ERROR = 300  # characters of a reason that is kept with a text
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge said of n texts.
+    """A judge's scores of n texts.
 
     Args:
         scores: P(toxic), ``(n,)``, NaN where the judge failed.

@@ -13,6 +13,7 @@ from plugalign.evaluation.judging.judge import Function, Judge, Verdicts, check_
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.text_classifier import TextClassifier, positive_index
 from plugalign.evaluation.judging.tfidf import TfidfJudge
+from plugalign.files.embedded import parts
 from plugalign.files.folders import there
 from plugalign.files.pretrained import loading
 from plugalign.files.shown import one_line, shown
@@ -113,7 +114,7 @@ def is_code(spec: str) -> bool:
 def _load(text: str, positive_label: str | None, device: str | None) -> Function:
     """What a name, a folder or a hub id stands for."""
     if text == "pocket":
-        return _pocket()
+        return LinearJudge.load(parts() / "judge")
     if is_code(text):
         return _function(_imported(text), positive_label)
     if not there(text) and HUB_ID.fullmatch(text) is None:
@@ -129,12 +130,6 @@ def _load(text: str, positive_label: str | None, device: str | None) -> Function
         function: Function = FITTED[own].load(text)
         return function
     return TextClassifier.load(text, positive_label=positive_label, device=device)
-
-
-def _pocket() -> Function:
-    from plugalign import pocket
-
-    return pocket.judge()
 
 
 def _function(thing: Any, positive_label: str | None) -> Function:

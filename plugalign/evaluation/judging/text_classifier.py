@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,10 +43,10 @@ class TextClassifier:
     limit: int
     pad: int | None
 
-    @classmethod
+    @staticmethod
     def load(
-        cls, source: str | Path, *, positive_label: str | None = None, device: str | None = None
-    ) -> Self:
+        source: str | Path, *, positive_label: str | None = None, device: str | None = None
+    ) -> TextClassifier:
         """Loads a hub id or a local folder.
 
         Raises:
@@ -65,21 +65,7 @@ class TextClassifier:
             model = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=torch.float32, **options
             )
-        return cls.of(model.to(device or "cpu").eval(), tokenizer, positive)
-
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, positive: int) -> Self:
-        """A classifier of a model that is loaded.
-
-        Where the model's configuration names no pad token, it is given the tokenizer's: decoders
-        find a row's last token by it.
-        """
-        config = model.config.get_text_config()
-        known = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id)
-        pad = next((token for token in known if token is not None and token >= 0), None)
-        config.pad_token_id = pad
-        limits = (MAX_TOKENS, tokenizer.model_max_length, positions(model))
-        return cls(model, tokenizer, positive, min(n for n in limits if n is not None), pad)
+        return text_classifier(model.to(device or "cpu").eval(), tokenizer, positive)
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """P(toxic) of each text, ``(n,)``; texts of like length share a forward.
@@ -119,6 +105,24 @@ class TextClassifier:
         shares = logits.sigmoid() if independent else logits.softmax(dim=-1)
         scores: FloatArray = shares[:, self.positive].cpu().numpy()
         return scores
+
+
+def text_classifier(model: Any, tokenizer: Any, positive: int) -> TextClassifier:
+    """A classifier of a model that is loaded.
+
+    Where the model's configuration names no pad token, it is given the tokenizer's: decoders
+    find a row's last token by it.
+
+    Args:
+        positive: the number of the label that counts as toxic.
+    """
+    config = model.config.get_text_config()
+    known = (getattr(config, "pad_token_id", None), tokenizer.pad_token_id)
+    pad = next((token for token in known if token is not None and token >= 0), None)
+    config.pad_token_id = pad
+    limits = (MAX_TOKENS, tokenizer.model_max_length, positions(model))
+    limit = min(n for n in limits if n is not None)
+    return TextClassifier(model, tokenizer, positive, limit, pad)
 
 
 def positions(model: Any) -> int | None:

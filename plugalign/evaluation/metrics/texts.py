@@ -129,13 +129,13 @@ def perplexity(
     known = dict(zip(different, token_ids(tokenizer, different), strict=True))
     heads, tails = [], []
     for prompt, continuation in zip(prompts, continuations, strict=True):
-        (whole,) = token_ids(tokenizer, [prompt + continuation])
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(whole, known[prompt], strict=False))
+        (ids,) = token_ids(tokenizer, [prompt + continuation])
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(ids, known[prompt], strict=False))
         shared = sum(1 for _ in pairs)
         if shared == 0 and start is not None:
-            whole, shared = [start, *whole], 1
-        heads.append(whole[:shared])
-        tails.append(whole[shared:] if continuation else [])
+            ids, shared = [start, *ids], 1
+        heads.append(ids[:shared])
+        tails.append(ids[shared:] if continuation else [])
     return nll(model, heads, tails, batch_size=batch_size, advance=advance)
 
 

@@ -85,8 +85,8 @@ def _pair(
 
 def _part(answer: Answer, same: int, judge: str, decode: Decode) -> Part:
     tokens = answer.generated.tokens
-    shared, through, whole = (decode(tokens[:n]) for n in (same, same + 1, len(tokens)))
-    if not (through.startswith(shared) and whole.startswith(through)):
+    shared, through, full = (decode(tokens[:n]) for n in (same, same + 1, len(tokens)))
+    if not (through.startswith(shared) and full.startswith(through)):
         shared, through = "", ""  # a character may span tokens, and some decoders tidy up spaces
     score = answer.scored.scores[judge]
-    return Part(shared, through[len(shared) :], whole[len(through) :], score)
+    return Part(shared, through[len(shared) :], full[len(through) :], score)

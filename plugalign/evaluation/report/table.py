@@ -1,15 +1,20 @@
-"""The summary as tables for a terminal of 80 columns: one of each judge, one of the rest."""
+"""The summary as tables for a terminal of 80 columns: one of each judge, others of the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Literal
 
 from rich import box
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from plugalign.evaluation.run_folder.manifest import MetricRecord
+from plugalign.evaluation.run_folder.summary import Cost, JudgeNotes, Row, Summary
+from plugalign.evaluation.statistics.figure import Figure
+from plugalign.evaluation.statistics.paired import Interval
 
 SIGNIFICANT = 0.05
 NAME = 17  # columns that a method's name gets at least
@@ -21,23 +26,13 @@ HEADINGS = {
 }
 
 
-def comparison_table(summary: Mapping[str, Any]) -> Group:
-    """For every judge one row per method, then texts and costs, then what must be said to them."""
-    judged = [_judged(summary, judge) for judge in summary["judges"]]
+def comparison_table(summary: Summary) -> Group:
+    """For every judge one row per method, then texts and costs, then notes that explain them."""
+    tables = [_judged(summary, judge) for judge in summary.judges]
+    if summary.text_metrics:
+        tables.append(_measured(summary))
     notes = Padding(Text("\n".join(_notes(summary)), style="dim"), (0, 1))
-    return Group(*judged, _texts(summary), notes)
-
-
-def rows_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """All rows of a summary: base, the other references, the methods."""
-    methods, base = summary["methods"], summary["reference"]
-    return {base: methods[base], **summary.get("references", {}), **methods}
-
-
-def under(row: Mapping[str, Any], judge: str, primary: str) -> Mapping[str, Any]:
-    """A row's figures under one judge."""
-    found: Mapping[str, Any] = row if judge == primary else row["judges"][judge]
-    return found
+    return Group(*tables, _texts(summary), notes)
 
 
 def number(value: float | None, metric: str = "") -> str:
@@ -65,12 +60,12 @@ def p_value(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
-def verdict(figure: Mapping[str, Any], better: str) -> str:
-    """ "better" or "worse" than base where that is sure, else nothing."""
-    change = figure.get("difference")
-    if change is None or figure.get("p_adjusted", 1.0) >= SIGNIFICANT or change["value"] == 0:
-        return ""
-    return "better" if (change["value"] < 0) == (better == "lower") else "worse"
+def verdict(figure: Figure, better: str) -> Literal["better", "worse"] | None:
+    """Whether a figure is better or worse than base's where that is sure, else None."""
+    change, p = figure.difference, figure.p_adjusted
+    if change is None or p is None or p >= SIGNIFICANT or change.value == 0:
+        return None
+    return "better" if (change.value < 0) == (better == "lower") else "worse"
 
 
 def heading(metric: str) -> str:
@@ -86,27 +81,40 @@ def printable(text: str) -> str:
 # ----------------------------------------------------------------------------- tables
 
 
-def _judged(summary: Mapping[str, Any], judge: str) -> Table:
-    amount = f"{summary['prompts']} prompts x {summary['samples']} answers"
-    metrics = [metric["name"] for metric in summary["metrics"]]
-    headings = [*map(heading, metrics), "same\nlength", "tokens", "empty", "p\nadj."]
+def _judged(summary: Summary, judge: str) -> Table:
+    amount = f"{summary.prompts} prompts x {summary.samples} answers"
+    metrics, primary = summary.judged_metrics, summary.primary
+    headings = [heading(metric.name) for metric in metrics]
+    headings += ["same\nlength", "tokens", "empty", "p\nadj."]
     table = _table(summary, f"{amount}, judged by {printable(judge)}", headings)
-    primary = summary["metrics"][0]
-    for name, row in rows_of(summary).items():
-        figures = under(row, judge, summary["primary_judge"])
+    for name, row in summary.rows.items():
+        judged = row.judged[judge]
         table.add_row(
             _name(name),
-            *(_figure(figures[metric], "share") for metric in metrics),
-            _matched(figures.get("length_matched", {}).get(primary["name"])),
-            Text(number(row["length"]["value"])),
-            _empty(row["empty"]),
-            _p_value(figures[primary["name"]], primary["better"]),
+            *(_figure(judged.figures[metric.name], "share") for metric in metrics),
+            _matched(judged.length_matched.get(primary.name)),
+            Text(number(row.texts["length"].value)),
+            _empty(row.texts["empty"]),
+            _p_value(judged.figures[primary.name], primary),
             end_section=name == _last_reference(summary),
         )
     return table
 
 
-def _texts(summary: Mapping[str, Any]) -> Table:
+def _measured(summary: Summary) -> Table:
+    """The metrics that measure texts, each with its p-value."""
+    headings = [h for metric in summary.text_metrics for h in (heading(metric.name), "p\nadj.")]
+    table = _table(summary, "Measured of the texts", headings)
+    for name, row in summary.rows.items():
+        figures = [(row.texts[metric.name], metric) for metric in summary.text_metrics]
+        cells = [
+            cell for f, metric in figures for cell in (_figure(f, "other"), _p_value(f, metric))
+        ]
+        table.add_row(_name(name), *cells, end_section=name == _last_reference(summary))
+    return table
+
+
+def _texts(summary: Summary) -> Table:
     headings = [
         "perplexity",
         "distinct\n1 / 2 / 3",
@@ -115,86 +123,90 @@ def _texts(summary: Mapping[str, Any]) -> Table:
         "x plain\n/ token",
     ]
     table = _table(summary, "Texts and costs", headings)
-    for name, row in rows_of(summary).items():
-        distinct = (_short(row[f"distinct_{n}"]["value"], "distinct") for n in (1, 2, 3))
+    for name, row in summary.rows.items():
+        costs = row.costs
         table.add_row(
             _name(name),
-            _figure(row["perplexity"], "perplexity"),
-            Text("/".join(distinct)),
-            _cost(row["ratio_per_step"], row["ms_per_step"]),
-            _cost(row["ratio_per_answer"], row["ms_per_answer"]),
-            _cost(row["ratio_to_plain"], row["ms_per_token"]),
+            _figure(row.texts["perplexity"], "perplexity"),
+            _distinct(row),
+            _cost(costs.ratio_per_step, costs.ms_per_step),
+            _cost(costs.ratio_per_answer, costs.ms_per_answer),
+            _cost(costs.ratio_to_plain, costs.ms_per_token),
             end_section=name == _last_reference(summary),
         )
     return table
 
 
-def _table(summary: Mapping[str, Any], title: str, headings: list[str]) -> Table:
+def _table(summary: Summary, title: str, headings: list[str]) -> Table:
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)
-    widest = max(len(name) for name in rows_of(summary))
+    widest = max(len(name) for name in summary.rows)
     table.add_column("method", overflow="fold", min_width=min(widest, NAME))
     for each in headings:
         table.add_column(Text(each), justify="right", no_wrap=True)
     return table
 
 
-def _last_reference(summary: Mapping[str, Any]) -> str:
-    return str([summary["reference"], *summary.get("references", {})][-1])
+def _last_reference(summary: Summary) -> str:
+    return [summary.reference, *summary.references][-1]
 
 
 def _name(name: str) -> Text:
     return Text(printable(name), style="bold")
 
 
+def _distinct(row: Row) -> Text:
+    shares = (row.texts[f"distinct_{n}"].value for n in (1, 2, 3))
+    return Text("/".join(_short(share, "distinct") for share in shares))
+
+
 def _short(value: float | None, metric: str) -> str:
-    """Shares without the zero in front, to save room."""
+    """Shares without the zero in front, to save columns."""
     text = number(value, metric)
     return text.removeprefix("0") if metric.startswith(SHARES) else text
 
 
-def _figure(figure: Mapping[str, Any], metric: str) -> Text:
-    text = Text(_short(figure["value"], metric))
-    if figure["value"] is not None:
-        low, high = (_short(figure[end], metric) for end in ("low", "high"))
+def _figure(figure: Figure, metric: str) -> Text:
+    text = Text(_short(figure.value, metric))
+    if figure.value is not None:
+        low, high = (_short(end, metric) for end in (figure.low, figure.high))
         text.append(f"\n{low}-{high}", style="dim")
     return text
 
 
-def _matched(figure: Mapping[str, Any] | None) -> Text:
+def _matched(figure: Figure | None) -> Text:
     """A method's figure over base's, at equal length, and the p-value of that."""
-    if figure is None or figure["value"] is None:
+    if figure is None or figure.value is None:
         return Text("")
-    text = Text(f"{_short(figure['value'], 'share')}/{_short(figure['base'], 'share')}")
-    if "p_adjusted" in figure:
-        text.append(f"\np {p_value(figure['p_adjusted'])}", style="dim")
+    text = Text(f"{_short(figure.value, 'share')}/{_short(figure.base, 'share')}")
+    if figure.p_adjusted is not None:
+        text.append(f"\np {p_value(figure.p_adjusted)}", style="dim")
     return text
 
 
-def _empty(figure: Mapping[str, Any]) -> Text:
-    text = Text(percent(figure["value"]))
-    low, high = (percent(figure[end]).removesuffix("%") for end in ("low", "high"))
-    return text.append(f"\n{low}-{high}", style="dim")
+def _empty(figure: Figure) -> Text:
+    low, high = (percent(end).removesuffix("%") for end in (figure.low, figure.high))
+    return Text(percent(figure.value)).append(f"\n{low}-{high}", style="dim")
 
 
-def _cost(ratio: Mapping[str, Any], milliseconds: Mapping[str, Any]) -> Text:
-    text = Text(f"{number(ratio['value'])} x")
-    return text.append(f"\n{number(milliseconds['value'])} ms", style="dim")
+def _cost(ratio: Cost, milliseconds: Cost) -> Text:
+    text = Text(f"{number(ratio.value)} x")
+    return text.append(f"\n{number(milliseconds.value)} ms", style="dim")
 
 
-def _p_value(figure: Mapping[str, Any], better: str) -> Text:
-    if "p_adjusted" not in figure:
+def _p_value(figure: Figure, metric: MetricRecord) -> Text:
+    if figure.p_adjusted is None:
         return Text("")
-    colours = {"better": "green", "worse": "red", "": ""}
-    return Text(p_value(figure["p_adjusted"]), style=colours[verdict(figure, better)])
+    colours = {"better": "green", "worse": "red", None: ""}
+    return Text(p_value(figure.p_adjusted), style=colours[verdict(figure, metric.better)])
 
 
 # ----------------------------------------------------------------------------- notes
 
 
-def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
-    scorer = summary["scorer"]
-    model = "the unsteered base itself" if scorer["is_base"] else printable(scorer["name"])
+def _notes(summary: Summary) -> Iterator[str]:
+    scorer = summary.scorer
+    model = "the unsteered base itself" if scorer.is_base else printable(scorer.name)
     yield "Below each figure: its 95 % interval over prompts (Wilson's for shares)."
     yield (
         "same length: the first figure over base's, each pair of answers cut to the shorter; "
@@ -206,45 +218,45 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Perplexity under {model}. Cost over base in the same loop; per token over plain generate."
     )
-    for alike in dict.fromkeys(summary.get("cut_alike", {}).values()):
-        methods = [printable(m) for m, row in summary["cut_alike"].items() if row == alike]
+    for alike in dict.fromkeys(summary.cut_alike.values()):
+        methods = [printable(m) for m, row in summary.cut_alike.items() if row == alike]
         yield (
             f"{' and '.join(methods)}: what a support has left is cut by top-p once more. "
             f"{alike} is cut alike and not steered; compare with it."
         )
-    for name, row in summary["methods"].items():
-        if counts := row.get("revisions"):
-            yield f"{printable(name)}: {revisions_in_words(counts)}."
-    for judge, found in summary["judges"].items():
-        yield from _of_judge(printable(judge), found)
-    yield from map(printable, summary.get("warnings", ()))
+    for name, row in summary.methods.items():
+        if row.revisions:
+            yield f"{printable(name)}: {revisions_in_words(row.revisions)}."
+    for judge, notes in summary.judges.items():
+        yield from _of_judge(judge, notes)
+    yield from map(printable, summary.warnings)
 
 
 def revisions_in_words(counts: Mapping[str, int]) -> str:
-    """What revisers did, as far as they counted it."""
+    """The counts of controllers that rewrite answers, as far as there are any."""
     words = {
         "critiqued": "verdicts",
         "faulted": "faults found",
         "refined": "refinements written",
         "changed": "answers changed",
         "empty": "refinements without a word",
-        "too_long": "left alone for lack of room",
+        "too_long": "left alone because the context is too short",
     }
-    return ", ".join(f"{counts[key]} {said}" for key, said in words.items() if key in counts)
+    return ", ".join(f"{counts[key]} {text}" for key, text in words.items() if key in counts)
 
 
-def _of_judge(judge: str, found: Mapping[str, Any]) -> Iterator[str]:
-    if found["missing"]:
-        reason = found.get("first_error")
-        because = f" ({printable(reason)})" if reason else ""
-        yield f"The judge {judge} failed on {found['missing']} answers{because}; they are left out."
-    for agreement in found.get("agreements", ()):
+def _of_judge(judge: str, notes: JudgeNotes) -> Iterator[str]:
+    name = printable(judge)
+    if notes.missing:
+        because = f" ({printable(notes.first_error)})" if notes.first_error else ""
+        yield f"The judge {name} failed on {notes.missing} answers{because}; they are left out."
+    for one in notes.agreements:
+        found = one.judges[judge]
         yield (
-            f"The judge {judge} against {printable(agreement['source'])}: AUC "
-            f"{_ranged(agreement['auc'])}, rank correlation {_ranged(agreement['spearman'])}, "
-            f"{agreement['texts']} texts."
+            f"The judge {name} against {printable(one.source)}: AUC {_ranged(found.auc)}, rank "
+            f"correlation {_ranged(found.spearman)}, {found.texts} texts."
         )
 
 
-def _ranged(interval: Mapping[str, Any]) -> str:
-    return f"{interval['value']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
+def _ranged(interval: Interval) -> str:
+    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"

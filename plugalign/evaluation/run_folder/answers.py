@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from plugalign.evaluation.metrics.texts import Likelihood, distinct_n, mean_length
 from plugalign.evaluation.run_folder.folder import GENERATIONS, SCORES
 from plugalign.evaluation.run_folder.journal import read_journal
+from plugalign.evaluation.run_folder.manifest import Manifest
 from plugalign.evaluation.run_folder.records import Answer, Generated, Scored, described, keys_of
 from plugalign.evaluation.statistics.paired import FloatArray, missing
 
@@ -39,9 +40,13 @@ class Answers:
         """Whether there are such scores."""
         return all(a.scored.matched is not None for row in self.rows for a in row)
 
+    def texts(self) -> list[list[str]]:
+        """The texts, ``[prompt][sample]``."""
+        return [[a.generated.text for a in row] for row in self.rows]
+
     def quality(self) -> dict[str, FloatArray]:
         """Per-prompt numbers ``(P,)`` of everything that needs no judge."""
-        texts = [[a.generated.text for a in row] for row in self.rows]
+        texts = self.texts()
         nll = self._numbers(lambda a: a.scored.nll).reshape(-1)
         counts = self._numbers(lambda a: a.scored.scored_tokens).reshape(-1).astype(np.int64)
         tokens = [[a.generated.tokens for a in row] for row in self.rows]
@@ -111,21 +116,21 @@ class Answers:
         )
 
 
-def read_answers(out: Path, manifest: Mapping[str, Any]) -> dict[str, Answers]:
+def read_answers(out: Path, manifest: Manifest) -> dict[str, Answers]:
     """Every method's answers with their scores, references first.
 
     Raises:
         ValueError: for a damaged line, or an answer or score that is missing; names the file.
     """
-    settings, run = manifest["settings"], manifest.get("run")
-    names = rows_of(settings)
+    settings, run = manifest.settings, manifest.run
+    names = settings.rows()
     generated = read_journal(out / GENERATIONS, Generated, run)
     prompts = 1 + max((key[1] for key in generated), default=-1)
-    keys = keys_of(names, prompts, settings["samples"])
+    keys = keys_of(names, prompts, settings.samples)
     scored = read_journal(out / SCORES, Scored, run)
     for file, found in ((GENERATIONS, set(generated)), (SCORES, set(scored))):
         _check(out / file, found, keys)
-    wanted = set(settings["judges"])
+    wanted = set(settings.judges)
     if other := next((s for s in scored.values() if set(s.scores) != wanted), None):
         raise ValueError(
             f"{out / SCORES}: {described(other.key)} has scores of {sorted(other.scores)}, not of "
@@ -134,17 +139,12 @@ def read_answers(out: Path, manifest: Mapping[str, Any]) -> dict[str, Answers]:
     return {
         name: Answers(
             [
-                [Answer.of(generated[k], scored[k]) for k in keys_in(name, p, settings["samples"])]
+                [Answer(generated[k], scored[k]) for k in keys_in(name, p, settings.samples)]
                 for p in range(prompts)
             ]
         )
         for name in names
     }
-
-
-def rows_of(settings: Mapping[str, Any]) -> list[str]:
-    """All methods of a run and what they are compared with, in the order of a table."""
-    return list(dict.fromkeys([*settings.get("references", ()), *settings["methods"]]))
 
 
 def keys_in(method: str, prompt: int, samples: int) -> list[tuple[str, int, int]]:

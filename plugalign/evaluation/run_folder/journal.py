@@ -27,8 +27,8 @@ CURE = "remove the line and run the same again with --resume"
 class Journal(Generic[R]):
     """Records in units, appended to a JSON-lines file.
 
-    What the file holds of whole units is kept, in the order of the units; records of a unit that
-    is not whole are dropped, and the unit is missing.
+    What the file holds of complete units is kept, in the order of the units; records of a unit that
+    is incomplete are dropped, and the unit is missing.
 
     Args:
         path: the file.
@@ -56,8 +56,8 @@ class Journal(Generic[R]):
         self.path, self.units, self._run = path, units, run
         known = {key for unit in units for key in unit}
         found = read_journal(path, kind, run, known)
-        whole = [unit for unit in units if all(k in found and fits(found[k]) for k in unit)]
-        self.records = {key: found[key] for unit in whole for key in unit}
+        complete = [unit for unit in units if all(k in found and fits(found[k]) for k in unit)]
+        self.records = {key: found[key] for unit in complete for key in unit}
         self.order()
 
     @property

@@ -1,130 +1,218 @@
-"""The manifest: every model, controller, data file and version that a run depends on."""
+"""manifest.json: every model, controller, data file and version that a run depends on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import torch
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from plugalign.algebra.controller import Composition, Controller
-from plugalign.algebra.identity import identify, model_name
-from plugalign.fitting.training import fingerprint
+from plugalign.evaluation.judging.agreement import Agreement
+from plugalign.evaluation.run_folder.folder import MANIFEST, read_json
+from plugalign.files.fingerprint import fingerprint
+from plugalign.files.saved import described
 
-VERSIONS = ("plugalign", "torch", "transformers")
-PROBE = 64  # numbers of each parameter that go into a model's fingerprint
-
-
-def describe_model(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """A model's name and fingerprints of its weights and its vocabulary."""
-    identity = identify(model, tokenizer)
-    return {
-        "name": model_name(model),
-        "class": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights": weights_fingerprint(model),
-        "vocabulary": identity.vocabulary,
-    }
+Number = int | float
+"""A number that stays as it was given: 1 and 1.0 are written differently."""
 
 
-def describe_controller(controller: Controller) -> dict[str, Any]:
-    """A controller's class and settings, and a fingerprint of what it has learned.
+class _Part(BaseModel):
+    """A part of the manifest. "class" is called `kind` here, since it is a word of Python's."""
 
-    Of a sum, each of its controllers is described under "parts".
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelRecord(_Part):
+    """A model: its name, and fingerprints of its weights and its vocabulary."""
+
+    name: str
+    kind: str | None = Field(None, validation_alias="class", serialization_alias="class")
+    dtype: str | None = None
+    weights: str | None = None
+    vocabulary: str | None = None
+
+
+class ScorerRecord(ModelRecord):
+    """The model under which perplexity is taken."""
+
+    is_base: bool
+
+
+class ControllerRecord(_Part):
+    """A controller.
+
+    Attributes:
+        config: its settings, whatever these are.
+        learned: a fingerprint of its tensors and parts.
+        parts: of a sum, its controllers.
     """
-    found: dict[str, Any] = {
-        "class": type(controller).__name__,
-        "config": controller.config(),
-        "learned": controller_fingerprint(controller),
-    }
-    if isinstance(controller, Composition):
-        found["parts"] = [
-            {"weight": weight, **describe_controller(part)} for weight, part in controller.parts()
-        ]
-    return found
+
+    kind: str = Field(validation_alias="class", serialization_alias="class")
+    config: dict[str, Any]
+    learned: str
+    parts: tuple[WeightedRecord, ...] = ()
 
 
-def run_name(manifest: Mapping[str, Any]) -> str:
-    """A hash of all that a run's results depend on."""
-    parts = {part: manifest[part] for part in ("settings", "versions")}
-    return fingerprint(json.dumps(parts, sort_keys=True))[:16]
+class WeightedRecord(ControllerRecord):
+    """A controller of a sum."""
+
+    weight: Number
 
 
-def with_agreements(
-    manifest: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """A manifest with what was found on further reference sets; a set that was there is renewed.
+class PromptsRecord(_Part):
+    """How many prompts there are, and a hash of their texts."""
 
-    "agreement" is the first of them.
+    count: int
+    sha256: str
+
+
+class JudgeRecord(_Part):
+    """A judge.
+
+    Attributes:
+        sha256: of what its scores depend on, None where nothing is known of that.
+        label: of a text-classification model, the number of the label that counts as toxic.
+        threshold: from which score on a text counts as toxic.
     """
-    new = {one["sha256"] for one in found}
-    kept = [one for one in agreements(manifest) if one.get("sha256") not in new]
-    every = [*kept, *found]
-    return {**manifest, "agreement": every[0] if every else None, "agreements": every}
+
+    kind: str = Field(validation_alias="class", serialization_alias="class")
+    sha256: str | None
+    label: int | None = None
+    threshold: Number | None = None
 
 
-def agreements(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a manifest says of the judges' agreement with reference scores, set by set."""
-    first = manifest.get("agreement")
-    every: list[dict[str, Any]] = manifest.get("agreements") or ([first] if first else [])
-    return every
+class MetricRecord(_Part):
+    """A metric, see `plugalign.evaluation.metrics.metric.Metric`; functions by their names."""
+
+    name: str
+    reduce: str
+    better: Literal["lower", "higher"]
+    threshold: Number | None
+    measure: str | None = None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the figure is a share of prompts."""
+        return self.threshold is not None
 
 
-def controller_fingerprint(controller: Controller) -> str:
-    """A hash of a controller's tensors and, in turn, of all its parts."""
-    parts = {name: _part(part) for name, part in controller.saved_parts().items()}
-    return fingerprint(controller.tensors(), parts, repr(controller.config()))[:16]
+class Settings(_Part):
+    """What a run's results depend on.
+
+    Attributes:
+        methods: base, of which there is nothing to say, and every controller.
+        references: what methods are compared with; of one within a support, where that ends.
+        cut_alike: by the name of a method with a support, the reference within that support.
+        judge_details: by the name of a judge.
+    """
+
+    model: ModelRecord | None = None
+    methods: dict[str, ControllerRecord | None]
+    references: dict[str, dict[str, Number] | None] = {}
+    cut_alike: dict[str, str] = {}
+    prompts: PromptsRecord | None = None
+    judges: tuple[str, ...]
+    judge_details: dict[str, JudgeRecord] = {}
+    metrics: dict[str, MetricRecord] = {}
+    scorer: ScorerRecord
+    samples: int
+    max_new_tokens: int = 0
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    batch_size: int = 0
+    seed: int
+    min_new_tokens: int = 0
+
+    def rows(self) -> list[str]:
+        """All methods and what they are compared with, in the order of a table."""
+        return list(dict.fromkeys([*self.references, *self.methods]))
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter's name, shape and some of its numbers: quick for large models."""
-    probes = [
-        (name, str(tuple(p.shape)), p.detach().flatten()[:: max(1, p.numel() // PROBE)].float())
-        for name, p in module.named_parameters()
-    ]
-    return fingerprint(probes)[:16]
+class DataRecord(_Part):
+    """The prompts' file and its hash, None for texts, and where each judge came from."""
+
+    path: str | None
+    sha256: str | None
+    judges: dict[str, str | None] = {}
 
 
-def conditions(device: torch.device) -> dict[str, Any]:
+class Conditions(_Part):
     """Where a run takes place: what its times, but not its results, depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "device": device.type,
-        "processor": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
+
+    device: str
+    processor: str
+    threads: int
+    python: str
+    platform: str
 
 
-def versions(names: Iterable[str] = VERSIONS) -> Mapping[str, str]:
-    """The installed versions that a run's results may depend on."""
-    return {name: _version(name) for name in names}
+class AgreementSet(_Part):
+    """How far each judge agrees with the reference scores of one file."""
+
+    source: str
+    sha256: str | None = None
+    judges: dict[str, Agreement]
 
 
-def _version(name: str) -> str:
+class Manifest(_Part):
+    """The content of manifest.json. A run of an older version lacks what has a default here.
+
+    Attributes:
+        run: a hash of settings and versions, which say which run this is.
+        pocket: whether it is the pocket world.
+        agreement: the first of the agreements.
+    """
+
+    run: str | None = None
+    settings: Settings
+    versions: dict[str, str] = {}
+    data: DataRecord | None = None
+    pocket: bool = False
+    conditions: Conditions | None = None
+    agreement: AgreementSet | None = None
+    agreements: tuple[AgreementSet, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it: what was not set is not written."""
+        found: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return found
+
+    def named(self) -> Self:
+        """The same manifest with the name of its run."""
+        content = self.to_json()
+        parts = {part: content[part] for part in ("settings", "versions")}
+        run = fingerprint(json.dumps(parts, sort_keys=True))[:16]
+        return type(self).model_validate({"run": run, **content})
+
+    @property
+    def every_agreement(self) -> tuple[AgreementSet, ...]:
+        """How far the judges agree with reference scores, set by set."""
+        return self.agreements or ((self.agreement,) if self.agreement else ())
+
+    def with_agreements(self, found: Sequence[AgreementSet]) -> Self:
+        """With what was found on further reference sets; a set that was there is replaced."""
+        new = {one.sha256 for one in found}
+        kept = [one for one in self.every_agreement if one.sha256 not in new]
+        every = (*kept, *found)
+        return self.model_copy(
+            update={"agreement": every[0] if every else None, "agreements": every}
+        )
+
+
+def read_manifest(out: Path) -> Manifest:
+    """The manifest of the run in ``out``.
+
+    Raises:
+        ValueError: if it is malformed; names the file and the field.
+    """
+    return parse_manifest(read_json(out / MANIFEST), out)
+
+
+def parse_manifest(content: Mapping[str, Any], out: Path) -> Manifest:
+    """As `read_manifest`, of the file's content."""
     try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, Controller):
-        return controller_fingerprint(part)
-    if isinstance(part, nn.Module):
-        return weights_fingerprint(part)
-    folder = Path(part)
-    return fingerprint([(p.name, file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{out / MANIFEST} is damaged: {described(error)}") from error

@@ -1,4 +1,4 @@
-"""The records of a run: what was generated, what was said of it, and both together.
+"""The records of a run: answers, their scores, and both together.
 
 Records are checked where they are read: one that lacks a field, has one too many or holds a value
 of another kind is refused.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,7 +64,7 @@ class Generated(Addressed):
         batch: the number of its batch; all methods share the batches.
         seconds: its share of the time that its batch took.
         revised: what each reviser did to it.
-        revisions: what the revisers did to its whole batch, by what they counted.
+        revisions: what the revisers counted over all answers of its batch.
     """
 
     text: str
@@ -92,7 +92,7 @@ class Matched(BaseModel):
 
 
 class Scored(Addressed):
-    """What judges and a scoring model said of an answer.
+    """The scores of an answer under the judges and the scoring model.
 
     Attributes:
         scores: by judge.
@@ -118,11 +118,8 @@ class Answer:
     generated: Generated
     scored: Scored
 
-    @classmethod
-    def of(cls, generated: Generated, scored: Scored) -> Self:
-        """Joins two records of one key."""
-        assert generated.key == scored.key
-        return cls(generated, scored)
+    def __post_init__(self) -> None:
+        assert self.generated.key == self.scored.key
 
 
 def answer_hash(*answers: Generated) -> str:

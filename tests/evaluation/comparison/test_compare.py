@@ -26,7 +26,7 @@ from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.run_folder.folder import read_json
 from plugalign.loading import random_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11", "w12 w13"]
 SMALL: dict[str, Any] = {"samples": 3, "max_new_tokens": 6, "batch_size": 4, "prompts": PROMPTS}
 
@@ -213,7 +213,7 @@ UNITS = 3 * 10  # methods, base and plain generate among them, times batches
 START = 2  # files that are synced before the first unit
 KILLED = """
     import os, signal, sys
-    sys.path[:0] = [{tests!r}, {tests!r} + "/evaluation"]
+    sys.path[:0] = [{tests!r}, {tests!r} + "/evaluation/comparison"]
     from conftest import make_model, make_tokenizer
     from test_compare import LONG, Push, compare, dying, length_judge
 

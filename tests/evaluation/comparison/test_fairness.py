@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
 from plugalign.controllers.self_critique import SelfCritique
-from plugalign.evaluation.comparison.compare import compare
+from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.judging.load import Judge
-from plugalign.evaluation.metrics.judged import Metric
+from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.run_folder.folder import read_json
 from plugalign.evaluation.statistics.paired import mean_score
 
@@ -170,7 +171,8 @@ def test_a_controller_that_does_not_steer_equals_the_base_that_is_cut_alike(
         "ten": Within(TopK(10)),
         "free": pa.SelfDebias(["w5 w6"]),
     }
-    summary = compare(**world | {"controllers": controllers}, out=tmp_path).summary
+    found = compare(**world | {"controllers": controllers}, out=tmp_path)
+    summary = found.summary
     alike = {"idle": "base (top-p 0.5)", "again": "base (top-p 0.5)", "ten": "base (top-k 10)"}
     assert summary["cut_alike"] == alike
     assert set(summary["references"]) == {"plain generate", *alike.values()}
@@ -189,7 +191,7 @@ def test_a_controller_that_does_not_steer_equals_the_base_that_is_cut_alike(
     manifest = read_json(tmp_path / "manifest.json")["settings"]
     assert manifest["cut_alike"] == alike
     assert manifest["references"]["base (top-k 10)"] == {"top_k": 10}
-    html, text = (tmp_path / "report.html").read_text(), printed(summary)
+    html, text = (tmp_path / "report.html").read_text(), printed(found)
     assert "idle beside base (top-p 0.5)" in html
     assert "idle and again: what a support has left is cut by top-p once more" in text
 
@@ -204,13 +206,9 @@ def test_a_method_cannot_have_the_name_of_a_reference(world: Any, tmp_path: Path
 # ----------------------------------------------------------------------------- revisions
 
 
-def printed(summary: dict[str, Any]) -> str:
-    from io import StringIO
-
-    from plugalign.evaluation.report.table import comparison_table
-
+def printed(comparison: Comparison) -> str:
     console = Console(file=StringIO(), width=80)
-    console.print(comparison_table(summary))
+    console.print(comparison.table())
     return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
@@ -219,7 +217,8 @@ def test_faults_and_refinements_are_in_the_files_and_counted(
 ) -> None:
     critic = SelfCritique(" w7", " w5", " w6", " w8", threshold=0.3, rounds=2)
     controllers = {"critic": critic, "sum": critic + pa.DExperts(tiny(seed=1), tiny(seed=2))}
-    summary = compare(**world | {"controllers": controllers}, out=tmp_path).summary
+    found = compare(**world | {"controllers": controllers}, out=tmp_path)
+    summary = found.summary
     made = read(tmp_path / "generations.jsonl")
     for method in controllers:
         rows = [r for key, r in made.items() if key[0] == method]
@@ -242,7 +241,7 @@ def test_faults_and_refinements_are_in_the_files_and_counted(
     assert kept == drafts  # what the critic had before it is what base says
     assert "revised" not in made["base", 0, 0] and "revisions" not in summary["methods"]["base"]
     words = f"{summary['methods']['critic']['revisions']['critiqued']} verdicts"
-    assert words in printed(summary) and words in (tmp_path / "report.html").read_text()
+    assert words in printed(found) and words in (tmp_path / "report.html").read_text()
 
 
 def test_answers_that_were_left_alone_are_as_long_as_they_were(world: Any, tmp_path: Path) -> None:
@@ -279,14 +278,15 @@ def test_every_judge_and_every_reference_set_is_shown(world: Any, tmp_path: Path
     judges = {"many": words_judge, "few": lambda texts: [1 - x for x in words_judge(texts)]}
     files = [references(tmp_path / f"{name}.jsonl", i) for i, name in enumerate(("web", "news"))]
     settings = world | {"judges": judges, "agreement": files, "methods": ["self_debias"]}
-    summary = compare(**settings, out=tmp_path / "run").summary
+    found = compare(**settings, out=tmp_path / "run")
+    summary = found.summary
     sets = {a["source"]: a for a in summary["judges"]["few"]["agreements"]}
     assert set(sets) == {"web.jsonl", "news.jsonl"}
     assert sets["web.jsonl"]["spearman"]["value"] < 0 < sets["web.jsonl"]["auc"]["value"] < 0.5
     first = summary["judges"]["few"]["agreement"]
     assert first["spearman"] == sets["web.jsonl"]["spearman"]
     assert sets["web.jsonl"]["spearman"] != sets["news.jsonl"]["spearman"]
-    text, html = printed(summary), (tmp_path / "run" / "report.html").read_text()
+    text, html = printed(found), (tmp_path / "run" / "report.html").read_text()
     for judge in judges:
         assert f"judged by {judge}" in text and f"Judged by {judge}" in html
         for name in ("web.jsonl", "news.jsonl"):
@@ -334,12 +334,12 @@ def test_the_reason_of_failures_and_their_imbalance_are_shown(
         "judges": [Judge("picky", picky)],
         "controllers": {"hurried": hurried(tiny)},
     }
-    summary = compare(**settings, out=tmp_path).summary
-    found = summary["judges"]["picky"]
+    comparison = compare(**settings, out=tmp_path)
+    found = comparison.summary["judges"]["picky"]
     assert found["first_error"] == "RuntimeError: nothing to read"
     lost = found["missing_by_method"]
     assert lost["hurried"] > lost["base"] and found["missing"] == sum(lost.values())
-    text, html = printed(summary), (tmp_path / "report.html").read_text()
+    text, html = printed(comparison), (tmp_path / "report.html").read_text()
     for shown in (text, html):
         assert "nothing to read" in shown and "are missing unevenly" in shown
         assert f"{lost['hurried']} of hurried" in shown
@@ -356,7 +356,7 @@ def test_metrics_of_ones_own_take_the_place_of_toxicity(world: Any, tmp_path: Pa
     assert "toxicity_probability" not in row and row["wordiness"]["value"] > 0
     assert "Wordiness" in found.report.read_text()
     manifest = read_json(tmp_path / "manifest.json")["settings"]["metrics"]
-    assert manifest == {"wordiness": wordy.to_dict()}
+    assert manifest == {"wordiness": wordy.record().model_dump(exclude_unset=True)}
     with pytest.raises(ValueError, match=r"metrics\.wordiness was there and is missing now"):
         compare(**settings | {"metrics": None}, resume=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,23 @@ import pytest
 from rich.console import Console
 
 from plugalign.evaluation.comparison.summary import summarise
-from plugalign.evaluation.metrics.judged import Metric, checked, common, equal_numbers
+from plugalign.evaluation.metrics.metric import Metric, sorted_metrics
 from plugalign.evaluation.report.table import comparison_table, number, p_value, percent
 from plugalign.evaluation.run_folder.folder import write_json
+from plugalign.evaluation.run_folder.summary import Summary
+from plugalign.evaluation.statistics.missing import common, equal_numbers
 from plugalign.evaluation.statistics.paired import maximum, mean_score
 
 PROMPTS, SAMPLES, BATCH = 12, 4, 6
 METHODS = ("base", "good", "same")
+CONTROLLER = {"class": "Some", "config": {}, "learned": "ab"}
 
 
 def make_run(out: Path, judges: tuple[str, ...] = ("one",), missing: float = 0.0) -> dict[Any, Any]:
     """Writes a run; "good" is less toxic, "same" equals base. Returns all records by address."""
     rng = np.random.default_rng(0)
     settings = {
-        "methods": {"base": None, "good": {}, "same": {}},
+        "methods": {"base": None, "good": CONTROLLER, "same": CONTROLLER},
         "judges": list(judges),
         "seed": 0,
         "samples": SAMPLES,
@@ -70,6 +74,11 @@ def matched(record: dict[str, Any], base: dict[str, Any], method: str) -> dict[s
     return {"matched": {"tokens": 1, "scores": scores, "base": base}}
 
 
+def summed(out: Path) -> dict[str, Any]:
+    """The content of summary.json."""
+    return summarise(out).to_json()
+
+
 def column(table: dict[Any, Any], method: str, judge: str = "one") -> np.ndarray[Any, Any]:
     """The judge's scores of a method, (P, S), NaN where missing."""
     values = [
@@ -80,7 +89,7 @@ def column(table: dict[Any, Any], method: str, judge: str = "one") -> np.ndarray
 
 def test_figures_are_means_over_prompts(tmp_path: Path) -> None:
     table = make_run(tmp_path)
-    summary = summarise(tmp_path)
+    summary = summed(tmp_path)
     assert (summary["prompts"], summary["samples"]) == (PROMPTS, SAMPLES)
     for name in METHODS:
         scores, found = column(table, name), summary["methods"][name]
@@ -108,13 +117,13 @@ def test_distinct_counts_different_words_per_word(tmp_path: Path) -> None:
     for p in range(PROMPTS):
         words = [w for s in range(SAMPLES) for w in table["base", p, s]["text"].split()]
         shares.append(len(set(words)) / len(words))
-    found = summarise(tmp_path)["methods"]["base"]["distinct_1"]
+    found = summed(tmp_path)["methods"]["base"]["distinct_1"]
     assert found["value"] == pytest.approx(np.mean(shares))
 
 
 def test_differences_and_tests_are_paired_with_the_base(tmp_path: Path) -> None:
     table = make_run(tmp_path)
-    methods = summarise(tmp_path)["methods"]
+    methods = summed(tmp_path)["methods"]
     change = (column(table, "good").max(1) - column(table, "base").max(1)).mean()
     good = methods["good"]["expected_maximum_toxicity"]
     assert good["difference"]["value"] == pytest.approx(change)
@@ -131,7 +140,7 @@ def test_differences_and_tests_are_paired_with_the_base(tmp_path: Path) -> None:
 
 def test_costs_are_medians_over_batches_and_paired(tmp_path: Path) -> None:
     table = make_run(tmp_path)
-    methods = summarise(tmp_path)["methods"]
+    methods = summed(tmp_path)["methods"]
     assert methods["base"]["ms_per_token"]["value"] == pytest.approx(10.0)
     assert methods["base"]["ratio_to_plain"]["value"] == 1.0
     assert methods["same"]["ratio_to_plain"]["value"] == pytest.approx(3.0)
@@ -148,7 +157,7 @@ def test_costs_are_medians_over_batches_and_paired(tmp_path: Path) -> None:
 def cost_run(out: Path, lengths: dict[str, list[int]], seconds: dict[str, float]) -> None:
     """One batch of answers of these lengths, each method taking so many seconds."""
     settings = {
-        "methods": {"base": None, "short": {}},
+        "methods": {"base": None, "short": CONTROLLER},
         "references": {"base": None, "plain generate": None},
         "judges": ["one"],
         "seed": 0,
@@ -170,7 +179,7 @@ def test_short_answers_neither_raise_nor_lower_the_cost_of_a_step(tmp_path: Path
     # A batch runs ten steps for its one long answer; that the other is short changes nothing.
     lengths = {"base": [10, 10], "plain generate": [10, 10], "short": [10, 0]}
     cost_run(tmp_path, lengths, {"base": 1.0, "plain generate": 2.0, "short": 1.0})
-    rows = summarise(tmp_path)
+    rows = summed(tmp_path)
     short, plain = rows["methods"]["short"], rows["references"]["plain generate"]
     assert short["ratio_per_step"]["value"] == pytest.approx(1.0)
     assert short["ratio_per_answer"]["value"] == pytest.approx(1.0)
@@ -185,7 +194,7 @@ def test_short_answers_neither_raise_nor_lower_the_cost_of_a_step(tmp_path: Path
 
 def test_missing_scores_are_left_out_and_counted(tmp_path: Path) -> None:
     table = make_run(tmp_path, missing=0.3)
-    summary = summarise(tmp_path)
+    summary = summed(tmp_path)
     scores, base = column(table, "good"), column(table, "base")
     lost = int(np.isnan(scores).sum())
     assert summary["judges"]["one"]["missing"] == lost > 0
@@ -225,7 +234,7 @@ def test_equal_numbers_keep_the_first_present_scores() -> None:
 
 def test_rare_events_have_intervals_with_an_end(tmp_path: Path) -> None:
     make_run(tmp_path)
-    methods = summarise(tmp_path)["methods"]
+    methods = summed(tmp_path)["methods"]
     good = methods["good"]["toxicity_probability"]
     assert good["value"] == 0.0 and good["high"] == pytest.approx(0.2425, abs=1e-4)  # 0 of 12
     same = methods["same"]["toxicity_probability"]["difference"]
@@ -245,7 +254,7 @@ def test_a_judge_that_says_yes_or_no_gives_shares_whatever_the_metric(tmp_path: 
         row["scores"] = {"one": float(row["method"] == "base" and row["prompt"] == 0)}
         row.pop("matched", None)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    good = summarise(tmp_path)["methods"]["good"]
+    good = summed(tmp_path)["methods"]["good"]
     for metric in ("toxicity_probability", "expected_maximum_toxicity", "mean_toxicity"):
         assert good[metric]["value"] == 0.0 and good[metric]["low"] == 0.0
         assert good[metric]["high"] == pytest.approx(0.2425, abs=1e-4)  # 0 of 12
@@ -254,12 +263,12 @@ def test_a_judge_that_says_yes_or_no_gives_shares_whatever_the_metric(tmp_path: 
         assert difference["high"] > 0  # one prompt of twelve proves nothing
     rows[0]["scores"]["one"] = 0.5  # now it says more than yes or no
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert summarise(tmp_path)["methods"]["base"]["mean_toxicity"]["low"] >= 0.0
+    assert summed(tmp_path)["methods"]["base"]["mean_toxicity"]["low"] >= 0.0
 
 
 def test_answers_are_compared_at_equal_length_too(tmp_path: Path) -> None:
     table = make_run(tmp_path, judges=("one", "two"))
-    methods = summarise(tmp_path)["methods"]
+    methods = summed(tmp_path)["methods"]
     assert "length_matched" not in methods["base"]
     for judge, found in (("one", methods["good"]), ("two", methods["good"]["judges"]["two"])):
         scores, base = (column(table, name, judge).max(1) / 2 for name in ("good", "base"))
@@ -276,14 +285,15 @@ def test_a_metric_of_ones_own_is_summed_up_like_toxicity(tmp_path: Path) -> None
     table = make_run(tmp_path)
     spread = Metric("spread", lambda s: np.ptp(np.asarray(s), axis=1), better="higher")
     often = Metric("often", mean_score, threshold=0.3)
-    summary = summarise(tmp_path, [often, spread])
+    results = summarise(tmp_path, [often, spread])
+    summary = results.to_json()
     assert summary["primary_metric"] == "often"
     good, scores = summary["methods"]["good"], column(table, "good")
     assert good["spread"]["value"] == pytest.approx(np.ptp(scores, axis=1).mean())
     assert good["often"]["value"] == pytest.approx((scores.mean(1) >= 0.3).mean())
     assert good["spread"]["difference"]["value"] < 0 and "toxicity_probability" not in good
     console = Console(file=StringIO(), width=80)
-    console.print(comparison_table(summary))
+    console.print(comparison_table(results))
     assert "spread" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -294,8 +304,11 @@ def test_a_metric_of_ones_own_is_summed_up_like_toxicity(tmp_path: Path) -> None
         (lambda: Metric("perplexity", maximum), "cannot name a metric"),
         (lambda: Metric("ms_per_token", maximum), "cannot name a metric"),
         (lambda: Metric("m", maximum, better="less"), "'lower' or 'higher', got 'less'"),  # type: ignore[arg-type]
-        (lambda: checked([]), "there is no metric"),
-        (lambda: checked([Metric("m", maximum), Metric("m", mean_score)]), "two metrics are"),
+        (lambda: sorted_metrics([]), "there is no metric"),
+        (
+            lambda: sorted_metrics([Metric("m", maximum), Metric("m", mean_score)]),
+            "two metrics are",
+        ),
     ],
 )
 def test_a_metric_that_cannot_be_is_refused(make: Any, message: str) -> None:
@@ -308,20 +321,20 @@ def test_order_and_repetition_of_lines_do_not_matter_and_gaps_are_named(
     tmp_path: Path, name: str
 ) -> None:
     make_run(tmp_path)
-    whole, path = summarise(tmp_path), tmp_path / f"{name}.jsonl"
+    whole, path = summed(tmp_path), tmp_path / f"{name}.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*reversed(lines), lines[3]]))
-    assert summarise(tmp_path) == whole
+    assert summed(tmp_path) == whole
     path.write_text("".join(lines[1:]))
     with pytest.raises(ValueError, match=rf"{name}\.jsonl: 'base', prompt 11, sample 0 is missing"):
-        summarise(tmp_path)
+        summed(tmp_path)
     foreign = json.loads(lines[0]) | {"method": "shout"}
     path.write_text("".join([*lines, json.dumps(foreign) + "\n"]))
     with pytest.raises(ValueError, match=rf"{name}\.jsonl: 'shout', .* does not belong"):
-        summarise(tmp_path)
+        summed(tmp_path)
     path.write_text("".join([*lines[:4], "{\n", *lines[5:]]))
     with pytest.raises(ValueError, match=rf"{name}\.jsonl, line 5: malformed JSON"):
-        summarise(tmp_path)
+        summed(tmp_path)
 
 
 def test_scores_of_another_judge_are_named(tmp_path: Path) -> None:
@@ -329,18 +342,18 @@ def test_scores_of_another_judge_are_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text(path.read_text().replace('"one"', '"two"', 1))
     with pytest.raises(ValueError, match=r"scores of \['two'\], not of \['one'\]"):
-        summarise(tmp_path)
+        summed(tmp_path)
 
 
 def test_a_judge_that_always_fails_gives_no_figure(tmp_path: Path) -> None:
     make_run(tmp_path, missing=1.0)
-    found = summarise(tmp_path)["methods"]["good"]["toxicity_probability"]
+    found = summed(tmp_path)["methods"]["good"]["toxicity_probability"]
     assert found == {"value": None, "low": None, "high": None, "missing": PROMPTS * SAMPLES}
 
 
 def test_the_first_judge_is_primary_and_the_others_are_nested(tmp_path: Path) -> None:
     table = make_run(tmp_path, judges=("one", "two"))
-    summary = summarise(tmp_path)
+    summary = summed(tmp_path)
     assert summary["primary_judge"] == "one"
     nested = summary["methods"]["good"]["judges"]["two"]["mean_toxicity"]
     assert nested["value"] == pytest.approx(column(table, "good", "two").mean())
@@ -349,11 +362,11 @@ def test_the_first_judge_is_primary_and_the_others_are_nested(tmp_path: Path) ->
 
 def test_the_summary_is_a_pure_function_of_the_files(tmp_path: Path) -> None:
     make_run(tmp_path)
-    assert summarise(tmp_path) == summarise(tmp_path)
-    json.dumps(summarise(tmp_path), allow_nan=False)
+    assert summed(tmp_path) == summed(tmp_path)
+    json.dumps(summed(tmp_path), allow_nan=False)
 
 
-def shown(summary: dict[str, Any], width: int) -> str:
+def shown(summary: Summary, width: int) -> str:
     console = Console(file=StringIO(), width=width)
     console.print(comparison_table(summary))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
@@ -365,7 +378,8 @@ def test_the_tables_show_every_method_and_judge_in_eighty_columns(
 ) -> None:
     make_run(tmp_path, judges=judges, missing=0.1)
     summary = summarise(tmp_path)
-    summary["methods"]["prefix_contrast_x"] = summary["methods"]["good"]
+    methods = {**summary.methods, "prefix_contrast_x": summary.methods["good"]}
+    summary = replace(summary, methods=methods)
     text = shown(summary, 80)
     lines, said = text.splitlines(), " ".join(text.split())
     for name in (*METHODS, "prefix_contrast_x"):
@@ -383,8 +397,8 @@ def test_names_cannot_steer_the_terminal_or_the_markup(tmp_path: Path) -> None:
     judge = "a[/b]\x1b[31m"
     make_run(tmp_path, judges=(judge,), missing=0.2)
     summary = summarise(tmp_path)
-    summary["judges"][judge]["first_error"] = "\x1b]0;title\x07[red]"
-    text = shown(summary, 80)
+    notes = replace(summary.judges[judge], first_error="\x1b]0;title\x07[red]")
+    text = shown(replace(summary, judges={judge: notes}), 80)
     assert "\x1b" not in text and "\x07" not in text and "judged by a[/b]" in text
 
 

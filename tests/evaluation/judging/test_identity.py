@@ -25,7 +25,7 @@ TEXTS, LABELS = ["good day", "kind word", "bad day", "rude word"], [0, 0, 1, 1]
 
 
 def identity(spec: Any) -> str | None:
-    found: str | None = describe_judge(load_judge(spec), spec)["sha256"]
+    found: str | None = describe_judge(load_judge(spec), spec).sha256
     return found
 
 
@@ -100,14 +100,14 @@ def test_objects_are_known_by_what_they_have_learned(tmp_path: Path, tokenizer: 
     ]
     one, same, other = (identity(judge.function) for judge in loaded)
     assert one is not None and one == same != other
-    assert describe_judge(loaded[0], None)["label"] == 1
+    assert describe_judge(loaded[0], None).label == 1
 
 
 def test_functions_are_known_by_their_source_and_the_values_in_it() -> None:
     one, same, other = (identity(constant(value)) for value in (0.1, 0.1, 0.2))
     assert one is not None and one == same != other
     named = Judge("mine", constant(0.1))
-    assert describe_judge(named, named)["sha256"] == one
+    assert describe_judge(named, named).sha256 == one
 
 
 class Unknowable:
@@ -121,7 +121,8 @@ class Unknowable:
 
 
 def test_what_nothing_is_known_of_has_no_hash() -> None:
-    assert describe_judge(load_judge(Unknowable()), None) == {"class": "Unknowable", "sha256": None}
+    found = describe_judge(load_judge(Unknowable()), None)
+    assert (found.kind, found.sha256) == ("Unknowable", None)
 
 
 def test_another_process_finds_the_same(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_another_process_finds_the_same(tmp_path: Path) -> None:
         "from plugalign.evaluation.judging.identity import describe_judge\n"
         "from plugalign.evaluation.judging.load import load_judge\n"
         f"spec = joblib.load({str(tmp_path / 'one.joblib')!r})\n"
-        "print(describe_judge(load_judge(spec), spec)['sha256'])"
+        "print(describe_judge(load_judge(spec), spec).sha256)"
     )
     said = {
         subprocess.run(

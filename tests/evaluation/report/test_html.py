@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,17 @@ import pytest
 
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.report.charts import HEIGHT, WIDTH, Axis, Estimate, scatter
-from plugalign.evaluation.report.html import headline, settings_line, write_report
+from plugalign.evaluation.report.conditions import settings_line
+from plugalign.evaluation.report.headline import headline
+from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.pairs import telling_pairs
 from plugalign.evaluation.run_folder.answers import Answers
 from plugalign.evaluation.run_folder.folder import write_json
+from plugalign.evaluation.run_folder.manifest import ControllerRecord
 from plugalign.evaluation.run_folder.records import Answer, Generated, Scored
+from plugalign.evaluation.run_folder.summary import Judged, Row
+from plugalign.evaluation.statistics.figure import Figure
+from plugalign.evaluation.statistics.paired import Interval
 
 WORDS = ["", "<end>", " The", " nurse", " is", " kind", " <b>rude</b>", " today"]
 VOID = {"meta", "br", "line", "circle"}
@@ -45,7 +52,7 @@ def record(method: str, prompt: int, sample: int, tokens: list[int], score: floa
 def answer(method: str, prompt: int, tokens: list[int], score: float | None) -> Answer:
     whole = record(method, prompt, 0, tokens, score)
     made = {k: whole[k] for k in GENERATED} | {"tokens": tuple(tokens)}
-    return Answer.of(Generated(**made), Scored(**{k: whole[k] for k in SCORED}))
+    return Answer(Generated(**made), Scored(**{k: whole[k] for k in SCORED}))
 
 
 GENERATED = ("method", "prompt", "sample", "tokens", "text", "batch", "seconds")
@@ -89,10 +96,11 @@ def run(tmp_path: Path) -> Path:
         "pocket": False,
         "agreement": None,
         "data": {"path": "prompts.txt", "sha256": "1"},
-        "conditions": dict.fromkeys(("device", "processor", "threads", "python", "platform"), "x"),
+        "conditions": dict.fromkeys(("device", "processor", "python", "platform"), "x")
+        | {"threads": 1},
     }
     write_json(tmp_path / "manifest.json", manifest)
-    write_json(tmp_path / "summary.json", summarise(tmp_path))
+    write_json(tmp_path / "summary.json", summarise(tmp_path).to_json())
     return tmp_path
 
 
@@ -127,7 +135,7 @@ def parsed(path: Path) -> Checker:
 
 
 def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
-    html = write_report(run, decode).read_text(encoding="utf-8")
+    html = write_report(run, summarise(run), decode).read_text(encoding="utf-8")
     page = parsed(run / "report.html")
     assert page.open == [] and page.references == []
     assert not re.search(r"https?:|//[a-z]|@import|url\(", html)
@@ -135,7 +143,7 @@ def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
 
 
 def test_texts_are_escaped_and_the_parting_token_is_marked(run: Path) -> None:
-    html = write_report(run, decode).read_text(encoding="utf-8")
+    html = write_report(run, summarise(run), decode).read_text(encoding="utf-8")
     assert "<b>rude</b>" not in html and "Prompt &lt;" in html
     assert '<span class="shared"> The nurse is</span><mark> &lt;b&gt;rude&lt;/b&gt;</mark>' in html
     assert '<span class="shared"> The nurse is</span><mark> kind</mark> today' in html
@@ -143,7 +151,7 @@ def test_texts_are_escaped_and_the_parting_token_is_marked(run: Path) -> None:
 
 
 def test_the_page_says_what_the_summary_says(run: Path) -> None:
-    write_report(run, decode)
+    write_report(run, summarise(run), decode)
     page = parsed(run / "report.html")
     text = " ".join(page.text.split())
     kind = json.loads((run / "summary.json").read_text())["methods"]["kind"]
@@ -166,18 +174,27 @@ def test_the_pocket_world_and_the_agreement_of_judges_are_explained(run: Path) -
     }
     manifest |= {"pocket": True, "agreement": {"source": "human.jsonl", "judges": {"judge": found}}}
     write_json(run / "manifest.json", manifest)
-    write_json(run / "summary.json", summarise(run))
-    write_report(run, decode)
+    write_report(run, summarise(run), decode)
     text = " ".join(parsed(run / "report.html").text.split())
     assert "This is the pocket world" in text and "human.jsonl" in text and "0.80\u20130.90" in text
 
 
+def changed(row: Row, judge: str = "judge", **figures: Figure) -> Row:
+    """A row with other figures under a judge."""
+    before = row.judged.get(judge, Judged({}))
+    judged = replace(before, figures={**before.figures, **figures})
+    return replace(row, judged={**row.judged, judge: judged})
+
+
 def test_the_headline_claims_only_what_is_sure(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text())
+    summary = summarise(run)
     assert headline(summary).startswith("kind lowers")
-    summary["methods"]["kind"]["toxicity_probability"]["p_adjusted"] = 0.2
-    assert headline(summary).startswith("No method lowered")
-    only = {**summary, "methods": {"base": summary["methods"]["base"]}}
+    kind = summary.methods["kind"]
+    figure = kind.judged["judge"].figures["toxicity_probability"]
+    unsure = changed(kind, toxicity_probability=replace(figure, p_adjusted=0.2))
+    methods = {**summary.methods, "kind": unsure}
+    assert headline(replace(summary, methods=methods)).startswith("No method lowered")
+    only = replace(summary, methods={"base": summary.base})
     assert headline(only).startswith("Only the plain model")
 
 
@@ -250,8 +267,7 @@ def test_a_report_can_be_written_where_a_judge_said_nothing(
             row |= {"scores": {"judge": None}, "errors": {"judge": "RuntimeError: <i>tired</i>"}}
     (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = summarise(run)
-    write_json(run / "summary.json", summary)
-    write_report(run, decode)
+    write_report(run, summary, decode)
     page = parsed(run / "report.html")
     assert page.open == [] and "<i>tired</i>" in page.text  # as text
     assert "failed on" in page.text and f"{8 * len(unscored)} answers" in page.text
@@ -263,21 +279,24 @@ def test_a_report_can_be_written_where_a_judge_said_nothing(
 def test_the_headline_tells_what_other_judges_say_and_what_is_left_at_equal_length(
     run: Path,
 ) -> None:
-    summary = json.loads((run / "summary.json").read_text())
-    share = lambda value: {"value": value, "low": 0.0, "high": 1.0}  # noqa: E731
-    summary["judges"]["strict"] = summary["judges"]["judge"]
-    for name, value in (("base", 0.9), ("kind", 0.4)):
-        row = summary["methods"][name]
-        row["judges"] = {"strict": {"toxicity_probability": share(value)}}
-    change = {"value": -0.1, "low": -0.3, "high": 0.1}
-    matched = share(0.5) | {"base": 0.6, "difference": change, "p_adjusted": 0.4}
-    summary["methods"]["kind"]["length_matched"] = {"toxicity_probability": matched}
-    said = headline(summary)
-    assert "from 100% to 0% (90% to 40% under strict), at 1.67 times the time per" in said
-    assert said.endswith("it goes from 60% to 50%, which chance may explain.")
+    summary = summarise(run)
+    judges = {**summary.judges, "strict": summary.judges["judge"]}
+    base, kind = (
+        changed(summary.methods[name], "strict", toxicity_probability=Figure(value, 0.0, 1.0))
+        for name, value in (("base", 0.9), ("kind", 0.4))
+    )
+    change = Interval(-0.1, -0.3, 0.1)
+    matched = Figure(0.5, 0.0, 1.0, base=0.6, difference=change, p_adjusted=0.4)
+    judged = replace(kind.judged["judge"], length_matched={"toxicity_probability": matched})
+    kind = replace(kind, judged={**kind.judged, "judge": judged})
+    methods = {"base": base, "kind": kind}
+    found = headline(replace(summary, judges=judges, methods=methods))
+    assert "from 100% to 0% (90% to 40% under strict), at 1.67 times the time per" in found
+    assert found.endswith("it goes from 60% to 50%, which chance may explain.")
 
 
 def test_settings_in_a_line_leave_out_what_is_long() -> None:
     config = {"alpha": 2.0, "kind": "leace", "text": "x" * 50, "none": None, "fitted_for": {}}
-    assert settings_line({"class": "A", "config": config}) == "alpha 2.0, kind leace, …"
+    record = ControllerRecord(kind="A", config=config, learned="")
+    assert settings_line(record) == "alpha 2.0, kind leace, …"
     assert settings_line(None) == ""

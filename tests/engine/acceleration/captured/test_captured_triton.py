@@ -18,12 +18,10 @@ from plugalign.kernels import steer
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("runs in the interpreter or on a GPU", allow_module_level=True)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="runs in the interpreter or on a GPU",
-    ),
     # The interpreter computes in NumPy, which warns where a GPU says NaN or infinity.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
 ]

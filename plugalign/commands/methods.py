@@ -1,4 +1,4 @@
-"""The table of ``plugalign methods``."""
+"""``plugalign methods``: every method of the catalogue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plugalign.catalogue import METHODS
+from plugalign.commands.console import show
 
 ACTS = {
     "steer": "each token",
@@ -13,6 +14,11 @@ ACTS = {
     "revise": "answers",
     "prompt": "the prompt",
 }
+
+
+def methods() -> None:
+    """What is there: each method's name, where it acts, its paper, what it needs fitted."""
+    show(table())
 
 
 def table() -> Table:

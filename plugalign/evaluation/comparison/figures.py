@@ -1,15 +1,16 @@
-"""A figure of the summary: a mean over prompts, its interval, its difference to the base."""
+"""Makes figures of the numbers that answers have, prompt by prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plugalign.evaluation.metrics.judged import Metric, common
+from plugalign.evaluation.metrics.metric import Metric
+from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.intervals import paired_share_interval, share_interval
+from plugalign.evaluation.statistics.missing import common
 from plugalign.evaluation.statistics.paired import (
     FloatArray,
     Interval,
@@ -20,45 +21,8 @@ from plugalign.evaluation.statistics.paired import (
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of one method.
-
-    Attributes:
-        value: the mean over prompts, None where there is none; low, high: its interval.
-        missing: what it lacks, counted.
-        difference: to the base, over what both have.
-        difference_cut_alike: the difference to the base with this method's support.
-        p_value: that method and base are exchangeable; p_adjusted: over the methods.
-        ratio_to_plain: of the value to the base's.
-        base: the base's value where it is another than in the base's own row.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    missing: int = 0
-    difference: Interval | None = None
-    difference_cut_alike: Interval | None = None
-    p_value: float | None = None
-    p_adjusted: float | None = None
-    ratio_to_plain: float | None = None
-    base: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As summary.json has it: without what there is none of, but for the value itself."""
-        found: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Interval):
-                found[each.name] = {"value": value.value, "low": value.low, "high": value.high}
-            elif value is not None or each.name in ("value", "low", "high"):
-                found[each.name] = value
-        return found
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Makes figures.
+class FigureMaker:
+    """Makes figures: with intervals for shares where numbers are shares, else a bootstrap.
 
     Args:
         bootstrap: for numbers that are no shares.
@@ -72,7 +36,7 @@ class Figures:
         """The mean of per-prompt numbers ``(P,)``."""
         return _figure(None if _none(values) else self.bootstrap.mean(values), lost)
 
-    def of_shares(self, values: FloatArray, lost: int, samples: int = 1) -> Figure:
+    def shares(self, values: FloatArray, lost: int, samples: int = 1) -> Figure:
         """The mean of per-prompt shares ``(P,)``, each of so many answers."""
         return _figure(None if _none(values) else share_interval(values, samples), lost)
 
@@ -84,19 +48,19 @@ class Figures:
             return None
         return (paired_share_interval if shares else self.bootstrap.difference)(values, base)
 
-    def judged(self, metric: Metric, scores: FloatArray, lost: int) -> Figure:
-        """A metric of a judge's scores ``(P, S)``."""
+    def metric(self, metric: Metric, scores: FloatArray, lost: int) -> Figure:
+        """A metric of the answers' numbers ``(P, S)``, such as a judge's scores."""
         values = metric(scores)
         if metric.is_share:
-            return self.of_shares(values, lost)
+            return self.shares(values, lost)
         if _are_shares(values, scores):
-            return self.of_shares(values, lost, self.samples)
+            return self.shares(values, lost, self.samples)
         return self.mean(values, lost)
 
-    def judged_difference(
+    def metric_difference(
         self, metric: Metric, scores: FloatArray, base: FloatArray
     ) -> Interval | None:
-        """A metric's difference over the samples that both have scores of."""
+        """A metric's difference over the answers that both have numbers of."""
         scores, base = common(scores, base)
         values, before = metric(scores), metric(base)
         shares = _are_shares(values, scores) and _are_shares(before, base)
@@ -111,7 +75,7 @@ def tested(
     """The figures with p-values, adjusted over the methods.
 
     Args:
-        pairs: by method, its scores and the base's ``(P, S)``.
+        pairs: by method, its answers' numbers and the base's ``(P, S)``.
     """
     values = {name: tuple(map(metric, common(*pair))) for name, pair in pairs.items()}
     p_values = {
@@ -135,7 +99,7 @@ def _figure(interval: Interval | None, lost: int) -> Figure:
 
 
 def _are_shares(values: FloatArray, scores: FloatArray) -> bool:
-    """Whether per-prompt numbers ``(P,)`` are shares, since the judge says yes or no only."""
+    """Whether per-prompt numbers ``(P,)`` are shares, since each answer has 0 or 1."""
     there, known = scores[~np.isnan(scores)], values[~np.isnan(values)]
     return bool(np.isin(there, (0, 1)).all() and np.all((known >= 0) & (known <= 1)))
 

@@ -1,0 +1,122 @@
+"""``plugalign fit``: trains what a controller needs, or a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plugalign.commands import options
+from plugalign.commands.console import quiet_libraries, show
+from plugalign.files.folders import check_folder
+
+Method = Annotated[
+    str, typer.Argument(help="What to fit; see plugalign methods. Or judge, for compare.")
+]
+Data = Annotated[
+    list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
+]
+Out = Annotated[Path, typer.Option(help="Folder to save the controller or the judge in.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id or folder of the model to steer. For a judge: an encoder to tune, else it "
+        "is TF-IDF and a logistic regression."
+    ),
+]
+Text = Annotated[str, typer.Option(help="The column with the text.")]
+Label = Annotated[str, typer.Option(help="The column with the label.")]
+Pairs = Annotated[
+    str | None,
+    typer.Option(metavar="UNDESIRED,DESIRED", help="Columns of paired texts, if there are."),
+]
+Desired = Annotated[str | None, typer.Option(help="The label of the desired class. [default: 0]")]
+Limit = Annotated[int | None, typer.Option(help="At most so many texts.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
+]
+MINUTES = 10.0
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="What it may take: less is learnt where it would be more.",
+        show_default=f"{MINUTES:g}",
+    ),
+]
+
+
+def fit(
+    method: Method,
+    data: Data,
+    out: Out,
+    model: Model = None,
+    text: Text = "text",
+    label: Label = "label",
+    pairs: Pairs = None,
+    desired: Desired = None,
+    limit: Limit = None,
+    settings: Set = None,
+    minutes: Minutes = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Train what a controller needs, or a judge. Killed and started again, it continues."""
+    pair = options.columns(pairs, "--pairs")
+    columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
+    columns |= {"text": text, "label": label}
+    check_folder(out)
+    if method == "judge":
+        _refuse_for_a_judge(settings, minutes, dtype)
+        _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads)
+        return
+    if model is None:
+        raise ValueError(f"fit {method} needs --model, the model to steer")
+    from plugalign.fitting.command import fit_files
+
+    quiet_libraries()
+    done = fit_files(
+        method,
+        model,
+        data,
+        out,
+        columns=columns,
+        limit=limit,
+        desired=desired,
+        settings=settings or [],
+        minutes=MINUTES if minutes is None else minutes,
+        dtype=dtype,
+        threads=threads,
+    )
+    show(done)
+
+
+def _refuse_for_a_judge(settings: list[str] | None, minutes: float | None, dtype: str) -> None:
+    if settings:
+        raise ValueError(f"a judge has no settings, got --set {settings[0]}")
+    if minutes is not None:
+        raise ValueError(f"a judge has no --minutes, got {minutes:g}; leave it out")
+    if dtype != "auto":
+        raise ValueError(f"a judge is fitted in float32, got --dtype {dtype}; leave it out")
+
+
+def _fit_judge(
+    data: list[Path],
+    out: Path,
+    encoder: str | None,
+    desired: str | None,
+    read: dict[str, Any],
+    threads: int | None,
+) -> None:
+    import torch
+
+    from plugalign.fitting.data import load_data
+    from plugalign.fitting.judge import fit_judge
+
+    quiet_libraries()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    labelled = load_data(data, **read)
+    show(fit_judge(labelled, out, desired=desired, encoder=encoder).describe())

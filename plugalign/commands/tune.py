@@ -1,0 +1,84 @@
+"""``plugalign tune``: chooses a setting of a controller on held-out prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from plugalign.commands import compare as shared
+from plugalign.commands import options
+from plugalign.commands.console import fail, quiet_libraries, show
+
+OUT = "plugalign-tune"
+
+Controller = Annotated[
+    str, typer.Argument(metavar="NAME=FOLDER", help="The fitted controller that is tuned.")
+]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="NAME.SETTING=A,B,…",
+        help="The values to choose from; may be repeated, for all combinations.",
+    ),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(help="Held-out ones: JSONL or CSV with a text field, or text file."),
+]
+MaxPerplexity = Annotated[float, typer.Option(help="The largest perplexity, over the base's.")]
+MaxLengthChange = Annotated[
+    float, typer.Option(help="How much longer or shorter answers may be, as a part of the base's.")
+]
+Out = Annotated[
+    str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
+]
+
+
+def tune(
+    context: typer.Context,
+    controller: Controller,
+    settings: Set,
+    model: shared.Model = None,
+    prompts: Prompts = None,
+    limit: shared.Limit = None,
+    judge: shared.Judges = None,
+    scorer: shared.Scorer = None,
+    max_perplexity: MaxPerplexity = 1.15,
+    max_length_change: MaxLengthChange = 0.2,
+    samples: shared.Samples = None,
+    max_new_tokens: shared.NewTokens = None,
+    temperature: shared.Temperature = None,
+    top_p: shared.TopP = None,
+    batch_size: shared.BatchSize = None,
+    seed: shared.Seed = None,
+    out: Out = None,
+    dtype: shared.Dtype = None,
+    threads: options.Threads = None,
+    resume: shared.Resume = False,
+    trust: shared.Trust = False,
+) -> None:
+    """Choose a setting within budgets of perplexity and length, and write it into FOLDER."""
+    given = context.params | {  # all options by name; these hold several things
+        "controllers": options.named([controller], "tune"),
+        "settings": options.settings(settings, "--set"),
+        "judges": options.judges(judge),
+        "resume": resume or None,
+    }
+    for name in ("controller", "judge", "max_perplexity", "max_length_change", "trust"):
+        del given[name]
+    chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
+    from plugalign.evaluation.halving import Budgets
+    from plugalign.evaluation.tuning import tune as run
+
+    quiet_libraries()
+    tuning = run(**chosen, budgets=Budgets(max_perplexity, max_length_change))
+    show(tuning.table())
+    show(f"The picture: {tuning.picture}")
+    if tuning.chosen is None:
+        fail(
+            "no setting keeps the budgets, so the controller is left as it was; try weaker values "
+            "or other budgets"
+        )
+        raise typer.Exit(1)

@@ -1,0 +1,192 @@
+"""Successive halving of a controller's settings, within budgets of perplexity and length.
+
+All settings answer a few prompts, the better half of them four times as many, until two are left,
+which answer all (after Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
+hyperparameter optimization"). So the last choice is between two settings on all prompts, and all
+rounds together cost less than twice the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+FEWEST = 8  # prompts of a round, where there are so many
+GROWTH = 4  # of the prompts from one round to the next; settings are halved
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What a setting may cost.
+
+    Args:
+        max_perplexity: the largest perplexity, over the base's.
+        max_length_change: by how much of the base's length answers may be longer or shorter.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
+
+    max_perplexity: float = 1.15
+    max_length_change: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_perplexity < math.inf:
+            raise ValueError(
+                f"max_perplexity is a ratio to the base's above 0, got {self.max_perplexity}"
+            )
+        if not 0 <= self.max_length_change < math.inf:
+            raise ValueError(
+                "max_length_change is a part of the base's length, not negative, got "
+                f"{self.max_length_change}"
+            )
+
+    def excess(self, perplexity: float, length: float) -> float:
+        """By how much ratios to the base exceed the budgets; 0 within them."""
+        over = (perplexity - self.max_perplexity, abs(length - 1) - self.max_length_change)
+        return max(0.0, *over)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one setting did in the last round that it was in.
+
+    Attributes:
+        row: its name in the comparisons.
+        settings: what it changes.
+        prompts: how many it answered.
+        figures: the judged figures, as in summary.json, the primary one first.
+        perplexity: as in summary.json.
+        perplexity_ratio, length_ratio: to the base.
+        excess: over the budgets, see `Budgets.excess`.
+        efficient: whether no other setting has both a lower perplexity and a better figure.
+    """
+
+    row: str
+    settings: dict[str, Any]
+    prompts: int
+    figures: dict[str, dict[str, Any]]
+    perplexity: dict[str, Any]
+    perplexity_ratio: float | None
+    length_ratio: float | None
+    excess: float | None
+    efficient: bool = False
+
+    @property
+    def within(self) -> bool:
+        """Whether it keeps the budgets."""
+        return self.excess == 0
+
+
+class Search:
+    """Successive halving over the rows of one method.
+
+    Args:
+        rows: what each row changes, by its name.
+        prompts: in the order in which rounds take them.
+    """
+
+    def __init__(
+        self, rows: Mapping[str, dict[str, Any]], budgets: Budgets, prompts: Sequence[str]
+    ):
+        self.rows, self.budgets, self.prompts = rows, budgets, prompts
+        self.summaries: list[Mapping[str, Any]] = []
+        self._trials: dict[str, Trial] = {}
+
+    def rounds(self) -> Iterator[tuple[int, list[str]]]:
+        """The number of prompts of each round, and the rows that are in it. What a round found must
+        be noted before the next one is asked for."""
+        kept, every, asked = list(self.rows), len(self.prompts), 0
+        for later in reversed(range(max(1, math.ceil(math.log2(len(kept)))))):
+            count = min(every, max(FEWEST, math.ceil(every / GROWTH**later)))
+            if count > asked:  # the same prompts would give the same answers
+                yield count, kept
+            asked, kept = count, [t.row for t in self.ranked()][: math.ceil(len(kept) / 2)]
+
+    def note(self, summary: Mapping[str, Any], kept: Sequence[str]) -> None:
+        """What the rows did in a round, by its summary."""
+        self.summaries.append(summary)
+        for row in kept:
+            self._trials[row] = _trial(row, self.rows[row], summary, self.budgets)
+
+    @property
+    def metric(self) -> dict[str, Any]:
+        """The primary metric."""
+        metric: dict[str, Any] = self.summaries[-1]["metrics"][0]
+        return metric
+
+    def ranked(self) -> tuple[Trial, ...]:
+        """All rows: those of the last rounds first, of a round those within the budgets, of these
+        the ones with the best figures."""
+        metrics = self.summaries[-1]["metrics"]
+        sign = {each["name"]: 1 if each["better"] == "lower" else -1 for each in metrics}
+
+        def rank(trial: Trial) -> tuple[float, ...]:
+            excess = math.inf if trial.excess is None else trial.excess
+            values = [
+                math.inf if f["value"] is None else sign[name] * f["value"]
+                for name, f in trial.figures.items()
+            ]
+            return (-trial.prompts, excess, *values)
+
+        return tuple(sorted(_marked(list(self._trials.values()), self.metric), key=rank))
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The best row of those that answered all prompts, None if it exceeds the budgets."""
+        best = self.ranked()[0]
+        return best if best.within else None
+
+    def points(self) -> list[tuple[str, dict[str, Any], dict[str, Any], str]]:
+        """The base and all rows for the picture: name, perplexity, primary figure, kind."""
+        summary, metric = self.summaries[-1], self.metric["name"]
+        base = summary["methods"][summary["reference"]]
+        found = [(summary["reference"], base["perplexity"], base[metric], "base")]
+        for trial in self.ranked():
+            kind = "chosen" if trial == self.chosen else "efficient" if trial.efficient else "other"
+            found.append((trial.row, trial.perplexity, trial.figures[metric], kind))
+        return [point for point in found if None not in (point[1]["value"], point[2]["value"])]
+
+
+def _trial(
+    row: str, settings: dict[str, Any], summary: Mapping[str, Any], budgets: Budgets
+) -> Trial:
+    mine, base = (summary["methods"][name] for name in (row, summary["reference"]))
+    perplexity = _ratio(mine["perplexity"]["value"], base["perplexity"]["value"])
+    length = _ratio(mine["length"]["value"], base["length"]["value"])
+    excess = None
+    if perplexity is not None and length is not None:
+        excess = budgets.excess(perplexity, length)
+    return Trial(
+        row=row,
+        settings=settings,
+        prompts=summary["prompts"],
+        figures={m["name"]: mine[m["name"]] for m in summary["metrics"]},
+        perplexity=mine["perplexity"],
+        perplexity_ratio=perplexity,
+        length_ratio=length,
+        excess=excess,
+    )
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
+def _marked(trials: Sequence[Trial], metric: Mapping[str, Any]) -> list[Trial]:
+    """The trials with those marked that no other one is better than in both figures."""
+    sign = 1 if metric["better"] == "lower" else -1
+    places = [
+        (trial.perplexity["value"], trial.figures[metric["name"]]["value"]) for trial in trials
+    ]
+    known = [(p, sign * v) for p, v in places if p is not None and v is not None]
+
+    def efficient(place: tuple[float | None, float | None]) -> bool:
+        if place[0] is None or place[1] is None:
+            return False
+        p, v = place[0], sign * place[1]
+        return not any(q <= p and w <= v and (q, w) != (p, v) for q, w in known)
+
+    return [replace(t, efficient=efficient(p)) for t, p in zip(trials, places, strict=True)]

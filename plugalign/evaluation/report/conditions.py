@@ -1,0 +1,80 @@
+"""The manifest in words: settings beside a method's name, and the conditions of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from plugalign.evaluation.run_folder.manifest import (
+    ControllerRecord,
+    JudgeRecord,
+    Manifest,
+    PromptsRecord,
+    Settings,
+)
+
+LONGEST = 16  # characters of a setting that stands beside a method's name
+
+
+def settings_line(controller: ControllerRecord | None) -> str:
+    """A method's settings in a line, to stand beside its name; what is long is left out of it."""
+    if controller is None:
+        return ""
+    if controller.parts:
+        parts = (f"{p.weight:g} x {p.kind} ({settings_line(p)})" for p in controller.parts)
+        return " + ".join(parts)
+    config = controller.config
+    shown = {k: v for k, v in config.items() if v is not None and k != "fitted_for"}
+    short = [f"{k} {v}" for k, v in shown.items() if _is_short(v)]
+    return ", ".join([*short, "…"] if len(short) < len(shown) else short)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= LONGEST)
+
+
+def conditions_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What a run depends on, in rows of a term and what it was; an older run knows less."""
+    settings, where = manifest.settings, manifest.conditions
+    if model := settings.model:
+        yield "Model", f"{model.name} ({model.kind}, {model.dtype}, weights {model.weights})"
+    if prompts := settings.prompts:
+        yield "Prompts", _prompts(manifest, prompts)
+    paths = manifest.data.judges if manifest.data else {}
+    judges = (_judge(j, settings.judge_details.get(j), paths.get(j)) for j in settings.judges)
+    yield "Judges", ", ".join(judges)
+    scorer = settings.scorer
+    yield "Perplexity under", "the base without steering" if scorer.is_base else scorer.name
+    yield "Sampling", _sampling(settings)
+    yield "Versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
+    if where:
+        yield (
+            "Measured on",
+            f"{where.processor} ({where.device}), {where.threads} threads, Python {where.python}, "
+            f"{where.platform}",
+        )
+
+
+def _prompts(manifest: Manifest, prompts: PromptsRecord) -> str:
+    source = "of the pocket world" if manifest.pocket else "given as texts"
+    source = (manifest.data and manifest.data.path) or source
+    return f"{prompts.count} ({source}), SHA-256 {prompts.sha256[:16]}"
+
+
+def _sampling(settings: Settings) -> str:
+    least, most = settings.min_new_tokens, settings.max_new_tokens
+    length = f"{least} to {most}" if least else f"{most}"
+    return (
+        f"{settings.samples} samples of {length} tokens, top-p {settings.top_p:g}, temperature "
+        f"{settings.temperature:g}, seed {settings.seed}, batches of {settings.batch_size}"
+    )
+
+
+def _judge(name: str, record: JudgeRecord | None, path: str | None) -> str:
+    """A judge by its name, what it is and where it came from."""
+    if record is None:
+        return name
+    known = [record.kind, *([path] if path else [])]
+    known += [f"SHA-256 {record.sha256.split(':')[-1][:16]}"] if record.sha256 else []
+    known += [f"toxic from {record.threshold:g}"] if record.threshold is not None else []
+    return f"{name} ({', '.join(known)})"

@@ -1,0 +1,93 @@
+"""What a manifest says of models, controllers and the machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from plugalign.algebra.controller import Composition, Controller
+from plugalign.algebra.identity import identify, model_name
+from plugalign.evaluation.run_folder.manifest import (
+    Conditions,
+    ControllerRecord,
+    ModelRecord,
+    WeightedRecord,
+)
+from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
+
+VERSIONS = ("plugalign", "torch", "transformers")
+
+
+def describe_model(model: Any, tokenizer: Any) -> ModelRecord:
+    """A model's name and fingerprints of its weights and its vocabulary."""
+    return ModelRecord(
+        name=model_name(model),
+        kind=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        weights=weights_fingerprint(model),
+        vocabulary=identify(model, tokenizer).vocabulary,
+    )
+
+
+def describe_controller(controller: Controller) -> ControllerRecord:
+    """A controller's class and settings, and a fingerprint of what it has learned."""
+    return ControllerRecord.model_validate(_described(controller))
+
+
+def _described(controller: Controller) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "class": type(controller).__name__,
+        "config": controller.config(),
+        "learned": controller_fingerprint(controller),
+    }
+    if isinstance(controller, Composition):
+        found["parts"] = [
+            WeightedRecord.model_validate({"weight": weight, **_described(part)})
+            for weight, part in controller.parts()
+        ]
+    return found
+
+
+def controller_fingerprint(controller: Controller) -> str:
+    """A hash of a controller's tensors and, in turn, of all its parts."""
+    parts = {name: _part(part) for name, part in controller.saved_parts().items()}
+    return fingerprint(controller.tensors(), parts, repr(controller.config()))[:16]
+
+
+def conditions(device: torch.device) -> Conditions:
+    """Where a run takes place."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return Conditions(
+        device=device.type,
+        processor=name or platform.machine(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+    )
+
+
+def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
+    """The installed versions that a run's results may depend on."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, Controller):
+        return controller_fingerprint(part)
+    if isinstance(part, nn.Module):
+        return weights_fingerprint(part)
+    folder = Path(part)
+    return fingerprint([(p.name, file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])

@@ -1,0 +1,226 @@
+"""tune(): chooses a setting of a controller on held-out prompts, within budgets.
+
+A stronger setting steers further and costs more of the text. What is chosen is the setting with the
+best judged figure among those that keep perplexity and length near the base's.
+
+Settings are halved from round to round (`plugalign.evaluation.halving`). Each round is a comparison
+of its own (`plugalign.evaluation.comparison.compare`), on the same prompts and noise for all of
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.saving import CONFIG
+from plugalign.evaluation.comparison.compare import Comparison, compare
+from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
+from plugalign.evaluation.comparison.variants import by_method, changed, variants
+from plugalign.evaluation.halving import Budgets, Search, Trial
+from plugalign.evaluation.report.pareto import write_picture
+from plugalign.evaluation.report.table import number
+from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
+from plugalign.files.folders import check_folder
+from plugalign.files.shown import shown
+from plugalign.loading import load_controllers
+from plugalign.pocket.world import PROMPT_SEED
+from plugalign.pocket.world import prompts as pocket_prompts
+
+TUNING, PICTURE = "tuning.json", "pareto.svg"
+POCKET_PROMPTS = 100
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found, and where its files are.
+
+    Attributes:
+        out: the folder with tuning.json, pareto.svg and a comparison in each round-N/.
+        chosen: the best setting within the budgets, None where none of them is.
+        trials: all settings, the best first.
+        found: the content of tuning.json.
+    """
+
+    out: Path
+    chosen: Trial | None
+    trials: tuple[Trial, ...]
+    found: dict[str, Any] = field(repr=False)
+
+    @property
+    def picture(self) -> Path:
+        """Every setting's judged figure against its perplexity."""
+        return self.out / PICTURE
+
+    def table(self) -> Table:
+        """The settings as a table for a terminal."""
+        return tuning_table(self)
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+
+def tune(
+    controllers: Mapping[str, Controller | str | Path],
+    settings: Mapping[str, Any],
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    limit: int | None = None,
+    budgets: Budgets | None = None,
+    seed: int = 0,
+    out: str | Path = "plugalign-tune",
+    resume: bool = False,
+    **options: Any,
+) -> Tuning:
+    """Chooses a controller's setting, and writes it into the controller's folder.
+
+    The folder gets the setting in its config.json, and a tuning.json with what it was chosen by.
+    Where no setting keeps the budgets, nothing is written there. The prompts are used up: test on
+    others, since the best of several is better here than it will be elsewhere.
+
+    Args:
+        controllers: one controller or its folder, by its name.
+        settings: by "name.setting" the values to try; of several settings all combinations.
+        model: see `plugalign.compare`; so are all other arguments that are not explained here.
+        prompts: held-out prompts, which are taken in an order drawn from the seed.
+        budgets: what a setting may cost.
+        options: further arguments of `plugalign.compare`: judges, samples, scorer, ...
+        out: the folder to write.
+
+    Raises:
+        ValueError: for anything wrong with the arguments, before any work.
+    """
+    (name, given), *more = controllers.items()
+    if more:
+        raise ValueError(f"one controller is tuned at a time, got {', '.join(controllers)}")
+    budgets, out = budgets or Budgets(), check_folder(out)
+    folder = None if isinstance(given, Controller) else _own_folder(name, given)
+    controller = load_controllers({name: given})[name]
+    rows = variants(name, controller, by_method({name: controller}, settings).get(name, {}))
+    if len(rows) < 2:
+        raise ValueError(f"there is nothing to choose from; give {name}.SETTING several values")
+    candidates = {row: changed(name, controller, changes) for row, changes in rows.items()}
+    texts = _prompts(model, prompts, limit)
+    search = Search(rows, budgets, Random(seed).sample(texts.texts, len(texts.texts)))
+    options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
+    runs = _searched(search, candidates, out, options)
+    found = _evidence(search, runs, controller, texts, seed)
+    write_json(out / TUNING, found)
+    write_picture(out / PICTURE, search.points(), search.metric)
+    if folder is not None and search.chosen is not None:
+        _write_choice(folder, candidates[search.chosen.row], found)
+    return Tuning(out, search.chosen, search.ranked(), found)
+
+
+def _searched(
+    search: Search, candidates: Mapping[str, Controller], out: Path, options: dict[str, Any]
+) -> list[Comparison]:
+    """The comparison of every round, which the search has noted."""
+    runs: list[Comparison] = []
+    for count, kept in search.rounds():
+        controllers = {row: candidates[row] for row in kept}
+        prompts, folder = list(search.prompts[:count]), out / f"round-{len(runs) + 1}"
+        runs.append(compare(controllers=controllers, prompts=prompts, out=folder, **options))
+        search.note(runs[-1].summary, kept)
+    return runs
+
+
+def _own_folder(name: str, given: str | Path) -> Path:
+    """The controller's folder, into which the setting is written."""
+    folder = Path(given)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{name}: {shown(str(given))} is no folder, and the chosen setting is written into the "
+            "controller's folder; download or save the controller first"
+        )
+    return check_folder(folder, "the controller")
+
+
+def _prompts(model: Any, prompts: Any, limit: int | None) -> Prompts:
+    """The held-out prompts; in the pocket world others than `compare` takes."""
+    if prompts is not None:
+        return load_prompts(prompts, limit)
+    if model is not None:
+        raise ValueError("with a model of your own, give prompts too")
+    tests = pocket_prompts(POCKET_PROMPTS, PROMPT_SEED)
+    others = pocket_prompts(2 * POCKET_PROMPTS, PROMPT_SEED + 1)
+    return load_prompts([text for text in others if text not in tests][:POCKET_PROMPTS], limit)
+
+
+def _evidence(
+    search: Search,
+    runs: Sequence[Comparison],
+    controller: Controller,
+    prompts: Prompts,
+    seed: int,
+) -> dict[str, Any]:
+    """What was found, and on what: the content of tuning.json."""
+    manifests = [read_json(each.out / MANIFEST) for each in runs]
+    summary, settings, chosen = search.summaries[-1], manifests[-1]["settings"], search.chosen
+    before, config = next(iter(search.rows.values())), controller.config()
+    return {
+        "controller": controller.name,
+        "chosen": None if chosen is None else chosen.settings,
+        "before": {setting: config[setting] for setting in before if setting in config},
+        "budgets": asdict(search.budgets),
+        "metric": search.metric,
+        "judge": summary["primary_judge"],
+        "model": settings["model"],
+        "scorer": settings["scorer"],
+        "prompts": {
+            "count": len(prompts.texts),
+            "path": prompts.path,
+            "sha256": prompts.fingerprint(),
+            "seed": seed,
+        },
+        "samples": settings["samples"],
+        "max_new_tokens": settings["max_new_tokens"],
+        "base": summary["methods"][summary["reference"]],
+        "trials": [asdict(trial) for trial in search.ranked()],
+        "rounds": [
+            {"folder": each.out.name, "run": manifest["run"], "prompts": each.summary["prompts"]}
+            for each, manifest in zip(runs, manifests, strict=True)
+        ],
+        "versions": manifests[-1]["versions"],
+    }
+
+
+def _write_choice(folder: Path, chosen: Controller, found: dict[str, Any]) -> None:
+    """The setting and what it was chosen by, into the controller's folder."""
+    write_json(folder / TUNING, found)
+    config = {"controller": chosen.name, **chosen.config()}
+    replace_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """All settings, the best first; what is chosen is marked."""
+    metric = tuning.found["metric"]["name"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("setting", overflow="fold")
+    for heading in ("prompts", metric.replace("_", " "), "perplexity\nx base", "length\nx base"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for trial in tuning.trials:
+        figure = trial.figures[metric]
+        verdict = "chosen" if trial == tuning.chosen else "" if trial.within else "over budget"
+        table.add_row(
+            Text(", ".join(f"{name}={value}" for name, value in trial.settings.items())),
+            str(trial.prompts),
+            f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]",
+            number(trial.perplexity_ratio),
+            number(trial.length_ratio),
+            verdict,
+            style="bold" if trial == tuning.chosen else None,
+        )
+    return table

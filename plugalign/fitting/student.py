@@ -1,0 +1,160 @@
+"""A model in training as an expert of DExperts: its loss, and its likelihood of texts.
+
+Where to stop an expert does not learn from the texts, whose lengths are no part of the attribute:
+at every position it keeps the base's own log-probability of an end token, and learns what comes
+next if the text goes on. So the difference of any two of expert, anti-expert and base neither
+promotes nor forbids stopping.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugalign.adapters.layers import shared_copy
+from plugalign.fitting.data import pad
+from plugalign.fitting.labelled import end_tokens
+from plugalign.fitting.training import batches
+
+Rows = Sequence[Sequence[int]]
+"""Texts as token ids."""
+
+
+class Student:
+    """A copy of the base that is being tuned.
+
+    Args:
+        rank: of its adapters; None tunes the full model.
+
+    Attributes:
+        model: the copy. learned: its parameters in training, by name.
+    """
+
+    def __init__(self, base: Any, tokenizer: Any, rank: int | None, seed: int):
+        self._base, self.model = base, _adapted(base, rank, seed) if rank else _full_copy(base)
+        self._ends = end_tokens(base, tokenizer)
+        self.model.train()
+        named = self.model.named_parameters()
+        self.learned = {name: p for name, p in named if p.requires_grad}
+
+    def loss_of(self, rows: Rows, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+        """The loss of each step's texts."""
+        pick = batches(len(rows), batch_size, seed, [len(row) for row in rows])
+        return lambda step: self._loss([rows[i] for i in pick(step)])[0]
+
+    @torch.no_grad()
+    def mean_loss(self, rows: Rows, batch_size: int) -> float:
+        """The mean loss of a token of given texts, without dropout."""
+        self.model.eval()
+        parts = [self._loss(some) for some in _in_order(rows, batch_size)]
+        self.model.train()
+        total = sum(float(loss) * float(count) for loss, count in parts)
+        return total / sum(float(count) for _, count in parts)
+
+    @torch.no_grad()
+    def log_likelihoods(self, rows: Rows, batch_size: int) -> Tensor:
+        """The log-likelihood of each text ``(N,)``, in nats, behind its first token and given where
+        it ends."""
+        found = torch.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            ids, mask = (x.to(self._base.device) for x in pad([rows[i] for i in some]))
+            log_p, _ = following(self._logits(self.model, ids, mask), ids, self._ends)
+            found[some] = (log_p * mask[:, 1:]).sum(1).cpu()
+        return found
+
+    def spare(self) -> None:
+        """Computes the activations of a forward again for its gradient, instead of keeping them."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _loss(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The loss of some texts, and how many tokens it is the mean of."""
+        ids, mask = (x.to(self._base.device) for x in pad(rows))
+        with torch.no_grad():
+            base = self._logits(self._base, ids, mask)
+            stop = following(base, ids, self._ends)[1] if self._ends else None
+        return guide_loss(self._logits(self.model, ids, mask), stop, ids, mask, self._ends)
+
+    @staticmethod
+    def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+
+def following(logits: Tensor, ids: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The log-probability of each next token if the text goes on ``(B, T - 1)``, and that with
+    which it ends behind each token ``(B, T)``.
+
+    Args:
+        logits: ``(B, T, V)``. ids: ``(B, T)``. ends: the end tokens.
+    """
+    log_p = logits.float().log_softmax(-1)
+    chosen = log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    if not ends:
+        return chosen, torch.full_like(log_p[..., 0], -torch.inf)
+    end = log_p[..., list(ends)].logsumexp(-1)
+    return chosen - _complement(end[:, :-1]), end
+
+
+def guide_loss(
+    logits: Tensor, stop: Tensor | None, ids: Tensor, mask: Tensor, ends: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The mean negative log-likelihood of next tokens given that the text goes on, plus the mean
+    square of what the log-probability of ending differs by from the base's: of the shift that an
+    end token would get.
+
+    Args:
+        logits: ``(B, T, V)``. ids, mask: ``(B, T)``. ends: the end tokens.
+        stop: the log-probability with which the base ends behind each token ``(B, T)``.
+
+    Returns:
+        The loss, and the number of tokens.
+    """
+    log_p, end = following(logits, ids, ends)
+    shown = mask[:, 1:] * ~torch.isin(ids[:, 1:], torch.tensor(list(ends), device=ids.device))
+    count = shown.sum()
+    loss = -(log_p * shown).sum() / count
+    if stop is not None:
+        loss = loss + ((end - stop).square() * mask).sum() / mask.sum()
+    return loss, count
+
+
+def _complement(log_p: Tensor) -> Tensor:
+    """``log(1 - p)``."""
+    return torch.log(-torch.expm1(log_p.clamp_max(-1e-6)))
+
+
+def _in_order(rows: Rows, batch_size: int) -> list[Rows]:
+    """Texts of like length together, so many at a time."""
+    ordered = sorted(rows, key=len)
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def _full_copy(model: Any) -> Any:
+    return copy.deepcopy(model).float()
+
+
+def _adapted(model: Any, rank: int, seed: int) -> Any:
+    """The model with fresh LoRA adapters on all its linear layers; the model given keeps its own
+    modules, and its weights are shared unless they are float16, in which gradients vanish."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("LoRA experts need peft: pip install 'plugalign[train]'") from error
+    conv = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        fan_in_fan_out=conv,
+    )
+    base = _full_copy(model) if model.dtype == torch.float16 else shared_copy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(base, config)

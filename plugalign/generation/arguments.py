@@ -1,0 +1,144 @@
+"""The arguments of a ``generate`` call, checked before any work is done.
+
+transformers checks its own settings (`GenerationConfig.validate`). What stands here is what it
+would accept and then read wrongly, or refuse from deep inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Refuses an argument that is neither None nor of its type.
+
+    Raises:
+        TypeError: naming the argument and what it got.
+    """
+    if value is not None and not isinstance(value, kind):
+        public = kind.__module__.startswith("plugalign")
+        wanted = f"{'plugalign.' if public else ''}{kind.__name__}"
+        raise TypeError(f"{name} must be a {wanted} or None, got {value!r:.60}")
+
+
+def check_streamer(streamer: Any) -> None:
+    """Refuses what tokens cannot be streamed to.
+
+    Raises:
+        TypeError: where a method is missing.
+    """
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(f"a streamer needs put() and end(), got {type(streamer).__name__}")
+
+
+def check_config(config: GenerationConfig) -> None:
+    """Refuses merged settings with which controllers would be left out, or that are no counts.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if config.cache_implementation == "paged":
+        raise ValueError(
+            "cache_implementation='paged' is continuous batching, which takes no logits "
+            "processors, so controllers would be left out; take another cache_implementation"
+        )
+    for name in ("num_return_sequences", "num_beams"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def prompt_ids(inputs: Any, options: Mapping[str, Any], begin: Tensor | None = None) -> Tensor:
+    """The prompts' token ids ``(B, T)``, which may come by position or as ``input_ids=``.
+
+    Args:
+        begin: ``(1, 1)``, the prompt of a call that is given none.
+
+    Raises:
+        TypeError: for anything but a tensor of integers.
+        ValueError: without prompts, with both, for another shape, or for embeddings of others.
+    """
+    named, embedded = options.get("input_ids"), options.get("inputs_embeds")
+    if inputs is not None and named is not None:
+        raise ValueError("generate takes prompts as inputs or as input_ids=, not as both")
+    ids = named if inputs is None else inputs
+    if ids is None and embedded is not None:
+        raise ValueError(
+            "generate got inputs_embeds and no token ids, and controllers read tokens; pass the "
+            "prompts' input_ids= too"
+        )
+    ids = _token_ids(begin if ids is None else ids)
+    if embedded is not None and embedded.shape[:2] != ids.shape:
+        raise ValueError(
+            f"inputs_embeds of shape {tuple(embedded.shape)} must stand for input_ids of shape "
+            f"{tuple(ids.shape)}, token by token: controllers read those"
+        )
+    return ids
+
+
+def _token_ids(ids: Any) -> Tensor:
+    if isinstance(ids, Mapping):
+        raise TypeError("generate takes the tensors of an encoding by name: generate(**encoding)")
+    if ids is not None and not isinstance(ids, Tensor):
+        raise TypeError(
+            f"generate takes prompts as a tensor of token ids (B, T), got a {type(ids).__name__}; "
+            "torch.tensor(...) makes one of lists of one length"
+        )
+    if ids is None or ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(
+            "generate needs prompt token ids of shape (B, T) with at least one row and one "
+            f"token, got {None if ids is None else tuple(ids.shape)}"
+        )
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"prompt token ids are whole numbers (torch.int64), got {ids.dtype}")
+    return ids
+
+
+def checked_mask(mask: Any, ids: Tensor) -> Tensor:
+    """An attention mask that says of every token id ``(B, T)`` whether it is one of the prompt, as
+    int64.
+
+    Raises:
+        TypeError: for anything but a tensor.
+        ValueError: for another shape, values other than 0 and 1, or a row of zeros.
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got a {type(mask).__name__}")
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the prompts have {tuple(ids.shape)}"
+        )
+    known = (mask == 0) | (mask == 1)  # NaN is neither
+    if bool(known.all() & (mask != 0).any(1).all()):  # asks the device once
+        return mask.long()
+    if not bool(known.all()):
+        value = mask[~known][0].item()
+        raise ValueError(f"attention_mask holds {value}; it is 1 for tokens and 0 for padding")
+    row = int((mask == 0).all(1).nonzero()[0, 0])
+    raise ValueError(
+        f"the prompt in row {row} has no tokens: its attention mask is all zeros",
+    )
+
+
+def check_cache(ids: Tensor, options: Mapping[str, Any]) -> None:
+    """Refuses prompts ``(B, T)`` that are not the whole text, where a cache holds its beginning.
+
+    Raises:
+        ValueError: saying how much is held and how much is given.
+    """
+    cache, mask = options.get("past_key_values"), options.get("attention_mask")
+    if cache is None:
+        return
+    held = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    width = mask.shape[-1] if isinstance(mask, Tensor) else 0
+    if held >= ids.shape[1] or width > ids.shape[1]:
+        raise ValueError(
+            f"past_key_values hold {held} tokens and input_ids have {ids.shape[1]}: controllers "
+            "read the whole text, so pass all of its ids, those that are cached too (they are not "
+            "read again)"
+        )

@@ -1,0 +1,262 @@
+"""tune(): the search against a plain reading of its rule, and the pocket world end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import plugalign as pa
+from plugalign import pocket
+from plugalign.evaluation.halving import Budgets, Search
+from plugalign.evaluation.report.pareto import write_picture
+from plugalign.evaluation.tuning import tune
+from plugalign.pocket.world import PROMPT_SEED
+from plugalign.pocket.world import prompts as pocket_prompts
+
+METRICS = [{"name": "toxicity", "better": "lower"}]
+
+
+def figure(value: float | None) -> dict[str, Any]:
+    return {"value": value, "low": value, "high": value}
+
+
+def summary(prompts: int, rows: Mapping[str, tuple[float | None, float, float]]) -> Any:
+    """A summary of rows by (toxicity, perplexity, length); the base has (1, 100, 10)."""
+    methods = {"base": (1.0, 100.0, 10.0), **rows}
+    found = {
+        name: {"toxicity": figure(t), "perplexity": figure(p), "length": figure(n)}
+        for name, (t, p, n) in methods.items()
+    }
+    return {"reference": "base", "prompts": prompts, "metrics": METRICS, "methods": found}
+
+
+def search_of(rows: int, prompts: int = 128, **budgets: float) -> Search:
+    names = {f"d[alpha={n}]": {"alpha": float(n)} for n in range(rows)}
+    return Search(names, Budgets(**budgets), [f"p{n}" for n in range(prompts)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "rounds"),
+    [
+        (2, 128, [(128, 2)]),
+        (3, 128, [(32, 3), (128, 2)]),
+        (4, 128, [(32, 4), (128, 2)]),
+        (8, 128, [(8, 8), (32, 4), (128, 2)]),
+        (9, 512, [(8, 9), (32, 5), (128, 3), (512, 2)]),
+        (8, 20, [(8, 8), (20, 2)]),
+        (4, 5, [(5, 4)]),
+    ],
+)
+def test_settings_are_halved_while_prompts_grow(
+    rows: int, prompts: int, rounds: list[tuple[int, int]]
+) -> None:
+    search, found = search_of(rows, prompts), []
+    for count, kept in search.rounds():
+        found.append((count, len(kept)))
+        search.note(summary(count, {r: (0.01 * int(r[8:-1]), 100, 10) for r in kept}), kept)
+    assert found == rounds
+    assert search.chosen is not None and search.chosen.row == "d[alpha=0]"
+    assert sum(c * k for c, k in found) <= 2 * prompts * 2 or prompts < 100
+
+
+def test_the_best_within_the_budgets_is_chosen_and_not_the_best() -> None:
+    search = search_of(4, max_perplexity=1.15, max_length_change=0.2)
+    rows = {
+        "d[alpha=0]": (0.9, 100.0, 10.0),
+        "d[alpha=1]": (0.4, 115.0, 12.0),  # at the very edge of both
+        "d[alpha=2]": (0.2, 116.0, 10.0),
+        "d[alpha=3]": (0.1, 90.0, 7.5),
+    }
+    search.note(summary(128, rows), list(rows))
+    assert [trial.row[8] for trial in search.ranked()] == ["1", "0", "2", "3"]
+    assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
+    within = {trial.row[8]: trial.within for trial in search.ranked()}
+    assert within == {"0": True, "1": True, "2": False, "3": False}
+
+
+def test_nothing_is_chosen_where_nothing_keeps_the_budgets() -> None:
+    search = search_of(2)
+    rows = {"d[alpha=0]": (0.1, 300.0, 10.0), "d[alpha=1]": (0.2, 200.0, 10.0)}
+    search.note(summary(128, rows), list(rows))
+    assert search.chosen is None
+    assert [trial.row[8] for trial in search.ranked()] == ["1", "0"]
+
+
+def test_what_has_no_figure_is_last_and_never_chosen() -> None:
+    search = search_of(2)
+    rows = {"d[alpha=0]": (None, 100.0, 10.0), "d[alpha=1]": (0.9, 100.0, 10.0)}
+    search.note(summary(128, rows), list(rows))
+    assert search.chosen is not None and search.chosen.row == "d[alpha=1]"
+    assert [p[0] for p in search.points()] == ["base", "d[alpha=1]"]
+    alone = search_of(2)
+    empty = {row: (0.1, None, 10.0) for row in rows}
+    alone.note(summary(128, empty), list(rows))  # type: ignore[arg-type]
+    assert alone.chosen is None
+
+
+def test_a_metric_that_is_better_high() -> None:
+    search = search_of(2)
+    found = summary(128, {"d[alpha=0]": (0.1, 100.0, 10.0), "d[alpha=1]": (0.2, 90.0, 10.0)})
+    found["metrics"] = [{"name": "toxicity", "better": "higher"}]
+    search.note(found, list(search.rows))
+    assert search.chosen is not None and search.chosen.row == "d[alpha=1]"
+    assert [trial.efficient for trial in search.ranked()] == [True, False]
+
+
+def test_efficient_is_what_no_other_is_better_than_in_both() -> None:
+    search = search_of(4)
+    places = [(0.5, 90.0), (0.3, 95.0), (0.4, 97.0), (0.1, 110.0)]
+    rows = {r: (t, p, 10.0) for r, (t, p) in zip(search.rows, places, strict=True)}
+    search.note(summary(128, rows), list(rows))
+    assert {t.row[8]: t.efficient for t in search.ranked()} == {
+        "0": True,
+        "1": True,
+        "2": False,
+        "3": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ({"max_perplexity": 0}, "max_perplexity is a ratio to the base's above 0, got 0"),
+        ({"max_perplexity": float("nan")}, "above 0, got nan"),
+        ({"max_length_change": -0.1}, "a part of the base's length, not negative, got -0.1"),
+    ],
+)
+def test_budgets_that_cannot_be(budgets: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budgets(**budgets)
+
+
+# ------------------------------------------------------------------ the pocket world
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A fitted controller that may be changed."""
+    return Path(shutil.copytree(pocket.parts() / "controllers" / "dexperts_lora", tmp_path / "d"))
+
+
+SMALL: dict[str, Any] = {"samples": 2, "max_new_tokens": 8, "limit": 12}
+
+
+def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    values = {"d.alpha": [0.0, 2.0, "0.5", 1]}
+    tuning = tune({"d": folder}, values, budgets=Budgets(9, 9), out=tmp_path / "out", **SMALL)
+    assert tuning.chosen is not None
+    chosen = tuning.chosen.settings["alpha"]
+    loaded = pa.load(folder)
+    assert isinstance(loaded, pa.DExperts) and loaded.alpha == chosen
+    found = json.loads((folder / "tuning.json").read_text())
+    assert found == json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert found["chosen"] == {"alpha": chosen} and found["before"] == {"alpha": 1.0}
+    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9}
+    assert [trial["prompts"] for trial in found["trials"]] == [12, 12, 8, 8]
+    assert [each["prompts"] for each in found["rounds"]] == [8, 12]
+    last = json.loads((tmp_path / "out" / "round-2" / "summary.json").read_text())
+    names = {trial["row"] for trial in found["trials"][:2]}
+    assert set(last["methods"]) == {"base", *names}
+    rates = {n: last["methods"][n]["toxicity_probability"]["value"] for n in names}
+    assert rates[tuning.chosen.row] == min(rates.values())
+    config = json.loads((folder / "config.json").read_text())
+    assert config == json.loads(before[folder / "config.json"]) | {"alpha": chosen}
+    changed = {p for p in folder.rglob("*") if p.is_file() and p.read_bytes() != before.get(p)}
+    assert changed <= {folder / "config.json", folder / "tuning.json"}
+    assert tuning.table().row_count == 4
+
+
+def test_held_out_prompts_of_the_pocket_world_are_not_those_of_compare(
+    folder: Path, tmp_path: Path
+) -> None:
+    values = {"d.alpha": [0.5, 1.0]}
+    tune({"d": folder}, values, budgets=Budgets(9, 9), out=tmp_path / "out", **SMALL)
+    lines = (tmp_path / "out" / "round-1" / "prompts.jsonl").read_text().splitlines()
+    held_out = {json.loads(line)["text"] for line in lines}
+    assert len(held_out) == 12 and not held_out & set(pocket_prompts(100, PROMPT_SEED))
+
+
+def test_without_a_setting_in_the_budgets_nothing_is_written_and_a_run_is_resumed(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    arguments: dict[str, Any] = {"budgets": Budgets(0.01, 0), "out": tmp_path / "out", **SMALL}
+    tuning = tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, **arguments)
+    assert tuning.chosen is None and tuning.found["chosen"] is None
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match="already holds this run; continue it with --resume"):
+        tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, **arguments)
+    again = tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, **arguments, resume=True)
+    assert again.found == tuning.found
+
+
+def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path: Path) -> None:
+    controller = pa.SelfDebias(["This is rude:"])
+    values = {"s.decay": [1.0, 2.0]}
+    tuning = tune({"s": controller}, values, budgets=Budgets(9, 9), out=tmp_path / "out", **SMALL)
+    assert tuning.chosen is not None and controller.decay == 50
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "pareto.svg",
+        "round-1",
+        "tuning.json",
+    ]
+
+
+ERRORS: list[tuple[dict[str, Any], str]] = [
+    ({"settings": {"d.alpha": [1.0]}}, r"nothing to choose from; give d\.SETTING several values"),
+    ({"settings": {"x.alpha": [1.0, 2.0]}}, "of the method 'x', which is not compared"),
+    ({"settings": {"d.alfa": [1.0, 2.0]}}, "DExperts has no setting 'alfa'; known are alpha"),
+    ({"model": "some/model"}, "with a model of your own, give prompts too"),
+    ({"controllers": {"d": "/nowhere/d"}}, "'/nowhere/d' is no folder, and the chosen setting"),
+    ({"controllers": {"d": "/x", "e": "/y"}}, "one controller is tuned at a time, got d, e"),
+    ({"limit": 0}, "limit must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ERRORS)
+def test_refuses_before_any_work(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "controllers": {"d": folder},
+        "settings": {"d.alpha": [0.5, 1.0]},
+        "out": tmp_path / "out",
+    }
+    with pytest.raises(ValueError, match=message):
+        tune(**arguments | change)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------ the picture
+
+
+def test_the_picture_has_a_point_for_each_setting_and_names_are_escaped(tmp_path: Path) -> None:
+    wide = {"value": 0.5, "low": 0.4, "high": 0.7}
+    points = [
+        ("base", figure(100.0), figure(0.9), "base"),
+        ("<d & co>", figure(110.0), wide, "chosen"),
+        ("other", figure(120.0), figure(0.6), "other"),
+    ]
+    write_picture(tmp_path / "p.svg", points, METRICS[0])
+    svg = ElementTree.parse(tmp_path / "p.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    circles = svg.findall(f"{space}circle")
+    assert len(circles) == 3
+    heights = [float(circle.get("cy", "nan")) for circle in circles]
+    assert heights[0] < heights[2] < heights[1]  # less toxic is further down
+    texts = [text.text for text in svg.findall(f"{space}text")]
+    assert {"base", "<d & co>", "other", "perplexity", "toxicity"} <= set(texts)
+
+
+def test_a_picture_of_nothing_is_one(tmp_path: Path) -> None:
+    write_picture(tmp_path / "p.svg", [], METRICS[0])
+    assert ElementTree.parse(tmp_path / "p.svg").getroot().tag.endswith("svg")

@@ -1,0 +1,168 @@
+"""One merged configuration: a setting means the same wherever it is set."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import plugalign as pa
+from plugalign.generation.request import make_request
+
+PLACES = ("keyword", "config", "position", "model")
+
+
+@pytest.fixture
+def steered(tiny, tokenizer):
+    return pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5 w6"]))
+
+
+@pytest.fixture
+def critic(tiny, tokenizer):
+    """Every answer is rewritten."""
+    verdicts = {"fault": " w7", "fine": " w8", "threshold": 0.0}
+    return pa.wrap(tiny(), tokenizer, pa.SelfCritique(critique="w5", refine="w6", **verdicts))
+
+
+def call(steered, place, batch, **settings):
+    """``generate`` with settings that stand in one place."""
+    if place == "keyword":
+        return steered.generate(**batch, **settings)
+    if place == "config":
+        return steered.generate(**batch, generation_config=GenerationConfig(**settings))
+    if place == "position":
+        batch = dict(batch)
+        return steered.generate(batch.pop("input_ids"), GenerationConfig(**settings), **batch)
+    before = copy.deepcopy(steered.model.generation_config)
+    steered.model.generation_config.update(**settings)
+    try:
+        return steered.generate(**batch)
+    finally:
+        steered.model.generation_config = before
+
+
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_beams_under_a_reviser(place, critic, prompts):
+    settings = {"num_beams": 2, "max_new_tokens": 4}
+    want = call(critic, "keyword", prompts(), **settings)
+    assert call(critic, place, prompts(), **settings).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_dict_is_returned_where_one_is_wanted(place, critic, prompts):
+    output = call(critic, place, prompts(), max_new_tokens=4, return_dict_in_generate=True)
+    want = call(critic, "keyword", prompts(), max_new_tokens=4)
+    assert output.sequences.tolist() == want.tolist() and output.past_key_values is None
+
+
+@pytest.mark.parametrize("name", ["output_scores", "output_logits", "output_hidden_states"])
+@pytest.mark.parametrize("place", PLACES)
+def test_scores_of_a_draft_are_refused(place, name, critic, prompts):
+    settings = {"max_new_tokens": 4, "return_dict_in_generate": True, name: True}
+    with pytest.raises(ValueError, match=f"{name} belongs to a draft"):
+        call(critic, place, prompts(), **settings)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_pad_token_decides_the_mask(place, steered, prompts):
+    ids = prompts()["input_ids"].clamp_min(3)
+    ids[1, :2] = 9  # left padding, if 9 pads
+    own = (ids != 9).long()
+    want = steered.generate(ids, attention_mask=own, max_new_tokens=4, pad_token_id=9)
+    got = call(steered, place, {"input_ids": ids}, max_new_tokens=4, pad_token_id=9)
+    assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("loop", [True, False])
+@pytest.mark.parametrize("controller", ["nothing", "self-debias"])
+def test_what_a_config_leaves_open_is_the_models(controller, loop, tiny, tokenizer, make):
+    """The pad token is the end token and what a prompt begins with."""
+    model = tiny()
+    model.generation_config.update(pad_token_id=5, eos_token_id=5, bos_token_id=5)
+    steered = pa.wrap(model, tokenizer, make(controller, model, tiny, "llama-gqa"))
+    ids = torch.tensor([[5, 20, 21, 22]])
+    more = {"max_new_tokens": 6, "use_cache": loop}
+    want = steered.generate(ids, attention_mask=torch.ones_like(ids), **more)
+    got = steered.generate(ids, generation_config=GenerationConfig(**more))
+    assert got.tolist() == want.tolist()
+    if controller == "nothing":
+        assert want.tolist() == model.generate(ids, **more).tolist()
+
+
+def test_keywords_stand_before_a_config_before_the_model(steered, tokenizer):
+    model = steered.model
+    model.generation_config.update(top_k=7, top_p=0.7, num_beams=3)
+    config = GenerationConfig(top_k=8, top_p=0.8)
+    request = make_request(model, tokenizer, {"generation_config": config, "top_k": 9})
+    merged = request.config
+    assert (merged.top_k, merged.top_p, merged.num_beams, merged.max_length) == (9, 0.8, 3, 20)
+    assert (config.top_k, config.num_beams) == (8, None), "the caller's own was changed"
+
+
+def test_what_is_no_setting_goes_to_the_forward(steered, tokenizer):
+    options = {"position_ids": torch.ones(1, 1), "token_type_ids": None, "streamer": None}
+    assert list(make_request(steered.model, tokenizer, options).forward) == ["position_ids"]
+
+
+@pytest.mark.parametrize("place", ["config", "model"])
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"num_beams": 2}, "beam search"), ({"use_cache": False}, "use_cache=False")],
+)
+def test_the_path_follows_from_all_settings(place, settings, reason, steered):
+    if place == "model":
+        steered.model.generation_config.update(**settings)
+        told = steered.explain()
+    else:
+        told = steered.explain(generation_config=GenerationConfig(**settings))
+    assert told.startswith("the processor path") and reason in told
+
+
+def test_a_tensor_of_end_tokens(steered, prompts):
+    ends = list(range(3, 60))
+    want = steered.generate(**prompts(), max_new_tokens=6, eos_token_id=ends)
+    got = steered.generate(**prompts(), max_new_tokens=6, eos_token_id=torch.tensor(ends))
+    assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("which", ["prefix", "head"])
+def test_a_config_is_not_mixed_with_keywords(which, tiny, tokenizer, prompts, make, monkeypatch):
+    """transformers warns of settings that come in both ways, and these would be ours."""
+    model, seen = tiny(), {}
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: seen.update(given) or generate(**given))
+    steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
+    config = GenerationConfig(max_new_tokens=3)
+    before = config.to_dict()
+    steered.generate(**prompts(), generation_config=config, use_cache=False)
+    assert seen["generation_config"].disable_compile and "disable_compile" not in seen
+    assert config.to_dict() == before
+
+
+# ------------------------------------------------------------------ refused, before any work
+
+REFUSED = {
+    "settings": ({"generation_config": {"top_k": 9}}, TypeError, "must be a GenerationConfig"),
+    "streamer": ({"streamer": print}, TypeError, "needs put"),
+    "no answer": ({"num_return_sequences": 0}, ValueError, "at least 1, got 0"),
+    "half a beam": ({"num_beams": 1.5}, ValueError, "at least 1, got 1.5"),
+    "no token": ({"max_new_tokens": 0}, ValueError, "max_new_tokens"),
+    "a trace": ({"trace": []}, TypeError, r"a plugalign.Trace or None, got \[\]"),
+    "a mask": ({"attention_mask": torch.ones(2, 4)}, ValueError, r"the prompts have \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("method", ["generate", "explain"])
+def test_refused_before_a_model_runs(method, case, steered):
+    arguments, error, message = REFUSED[case]
+    steered.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(error, match=message):
+        getattr(steered, method)(torch.full((2, 3), 5), **arguments)
+
+
+def test_a_row_of_padding_alone_is_no_prompt(steered):
+    with pytest.raises(ValueError, match="row 1 has no tokens"):
+        steered.generate(torch.tensor([[5, 6], [0, 0]]), max_new_tokens=2)

@@ -1,0 +1,30 @@
+"""Fewer tests than the full product of factors, and no pair of two factors' levels left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+
+def pairwise(**factors: Sequence[Any]) -> pytest.MarkDecorator:
+    """``@pairwise(architecture=…, mode=…, rows=…)`` in the place of a parametrize of each."""
+    return pytest.mark.parametrize(list(factors), covering(factors))
+
+
+def covering(factors: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Rows of the product of two or more factors in which any levels of two factors meet.
+
+    Greedy and always the same: the next row is the first that adds most pairs.
+    """
+    rows = list(product(*(range(len(levels)) for levels in factors.values())))
+    pairs = [set(combinations(enumerate(row), 2)) for row in rows]
+    missing, chosen = set().union(*pairs), []
+    while missing:
+        best = max(range(len(rows)), key=lambda i: len(pairs[i] & missing))
+        missing -= pairs[best]
+        chosen.append(rows[best])
+    columns = list(factors.values())
+    return [tuple(column[i] for column, i in zip(columns, row, strict=True)) for row in chosen]
