@@ -382,7 +382,9 @@ def test_a_trace_names_the_controller_and_its_gate(tiny, tokenizer, prompts):
 def test_a_gate_that_says_nonsense_is_refused_by_name(tiny, tokenizer, prompts):
     for said in ([1.0, -1.0], [1.0, float("nan")]):
         steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]).when(Says(said)))
-        with pytest.raises(ValueError, match="the gate Says must give one number of at least 0"):
+        with pytest.raises(
+            ValueError, match="the gate Says must give one finite number of at least 0"
+        ):
             steered.generate(**prompts(rows=2), max_new_tokens=1)
 
 
