@@ -134,7 +134,7 @@ class Run:
             return scores
         hidden = self._sources.hidden(prefix.ids, prefix.mask)
         head = self._rounded.head(hidden.to(self._rounded.linear.weight.dtype))
-        return scores + (head.full() - replace(head, float32=False).full(exact=True).float())
+        return scores + (head.full() - replace(head, float32=False).full().float())
 
     def _check_finite(self, step: Step, scores: Tensor) -> None:
         """Raises FloatingPointError where a row of scores ``(R, V)`` has no finite maximum."""

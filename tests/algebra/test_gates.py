@@ -123,7 +123,8 @@ def test_every_mode_equals_the_formula(which, mode, tiny, tokenizer, prompts):
     controller, delta = gated(which, model, tiny, tokenizer, seen)
     steered = pa.wrap(model, tokenizer, controller)
     follows(steered, shifted(delta), batch, mode, tiny(seed=9), start=PROMPT)
-    assert seen == {True, False} or mode == "lookup"  # which is one row, and a short way
+    one_row = mode in ("assisted-sample", "lookup")  # a few steps of which may all be alike
+    assert seen == {True, False} or one_row
 
 
 @pytest.mark.parametrize("which", WHICH)

@@ -137,9 +137,9 @@ class BatchedBase:
         heads = dict(zip(self.batched_keys, others, strict=True))
         if self._grouped is not None and not self._has_one_head:
             own = heads | self._grouped.under_own_heads(heads)
-            return BaseOutput(base.full(self._exact), base.hidden, own)
+            return BaseOutput(base.full(), base.hidden, own)
         if self._exact or not is_cheap(answer):
-            return BaseOutput(base.full(self._exact), base.hidden, heads)
+            return BaseOutput(base.full(), base.hidden, heads)
         if len(self._linear) < 2 or base.bias is not None or not can_add(base):
             first, *each = answer.full().chunk(self.blocks)
             logits = dict(zip(self.batched_keys, each, strict=True))

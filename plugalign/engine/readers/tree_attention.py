@@ -16,10 +16,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import linear, rms_norm, silu
 from transformers import LlamaModel
 
-from plugalign.kernels.product import product
 
 TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
 
@@ -175,7 +174,7 @@ class LlamaTreeAttention:
         held: list[KeysValues] = []
         shape = (*x.shape[:2], 3, self._heads, -1)
         for layer, (past_keys, past_values) in zip(self._layers, past, strict=True):
-            joint = product(_normed(x, layer.epsilons[0]), layer.qkv).view(shape)
+            joint = linear(_normed(x, layer.epsilons[0]), layer.qkv).view(shape)
             queries, keys, values = joint.permute(2, 0, 3, 1, 4)
             held.append((keys, values))
             seen = queries @ past_keys[rows].transpose(2, 3)
@@ -184,9 +183,9 @@ class LlamaTreeAttention:
             own = (queries * keys).sum(-1, keepdim=True)
             shares = torch.cat([seen, own], dim=-1).softmax(-1)
             mixed = (shares[..., :-1] @ past_values[rows]).addcmul_(shares[..., -1:], values)
-            x += product(mixed.transpose(1, 2).flatten(2), layer.output)
-            gate, up = product(_normed(x, layer.epsilons[1]), layer.gate_up).chunk(2, -1)
-            x += product(silu(gate).mul_(up), layer.down)
+            x += linear(mixed.transpose(1, 2).flatten(2), layer.output)
+            gate, up = linear(_normed(x, layer.epsilons[1]), layer.gate_up).chunk(2, -1)
+            x += linear(silu(gate).mul_(up), layer.down)
         self._held.append(held)
         normed: Tensor = self._backbone.norm(x)
         return normed
