@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, silu
 from transformers import LlamaModel
 
-
 TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
 
 KeysValues = tuple[Tensor, Tensor]
