@@ -38,7 +38,7 @@ def test_no_decay_is_the_identity(tiny, tokenizer, prompts):
     [
         ({"prefixes": []}, r"non-empty prefixes, got \[\]"),
         ({"prefixes": "one string"}, "got 'one string'"),
-        ({"decay": -1}, "must not be negative, got -1"),
+        ({"decay": -1}, "not negative, got -1"),
         ({"floor": 0}, r"\(0, 1\], got 0"),
     ],
 )
