@@ -88,6 +88,8 @@ class Loop:
             most=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
         room = stopping.remaining(call.ids) - 1
+        if is_static(call.cache):  # of the longest call so far: no shorter one is compiled anew
+            room = call.cache.get_max_length() - call.ids.shape[1]
         static = static_decoding(
             call.model, call.cache, call.config, room, captured=graph is not None
         )
