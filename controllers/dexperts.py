@@ -9,6 +9,7 @@ low-rank additions beside the base's weights (`plugalign.adapters`), and the bas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -75,6 +76,8 @@ class DExperts(Controller):
     ):
         if expert is None and antiexpert is None:
             raise ValueError("DExperts needs an expert, an anti-expert, or both")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
         self.expert, self.antiexpert = expert, antiexpert
         self.alpha, self.support = float(alpha), TopP(top_p)
         self.fitted_for, self.trust_remote_code = fitted_for, trust_remote_code
@@ -109,8 +112,9 @@ class DExperts(Controller):
         path = Path(expert)
         if (folder := adapter_folder(expert)) is not None:
             if self.fitted_for is not None:
-                who = f"the LoRA {role} in {path}"
-                self.fitted_for.check(base, tokenizer, needs="weights", what=who)
+                self.fitted_for.check(
+                    base, tokenizer, needs="weights", what=f"the LoRA {role} in {path}"
+                )
             loaded = with_adapter(base, folder)
         else:
             loaded = load_model(expert, base, tokenizer, trust_remote_code=self.trust_remote_code)

@@ -9,7 +9,7 @@ from plugalign.engine.context_length import context_length_of
 from plugalign.generation.chat import chat_of, encode
 from plugalign.generation.request import make_request
 from plugalign.generation.revision import Answers
-from plugalign.generation.scoring import Batch
+from plugalign.generation.scoring import left_padded
 from plugalign.generation.transcript import Continuation
 
 # Prompts, each with a harmless answer and a rude one, to see whether a model can tell them apart.
@@ -57,7 +57,7 @@ def answers_of(
     pad, ends = request.pad_token_id, request.end_token_ids
     fill = pad if pad is not None else next(iter(ends), 0)
     prompts, said = (list(each) for each in zip(*rows, strict=True))
-    batch = Batch.of(prompts, [[] for _ in prompts], fill, model.device)
+    batch = left_padded(prompts, [[] for _ in prompts], fill, model.device)
     width = max(map(len, said))
     return Answers(
         tokenizer=tokenizer,

@@ -145,6 +145,8 @@ class PPLM(Controller):
             raise ValueError(f"PPLM's words must be a list of words, got {words!r}")
         if not words and discriminator is None:
             raise ValueError("PPLM needs words, a discriminator, or both")
+        if not isinstance(label, int) or label < 0:
+            raise ValueError(f"label must be an int and not negative, got {label!r}")
         if discriminator is not None and not 0 <= label < discriminator.out_features:
             raise ValueError(
                 f"the label must be one of the discriminator's {discriminator.out_features} "
@@ -175,8 +177,9 @@ class PPLM(Controller):
         head, how = self.discriminator, dict(self._settings)
         if head is not None:
             if self.fitted_for is not None:
-                who = "PPLM's discriminator"
-                self.fitted_for.check(model, tokenizer, needs="weights", what=who)
+                self.fitted_for.check(
+                    model, tokenizer, needs="weights", what="PPLM's discriminator"
+                )
             width = model.get_output_embeddings().weight.shape[1]
             if head.in_features != width:
                 raise ValueError(

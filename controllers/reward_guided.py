@@ -88,6 +88,8 @@ class RewardGuided(WithModels):
             check_reward(reward)
         if not math.isfinite(weight):
             raise ValueError(f"the reward's weight must be finite, got {weight}")
+        if not isinstance(inverted, bool):
+            raise TypeError(f"invert must be True or False, got {inverted!r}")
         self.reward, self.tokenizer, self.label = reward, tokenizer, label
         self.trust_remote_code = trust_remote_code
         self.support, self.weight, self.inverted = TopK(k), float(weight), inverted

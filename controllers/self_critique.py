@@ -106,7 +106,10 @@ class SelfCritique(Controller):
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
+        for what in ("critique", "fault", "fine", "refine"):
+            if not isinstance(text := getattr(self, what), str):
+                raise TypeError(f"{what} must be a text, got {text!r}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is a probability in [0, 1], got {self.threshold}")
@@ -237,7 +240,7 @@ class SelfCritique(Controller):
         """The texts that have room for it, with ``said`` and the critique behind them, and the log
         odds ``(R,)`` of a fault."""
         verdicts = wording.verdicts
-        ids, mask = answers.filled(
+        ids, mask = answers.fill(
             said + wording.critique, text.rows[live], verdicts.lead, wording.chat
         )
         fits = answers.fits(text.lengths[live] + mask.sum(1) + 1)
@@ -245,8 +248,8 @@ class SelfCritique(Controller):
         cost = Report(critiqued=len(text.rows), too_long=len(live) - len(text.rows))
         if not len(text.rows):
             return text, text.ids.new_empty(0, dtype=torch.float32), cost
-        cost += Report(encoded_tokens=text.unread)
-        _, output = answers.critic.generate(text, 1, output_logits=True)
+        cost += Report(encoded_tokens=text.uncached_tokens)
+        _, output = answers.greedy.generate(text, 1, output_logits=True)
         fault, fine = (output.logits[0][:, tokens[0]].float() for tokens in verdicts[1:])
         if not bool((fault - fine).isfinite().all()):
             raise FloatingPointError(
@@ -259,8 +262,8 @@ class SelfCritique(Controller):
     ) -> tuple[Transcript, Tensor, Report]:
         """The faulty texts that have room for a refinement, with it, and it alone ``(R, n)``."""
         said = text.ids.new_tensor(wording.verdicts.fault).expand(len(faulty), -1)
-        ids, mask = answers.filled(wording.refine, text.rows[faulty], chat=wording.chat)
-        length = self.max_new_tokens or answers.room
+        ids, mask = answers.fill(wording.refine, text.rows[faulty], chat=wording.chat)
+        length = self.max_new_tokens or answers.max_new_tokens
         more = said.shape[1] + self.critique_tokens + mask.sum(1) + length
         fits = answers.fits(text.lengths[faulty] + more)
         keep, said, ids, mask = faulty[fits], said[fits], ids[fits], mask[fits]
@@ -270,14 +273,14 @@ class SelfCritique(Controller):
         said_mask = torch.ones_like(said)
         if self.critique_tokens:
             text = text.extended(keep, said, said_mask)
-            _, text, spent = answers.written(answers.critic, text, self.critique_tokens)
+            _, text, spent = answers.generate(answers.greedy, text, self.critique_tokens)
             text, cost = (
                 text.extended(text.rows.new_tensor(range(len(keep))), ids, mask),
                 cost + spent,
             )
         else:
             text = text.extended(keep, torch.cat([said, ids], 1), torch.cat([said_mask, mask], 1))
-        new, text, spent = answers.written(answers.continuation, text, length)
+        new, text, spent = answers.generate(answers.continuation, text, length)
         return text, new, cost + spent
 
     def _answering(self, answers: Answers, new: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ rounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,8 +70,8 @@ class SelfDebias(Controller):
     ):
         if isinstance(prefixes, str) or not prefixes or not all(prefixes):
             raise ValueError(f"self-debiasing needs a list of non-empty prefixes, got {prefixes!r}")
-        if decay < 0:
-            raise ValueError(f"the decay must not be negative, got {decay}")
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"the decay must be finite and not negative, got {decay}")
         if not 0 < floor <= 1:
             raise ValueError(f"the floor must lie in (0, 1], got {floor}")
         self.prefixes, self.decay, self.floor = tuple(prefixes), float(decay), float(floor)

@@ -25,7 +25,7 @@ from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.context_length import context_length_of
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.generation.chat import Chat, chat_of, encode
-from plugalign.generation.scoring import Batch
+from plugalign.generation.scoring import left_padded
 from plugalign.generation.tokens import token_ids
 from plugalign.kernels.head import Logits as Scores
 from plugalign.kernels.head import full
@@ -72,6 +72,9 @@ class Diagnosis(Gate):
     name: ClassVar[str] = "diagnosis"
 
     def __post_init__(self) -> None:
+        for what in ("attribute", "template"):
+            if not isinstance(text := getattr(self, what), str):
+                raise TypeError(f"the {what} must be a text, got {text!r}")
         if not self.attribute.strip():
             raise ValueError(f"a diagnosis needs an attribute, got {self.attribute!r}")
         if not 0 < self.threshold <= 1:
@@ -224,7 +227,7 @@ def _judged(
 ) -> Tensor:
     """The gate's probabilities ``(R,)`` for rows of token ids, the first of which is text
     ``first``."""
-    batch = Batch.of(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
+    batch = left_padded(rows, [[] for _ in rows], tokenizer.pad_token_id or 0, model.device)
     own, shown = batch.ids.long(), batch.mask.long()
 
     def read(question: Question) -> Tensor:

@@ -73,15 +73,15 @@ def hub_id(model: Model) -> str | None:
     return model if isinstance(model, str) and not Path(model).is_dir() else None
 
 
-def check_model(model: Model, who: str) -> None:
+def check_model(model: Model, name: str) -> None:
     """Refuses what cannot be a model beside the base.
 
     Raises:
-        TypeError: naming ``who`` and what was given.
+        TypeError: naming it and what was given.
     """
     if not isinstance(model, (str, Path)) and not hasattr(model, "get_output_embeddings"):
         raise TypeError(
-            f"{who} must be a causal language model, a folder or a hub id, got "
+            f"{name} must be a causal language model, a folder or a hub id, got "
             f"{type(model).__name__}"
         )
 
@@ -90,7 +90,7 @@ def loaded_logits(
     model: Model,
     base: Any,
     tokenizer: Any,
-    who: str,
+    name: str,
     *,
     trust_remote_code: bool,
     fitted_for: Identity | None = None,
@@ -98,7 +98,7 @@ def loaded_logits(
     """A model beside the base: one that is given, a folder, a hub id or an adapter of the base.
 
     Args:
-        who: in front of the model's name, for messages.
+        name: in front of the model's name, for messages.
         trust_remote_code: whether code that comes with it may run.
         fitted_for: the base that it was made from, where it is an adapter.
 
@@ -110,4 +110,4 @@ def loaded_logits(
     [shift] = alone.steer(base, tokenizer).shifts
     source = shift.sources[0]
     assert isinstance(source, Logits)
-    return replace(source, name=f"{who} {source.name.removeprefix('expert ')}")
+    return replace(source, name=f"{name} {source.name.removeprefix('expert ')}")

@@ -1,4 +1,4 @@
-"""Tiny models and a tokenizer built in memory, so that no test needs a model hub."""
+"""Fixtures of all tests: tiny models (helpers/tiny_models.py) and a controller of each kind."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from tiny_models import ARCHITECTURES, make_model, make_prompts, make_tokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 import plugalign as pa
@@ -34,93 +27,7 @@ from plugalign.controllers.fudge import Fudge, Predictor
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = 120
 SHARED = ROOT.parent / "shared"
-
-CONFIGS = {
-    "llama-gqa": lambda v: LlamaConfig(
-        vocab_size=v,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-    ),
-    "gpt2-tied": lambda v: GPT2Config(
-        vocab_size=v,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=1,
-        eos_token_id=1,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    ),
-    "qwen2-tied": lambda v: Qwen2Config(
-        vocab_size=v,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-    ),
-    "neox": lambda v: GPTNeoXConfig(
-        vocab_size=v,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    ),
-}
-ARCHITECTURES = tuple(CONFIGS)
-
-
-def make_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
-    """Words w0 .. w{n}, Yes and No; <pad> is 0, <eos> is 1, <unk> is 2."""
-    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-    vocab |= {f"w{i}": 3 + i for i in range(words - 5)} | {"Yes": words - 2, "No": words - 1}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
-
-
-def make_model(architecture: str = "llama-gqa", seed: int = 0, vocab: int = WORDS) -> Any:
-    """A random model whose distributions are far from uniform, so that mistakes show."""
-    torch.manual_seed(seed)
-    config = CONFIGS[architecture](vocab)
-    config.pad_token_id, config.eos_token_id, config.bos_token_id = 0, 1, None
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
-    return model
-
-
-def make_prompts(rows: int = 3, width: int = 7, vocab: int = WORDS, seed: int = 0) -> Any:
-    """Left-padded prompts of different lengths: {"input_ids", "attention_mask"}, (B, T)."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, vocab, (rows, width), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(rows):
-        pad = min(row * 2, width - 2)
-        ids[row, :pad], mask[row, :pad] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 class Declared(Controller):

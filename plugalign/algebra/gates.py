@@ -62,7 +62,9 @@ class FirstSteps(Gate):
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
-            raise ValueError(f"FirstSteps needs a number of steps of at least 1, got {self.count}")
+            raise ValueError(
+                f"FirstSteps needs a number of steps of at least 1, got {self.count!r}"
+            )
 
     def open(self, step: Step) -> Tensor:
         return (step.number < self.count).float()

@@ -17,9 +17,10 @@ class Report:
         faulted: verdicts that found a fault.
         refined: revisions made.
         too_long: answers left as they were because the next step did not fit the context.
-        empty: revisions without a word, which leave the answer as it was.
+        empty: revisions without a word, or that are a verdict alone; they leave the answer as it
+            was.
         encoded_tokens: tokens that the model read beyond those of the drafts.
-        generated_tokens: tokens that it wrote beyond those of the drafts.
+        generated_tokens: tokens that it generated beyond those of the drafts.
     """
 
     critiqued: int = 0
@@ -39,7 +40,8 @@ class Revision:
     """What a reviser returns.
 
     Attributes:
-        ids: the answers ``(B, T'')``, right-padded; rows without a fault hold their drafts.
+        ids: the answers ``(B, T'')``, right-padded to the longest; rows without a fault hold their
+            drafts.
         report: what it did and what that cost.
         faults: per round the probability of a fault ``(rounds, B)``, NaN where none was asked for.
     """

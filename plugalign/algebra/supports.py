@@ -69,8 +69,8 @@ class TopK(RankSupport):
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"top-k must be at least 1, got {self.k}")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"top-k must be at least 1, got {self.k!r}")
 
     @property
     def truncation(self) -> Truncation:

@@ -1,12 +1,12 @@
 """Where the time of a ``generate`` call goes, for one call that is watched.
 
-While `timed` is open the seams between the engine's parts are wrapped: the base's forwards, alone
-or with the rows of prompts and experts, those of other models, and what makes a token of logits.
+While `timed` is open the calls between the engine's parts are wrapped: the base's forwards, alone
+or batched with prompts and experts, those of other models, and what draws a token from logits.
 Time inside a wrapped call counts for it alone, not for the one around it; all else is the host.
-Both engines have the same seams but for the end: on the processor path transformers chooses the
+Both engines have the same calls but for the end: on the processor path transformers chooses the
 token, and that counts as the host's. Watching costs a little by itself, and on a GPU it waits for
-the device at every seam. A CUDA graph has no seams, so where steps are captured `Rerun` stands in
-for one: the same models ride in the same forwards, and the host launches them.
+the device at every call. A CUDA graph has no calls to wrap, so where steps are captured `Rerun`
+stands in for one: the same models are batched in the same forwards, and the host launches them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _of_forward(rows: BatchedBase, *_: Any) -> str:
     return BASE if rows.count == 1 else ROWS
 
 
-SEAMS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
+WRAPPED_CALLS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
     (BatchedBase, "read", _of_forward),
     (SourceRunner, "read", AUXILIARY),
     (Run, "step", TAIL),
@@ -82,13 +82,13 @@ def timed(model: Any, loop: bool) -> Iterator[Stopwatch]:
     """Watches what runs in the block, with ``model`` as the base; all is as it was afterwards.
 
     Args:
-        loop: whether the call takes the loop, which runs the base by a seam of its own. A model
+        loop: whether the call takes the loop, which runs the base by a call of its own. A model
             whose forward is wrapped would not be run as the loop runs it.
     """
     watch = Stopwatch(model.device)
-    seams = SEAMS if loop else (*SEAMS, (model, "forward", BASE))
+    calls = WRAPPED_CALLS if loop else (*WRAPPED_CALLS, (model, "forward", BASE))
     with ExitStack() as stack:
-        for owner, name, part in seams:
+        for owner, name, part in calls:
             stack.enter_context(_replaced(owner, name, _watched(getattr(owner, name), part, watch)))
         stack.enter_context(_replaced(captured_step, "graph_on", _rerun_on(captured_step.graph_on)))
         yield watch

@@ -42,12 +42,12 @@ class Generation:
 
     def drafting(self, draft: str, tokens: int) -> Generation:
         """The same with a draft, where one can be verified."""
-        prompts, told = random_prompts(self.base, 1, 2), Speculation(draft, tokens)
+        prompts, speculation = random_prompts(self.base, 1, 2), Speculation(draft, tokens)
         try:
-            replace(self, speculation=told)(prompts, 2)
+            replace(self, speculation=speculation)(prompts, 2)
         except ValueError:
             return self
-        return replace(self, speculation=told)
+        return replace(self, speculation=speculation)
 
     def behind(self, cache: str, compiled: bool) -> Generation:
         """The same with a cache of this kind."""
@@ -67,10 +67,10 @@ class Generation:
 
     def acceptance(self) -> float | None:
         """The part of the drafted tokens that stayed since the last call, None without drafts."""
-        told = self.speculation
-        if told is None or not told.drafted:
+        speculation = self.speculation
+        if speculation is None or not speculation.drafted:
             return None
-        part, told.drafted, told.accepted = told.acceptance, 0, 0
+        part, speculation.drafted, speculation.accepted = speculation.acceptance, 0, 0
         return part
 
     def parts(self, prompts: dict[str, Tensor], new_tokens: int) -> dict[str, Any]:

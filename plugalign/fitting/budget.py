@@ -38,7 +38,7 @@ def affordable_steps(
         runs: so many trainings like this one.
         spare: makes a step need less memory; called where one does not fit into the device's.
     """
-    if (known := remembered(note)) is not None:
+    if (known := remembered(note, "steps", "spared")) is not None:
         if known["spared"] and spare is not None:
             spare()
         return int(known["steps"])
@@ -65,11 +65,20 @@ def affordable_steps(
     return chosen
 
 
-def remembered(note: Path) -> dict[str, Any] | None:
-    """What `remember` wrote there, or None."""
+def remembered(note: Path, *names: str) -> dict[str, Any] | None:
+    """What `remember` wrote there under these names, None where there is no such file.
+
+    Raises:
+        ValueError: if it holds something else; names the file and the cure.
+    """
     if not note.is_file():
         return None
-    values: dict[str, Any] = json.loads(note.read_text("utf-8"))
+    try:
+        values = json.loads(note.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{note} is damaged ({error}); remove it to start anew") from error
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        raise ValueError(f"{note} is damaged (no {' and '.join(names)}); remove it to start anew")
     return values
 
 

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from plugalign.files.saved import read_tensors
 from plugalign.fitting.progress import progress
 
 Array = NDArray[np.float64]
@@ -141,10 +142,12 @@ def inlp(splits: Sequence[Split], classifiers: int, path: Path) -> Array:
         path: keeps the basis of a run that is killed, and is continued from if it is there.
 
     Raises:
-        ValueError: if already the first classifier finds nothing.
+        ValueError: if already the first classifier finds nothing, or the file is damaged.
     """
     width = splits[0].train.shape[1]
-    saved = load_file(path) if path.is_file() else {"basis": torch.zeros(width, 0)}
+    saved = {"basis": torch.zeros(width, 0)}
+    if path.is_file():
+        saved = read_tensors(path, "remove it to start anew")
     basis: Array = saved["basis"].double().numpy()
     done = int(saved.get("done", torch.tensor(0)))
     with progress("linear classifiers", classifiers, done) as bar:

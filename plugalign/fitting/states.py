@@ -73,7 +73,7 @@ def keep_states(
     note = path.with_name(path.name + ".json")
     size = width * dtype.itemsize
     done, started, first = _complete_texts(path, ends, size), time.perf_counter(), True
-    wanted = (remembered(note) or {"texts": len(rows)})["texts"]
+    wanted = (remembered(note, "texts") or {"texts": len(rows)})["texts"]
     with path.open("ab") as file, progress("hidden states", wanted, done) as bar:
         while done < wanted:
             here = slice(done, min(done + CHUNK, wanted))

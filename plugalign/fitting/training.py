@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from plugalign.fitting.progress import progress
 if TYPE_CHECKING:
     from plugalign.fitting.held_out import HeldOut
 
+DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, UnpicklingError)  # torch.load
 WINDOW = 32  # batches that are sorted by length together
 
 
@@ -60,7 +62,7 @@ def train(
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite, naming the step.
-        ValueError: for settings out of range, or a checkpoint of another run.
+        ValueError: for settings out of range, or a checkpoint that is damaged or another run's.
         OSError: if the checkpoint cannot be written; the one before it is intact.
     """
     check_settings(steps=steps, lr=lr, every=every, clip=clip)
@@ -205,17 +207,22 @@ def _resume(
 ) -> list[float]:
     if path is None or not path.is_file():
         return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["made_by"] != made_by:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        made_then, kept, optimized = (state[k] for k in ("made_by", "parameters", "optimizer"))
+        looked, losses = state["held_out"], list(state["losses"])
+    except DAMAGED as error:
+        reason = str(error).split(". ")[0] or "it is empty"
+        raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
+    if made_then != made_by:
         raise ValueError(
             f"{path} is the checkpoint of a run with other settings or data; remove it to start "
             f"anew, or use the settings it was made with"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state["parameters"][name])
-    optimizer.load_state_dict(state["optimizer"])
+            parameter.copy_(kept[name])
+    optimizer.load_state_dict(optimized)
     if held_out is not None:
-        held_out.load(state["held_out"])
-    losses: list[float] = state["losses"]
+        held_out.load(looked)
     return losses

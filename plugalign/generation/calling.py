@@ -14,7 +14,7 @@ from plugalign.engine.acceleration.switch import CaptureSwitch
 from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import Calling
-from plugalign.generation.loop import Loop
+from plugalign.generation.decoding_method import DecodingMethod
 from plugalign.generation.prompts import sequences_of
 from plugalign.generation.request import Request
 
@@ -53,9 +53,10 @@ class PreparedCall:
         """
         calling = Calling(self.model, self.request.options, self.ids.shape[1])
         if why is None:
-            loop = Loop(self.run, self.request.options.get("streamer"), speculation, switch)
+            streamer = self.request.options.get("streamer")
+            method = DecodingMethod(self.run, streamer, speculation, switch)
             with calling:
-                output = self._called(custom_generate=loop)
+                output = self._called(custom_generate=method)
         else:
             if speculation is not None:
                 raise ValueError(f"no draft can be verified here: {why}")

@@ -15,7 +15,7 @@ from plugalign.engine.context_length import shared_context_length
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.generation.calling import PreparedCall
 from plugalign.generation.request import ONE_TOKEN_A_STEP
-from plugalign.generation.revision import Answers, revised
+from plugalign.generation.revision import answers_in, revised
 from plugalign.generation.transcript import Continuation, Transcript
 
 
@@ -37,7 +37,7 @@ def revise(
     request, run = call.request, call.run
     own = {name: value for name, value in request.options.items() if name != "logits_processor"}
     steering = partial(_steering, request.processors, new_run)
-    answers = Answers.of(
+    answers = answers_in(
         output,
         call.ids,
         call.mask,

@@ -54,35 +54,6 @@ class Answers:
     context: int | None = None
     prefix: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        output: Any,
-        ids: Tensor,
-        mask: Tensor,
-        tokenizer: Any,
-        *,
-        special: tuple[int | None, list[int]],
-        **others: Any,
-    ) -> Answers:
-        """The answers in what ``generate`` returned for prompts ``ids`` ``(B, T)``.
-
-        Args:
-            special: the pad token and the end tokens.
-            others: the attributes that stand behind ``end_token_ids``, and ``cache``.
-        """
-        pad, ends = special
-        again = output.sequences.shape[0] // ids.shape[0]
-        return cls(
-            tokenizer=tokenizer,
-            prompt_ids=ids.repeat_interleave(again, 0),
-            prompt_mask=mask.repeat_interleave(again, 0),
-            ids=output.sequences[:, ids.shape[1] :],
-            pad_token_id=pad if pad is not None else next(iter(ends), 0),
-            end_token_ids=tuple(ends),
-            **others,
-        )
-
     def __post_init__(self) -> None:
         if not len(self.prompt_ids) == len(self.prompt_mask) == len(self.ids):
             raise ValueError(
@@ -100,16 +71,16 @@ class Answers:
         prompts = Transcript(
             self.prompt_ids, self.prompt_mask, rows, self.pad_token_id, prefix=self.prefix
         )
-        said = self.said(self.ids)
-        return prompts.followed(self.ids, said if answered else said * 0, self.cache)
+        mask = self.answer_mask(self.ids)
+        return prompts.with_generated(self.ids, mask if answered else mask * 0, self.cache)
 
     def text(self, ids: Tensor) -> str:
         """An answer ``(n,)`` as text, up to its end."""
-        kept = ids[self.said(ids[None])[0].bool()]
+        kept = ids[self.answer_mask(ids[None])[0].bool()]
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text
 
-    def said(self, ids: Tensor) -> Tensor:
+    def answer_mask(self, ids: Tensor) -> Tensor:
         """The mask ``(R, n)`` of generated tokens before the end token and the padding."""
         ends = ids.new_tensor(self.end_token_ids)
         ended = torch.isin(ids, ends).cumsum(1) > 0
@@ -119,9 +90,9 @@ class Answers:
     def lengths(self, ids: Tensor) -> Tensor:
         """How many tokens of answers ``(R, n)`` were generated, ``(R,)``: with the end token."""
         ended = torch.isin(ids, ids.new_tensor(self.end_token_ids)).any(1)
-        return self.said(ids).sum(1) + ended
+        return self.answer_mask(ids).sum(1) + ended
 
-    def filled(
+    def fill(
         self, template: str, rows: Tensor, end: Sequence[int] = (), chat: Chat | None = None
     ) -> tuple[Tensor, Tensor]:
         """A template's token ids ``(R, n)`` and mask, with the tokens ``end`` behind it.
@@ -150,26 +121,54 @@ class Answers:
         return lengths <= limit - self.prefix
 
     @property
-    def room(self) -> int:
+    def max_new_tokens(self) -> int:
         """The most tokens that an answer may have."""
         return self.continuation.answer_length(self.prompt_ids.shape[1])
 
     @property
-    def critic(self) -> Continuation:
+    def greedy(self) -> Continuation:
         """Plain greedy decoding by the model itself, whatever steered the answers."""
         options = {"do_sample": False, "num_beams": 1, "pad_token_id": self.pad_token_id}
         ends = {"eos_token_id": list(self.end_token_ids)} if self.end_token_ids else {}
         return Continuation(self.continuation.model, options | ends)
 
-    def written(
+    def generate(
         self, by: Continuation, text: Transcript, max_new_tokens: int
     ) -> tuple[Tensor, Transcript, Report]:
-        """What ``by`` writes after a text: the new ids ``(R, n)``, the text with them, the cost."""
-        unread = int(text.mask.sum()) if by.reads_anew else text.unread
+        """What ``by`` generates after a text: its ids ``(R, n)``, the text with them, the cost."""
+        encoded = int(text.mask.sum()) if by.reencodes else text.uncached_tokens
         new, output = by.generate(text, max_new_tokens)
-        said = self.said(new)
-        cost = Report(encoded_tokens=unread, generated_tokens=int(said.sum()))
-        return new, text.followed(new, said, output.past_key_values), cost
+        mask = self.answer_mask(new)
+        cost = Report(encoded_tokens=encoded, generated_tokens=int(mask.sum()))
+        return new, text.with_generated(new, mask, output.past_key_values), cost
+
+
+def answers_in(
+    output: Any,
+    ids: Tensor,
+    mask: Tensor,
+    tokenizer: Any,
+    *,
+    special: tuple[int | None, list[int]],
+    **others: Any,
+) -> Answers:
+    """The answers in what ``generate`` returned for prompts ``ids`` ``(B, T)``.
+
+    Args:
+        special: the pad token and the end tokens.
+        others: the attributes of `Answers` that follow ``end_token_ids``, and ``cache``.
+    """
+    pad, ends = special
+    copies = output.sequences.shape[0] // ids.shape[0]
+    return Answers(
+        tokenizer=tokenizer,
+        prompt_ids=ids.repeat_interleave(copies, 0),
+        prompt_mask=mask.repeat_interleave(copies, 0),
+        ids=output.sequences[:, ids.shape[1] :],
+        pad_token_id=pad if pad is not None else next(iter(ends), 0),
+        end_token_ids=tuple(ends),
+        **others,
+    )
 
 
 def revised(revisers: Sequence[Any], answers: Answers) -> tuple[Answers, list[Revision]]:

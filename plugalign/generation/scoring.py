@@ -49,20 +49,6 @@ class Batch:
     mask: Tensor
     lengths: list[int]
 
-    @classmethod
-    def of(
-        cls, prompts: Sequence[list[int]], texts: Sequence[list[int]], pad: int, device: Any
-    ) -> Batch:
-        rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
-        width = max(map(len, rows))
-        ids = [[pad] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return cls(
-            torch.tensor(ids, device=device),
-            torch.tensor(mask, device=device),
-            [len(text) for text in texts],
-        )
-
     @property
     def start(self) -> int:
         """The first column behind which a token is scored."""
@@ -74,6 +60,23 @@ class Batch:
         column = torch.arange(self.ids.shape[1] - 1, device=self.ids.device)
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return column >= self.ids.shape[1] - 1 - lengths[:, None]
+
+
+def left_padded(
+    prompts: Sequence[list[int]], texts: Sequence[list[int]], pad: int, device: Any
+) -> Batch:
+    """A batch of texts to score, each behind its prompt.
+
+    Args:
+        prompts, texts: token ids, one list for each row.
+        pad: the token id that fills shorter rows.
+    """
+    rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    lengths = [len(text) for text in texts]
+    return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device), lengths)
 
 
 class Passage:
@@ -224,6 +227,8 @@ def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], Tensor):
         rows = zip(*texts, strict=True)
         return [row[keep.bool()].tolist() for row, keep in rows]
+    if other := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"texts must be a list of strings or (ids, mask), got {other[0]!r} in it")
     return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
 
 
@@ -255,7 +260,7 @@ def asked(
     if len(front) != len(scored):
         raise ValueError(f"{len(scored)} texts need as many prompts, got {len(front)}")
     if rewording:
-        batch = Batch.of(front, [[] for _ in front], 0, "cpu")
+        batch = left_padded(front, [[] for _ in front], 0, "cpu")
         front = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
     return front, scored
 
@@ -270,7 +275,7 @@ def _check_each(kind: str, texts: list[list[int]], least: int = 1) -> None:
 
 
 def check_fits(plan: Plan, model: Any, lengths: Sequence[int], extra: int) -> None:
-    """Refuses texts that a model which must read them has no room for.
+    """Refuses texts that are longer than the context of a model which must read them.
 
     Args:
         lengths: tokens of each text with its prompt.

@@ -54,11 +54,11 @@ class Transcript:
         return self.mask.sum(1)
 
     @property
-    def unread(self) -> int:
+    def uncached_tokens(self) -> int:
         """Tokens of all texts together that a model has yet to encode."""
         return int(self.mask[:, self.cached :].sum())
 
-    def followed(self, ids: Tensor, mask: Tensor, cache: Cache | None) -> Transcript:
+    def with_generated(self, ids: Tensor, mask: Tensor, cache: Cache | None) -> Transcript:
         """The texts with what was written after them, and the cache that this left."""
         ids, mask = torch.cat([self.ids, ids], 1), torch.cat([self.mask, mask], 1)
         return replace(self, ids=ids, mask=mask, cache=cache)
@@ -139,7 +139,7 @@ class Continuation:
         return 20 if longest is None else max(int(longest) - prompt_width, 0)
 
     @property
-    def reads_anew(self) -> bool:
+    def reencodes(self) -> bool:
         """Whether these settings encode the whole text whatever is cached."""
         drafts = self.setting("prompt_lookup_num_tokens") or self.options.get("assistant_model")
         return bool(drafts) or self.setting("use_cache") is False
@@ -149,7 +149,7 @@ class Continuation:
 
         Its cache is None where it cannot be read on from (beams).
         """
-        cache = None if self.reads_anew else text.cache
+        cache = None if self.reencodes else text.cache
         beams = self.setting("num_beams") or 1
         if cache is not None and beams > 1:
             cache.batch_repeat_interleave(beams)
@@ -159,7 +159,7 @@ class Continuation:
         with self.steering(text) as processors:
             processors = [*processors, *(rest.pop("logits_processor", None) or [])]
             if seen:
-                processors = [partial(_on_whole, text.ids[:, :seen], p) for p in processors]
+                processors = [partial(_with_cached, text.ids[:, :seen], p) for p in processors]
             calling = Calling(
                 self.model, {**rest, "logits_processor": processors}, text.ids.shape[1] - seen
             )
@@ -187,8 +187,9 @@ class Continuation:
         return config, rest
 
 
-def _on_whole(front: Tensor, processor: Any, input_ids: Tensor, scores: Tensor) -> Tensor:
-    """Runs a processor on texts whose first columns ``(R, n)`` ``generate`` was not given."""
-    rows = front.repeat_interleave(len(input_ids) // len(front), 0)
+def _with_cached(cached: Tensor, processor: Any, input_ids: Tensor, scores: Tensor) -> Tensor:
+    """Runs a processor on texts of which ``generate`` was given all but the ids that are cached,
+    ``(R, n)``."""
+    rows = cached.repeat_interleave(len(input_ids) // len(cached), 0)
     steered: Tensor = processor(torch.cat([rows, input_ids], dim=1), scores)
     return steered

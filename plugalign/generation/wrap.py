@@ -32,10 +32,10 @@ from plugalign.generation.request import Request, by_name, check_possible, make_
 from plugalign.generation.revising import revise
 from plugalign.generation.routing import obstacle
 from plugalign.generation.scoring import (
-    Batch,
     Texts,
     asked,
     check_fits,
+    left_padded,
     log_probs,
     without_supports,
 )
@@ -216,7 +216,7 @@ class Steered:
             for i in range(0, len(scored), batch_size):
                 some = slice(i, i + batch_size)
                 pad = request.pad_token_id or 0
-                batch = Batch.of(prompted[some], scored[some], pad, self.model.device)
+                batch = left_padded(prompted[some], scored[some], pad, self.model.device)
                 run = self._run(request, extra=extra, supports=supports)
                 found += log_probs(run, self.model, batch)
         return found

@@ -19,9 +19,17 @@ from torch import Tensor
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.engine.speculative.drafts import Speculation
-from plugalign.generation.scoring import Batch
+from plugalign.generation.scoring import left_padded
 from plugalign.generation.wrap import wrap
-from plugalign.testing.trial import CLOSE, ROUNDING, Afresh, Case, Made, State, distance, hold
+from plugalign.testing.trial import (
+    CLOSE,
+    ROUNDING,
+    Case,
+    State,
+    Stateless,
+    distance,
+    hold,
+)
 
 PROMPTS = ("The weather", "She opened the old door and looked", "I think that you are")
 
@@ -65,20 +73,22 @@ def _leaves_the_model(case: Case) -> None:
         raise InterruptedError
 
     before = State(case.model)
-    case.made(case.steered)
+    case.generate(case.steered)
     before.check("a call")
     with suppress(InterruptedError):
-        case.made(case.steered, logits_processor=[interrupt])
+        case.generate(case.steered, logits_processor=[interrupt])
     before.check("an exception inside a call")
 
 
 def _repeats(case: Case) -> None:
-    case.made(case.steered).check(case.greedy, "two calls", ROUNDING)
+    case.generate(case.steered).check(case.greedy, "two calls", ROUNDING)
 
 
 def _strength_zero(case: Case) -> None:
     nothing = wrap(case.model, case.tokenizer, 0 * case.controller)
-    case.made(nothing).check(case.made(case.model), "0 * controller and the model", ROUNDING)
+    case.generate(nothing).check(
+        case.generate(case.model), "0 * controller and the model", ROUNDING
+    )
 
 
 def _commutes(case: Case) -> None:
@@ -86,7 +96,8 @@ def _commutes(case: Case) -> None:
     mine, other = case.controller, SelfDebias([word], decay=5.0)
     hold(mine + other == other + mine, "they are not equal")
     one, two = (
-        case.made(wrap(case.model, case.tokenizer, each)) for each in (mine + other, other + mine)
+        case.generate(wrap(case.model, case.tokenizer, each))
+        for each in (mine + other, other + mine)
     )
     one.check(two, "what they say", ROUNDING)
 
@@ -96,16 +107,16 @@ def _padding(case: Case) -> None:
     for row, (ids, real) in enumerate(rows):
         alone = ids[real][None]
         batch = {"input_ids": alone, "attention_mask": torch.ones_like(alone)}
-        made: Made = case.made(case.steered, batch)
-        made.check(case.greedy.row(row), f"row {row} alone and in the batch")
+        found = case.generate(case.steered, batch)
+        found.check(case.greedy.row(row), f"row {row} alone and in the batch")
 
 
 def _processor(case: Case) -> None:
     mask = case.batch["attention_mask"]
     with case.may_refuse("a processor"):
         mine = wrap(case.model, case.tokenizer, case.controller).processor(mask)
-        made = case.made(case.model, logits_processor=[mine])
-        made.check(case.greedy, "the processor and the loop")
+        found = case.generate(case.model, logits_processor=[mine])
+        found.check(case.greedy, "the processor and the loop")
 
 
 def _pure(case: Case) -> None:
@@ -117,35 +128,35 @@ def _pure(case: Case) -> None:
     }
     for mode, (batch, options) in modes.items():
         with case.may_refuse(mode):
-            made = case.made(case.steered, batch, **options)
+            found = case.generate(case.steered, batch, **options)
             if not case.acts_on("prompt", "attach", "revise"):  # else there is no processor
-                afresh = [Afresh(case, batch["attention_mask"])]
-                want = case.made(case.model, batch, logits_processor=afresh, **options)
-                made.check(want, f"{mode}, and the same without any memory")
+                stateless = [Stateless(case, batch["attention_mask"])]
+                want = case.generate(case.model, batch, logits_processor=stateless, **options)
+                found.check(want, f"{mode}, and the same without any memory")
 
 
 def _static(case: Case) -> None:
     with case.may_refuse("a static cache"):
-        made = case.made(case.steered, cache_implementation="static")
-        made.check(case.greedy, "a static cache and a growing one")
+        found = case.generate(case.steered, cache_implementation="static")
+        found.check(case.greedy, "a static cache and a growing one")
 
 
 def _drafts(case: Case) -> None:
     with case.may_refuse("speculation"):
-        made = case.made(case.steered, speculation=Speculation())
-        made.check(case.greedy, "with drafts and without")
+        found = case.generate(case.steered, speculation=Speculation())
+        found.check(case.greedy, "with drafts and without")
 
 
 def _scores(case: Case) -> None:
-    made = case.made(case.steered, do_sample=True, top_k=0, top_p=1.0, num_return_sequences=2)
+    found = case.generate(case.steered, do_sample=True, top_k=0, top_p=1.0, num_return_sequences=2)
     prompts = case.batch["input_ids"], case.batch["attention_mask"]
     ids, mask = (each.repeat_interleave(2, 0) for each in prompts)
-    hold(len(made.texts) == len(ids), f"{len(made.texts)} answers to {len(prompts[0])} prompts")
-    answers = Batch.of(made.texts, [[] for _ in made.texts], 0, case.model.device)
+    hold(len(found.texts) == len(ids), f"{len(found.texts)} answers to {len(prompts[0])} prompts")
+    answers = left_padded(found.texts, [[] for _ in found.texts], 0, case.model.device)
     with case.may_refuse("log_probs"):
         given = case.steered.log_probs((answers.ids, answers.mask), (ids, mask))
-        for row, (mine, scores) in enumerate(zip(given, made.scores or (), strict=True)):
-            error = distance(mine, scores.cpu()[range(len(mine)), made.texts[row]])
+        for row, (mine, scores) in enumerate(zip(given, found.scores or (), strict=True)):
+            error = distance(mine, scores.cpu()[range(len(mine)), found.texts[row]])
             hold(error <= CLOSE, f"they differ by {error:g} in answer {row}")
 
 

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from plugalign.algebra.controller import Controller
 from plugalign.generation.request import special_tokens
-from plugalign.generation.scoring import Batch, tokenized
+from plugalign.generation.scoring import left_padded, tokenized
 from plugalign.generation.wrap import Steered, wrap
 
 TOKENS = 4  # new ones in each call
@@ -34,7 +34,7 @@ def hold(holds: bool, otherwise: str) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
+class Generated:
     """What a call generated.
 
     Attributes:
@@ -46,11 +46,11 @@ class Made:
     texts: list[list[int]]
     scores: list[Tensor] | None
 
-    def row(self, row: int) -> Made:
+    def row(self, row: int) -> Generated:
         """One row of it."""
-        return Made([self.texts[row]], None if self.scores is None else [self.scores[row]])
+        return Generated([self.texts[row]], None if self.scores is None else [self.scores[row]])
 
-    def check(self, other: Made, what: str, within: float = CLOSE) -> None:
+    def check(self, other: Generated, what: str, within: float = CLOSE) -> None:
         """That another call made the same.
 
         Raises:
@@ -88,7 +88,7 @@ class Case:
                 f"{lengths}"
             )
         pad, _ = special_tokens(self.model.generation_config, self.tokenizer)
-        batch = Batch.of(rows, [[] for _ in rows], pad or 0, self.model.device)
+        batch = left_padded(rows, [[] for _ in rows], pad or 0, self.model.device)
         return {"input_ids": batch.ids, "attention_mask": batch.mask}
 
     @cached_property
@@ -96,14 +96,16 @@ class Case:
         return wrap(self.model, self.tokenizer, self.controller)
 
     @cached_property
-    def greedy(self) -> Made:
-        return self.made(self.steered)
+    def greedy(self) -> Generated:
+        return self.generate(self.steered)
 
     def acts_on(self, *surfaces: str) -> bool:
         """Whether any part acts on one of these surfaces."""
         return any(p.overrides(s) for _, p in self.controller.parts() for s in surfaces)
 
-    def made(self, model: Any, batch: dict[str, Tensor] | None = None, **options: Any) -> Made:
+    def generate(
+        self, model: Any, batch: dict[str, Tensor] | None = None, **options: Any
+    ) -> Generated:
         """What ``model.generate`` makes of the prompts, after the same seed each time. Answers that
         are revised, and beams, have no scores."""
         batch = self.batch if batch is None else batch
@@ -117,9 +119,9 @@ class Case:
         new = output.sequences[:, batch["input_ids"].shape[1] :].tolist()
         texts = [_until(row, ends) for row in new]
         if not scored:
-            return Made(texts, None)
+            return Generated(texts, None)
         scores = torch.stack(output.scores, 1).float().log_softmax(-1)
-        return Made(texts, [row[: len(text)] for row, text in zip(scores, texts, strict=True)])
+        return Generated(texts, [row[: len(text)] for row, text in zip(scores, texts, strict=True)])
 
     def decides_like(self, other: Controller, what: str) -> None:
         """That another controller steers the same way.
@@ -127,7 +129,7 @@ class Case:
         Raises:
             AssertionError: with what differs.
         """
-        self.made(wrap(self.model, self.tokenizer, other)).check(self.greedy, what)
+        self.generate(wrap(self.model, self.tokenizer, other)).check(self.greedy, what)
 
     @contextmanager
     def may_refuse(self, what: str) -> Iterator[None]:
@@ -148,7 +150,7 @@ class Case:
                 raise AssertionError(said) from error
 
 
-class Afresh(LogitsProcessor):  # type: ignore[misc]
+class Stateless(LogitsProcessor):  # type: ignore[misc]
     """The controller as a processor that remembers nothing from step to step."""
 
     def __init__(self, case: Case, mask: Tensor):

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
-from plugalign.algebra.identity import identity_of
+from plugalign.algebra.identity import identify
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import METHODS
 from plugalign.controllers.rad import RAD
@@ -90,7 +90,7 @@ def test_a_setting_that_is_changed_decides_as_one_that_was_given(tiny, tokenizer
 
 def test_what_was_fitted_for_and_settings_that_are_not_changed_stay(tiny, tokenizer):
     model = tiny()
-    fitted = identity_of(model, tokenizer)
+    fitted = identify(model, tokenizer)
     basis = torch.linalg.qr(torch.randn(32, 3)).Q
     controller = pa.Nullspace(basis, guide=basis[:, 0], strength=0.5, fitted_for=fitted)
     changed = controller.with_settings(strength=0)

@@ -13,7 +13,7 @@ from plugalign.benchmarking import bench, timed_call
 from plugalign.benchmarking.bench import apart, generation, random_prompts, run_bench
 from plugalign.benchmarking.costs import failures, table
 from plugalign.benchmarking.floors import step_bytes
-from plugalign.benchmarking.stopwatch import SEAMS, Rerun, Stopwatch, timed
+from plugalign.benchmarking.stopwatch import WRAPPED_CALLS, Rerun, Stopwatch, timed
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import METHODS, UNTRAINED
 from plugalign.cli import app
@@ -143,7 +143,7 @@ def test_captured_steps_are_watched_as_they_are_timed(tiny, tokenizer, monkeypat
     call = generation(untrained("dexperts", model), model, tokenizer).capturing("on")
     parts = call.behind("static", False).parts(random_prompts(model, 2, 4), 6)
     assert parts["path"] == "graph" and len(graphs) > made
-    # The experts ride in the forward of the base, in replays too, and the draw is seen.
+    # The experts are batched in the forward of the base, in replays too, and the draw is seen.
     assert parts["rows_ms"] > parts["auxiliary_ms"] and parts["tail_ms"] > 0
 
 
@@ -303,7 +303,7 @@ def test_parts_add_up_to_the_call_on_both_paths(method, tiny, tokenizer, monkeyp
     assert parts.pop("path") == "loop"
     found = {part.removesuffix("_ms") for part, time in parts.items() if time > 1e-4}
     assert PARTS[method] <= found
-    for module in ("wrap", "routing"):
+    for module in ("wrap", "explanation"):
         monkeypatch.setattr(f"plugalign.generation.{module}.obstacle", lambda *_: "a test")
     assert call.parts(prompts, 3)["path"] == "processor"
     with timed(model, loop=False) as watch:
@@ -321,9 +321,9 @@ def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, mon
 
 def test_nothing_stays_wrapped(tiny, tokenizer):
     model = tiny()
-    before = [getattr(owner, name) for owner, name, _ in SEAMS]
+    before = [getattr(owner, name) for owner, name, _ in WRAPPED_CALLS]
     with pytest.raises(ZeroDivisionError), timed(model, loop=False):
         assert BatchedBase.read is not before[0] and "forward" in vars(model)
         raise ZeroDivisionError
-    assert [getattr(owner, name) for owner, name, _ in SEAMS] == before
+    assert [getattr(owner, name) for owner, name, _ in WRAPPED_CALLS] == before
     assert "forward" not in vars(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import comments_results
 from plugalign import pocket
 from plugalign.pocket import world
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("comments_results")
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -20,33 +28,34 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(script: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     pairs = world.pairs(60, world.GUIDE_SEED)
-    lines(folder / comments_results.GUIDES[0], [{"toxic": r, "neutral": [p]} for r, p in pairs])
+    lines(folder / script.GUIDES[0], [{"toxic": r, "neutral": [p]} for r, p in pairs])
     comments = world.comments(80, world.GUIDE_SEED)
     rows = [{"text": c.text, "label": int(c.label == "rude")} for c in comments]
-    lines(folder / comments_results.GUIDES[1], rows)
+    lines(folder / script.GUIDES[1], rows)
     judged = world.judge_sample(200, world.JUDGE_SEED)
     rows = [{"text": text, "label": int(label == "rude")} for text, label in judged]
-    lines(folder / comments_results.JUDGED, rows)
+    lines(folder / script.JUDGED, rows)
     prompts = world.prompts(8, world.PROMPT_SEED)
-    lines(folder / comments_results.PROMPTS, [{"text": text} for text in prompts])
+    lines(folder / script.PROMPTS, [{"text": text} for text in prompts])
     scored = world.judge_sample(60, world.TEST_SEED)
     rows = [{"continuation": t, "perspective_toxicity": float(y == "rude")} for t, y in scored]
-    lines(folder / comments_results.REFERENCES, rows)
+    lines(folder / script.REFERENCES, rows)
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
 def test_one_command_fits_compares_and_writes_results_without_texts(
-    data: Path, tmp_path: Path
+    script: Any, data: Path, tmp_path: Path
 ) -> None:
     work, out, threads = tmp_path / "work", tmp_path / "results", torch.get_num_threads()
     sizes: dict[str, Any] = {"prompts": 4, "skip": 3, "samples": 2, "new_tokens": 5}
     places = {"model": str(pocket.PARTS / pocket.MODEL), "data": data, "work": work, "out": out}
     run = {**places, **sizes, "batch_size": 8, "minutes": 0.002, "threads": threads}
-    comments_results.main(**run)
+    script.main(**run)
     assert {path.name for path in out.iterdir()} == {
         "summary.json",
         "manifest.json",
@@ -68,14 +77,14 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
     used = [json.loads(line)["text"] for line in (work / "prompts.jsonl").read_text().splitlines()]
     assert used == world.prompts(8, world.PROMPT_SEED)[3:7]
     before = (out / "summary.json").read_bytes()
-    comments_results.main(**run)  # nothing is left to do
+    script.main(**run)  # nothing is left to do
     assert (out / "summary.json").read_bytes() == before
     comments = [json.dumps({"text": f"other {i}", "label": i % 2}) + "\n" for i in range(30)]
-    (data / comments_results.GUIDES[1]).write_text("".join(comments))
+    (data / script.GUIDES[1]).write_text("".join(comments))
     with pytest.raises(ValueError, match="its data was"):
-        comments_results.main(**run)
+        script.main(**run)
 
 
-def test_too_few_prompts_are_named(data: Path, tmp_path: Path) -> None:
+def test_too_few_prompts_are_named(script: Any, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 1 prompts behind 7, not 4"):
-        comments_results.held_out_prompts(data, tmp_path, 7, 4)
+        script.held_out_prompts(data, tmp_path, 7, 4)

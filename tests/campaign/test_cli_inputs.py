@@ -10,7 +10,6 @@ None may be a traceback, none may be accepted, none may begin the work.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import campaign_inputs as inputs
 import pytest
 
 from plugalign import cli
@@ -29,20 +29,6 @@ from plugalign.files.shown import UNSAFE
 
 COUNT = int(os.environ.get("PLUGALIGN_CAMPAIGN", "300"))
 SEED = int(os.environ.get("PLUGALIGN_CAMPAIGN_SEED", "0"))
-
-
-def sibling(name: str) -> Any:
-    """A module beside this file; the tests' folders are no packages."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sibling("campaign_tables")
-inputs = sibling("inputs")
 
 
 @pytest.fixture

@@ -200,15 +200,19 @@ def test_methods_lists_every_controller_with_the_surface_it_acts_on(
 
 
 def test_help_loads_neither_torch_nor_transformers() -> None:
+    """Neither that of the app nor of any command: it must be there at once."""
     code = (
         "import sys; from plugalign.cli import app\n"
-        "try: app(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'scipy') if m in sys.modules])"
+        "for name in ([], *([c.callback.__name__] for c in app.registered_commands)):\n"
+        "    try: app([*name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "heavy = ('torch', 'transformers', 'scipy', 'numpy', 'yaml', 'jinja2')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    assert "compare" in done.stdout
+    for command in ("compare", "fit", "tune", "bench", "methods"):
+        assert f"plugalign {command} [" in done.stdout or f" {command} [OPTIONS]" in done.stdout
 
 
 @pytest.fixture

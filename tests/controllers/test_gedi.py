@@ -150,7 +150,9 @@ def test_trained_prefixes_and_questions_are_no_codes(tiny):
 
 # ------------------------------------------------------------------ the controller
 
-PAIRS = zip(MODES, ["own", "base"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False)
+PAIRS = list(
+    zip(MODES, ["own", "base"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False)
+)
 
 
 @pytest.mark.parametrize(("mode", "guide", "architecture"), PAIRS)

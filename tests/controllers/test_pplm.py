@@ -227,8 +227,8 @@ def test_a_text_of_one_token_has_no_past_to_move(tiny, tokenizer):
 
 # ------------------------------------------------------------------ the controller
 
-PAIRS = zip(
-    MODES, ["words", "class"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False
+PAIRS = list(
+    zip(MODES, ["words", "class"] * 5, ["llama-gqa", "gpt2-tied", "gpt2-tied"] * 3, strict=False)
 )
 
 

@@ -67,7 +67,7 @@ def test_the_common_tokens_are_those_of_the_definition(count, tiny, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("mode", "architecture"), zip(MODES, ["llama-gqa", "gpt2-tied"] * 5, strict=False)
+    ("mode", "architecture"), list(zip(MODES, ["llama-gqa", "gpt2-tied"] * 5, strict=False))
 )
 def test_steered_generate_equals_the_formula(mode, architecture, tiny, tokenizer, prompts):
     model, expert, batch = tiny(architecture), tiny(architecture, seed=1), prompts(rows=2, width=6)

@@ -234,3 +234,14 @@ def test_likelihoods_of_a_chat_count_its_own_tokens_alone(tiny, chat_tokenizer):
         torch.testing.assert_close(
             found.following[0, row].double(), log_p[-1], atol=1e-4, rtol=1e-4
         )
+
+
+def test_drafts_of_a_chat_change_nothing(tiny, chat_tokenizer):
+    model, tokenizer = tiny(), chat_tokenizer
+    model.generation_config.eos_token_id = None
+    batch = tokenizer([*CHATS, "w12 w13"], return_tensors="pt", padding=True)
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w9 w10", "w14"], decay=5))
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    plain = steered.generate(**inputs, max_new_tokens=8)
+    drafted = steered.generate(**inputs, max_new_tokens=8, speculation=pa.Speculation())
+    assert drafted.tolist() == plain.tolist()

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from plugalign.algebra.sources import Context
+from plugalign.engine.batching.contexts import context_layout
 from plugalign.generation.chat import Chat, chat_of
 from plugalign.generation.prompts import reworded
 
@@ -138,6 +140,20 @@ def test_controllers_reword_what_the_user_says_and_leave_the_turns(chat):
     asked = [*TALK[:2], {"role": "user", "content": "Please: Please: Are you sure?"}]
     assert texts == [rendered(chat, asked), "Please: Please: Who wrote Hamlet?"]
     assert mask[:, -1].all()
+
+
+def test_a_text_inside_the_first_turn_is_where_the_template_would_put_it(chat):
+    """Beside a plain prompt, in front of which it stands with a start token."""
+    tokenizer = chat.tokenizer
+    ids, mask = encoded(tokenizer, rendered(chat, TALK), "Who wrote Hamlet?")
+    said = tokenizer("Be brief. ", add_special_tokens=False)["input_ids"]
+    start = tokenizer.bos_token_id
+    context = Context((start, *said), start, turn=chat.user)
+    ids, mask = context_layout([context], tokenizer.pad_token_id).rows(context, ids, mask)
+    texts = [tokenizer.decode(row[keep]) for row, keep in zip(ids, mask.bool(), strict=True)]
+    first = {"role": "user", "content": "Be brief. Who wrote Hamlet?"}
+    plain = f"{tokenizer.bos_token}Be brief. Who wrote Hamlet?"
+    assert texts == [rendered(chat, [first, *TALK[1:]]), plain]
 
 
 @pytest.mark.parametrize(

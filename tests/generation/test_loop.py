@@ -357,14 +357,14 @@ def test_a_model_with_inputs_of_its_own_takes_the_processor_path(tiny, tokenizer
 def seldom(monkeypatch):
     """The loop looks at end tokens and faults now and then, as on a device it would wait for."""
     from plugalign.engine.stopping import Stopping
-    from plugalign.generation import loop
+    from plugalign.generation import decoding_method
 
     class Seldom(Stopping):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             self.deferred = True
 
-    monkeypatch.setattr(loop, "Stopping", Seldom)
+    monkeypatch.setattr(decoding_method, "Stopping", Seldom)
 
 
 @pytest.mark.parametrize("new", [3, 30])

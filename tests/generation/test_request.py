@@ -141,6 +141,15 @@ def test_a_config_is_not_mixed_with_keywords(which, tiny, tokenizer, prompts, ma
     assert config.to_dict() == before
 
 
+def test_answers_that_nobody_refines_are_the_models_own(tiny, tokenizer, prompts):
+    """They are as wide as they were, also where the end token pads."""
+    model = tiny()
+    model.generation_config.pad_token_id = model.generation_config.eos_token_id
+    want = model.generate(**prompts(), max_new_tokens=8)
+    steered = pa.wrap(model, tokenizer, pa.SelfCritique(threshold=1.0))
+    assert steered.generate(**prompts(), max_new_tokens=8).tolist() == want.tolist()
+
+
 # ------------------------------------------------------------------ refused, before any work
 
 REFUSED = {

@@ -25,22 +25,22 @@ def make(tokenizer: Any, **more: Any) -> Answers:
 def test_an_answer_ends_before_its_end_token_and_its_padding(tokenizer):
     """A pad token between words was generated, so it is text."""
     answers = make(tokenizer)
-    assert answers.said(IDS).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+    assert answers.answer_mask(IDS).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
     without_ends = make(tokenizer, end_token_ids=())
-    assert without_ends.said(IDS).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
+    assert without_ends.answer_mask(IDS).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
     padded_with_ends = make(tokenizer, pad_token_id=2)
-    assert padded_with_ends.said(IDS[:1]).tolist() == [[1, 1, 0, 0, 0]]
+    assert padded_with_ends.answer_mask(IDS[:1]).tolist() == [[1, 1, 0, 0, 0]]
 
 
 def test_the_transcript_is_prompt_and_answer(tokenizer):
     text = make(tokenizer).transcript()
     assert text.lengths.tolist() == [5, 7] and text.rows.tolist() == [0, 1]
-    assert text.unread == 12 and text.cached == 0
+    assert text.uncached_tokens == 12 and text.cached == 0
 
 
 def test_templates_are_filled_with_the_prompt(tokenizer):
     tokenizer.bos_token = "<eos>"  # id 1, which a prompt in the middle of a text must not repeat
-    ids, mask = make(tokenizer).filled("w10 {prompt} w11", torch.tensor([1, 0]))
+    ids, mask = make(tokenizer).fill("w10 {prompt} w11", torch.tensor([1, 0]))
     rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
     assert rows == [[13, 7, 8, 9, 14], [13, 5, 6, 14]]
 
@@ -51,7 +51,7 @@ def test_of_a_prompt_in_a_template_only_the_first_start_token_goes(tokenizer):
     prompts = torch.tensor([[0, 0, 1, 7, 1, 8], [1, 5, 1, 6, 1, 9]])
     mask = (prompts != 0).long()
     answers = make(tokenizer, prompt_ids=prompts, prompt_mask=mask)
-    ids, mask = answers.filled("w10 {prompt}", torch.tensor([0, 1]))
+    ids, mask = answers.fill("w10 {prompt}", torch.tensor([0, 1]))
     rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
     assert rows == [[13, 7, 1, 8], [13, 5, 1, 6, 1, 9]]
 

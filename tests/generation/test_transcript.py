@@ -69,7 +69,7 @@ def test_moved_caches_give_the_logits_of_a_fresh_forward(architecture, tiny, pro
         new, output = Continuation(model, GREEDY).generate(text, 3, output_logits=True)
         expected = torch.stack([alone(model, row) for row in texts(text)])
         torch.testing.assert_close(output.logits[0], expected, atol=1e-5, rtol=1e-5)
-        text = text.followed(new, torch.ones_like(new), output.past_key_values)
+        text = text.with_generated(new, torch.ones_like(new), output.past_key_values)
         assert text.cached == text.ids.shape[1] - 1
     assert text.rows.tolist() == [3, 0]
 
@@ -78,7 +78,7 @@ def test_only_unread_columns_are_fed(tiny, prompts):
     model = tiny()
     text = start(prompts(rows=3, width=9), model)
     text = text.extended(torch.arange(3), torch.full((3, 4), 9), torch.ones(3, 4, dtype=torch.long))
-    assert text.cached == 8 and text.unread == 3 * 5
+    assert text.cached == 8 and text.uncached_tokens == 3 * 5
 
 
 def test_no_rows_left(tiny, prompts):

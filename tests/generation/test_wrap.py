@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from pairwise import pairwise
+from tiny_models import ARCHITECTURES
 from transformers import LogitsProcessor, TextIteratorStreamer, pipeline
 
 import plugalign as pa
@@ -183,9 +185,8 @@ def run(generate, batch, mode, assistant, **more):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("which", CONTROLLERS)
-def test_steered_generate_equals_the_formula(which, mode, tiny, tokenizer, prompts, architecture):
+@pairwise(which=CONTROLLERS, mode=list(MODES), architecture=ARCHITECTURES)
+def test_steered_generate_equals_the_formula(which, mode, architecture, tiny, tokenizer, prompts):
     model, assistant = tiny(architecture), tiny(architecture, seed=9)
     controller, delta = everything(which, model, tiny, tokenizer, architecture)
     batch = prompts(rows=2, width=6)

@@ -11,7 +11,11 @@ import pytest
 
 def pairwise(**factors: Sequence[Any]) -> pytest.MarkDecorator:
     """``@pairwise(architecture=…, mode=…, rows=…)`` in the place of a parametrize of each."""
-    return pytest.mark.parametrize(list(factors), covering(factors))
+    return pytest.mark.parametrize(list(factors), covering(factors), ids=_name)
+
+
+def _name(level: Any) -> str:
+    return str(getattr(level, "__name__", level))
 
 
 def covering(factors: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:

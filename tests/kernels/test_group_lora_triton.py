@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from plugalign.kernels.group_lora import group_lora
 
@@ -59,10 +60,9 @@ def assert_equal_to_the_twin(call, scaling=1.5):
     assert bool(close.all())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("time", [(), (1,), (5,)])
-@pytest.mark.parametrize(("groups", "each"), [(1, 1), (2, 1), (3, 4), (2, 17)])
-def test_groups_and_rows(groups, each, time, dtype):
+@pairwise(size=[(1, 1), (2, 1), (3, 4), (2, 17)], time=[(), (1,), (5,)], dtype=DTYPES)
+def test_groups_and_rows(size, time, dtype):
+    groups, each = size
     call = make_call(groups, each, 72, 90, 8, dtype, time)
     base = call["y"][:each].clone()
     assert_equal_to_the_twin(call)

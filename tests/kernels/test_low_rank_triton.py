@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 
@@ -133,10 +134,9 @@ def test_tiles_parts_and_the_batch_change_the_rounding_alone():
         assert_close(run(few, columns=columns, parts=parts), expected[5:9])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rank", [1, 4, 40])
-@pytest.mark.parametrize(("width", "stride"), [(5, 5), (200, 208), (333, 350)])
-def test_hidden_states(width, stride, rank, dtype):
+@pairwise(row=[(5, 5), (200, 208), (333, 350)], rank=[1, 4, 40], dtype=DTYPES)
+def test_hidden_states(row, rank, dtype):
+    width, stride = row
     left, right = normal(width, rank, seed=1), normal(width, rank, seed=2) / width
     share, center = normal(3, seed=4), normal(width, seed=3).to(dtype)
     for choice in ({}, {"center": center, "share": share}):

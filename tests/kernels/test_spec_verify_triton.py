@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from plugalign.kernels.gumbel import sample
 from plugalign.kernels.spec_verify import _checked, spec_verify
@@ -86,12 +87,11 @@ def assert_equal_to_the_twin(call, **choices):
     assert [x.tolist() for x in found] == [x.tolist() for x in expected]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
-def test_small_vocabularies(vocab, dtype):
+@pairwise(vocab=[1, 2, 7, 127, 257, 1000], dtype=DTYPES, drafted=[True, False])
+def test_small_vocabularies(vocab, dtype, drafted):
     call = make_call(3, 2, vocab, (dtype, dtype))
-    for draft in (call["draft"], None):
-        assert_equal_to_the_twin(call | {"draft": draft}, tile=512, parts=2)
+    draft = call["draft"] if drafted else None
+    assert_equal_to_the_twin(call | {"draft": draft}, tile=512, parts=2)
 
 
 @pytest.mark.parametrize("dtypes", [(x, y) for x in DTYPES for y in DTYPES if x != y])

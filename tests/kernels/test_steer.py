@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from scipy import stats
 
 from plugalign.kernels import steer
@@ -126,9 +127,7 @@ def mixture(rows, vocab, dtype=torch.float32, stride=None, kind="dexperts"):
     return Mixture(x[0], (Linear((x[2],), (-0.5,)), damping, attribute))
 
 
-@pytest.mark.parametrize("before", CUTS)
-@pytest.mark.parametrize("after", CUTS)
-@pytest.mark.parametrize("kind", ["dexperts", "all terms", "probabilities"])
+@pairwise(before=list(CUTS), after=list(CUTS), kind=["dexperts", "all terms", "probabilities"])
 def test_tokens_are_those_of_the_formulas(kind, before, after):
     m, call = mixture(4, 300, kind=kind), address(4)
     temperature = torch.tensor([1.0, 0.0, 0.6, 2.5])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from plugalign.kernels import steer
 from plugalign.kernels.calls import Draw
@@ -122,18 +123,19 @@ KINDS = {
 ALWAYS, RARELY = ("one", "dexperts", "all terms"), ("union", "intersection", "probability mix")
 
 
-@pytest.mark.parametrize(
-    ("kind", "vocab"),
-    [
-        *((kind, vocab) for kind in ALWAYS for vocab in (1, 2, 7, 127, 257, 1000)),
-        *((kind, vocab) for kind in RARELY for vocab in (7, 257)),
-    ],
-)
-def test_small_vocabularies(vocab, kind):
-    dtype = KINDS[kind]
-    m = mixture(3, vocab, dtype, vocab + 5, kind)
-    for before in (ALL, NUCLEUS):
-        assert_equal_to_the_twin(m, draw(3), before, tile=256, parts=3)
+def small_vocabulary(vocab, kind, before):
+    m = mixture(3, vocab, KINDS[kind], vocab + 5, kind)
+    assert_equal_to_the_twin(m, draw(3), before, tile=256, parts=3)
+
+
+@pairwise(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
+def test_small_vocabularies(kind, vocab, before):
+    small_vocabulary(vocab, kind, before)
+
+
+@pairwise(kind=RARELY, vocab=(7, 257), before=(ALL, NUCLEUS))
+def test_small_vocabularies_of_rare_terms(kind, vocab, before):
+    small_vocabulary(vocab, kind, before)
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -162,15 +164,14 @@ def test_large_vocabularies(vocab):
     assert_equal_to_the_twin(m, draw(1), ALL, tile=tile)
 
 
-@pytest.mark.parametrize("vocab", [255, 256, 257])
-@pytest.mark.parametrize(("stride", "first"), [(272, 0), (261, 0), (288, 16), (288, 3)])
-def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, stride, first):
+@pairwise(vocab=(255, 256, 257), place=((272, 0), (261, 0), (288, 16), (288, 3)), parts=(1, 3))
+def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, place, parts):
+    stride, first = place
     x = [logits(2, vocab + first, seed, torch.bfloat16, stride)[:, first:] for seed in range(3)]
     for x_k in x:
         x_k[1, vocab - 1] += 9  # where the row ends, something is drawn too
     m = weighted(x, (1.0, 2.0, -1.0))
-    for parts in (1, 3):
-        assert_equal_to_the_twin(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
+    assert_equal_to_the_twin(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
 
 
 def test_seeds_of_64_bits_and_greedy_calls():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 
 from plugalign.kernels.truncation import Truncation, _mask_by_topk, kept_entries, kept_mask
 
@@ -47,10 +48,7 @@ def places(mask):
     return [set(row.nonzero()[:, 0].tolist()) for row in mask]
 
 
-@pytest.mark.parametrize("find", [kept_mask, _mask_by_topk])
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-@pytest.mark.parametrize("vocab", VOCABULARIES)
-@pytest.mark.parametrize("ties", [False, True])
+@pairwise(vocab=VOCABULARIES, cut=CUTS, ties=[False, True], find=[kept_mask, _mask_by_topk])
 def test_truncations_keep_what_the_walk_keeps(vocab, cut, ties, find):
     x = torch.randn(4, vocab, generator=torch.Generator().manual_seed(vocab)) * 3
     x = x.round() if ties else x

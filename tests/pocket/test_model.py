@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from plugalign import pocket
+from plugalign.files import embedded
 from plugalign.pocket import lexicon, world
 from plugalign.pocket.jobs import JOBS
 
@@ -142,6 +143,6 @@ def test_the_parts_are_small_and_padded_on_the_left() -> None:
 
 
 def test_missing_parts_are_named_with_the_cure(tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pocket, "PARTS", tmp_path)
+    monkeypatch.setattr(embedded, "PARTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"plugalign\.pocket\.build"):
         pocket.load()

@@ -352,15 +352,17 @@ def test_what_breaks_a_promise_is_told(kind, promise, tiny, tokenizer):
         ("logits_processor", "the loop and a LogitsProcessor agree"),
     ],
 )
-def test_a_path_that_changes_something_is_told(option, promise, tiny, tokenizer, monkeypatch):
+def test_a_path_that_changes_something_is_named(option, promise, tiny, tokenizer, monkeypatch):
     from plugalign.testing.trial import Case
 
-    made = Case.made
+    generate = Case.generate
 
     def worse(case, *args, **options):
-        return made(case, case.model) if option in options else made(case, *args, **options)
+        if option in options:
+            return generate(case, case.model)
+        return generate(case, *args, **options)
 
-    monkeypatch.setattr(Case, "made", worse)
+    monkeypatch.setattr(Case, "generate", worse)
     with pytest.raises(AssertionError, match=promise):
         check_controller(Good(), tiny(), tokenizer, prompts=PROMPTS)
 

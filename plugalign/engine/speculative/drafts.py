@@ -61,9 +61,9 @@ class Speculation:
             raise TypeError(
                 f'draft must be "base", "prompt" or a model, got {type(self.draft).__name__}'
             )
-        if not 1 <= self.tokens <= MOST_DRAFTED:
+        if not isinstance(self.tokens, int) or not 1 <= self.tokens <= MOST_DRAFTED:
             raise ValueError(f"tokens must lie in [1, {MOST_DRAFTED}], got {self.tokens}")
-        if self.ngram < 1:
+        if not isinstance(self.ngram, int) or self.ngram < 1:
             raise ValueError(f"ngram must be at least 1, got {self.ngram}")
 
     @property

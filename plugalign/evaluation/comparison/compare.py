@@ -45,6 +45,7 @@ from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.manifest import AgreementSet, read_manifest
 from plugalign.evaluation.run_folder.records import Generated, Scored
 from plugalign.evaluation.run_folder.summary import Summary
+from plugalign.files.folders import check_folder
 from plugalign.generation.wrap import wrap
 
 USUAL = {"samples": 25, "batch_size": 32}
@@ -140,6 +141,7 @@ def compare(
         ValueError: for anything wrong with the arguments, before any work.
         OSError: if the disk is full; what was generated is kept.
     """
+    check_folder(out)
     usual = POCKET if model is None else USUAL
     samples = usual["samples"] if samples is None else samples
     batch_size = usual["batch_size"] if batch_size is None else batch_size

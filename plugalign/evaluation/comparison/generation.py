@@ -41,9 +41,11 @@ class Decoding:
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("samples", "max_new_tokens", "min_new_tokens", "batch_size"):
+            if not isinstance(count := getattr(self, name), int):
+                raise TypeError(f"{name} must be an int, got {count!r}")
+            if count < 1 and name != "min_new_tokens":
+                raise ValueError(f"{name} must be at least 1, got {count}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens must lie between 0 and max_new_tokens ({self.max_new_tokens}), "

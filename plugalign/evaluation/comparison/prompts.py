@@ -47,7 +47,7 @@ def load_prompts(source: str | Path | Sequence[str], limit: int | None = None) -
     Raises:
         ValueError: naming the file, the line and the cure.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be at least 1, got {limit}")
     if not isinstance(source, (str, Path)):
         texts = [text_of(text, f"prompt {i}: the prompt") for i, text in enumerate(source)]

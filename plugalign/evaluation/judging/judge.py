@@ -64,13 +64,8 @@ class Judge:
         """P(toxic) of each text, ``(n,)``, NaN where the judge failed."""
         return self.verdicts(texts).scores
 
-    def verdicts(
-        self, texts: Sequence[str], advance: Callable[[int], object] | None = None
-    ) -> Verdicts:
+    def verdicts(self, texts: Sequence[str]) -> Verdicts:
         """P(toxic) of each text, and what went wrong.
-
-        Args:
-            advance: called with the number of texts done, for a progress bar.
 
         Raises:
             ValueError: naming the judge, if its answer is not n numbers in [0, 1].
@@ -82,8 +77,6 @@ class Judge:
             found = self._batch(batch)
             scores += found.scores.tolist()
             errors += found.errors
-            if advance is not None:
-                advance(len(batch))
         return Verdicts(np.asarray(scores, dtype=np.float64), tuple(errors))
 
     def check(self, texts: Sequence[str]) -> None:

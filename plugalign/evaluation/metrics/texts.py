@@ -7,7 +7,7 @@ prompt first), B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -74,10 +74,6 @@ class Likelihood:
     nll: FloatArray
     tokens: NDArray[np.int64]
 
-    def per_text(self) -> FloatArray:
-        """The perplexity of every text, ``(N,)``: Liu et al. 2021 report the mean of these."""
-        return _perplexity(self.nll, self.tokens)
-
     def per_prompt(self, samples: int) -> FloatArray:
         """One perplexity per prompt over all its samples, ``(P,)``: ``exp(sum nll / sum tokens)``.
 
@@ -106,7 +102,6 @@ def perplexity(
     continuations: Sequence[str],
     *,
     batch_size: int = 16,
-    advance: Callable[[int], object] | None = None,
 ) -> Likelihood:
     """The likelihood of each continuation text given its prompt, under an unsteered model.
 
@@ -118,7 +113,6 @@ def perplexity(
         prompts: N texts; repeat a prompt for each of its samples.
         continuations: N texts. An empty one is missing (NaN).
         batch_size: texts in one forward.
-        advance: called with the number of texts done, for a progress bar.
 
     Raises:
         ValueError: as `nll`.
@@ -136,7 +130,7 @@ def perplexity(
             ids, shared = [start, *ids], 1
         heads.append(ids[:shared])
         tails.append(ids[shared:] if continuation else [])
-    return nll(model, heads, tails, batch_size=batch_size, advance=advance)
+    return nll(model, heads, tails, batch_size=batch_size)
 
 
 def nll(
@@ -145,7 +139,6 @@ def nll(
     continuation_ids: Sequence[Ids],
     *,
     batch_size: int = 16,
-    advance: Callable[[int], object] | None = None,
 ) -> Likelihood:
     """The negative log-likelihood of each continuation given its prompt, in batches.
 
@@ -154,7 +147,6 @@ def nll(
         prompt_ids: the token ids of N prompts, each with at least one token.
         continuation_ids: the token ids of N continuations; an empty one is missing (NaN).
         batch_size: texts in one forward, padded on the right; like lengths go together.
-        advance: called with the number of texts done, for a progress bar.
 
     Raises:
         ValueError: N differs, a model in training mode, a prompt without tokens, a text longer
@@ -170,8 +162,6 @@ def nll(
     for start in range(0, len(filled), batch_size):
         batch = filled[start : start + batch_size]
         losses[batch] = _batch_nll(model, [rows[i] for i in batch])
-        if advance is not None:
-            advance(len(batch))
     broken = [i for i in filled if not np.isfinite(losses[i])]
     if broken:
         raise ValueError(f"the scoring model gave logits that are not finite for text {broken[0]}")

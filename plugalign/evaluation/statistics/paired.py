@@ -103,7 +103,15 @@ class PairedBootstrap:
             ValueError: a wrong shape, an infinite value, or no value present.
         """
         numbers = self._per_prompt(values)
-        return self._ratio(numbers, np.where(np.isnan(numbers), np.nan, 1.0))
+        present = ~np.isnan(numbers)
+        if not present.any():
+            raise ValueError(f"no value is present: all {self.prompts} prompts are missing")
+        pair = np.where(present[:, None], np.stack([numbers, np.ones_like(numbers)], axis=1), 0.0)
+        sums = np.concatenate([counts.astype(np.float64) @ pair for counts in self._counts])
+        drawn = sums[:, 1] > 0  # a resample may hold missing prompts only
+        low, high = np.quantile(sums[drawn, 0] / sums[drawn, 1], self._tails)
+        value = pair[:, 0].sum() / pair[:, 1].sum()
+        return Interval(float(value), float(low), float(high))
 
     def difference(self, values: ArrayLike, base: ArrayLike) -> Interval:
         """``mean(values - base)`` over the prompts where both, ``(P,)``, are present.
@@ -112,17 +120,6 @@ class PairedBootstrap:
             ValueError: as `mean`, or no prompt where both are present.
         """
         return self.mean(self._per_prompt(values) - self._per_prompt(base))
-
-    def ratio(self, values: ArrayLike, base: ArrayLike) -> Interval:
-        """``mean(values) / mean(base)`` over the prompts where both, ``(P,)``, are present.
-
-        Raises:
-            ValueError: as `difference`, or a base that is not positive.
-        """
-        denominators = self._per_prompt(base)
-        if np.any(denominators <= 0):
-            raise ValueError(f"a ratio needs a positive base, got {np.nanmin(denominators):g}")
-        return self._ratio(self._per_prompt(values), denominators)
 
     def _per_prompt(self, values: ArrayLike) -> FloatArray:
         numbers = np.asarray(values, dtype=np.float64)
@@ -133,18 +130,6 @@ class PairedBootstrap:
         if np.isinf(numbers).any():
             raise ValueError("a per-prompt number is infinite; mark it missing (NaN) or repair it")
         return numbers
-
-    def _ratio(self, values: FloatArray, denominators: FloatArray) -> Interval:
-        """sum(values) / sum(denominators) over complete prompts, with its percentiles."""
-        present = ~np.isnan(values + denominators)
-        if not present.any():
-            raise ValueError(f"no value is present: all {self.prompts} prompts are missing")
-        pair = np.where(present[:, None], np.stack([values, denominators], axis=1), 0.0)
-        sums = np.concatenate([counts.astype(np.float64) @ pair for counts in self._counts])
-        drawn = sums[:, 1] > 0  # a resample may hold missing prompts only
-        low, high = np.quantile(sums[drawn, 0] / sums[drawn, 1], self._tails)
-        value = pair[:, 0].sum() / pair[:, 1].sum()
-        return Interval(float(value), float(low), float(high))
 
 
 # --------------------------------------------------------------------------- tests

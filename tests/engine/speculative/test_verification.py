@@ -7,7 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from pairwise import pairwise
 from scipy import stats
+from tiny_models import ARCHITECTURES
 from transformers import AutoModelForCausalLM, LogitsProcessor, MistralConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -43,10 +45,9 @@ def repeating(rows, width=9):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("which", STEERED)
+@pairwise(which=STEERED, draft=DRAFTS, architecture=ARCHITECTURES)
 def test_greedy_texts_are_those_without_a_draft(
-    which, draft, tiny, tokenizer, prompts, architecture, make
+    which, draft, architecture, tiny, tokenizer, prompts, make
 ):
     model = tiny(architecture)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))

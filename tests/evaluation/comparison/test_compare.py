@@ -26,7 +26,7 @@ from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.run_folder.folder import read_json
 from plugalign.loading import random_model
 
-ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10 w11", "w12 w13"]
 SMALL: dict[str, Any] = {"samples": 3, "max_new_tokens": 6, "batch_size": 4, "prompts": PROMPTS}
 
@@ -213,8 +213,8 @@ UNITS = 3 * 10  # methods, base and plain generate among them, times batches
 START = 2  # files that are synced before the first unit
 KILLED = """
     import os, signal, sys
-    sys.path[:0] = [{tests!r}, {tests!r} + "/evaluation/comparison"]
-    from conftest import make_model, make_tokenizer
+    sys.path[:0] = {paths!r}
+    from tiny_models import make_model, make_tokenizer
     from test_compare import LONG, Push, compare, dying, length_judge
 
     os.fsync = dying({syncs}, lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -260,7 +260,8 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_killed_by_sigkill_resumes_to_the_same_summary(long: Any, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    code = KILLED.format(tests=str(ROOT / "tests"), syncs=START + 7, out=str(killed))
+    paths = [str(HERE), str(HERE.parents[1] / "helpers")]
+    code = KILLED.format(paths=paths, syncs=START + 7, out=str(killed))
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     with (killed / "generations.jsonl").open("ab") as torn:

@@ -20,7 +20,7 @@ from plugalign.evaluation.statistics.intervals import (
     wilson,
 )
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 @pytest.mark.parametrize(

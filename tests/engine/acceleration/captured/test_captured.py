@@ -8,6 +8,8 @@ import weakref
 
 import pytest
 import torch
+from pairwise import pairwise
+from tiny_models import ARCHITECTURES
 from transformers import CompileConfig, LogitsProcessor, MaxLengthCriteria, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
@@ -48,17 +50,17 @@ def steered(tiny, tokenizer):
     return pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
 
 
-@pytest.mark.parametrize("which", CONTROLLERS)
-def test_replays_give_the_same_texts(which, tiny, tokenizer, prompts, make, tapes, architecture):
+@pairwise(which=CONTROLLERS, architecture=ARCHITECTURES, shape=[(3, 7), (1, 5)])
+def test_replays_give_the_same_texts(
+    which, architecture, shape, tiny, tokenizer, prompts, make, tapes
+):
     model = tiny(architecture)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))
-    for rows, width in ((3, 7), (1, 5)):
-        inputs, every = prompts(rows=rows, width=width), {"min_new_tokens": NEW}
-        want = generate(steered, inputs, static=False, **every)
-        assert not tapes
-        assert torch.equal(generate(steered, inputs, **every), want)
-        assert [tape.replays for tape in tapes] == [NEW - 2]  # the first two set all up
-        tapes.clear()
+    inputs, every = prompts(*shape), {"min_new_tokens": NEW}
+    want = generate(steered, inputs, static=False, **every)
+    assert not tapes
+    assert torch.equal(generate(steered, inputs, **every), want)
+    assert [tape.replays for tape in tapes] == [NEW - 2]  # the first two set all up
 
 
 @pytest.mark.parametrize(

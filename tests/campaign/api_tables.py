@@ -1,0 +1,160 @@
+"""What the library's callers get wrong: for each constructor and call, bad values by argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import plugalign as pa
+
+NAN, INF = math.nan, math.inf
+NO_NUMBER = [NAN, INF, -INF, "abc", "", [1], {}, b"x", 1j, [None]]
+NO_COUNT = [-1, -(10**30), 1.5, NAN, INF, "3", [], {}, b"2", None]
+NO_SHARE = [*NO_NUMBER, -0.1, 1.001, 10**30]
+NO_TEXT = [3, 1.5, [], {}, b"text", ["a"], True]
+NO_TEXTS = [3, None, True, [3], ["a", None], [b"a"], {}, ""]
+NO_FLAG = ["yes", 2, [], NAN]
+NO_MODEL = [3, 1.5, [], {}, b"model", "", True]
+NO_IDS = ["w1", [1], torch.ones(3).long(), torch.ones(0, 4).long(), torch.ones(1, 0).long()]
+
+Bad = dict[str, list[Any]]
+# By name: how to call it with good values but for the changes, and the bad values of each argument.
+Call = tuple[Callable[..., Any], Bad]
+
+
+def constructors(expert: Any, reward: Any) -> dict[str, Call]:
+    """Every controller and gate."""
+    kinds: dict[str, tuple[Any, tuple[Any, ...], Bad]] = {
+        "SelfDebias": (pa.SelfDebias, (["x"],), {"decay": NO_NUMBER, "floor": NO_SHARE}),
+        "SelfCritique": (
+            pa.SelfCritique,
+            (),
+            {"critique": NO_TEXT, "fault": NO_TEXT, "rounds": NO_COUNT, "threshold": NO_SHARE},
+        ),
+        "DExperts": (pa.DExperts, (expert,), {"alpha": NO_NUMBER, "top_p": NO_SHARE}),
+        "GeDi": (
+            pa.GeDi,
+            ("w5", "w6"),
+            {
+                "model": [3, [], {}, b"x"],
+                "omega": [*NO_NUMBER, -1],
+                "rho": NO_SHARE,
+                "tau": NO_SHARE,
+                "scale": NO_NUMBER,
+                "bias": NO_NUMBER,
+            },
+        ),
+        "SafeDecoding": (
+            pa.SafeDecoding,
+            (expert,),
+            {
+                "alpha": [*NO_NUMBER, -1],
+                "first_steps": [*NO_COUNT, 0],
+                "least_common": [*NO_COUNT, 0],
+                "floor": [*NO_SHARE, 0.0],
+            },
+        ),
+        "PPLM": (
+            pa.PPLM,
+            (["w5"],),
+            {
+                "label": NO_COUNT,
+                "stepsize": [*NO_NUMBER, -1],
+                "iterations": NO_COUNT,
+                "gamma": NO_NUMBER,
+                "gm": [*NO_NUMBER, -0.1],
+                "kl": NO_NUMBER,
+                "window": NO_COUNT,
+                "horizon": NO_COUNT,
+                "top_k": NO_COUNT,
+                "variant": ["none", 3, None, []],
+            },
+        ),
+        "RAD": (pa.RAD, (reward,), {"k": [*NO_COUNT, 0], "beta": NO_NUMBER, "invert": NO_FLAG}),
+        "ARGS": (pa.ARGS, (reward,), {"k": [*NO_COUNT, 0], "weight": NO_NUMBER}),
+        "ContrastiveDecoding": (
+            pa.ContrastiveDecoding,
+            (expert,),
+            {"alpha": NO_SHARE, "beta": NO_NUMBER},
+        ),
+        "DeRA": (pa.DeRA, (expert,), {"weight": [*NO_NUMBER, None]}),
+        "FirstSteps": (pa.FirstSteps, (), {"count": [*NO_COUNT, 0]}),
+        "Uncertain": (pa.Uncertain, (), {"p": [*NO_SHARE, None]}),
+        "Diagnosis": (
+            pa.Diagnosis,
+            (),
+            {"attribute": [*NO_TEXT, ""], "threshold": NO_SHARE, "template": [*NO_TEXT, "none"]},
+        ),
+        "Speculation": (
+            pa.Speculation,
+            (),
+            {"draft": [3, [], "", "none"], "tokens": [*NO_COUNT, 0], "ngram": [*NO_COUNT, 0]},
+        ),
+    }
+    required = {"DeRA": {"weight": 1.0}, "FirstSteps": {"count": 1}, "Uncertain": {"p": 0.5}}
+    required |= {"Diagnosis": {"attribute": "a threat"}}
+
+    def calling(name: str) -> Callable[..., Any]:
+        kind, given, _ = kinds[name]
+        return lambda **changed: kind(*given, **{**required.get(name, {}), **changed})
+
+    return {name: (calling(name), bad) for name, (_, _, bad) in kinds.items()}
+
+
+def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
+    """What is done with a controller, and `compare`."""
+    compared: dict[str, Any] = {
+        "model": steered.model,
+        "tokenizer": steered.tokenizer,
+        "controllers": {"debias": pa.SelfDebias(["w5"])},
+        "prompts": ["w1 w2"],
+        "judges": {"half": lambda texts: [0.5] * len(texts)},
+        "out": out,
+    }
+    return {
+        "wrap": (
+            lambda controller: pa.wrap(steered.model, steered.tokenizer, controller),
+            {"controller": [None, 3, "dexperts", [], {}, pa.SelfDebias]},
+        ),
+        "sum": (lambda other: steered.controller + other, {"other": [1, "x", None, [], 0.5]}),
+        "times": (lambda other: other * steered.controller, {"other": [NAN, INF, None, 1j]}),
+        "when": (steered.controller.when, {"gate": [None, 3, "first", []]}),
+        "generate": (
+            lambda **options: steered.generate(**{**batch, "max_new_tokens": 2, **options}),
+            {
+                "input_ids": [None, *NO_IDS[2:]],
+                "capture": ["yes", 2, [], None],
+                "speculation": ["base", 3, []],
+                "trace": [3, "x", []],
+            },
+        ),
+        "log_probs": (
+            lambda **changed: steered.log_probs(**{"texts": ["w1 w2"], **changed}),
+            {
+                "texts": [3, None, [], [3], ["w1", None], {}, [""]],
+                "prompts": [3, [], [3], ["a", "b"], {}],
+                "batch_size": [*NO_COUNT, 0],
+            },
+        ),
+        "compare": (
+            lambda **changed: pa.compare(**{**compared, "methods": None, **changed}),
+            {
+                "methods": [["none"], 3, [3]],
+                "controllers": [{"x": 3}, {"": pa.SelfDebias(["x"])}, 3, {"x": "/nowhere"}],
+                "prompts": [3, [], [3], ["a", None], "/nowhere.txt", {}],
+                "limit": [*NO_COUNT[:-1], 0],
+                "judges": [3, [], {"x": 3}, {}, {"x": "/nowhere"}],
+                "samples": [*NO_COUNT[:-1], 0],
+                "max_new_tokens": [*NO_COUNT, 0],
+                "min_new_tokens": NO_COUNT,
+                "temperature": [*NO_NUMBER, 0, -1],
+                "top_p": NO_SHARE,
+                "batch_size": [*NO_COUNT[:-1], 0],
+                "seed": [*NO_COUNT, 2**64],
+                "out": ["", 3, [], "a\0b"],
+            },
+        ),
+    }
