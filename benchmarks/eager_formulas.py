@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 
 def draw(scores: Tensor) -> Tensor:
@@ -66,17 +66,6 @@ def fudge(logits: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     """The same behind the base's top-k, k being the width of ``added`` ``(B, k)``."""
     values, ids = logits.float().topk(added.shape[1], dim=-1)
     return reweighted(values, ids, added)
-
-
-def second_head(hidden: Tensor, projection: Tensor, head: Tensor, *, share: float) -> Tensor:
-    """Logits ``(B, V)`` of partly projected hidden states ``(B, D)``, through the whole head again
-    (INLP and A-INLP for language models, Liang et al. 2021, section 4.2)."""
-    return linear((1 - share) * hidden + share * (hidden @ projection), head)
-
-
-def erased(hidden: Tensor, left: Tensor, right: Tensor, center: Tensor) -> Tensor:
-    """Hidden states ``(N, D)`` without a subspace (LEACE, Belrose et al. 2023, theorem 4.3)."""
-    return hidden - ((hidden - center) @ right) @ left.mT
 
 
 def lora_by_index(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scaling: float) -> Tensor:

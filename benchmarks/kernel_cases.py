@@ -34,11 +34,6 @@ class Case:
     def generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)
 
-    @cached_property
-    def head(self) -> Tensor:
-        """``(V, D)``, one for all inputs of the case."""
-        return self.normal(self.vocab, self.hidden).mul_(self.hidden**-0.5).to(self.dtype)
-
     @property
     def hidden(self) -> int:
         return HIDDEN[self.device.type]

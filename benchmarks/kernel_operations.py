@@ -16,7 +16,6 @@ from plugalign.kernels import gumbel, steer
 from plugalign.kernels.backend import Backend
 from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
-from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 from plugalign.kernels.mixture import Mixture, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import spec_verify
@@ -26,7 +25,7 @@ from plugalign.kernels.truncation import EVERYTHING, Truncation
 
 ALPHA, TOP_P = 2.0, 0.9
 DECAY, FLOOR = 50.0, 0.01
-RANK, SHARE, SCALING = 16, 0.5, 2.0
+RANK, SCALING = 16, 2.0
 ADAPTERS, DRAFTED = 2, 4
 
 
@@ -152,31 +151,6 @@ def _fudge(case: Case) -> Call:
     return Call(ours, (logits, added))
 
 
-def _low_rank_logits(case: Case) -> Call:
-    hidden, basis = case.rows(case.hidden).to(case.dtype), _basis(case)
-    logits, left = hidden @ case.head.T, case.head @ basis
-    projection = torch.eye(case.hidden, device=case.device) - basis.float() @ basis.float().T
-    return Call(
-        lambda backend: low_rank_logits(logits, hidden, left, basis, share=SHARE, backend=backend),
-        (hidden, projection.to(case.dtype), case.head),
-    )
-
-
-def _low_rank_hidden(case: Case) -> Call:
-    hidden, basis = case.rows(case.hidden).to(case.dtype), _basis(case)
-    center, written = case.normal(case.hidden).to(case.dtype), hidden.clone()
-    return Call(
-        lambda backend: low_rank_hidden(written, basis, basis, center=center, backend=backend),
-        (hidden, basis, basis, center),
-    )
-
-
-def _basis(case: Case) -> Tensor:
-    """``(D, r)``, orthonormal."""
-    basis: Tensor = torch.linalg.qr(case.normal(case.hidden, RANK)).Q
-    return basis.to(case.dtype)
-
-
 def _group_lora(case: Case) -> Call:
     rows, width = (ADAPTERS + 1) * case.batch, case.hidden
     x, y = case.normal(rows, width).to(case.dtype), case.normal(rows, width).to(case.dtype)
@@ -270,24 +244,6 @@ OPERATIONS = (
         _candidate_sample,
         eager.reweighted,
         lambda case: 20 * case.batch * case.width,
-        by_vocab=False,
-    ),
-    Operation(
-        "low_rank_logits",
-        _low_rank_logits,
-        lambda *x: eager.second_head(*x, share=SHARE),
-        lambda case: (
-            2 * case.matrix
-            + case.dtype.itemsize * ((case.vocab + case.hidden) * RANK + case.batch * case.hidden)
-        ),
-        draws=False,
-    ),
-    Operation(
-        "low_rank_hidden",
-        _low_rank_hidden,
-        eager.erased,
-        lambda case: case.dtype.itemsize * case.hidden * (2 * case.batch + 2 * RANK + 1),
-        draws=False,
         by_vocab=False,
     ),
     Operation(

@@ -24,7 +24,7 @@ from plugalign.algebra.shifts import CandidateShift
 from plugalign.algebra.sources import CandidateValues
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
-from plugalign.engine.readers.prefix_cache import positions
+from plugalign.engine.readers.prefix_cache import position_ids
 
 ANY_LENGTH = 2**31 - 1  # a rotary model has no last position
 
@@ -60,7 +60,7 @@ class Predictor(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The logit of P(a | x_1 .. x_i) at each position; ids, mask and logits are ``(B, T)``."""
         output = self.backbone(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
+            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
         )
         scores: Tensor = self.head(output.last_hidden_state).squeeze(-1)
         return scores

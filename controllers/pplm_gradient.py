@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import DynamicCache
 
 from plugalign.algebra.sources import Source, Step
-from plugalign.engine.readers.prefix_cache import PrefixCache, positions
+from plugalign.engine.readers.prefix_cache import PrefixCache, position_ids
 
 Variant = Literal["paper", "released"]
 SMALL = 1e-15  # added to norms, so that what has no gradient stays where it is
@@ -90,7 +90,7 @@ class Perturber:
         cache: Any = self._prefix.cache
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepts else {}
         logits, states = self.forward(
-            cache, mask, positions(mask)[:, start:], input_ids=ids[:, start:], **keep
+            cache, mask, position_ids(mask)[:, start:], input_ids=ids[:, start:], **keep
         )
         if start:
             states = torch.cat([self._prefix.values, states], 1)
@@ -147,7 +147,7 @@ class Text:
         self.past = [(keys[..., :-1, :], values[..., :-1, :]) for keys, values in whole]
         extra = whole[0][0].shape[-2] - ids.shape[1] if whole else 0
         self._mask = torch.cat([mask.new_ones(len(mask), extra), mask], 1)
-        self._place, self._own = positions(self._mask)[:, -1:], mask[:, :-1]
+        self._place, self._own = position_ids(self._mask)[:, -1:], mask[:, :-1]
         self.shown = in_window(self._mask[:, :-1], source.window, source.variant)
 
     def moves(self, offsets: list[Tensor]) -> list[Tensor]:

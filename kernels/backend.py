@@ -30,8 +30,8 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
 def use_triton(backend: Backend, tensor: Tensor) -> bool:
     """Whether the operation on ``tensor`` runs as a Triton kernel.
 
-    "auto" takes Triton for CUDA tensors where it is installed, and torch otherwise. The torch twin
-    computes the same, so nothing but speed depends on the choice.
+    "auto" takes Triton for CUDA tensors where it is installed, and torch otherwise. The torch
+    reference computes the same, so nothing but speed depends on the choice.
 
     Raises:
         ValueError: for an unknown backend, or "triton" where it cannot run.

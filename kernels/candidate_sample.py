@@ -66,19 +66,12 @@ def candidate_sample(
     check_sampling(seed, temperature)
     _check_range("weight", weight, -math.inf, math.inf)
     _check_range("top_p", top_p, 0, 1)
+    numbers = {"weight": weight, "temperature": temperature, "top_p": top_p}
+    address = {"prompt": prompt, "sample": sample, "step": step}
     rows, device = len(values), values.device
-    call = CandidateDraw(
-        values,
-        ids,
-        added,
-        weight=per_row("weight", weight, rows, torch.float32, device),
-        temperature=per_row("temperature", temperature, rows, torch.float32, device),
-        top_p=per_row("top_p", top_p, rows, torch.float32, device),
-        prompt=per_row("prompt", prompt, rows, torch.int64, device),
-        sample=per_row("sample", sample, rows, torch.int64, device),
-        step=per_row("step", step, rows, torch.int64, device),
-        seed=seed,
-    )
+    floats = {k: per_row(k, x, rows, torch.float32, device) for k, x in numbers.items()}
+    ints = {k: per_row(k, x, rows, torch.int64, device) for k, x in address.items()}
+    call = CandidateDraw(values, ids, added, seed=seed, **floats, **ints)
     if takes_triton(backend, values):
         from plugalign.kernels.candidate_sample_triton import candidate_sample_triton
 
@@ -105,22 +98,22 @@ def takes_triton(backend: Backend, values: Tensor) -> bool:
 
 def _sample_torch(call: CandidateDraw) -> tuple[Tensor, Tensor]:
     """The specification."""
-    ids, weight, heat = call.ids, call.weight[:, None], call.temperature[:, None]
+    ids, weight, temperature = call.ids, call.weight[:, None], call.temperature[:, None]
     values = call.values.float()
     shift = (weight * call.added.float()).masked_fill(weight == 0, 0)
     z = torch.where(values == -math.inf, values, values + shift)
     log_p = torch.log_softmax(z, -1)
     z = z.masked_fill(z.isnan().any(-1, keepdim=True), -math.inf)
     step, prompt, sample = call.step[:, None], call.prompt[:, None], call.sample[:, None]
-    scores = z + heat * gumbel_noise(ids, step, prompt, sample, call.seed)
+    scores = z + temperature * gumbel_noise(ids, step, prompt, sample, call.seed)
     if bool((call.top_p < 1).any()):
-        scores = scores.masked_fill(~_nucleus(z, ids, heat, call.top_p[:, None]), -math.inf)
+        scores = scores.masked_fill(~_nucleus(z, ids, temperature, call.top_p[:, None]), -math.inf)
     wins = (scores == scores.amax(-1, keepdim=True)) & (scores > -math.inf)
     token = torch.where(wins, ids, NO_TOKEN).amin(-1)
     return torch.where(token == NO_TOKEN, -1, token), log_p
 
 
-def _nucleus(z: Tensor, ids: Tensor, heat: Tensor, top_p: Tensor) -> Tensor:
+def _nucleus(z: Tensor, ids: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
     """Which candidates ``(B, K)`` the smallest set of mass ``top_p`` ``(B, 1)`` holds.
 
     Masses are relative to the best candidate's, which is 1, and never summed but from the best on.
@@ -130,7 +123,7 @@ def _nucleus(z: Tensor, ids: Tensor, heat: Tensor, top_p: Tensor) -> Tensor:
     ranked = z.gather(-1, order)
     best = ranked[:, :1]
     # A greedy row takes its best candidate, which any nucleus has.
-    mass = ((ranked - best) / heat.masked_fill(heat == 0, 1)).exp().double()
+    mass = ((ranked - best) / temperature.masked_fill(temperature == 0, 1)).exp().double()
     mass = mass.masked_fill(ranked == best, 1)
     reached = mass.cumsum(-1)
     limit = (top_p * reached[:, -1:]).clamp_min(1).masked_fill(top_p == 1, math.inf)

@@ -32,10 +32,10 @@ def noise_at(token, seed, step, prompt, sample, FAST: tl.constexpr):
 
 
 @triton.jit
-def draw(z, score, token, heat, top_p):
+def draw(z, score, token, temperature, top_p):
     """The token with the best score inside the nucleus of z, or NO_TOKEN."""
     best = tl.max(z)
-    mass = tl.exp2((z - best) / tl.where(heat > 0, heat, 1.0) * LOG2E)
+    mass = tl.exp2((z - best) / tl.where(temperature > 0, temperature, 1.0) * LOG2E)
     mass = tl.where(z > NEVER, tl.where(z == best, 1.0, mass), 0.0)
     # The best candidate's mass is 1, so at a limit of 1 or less there is none but itself.
     limit = tl.where(top_p < 1.0, tl.maximum(top_p * tl.sum(mass), 1.0), INFINITE)
@@ -90,14 +90,14 @@ def choose(
 
     is_nan = tl.max((z != z).to(tl.int32))
     z = tl.where(is_nan > 0, NEVER, z)
-    heat = tl.load(temperature + row)
+    row_temperature = tl.load(temperature + row)
     noise = tl.zeros((K,), tl.float32)
-    if heat > 0:  # a greedy row pays for no noise
+    if row_temperature > 0:  # a greedy row pays for no noise
         now = tl.load(step + row).to(tl.uint32)
         which = tl.load(prompt + row).to(tl.uint32)
         copy = tl.load(sample + row).to(tl.uint32)
         noise = noise_at(token, seed, now, which, copy, FAST)
-    winner = draw(z, z + heat * noise, token, heat, tl.load(top_p + row))
+    winner = draw(z, z + row_temperature * noise, token, row_temperature, tl.load(top_p + row))
     tl.store(tokens + row, tl.where(winner == NO_TOKEN, -1, winner).to(tl.int64))
 
 
@@ -117,8 +117,8 @@ def plan(
     """The launch that writes ``tokens`` ``(B,)`` and ``log_p`` ``(B, K)``.
 
     Args:
-        fast: the GPU's own logarithm and fused operations; without, scores equal the twin's bit
-            for bit. The default on NVIDIA's GPUs.
+        fast: the GPU's own logarithm and fused operations, the default on NVIDIA's GPUs; without,
+            scores equal the torch reference's bit for bit.
     """
     rows, count = call.values.shape
     if fast is None:

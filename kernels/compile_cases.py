@@ -25,8 +25,6 @@ SHORT = {
     "candidate.choose",
     "spec.accept",
     "spec.follow",
-    "low_rank.read",
-    "low_rank.project",
     "group_lora",
 }
 
@@ -92,14 +90,16 @@ def unreal(size: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-NUMBER, HEAT = unreal(ROWS, torch.int64), unreal(ROWS, torch.float32)
+NUMBER, TEMPERATURE = unreal(ROWS, torch.int64), unreal(ROWS, torch.float32)
 
 
 def gumbel(inputs: Inputs) -> Iterator[Case]:
     """Sampling from one source."""
     from plugalign.kernels.gumbel_triton import plan
 
-    launches = plan(inputs.logits(), 5, NUMBER, NUMBER, NUMBER, HEAT, NUMBER, fast=inputs.nvidia)
+    launches = plan(
+        inputs.logits(), 5, NUMBER, NUMBER, NUMBER, TEMPERATURE, NUMBER, fast=inputs.nvidia
+    )
     yield inputs.case("gumbel.sweep", launches[0], 1)
     yield inputs.case("gumbel.merge", launches[1], 1)
 
@@ -108,7 +108,7 @@ def row_lse(inputs: Inputs) -> Iterator[Case]:
     """The normaliser of one source."""
     from plugalign.kernels.row_lse_triton import plan
 
-    launches = plan((inputs.logits(),), HEAT.view(1, ROWS))
+    launches = plan((inputs.logits(),), TEMPERATURE.view(1, ROWS))
     yield inputs.case("row_lse.sweep", launches[0], 1)
     yield inputs.case("row_lse.merge", launches[1], 1)
 
@@ -122,14 +122,14 @@ def steer(inputs: Inputs) -> Iterator[Case]:
 
     three = weighted([inputs.logits() for _ in range(3)], (1.0, 2.0, -2.0))
     one = Mixture(inputs.logits())
-    warm = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
-    cold = Draw(5, NUMBER, NUMBER, NUMBER, HEAT, greedy=True)
+    sampled = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE)
+    greedy = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE, greedy=True)
     nucleus, best = Truncation(0.9), Truncation(top_k=50)
     for name, mixture, draw, before, after in (
-        ("K=3 top-p", three, warm, nucleus, EVERYTHING),
-        ("K=3 greedy", three, cold, best, EVERYTHING),
-        ("K=1 own top-p", one, warm, EVERYTHING, nucleus),
-        ("K=3 both", three, warm, nucleus, Truncation(0.9, 50, joint=True)),
+        ("K=3 top-p", three, sampled, nucleus, EVERYTHING),
+        ("K=3 greedy", three, greedy, best, EVERYTHING),
+        ("K=1 own top-p", one, sampled, EVERYTHING, nucleus),
+        ("K=3 both", three, sampled, nucleus, Truncation(0.9, 50, joint=True)),
     ):
         launches = plan(mixture, draw, before, after, NUMBER, fast=inputs.nvidia)
         for launch in launches[-4:]:  # the search for a threshold has cases of its own
@@ -149,7 +149,7 @@ def self_debias(inputs: Inputs) -> Iterator[Case]:
 
     x = [inputs.logits() for _ in range(4)]
     mixture = Mixture(x[0], (Damping((x[1], x[2]), 50.0, 0.01), LogSigmoid(x[3])))
-    draw = Draw(5, NUMBER, NUMBER, NUMBER, HEAT)
+    draw = Draw(5, NUMBER, NUMBER, NUMBER, TEMPERATURE)
     lse, _, sweep, _, _, finish = plan(
         mixture, draw, Truncation(0.9), EVERYTHING, NUMBER, fast=inputs.nvidia
     )
@@ -205,7 +205,18 @@ def candidate_sample(inputs: Inputs) -> Iterator[Case]:
     from plugalign.kernels.candidate_sample_triton import plan
 
     values = unreal(ROWS * 200, inputs.dtype).view(ROWS, 200)
-    call = CandidateDraw(values, values.long(), values, HEAT, HEAT, HEAT, NUMBER, NUMBER, NUMBER, 5)
+    call = CandidateDraw(
+        values,
+        values.long(),
+        values,
+        TEMPERATURE,
+        TEMPERATURE,
+        TEMPERATURE,
+        NUMBER,
+        NUMBER,
+        NUMBER,
+        5,
+    )
     (launch,) = plan(call, NUMBER, values.float(), fast=inputs.nvidia)
     yield inputs.case("candidate.choose", launch, 1)
 
@@ -222,7 +233,7 @@ def spec_verify(inputs: Inputs) -> Iterator[Case]:
     )
     target, draft = target[..., : inputs.vocab], draft[..., : inputs.vocab]
     tokens = unreal(ROWS * places, torch.int64).view(ROWS, places)
-    rest = (tokens, NUMBER, NUMBER, NUMBER, NUMBER, HEAT, HEAT, 5)
+    rest = (tokens, NUMBER, NUMBER, NUMBER, NUMBER, TEMPERATURE, TEMPERATURE, 5)
     launches = plan(Verification(target, draft, *rest), NUMBER, NUMBER, fast=inputs.nvidia)
     follow = plan(Verification(target, None, *rest), NUMBER, NUMBER, fast=inputs.nvidia)[-1]
     for name, launch, streams in (
@@ -232,29 +243,6 @@ def spec_verify(inputs: Inputs) -> Iterator[Case]:
         ("follow", follow, 1),
     ):
         yield inputs.case(f"spec.{name}", launch, streams)
-
-
-def low_rank(inputs: Inputs) -> Iterator[Case]:
-    """Projections carried to the logits, and one of hidden states of 4096.
-
-    64 directions leave the rows of ``left`` aligned, 35 do not; 32 rows and more make a tall tile.
-    """
-    from plugalign.kernels.low_rank_triton import plan, plan_hidden
-
-    def factor(width: int, rank: int) -> Tensor:
-        return unreal(width * rank, torch.float32).view(width, rank)
-
-    for name, rows, rank in (("", ROWS, 64), (" r=35", ROWS, 35), (" tall r=35", 64, 35)):
-        hidden = unreal(rows * 4096, inputs.dtype).view(rows, 4096)
-        factors = factor(inputs.vocab, rank), factor(4096, rank)
-        logits = inputs.logits(rows)
-        read, sweep = plan(logits, hidden, *factors, None, 1.0, None, fast=inputs.nvidia)
-        yield inputs.case(f"low_rank.sweep{name}", sweep, 1)
-        if rows == ROWS:
-            yield inputs.case(f"low_rank.read{name}", read, 1)
-    basis = factor(4096, 4)
-    (project,) = plan_hidden(hidden, basis, basis, None, 1.0, None, fast=inputs.nvidia)
-    yield inputs.case("low_rank.project", project, 1)
 
 
 def group_lora(inputs: Inputs) -> Iterator[Case]:
@@ -280,6 +268,5 @@ GROUPS = (
     topk_select,
     candidate_sample,
     spec_verify,
-    low_rank,
     group_lora,
 )

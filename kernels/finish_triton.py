@@ -9,9 +9,9 @@ import triton.language as tl
 from plugalign.kernels.noised_triton import (
     ON_BASE,
     answer_of,
-    coldness,
     constants_of,
     entry_of,
+    inverse_temperature,
     noised,
     value_of,
 )
@@ -69,7 +69,7 @@ def finish(
 ):
     """The best tested token that is kept; where there is none, the search goes on. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
-    scale = coldness(address, row, ON, GREEDY) * LOG2E
+    scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     top = tl.load(tops + row)
     goal = tl.load(goals + row) if MASS else 1.0

@@ -9,11 +9,13 @@ equals G more models with merged weights ``W + scaling_g * (a_g b_g)^T``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from plugalign.kernels.backend import FLOATS, Backend, use_triton
-from plugalign.kernels.low_rank import check_in_place, number_or_rows
+from plugalign.kernels.gumbel import per_row
 
 MOST_RANK = 256
 DECODE_ROWS, DECODE_RANK = 16, 64  # up to here one launch is expected to beat two matrix products
@@ -50,8 +52,8 @@ def group_lora(
         ValueError: for arguments whose shape, dtype, device or value does not fit.
     """
     groups = _check(y, x, a, b)
-    check_in_place("y", y)
-    number, by_group = number_or_rows("scaling", scaling, groups, y.device)
+    _check_in_place(y)
+    number, by_group = _number_or_groups(scaling, groups, y.device)
     of_y, of_x = _adapted("y", y, groups), _adapted("x", x, groups)
     few = of_y.shape[1] <= DECODE_ROWS and a.shape[2] <= DECODE_RANK
     if use_triton(backend, y) and (few or backend == "triton"):
@@ -64,6 +66,36 @@ def group_lora(
         low *= by_group[:, None, None]
     of_y.baddbmm_(low, b, alpha=number)
     return y
+
+
+def _number_or_groups(
+    value: Tensor | float, groups: int, device: torch.device
+) -> tuple[float, Tensor | None]:
+    """The scaling as a factor for all groups, and one for each ``(G,)`` or None.
+
+    A number costs no launch this way. Values on a GPU stay unread: reading would wait for it.
+
+    Raises:
+        ValueError: for a tensor that does not fit, or a NaN or infinity.
+    """
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise ValueError(f"scaling must be finite, got {value}")
+        return float(value), None
+    by_group = per_row("scaling", value, groups, torch.float32, device)
+    if by_group.is_cpu and not bool(by_group.isfinite().all()):
+        raise ValueError(f"scaling must be finite, got {by_group.tolist()}")
+    return 1.0, by_group
+
+
+def _check_in_place(y: Tensor) -> None:
+    """Raises ValueError if rows of ``y`` ``(..., o)`` share memory, as those of an expanded one."""
+    spaces = [space for space, size in zip(y.stride()[:-1], y.shape[:-1], strict=True) if size > 1]
+    if spaces and min(spaces) < y.shape[-1]:
+        raise ValueError(
+            f"y is written in place and its rows overlap, got shape {tuple(y.shape)} with "
+            f"strides {y.stride()}; call .contiguous() first"
+        )
 
 
 def _adapted(name: str, tensor: Tensor, groups: int) -> Tensor:

@@ -3,7 +3,7 @@
 
 A program multiplies a group's rows by all of ``a``, keeps the result, and adds its product with
 some columns of ``b``. Every tile of columns reads ``a`` anew, from the cache: cheap as long as the
-rank is small. Like the twin it rounds the first product to the tensors' own type.
+rank is small. Like the torch reference it rounds the first product to the tensors' own type.
 """
 
 from __future__ import annotations
@@ -137,20 +137,10 @@ def plan(
     # Padding must be nobody's row, neither within a group nor from one to the next.
     bound = min(load_bound(y[-1]), load_bound(y[:, 0]))
     arguments = {
-        "y": y,
-        "y_group": y.stride(0),
-        "y_row": y.stride(1),
-        "x": x,
-        "x_group": x.stride(0),
-        "x_row": x.stride(1),
-        "a": a,
-        "a_group": a.stride(0),
-        "a_i": a.stride(1),
-        "a_r": a.stride(2),
-        "b": b,
-        "b_group": b.stride(0),
-        "b_r": b.stride(1),
-        "b_o": b.stride(2),
+        **_with_strides("y", y, "group", "row"),
+        **_with_strides("x", x, "group", "row"),
+        **_with_strides("a", a, "group", "i", "r"),
+        **_with_strides("b", b, "group", "r", "o"),
         "scaling": scaling,
         "number": number,
         "rows": rows,
@@ -168,3 +158,8 @@ def plan(
     }
     grid = (triton.cdiv(width, columns), groups, triton.cdiv(rows, ROWS))
     return [Launch(add_adapters, grid, arguments, 8 if padded >= HIGH_RANK else 4)]
+
+
+def _with_strides(name: str, x: Tensor, *axes: str) -> dict[str, Tensor | int]:
+    """A tensor and the strides of its first axes, as arguments of the kernel."""
+    return {name: x} | {f"{name}_{axis}": x.stride(i) for i, axis in enumerate(axes)}

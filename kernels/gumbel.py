@@ -184,16 +184,16 @@ def _contenders(
     A token is left out if its score with more noise than it has stays below a score that its row
     surely reaches. Rounding is monotonic, so the bounds hold for the rounded scores too.
     """
-    x, heat = logits.float(), temperature[:, None]
+    x, temperature = logits.float(), temperature[:, None]
     top = x.amax(-1, keepdim=True)
-    floor = top.masked_fill(top == -math.inf, math.nan) + heat * LEAST_NOISE
-    can_win = x + heat * MOST_NOISE >= floor
+    floor = top.masked_fill(top == -math.inf, math.nan) + temperature * LEAST_NOISE
+    can_win = x + temperature * MOST_NOISE >= floor
     if 4 * int(can_win.count_nonzero()) > can_win.numel():
         u = _uniforms(x.shape[1], seed, address)
-        ceiling = x + heat * _noise_ceiling(u)
+        ceiling = x + temperature * _noise_ceiling(u)
         leader = ceiling.argmax(-1, keepdim=True)
         noise = -torch.log(-torch.log1p(-u.gather(1, leader).double())) - SLACK
-        can_win = ceiling >= torch.maximum(floor, x.gather(1, leader) + heat * noise.float())
+        can_win = ceiling >= torch.maximum(floor, x.gather(1, leader) + temperature * noise.float())
     row, token = can_win.nonzero(as_tuple=True)
     return row, token, x[row, token]
 

@@ -26,7 +26,7 @@ SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 
 @triton.jit
 def log2_of(x, FAST: tl.constexpr):
-    """log2 of positive normal floats: one instruction, or the operations of the torch twin."""
+    """log2 of positive normal floats: one instruction, or the operations of the torch reference."""
     if FAST:
         return tl.inline_asm_elementwise(
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -85,7 +85,7 @@ def sweep(
     """The best score of one part of a row and its token. Grid: (B, parts)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    heat = tl.load(temperature + row)
+    row_temperature = tl.load(temperature + row)
     now = tl.load(step + row).to(tl.uint32)
     which = tl.load(prompt + row).to(tl.uint32)
     copy = tl.load(sample + row).to(tl.uint32)
@@ -95,8 +95,8 @@ def sweep(
     for tile in range(part * tiles, (part + 1) * tiles):
         token = tile * (T * W) + lane
         score = logits_at(logits + row * stride, token, vocab, bound, ROWS)
-        if heat > 0:  # a greedy row pays for no noise
-            score += heat * tile_noise(tile, seed, now, which, copy, T, W, FAST)
+        if row_temperature > 0:  # a greedy row pays for no noise
+            score += row_temperature * tile_noise(tile, seed, now, which, copy, T, W, FAST)
         best_tile = tl.where(score > best, tile, best_tile)
         best = tl.maximum(best, score, propagate_nan=tl.PropagateNan.ALL)
     # A NaN leaves as the best score there is, with the smallest token: -1.
@@ -148,8 +148,8 @@ def plan(
 
     Args:
         tile, parts: entries of a tile, programs for a row; they change the speed alone.
-        fast: the GPU's own logarithm and fused operations; without, scores equal the twin's bit
-            for bit. The default on NVIDIA's GPUs.
+        fast: the GPU's own logarithm and fused operations, the default on NVIDIA's GPUs; without,
+            scores equal the torch reference's bit for bit.
     """
     rows, vocab = logits.shape
     device = logits.device

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from plugalign.kernels.product import float32_product, product
+from plugalign.kernels.product import float32_product
 from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
@@ -61,15 +61,11 @@ class Head:
     def device(self) -> torch.device:
         return self.hidden.device
 
-    def full(self, exact: bool = False) -> Tensor:
-        """All logits ``(B, V)``.
-
-        Args:
-            exact: rounded as the linear layer itself rounds them, which may take longer.
-        """
+    def full(self) -> Tensor:
+        """All logits ``(B, V)``, as the linear layer itself gives them but for ``float32``."""
         if self.float32:
             return float32_product(self.hidden, self.weight, self.bias)
-        return (linear if exact else product)(self.hidden, self.weight, self.bias)
+        return linear(self.hidden, self.weight, self.bias)
 
     def at(self, row: Tensor, token: Tensor) -> Tensor:
         """The logits ``(N,)`` of some entries, in float32.

@@ -28,7 +28,7 @@ ON_RESULT = tl.constexpr(2)
 
 
 class Address(NamedTuple):
-    """Where a row's noise stands and how hot it is: int64, int64, int64 and float32 ``(B,)``."""
+    """Where a row's noise stands and its temperature: int64, int64, int64 and float32 ``(B,)``."""
 
     step: Tensor
     prompt: Tensor
@@ -81,9 +81,9 @@ def noised(
     x, z = kept_score(terms, fixed, row, token, vocab, bound, ROWS, FAST)
     score = z
     if len(fixed[2]) > 0:
-        heat, step, prompt, sample = fixed[2]
-        if heat > 0:  # a greedy row among others pays for no noise
-            score += heat * tile_noise(tile, seed, step, prompt, sample, T, W, FAST)
+        temperature, step, prompt, sample = fixed[2]
+        if temperature > 0:  # a greedy row among others pays for no noise
+            score += temperature * tile_noise(tile, seed, step, prompt, sample, T, W, FAST)
     return token, x, z, score
 
 
@@ -121,15 +121,15 @@ def taken(
 
 
 @triton.jit
-def coldness(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
+def inverse_temperature(address, row, ON: tl.constexpr, GREEDY: tl.constexpr):
     """What differences of the truncated values are multiplied by: 1 / T for the mixture's.
 
     Never infinite, because the best value's difference is zero; T = 0 leaves the best value alone.
     """
     scale = 1.0
     if ON == ON_RESULT:
-        heat = 0.0 if GREEDY else tl.load(address.temperature + row)
-        scale = 1.0 / tl.maximum(heat, MIN_TEMPERATURE)
+        temperature = 0.0 if GREEDY else tl.load(address.temperature + row)
+        scale = 1.0 / tl.maximum(temperature, MIN_TEMPERATURE)
     return scale
 
 

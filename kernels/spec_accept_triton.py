@@ -23,9 +23,9 @@ SMALLEST = tl.constexpr(TINY)  # below, some versions of Triton take a literal f
 
 
 @triton.jit
-def scale_of(heat):
+def scale_of(temperature):
     """What turns a score into an exponent of 2; finite at any temperature, also at 0."""
-    return LOG2E / tl.maximum(heat, SMALLEST)
+    return LOG2E / tl.maximum(temperature, SMALLEST)
 
 
 @triton.jit
@@ -108,11 +108,11 @@ def weigh(
     place = tl.program_id(1) % places
     part = tl.program_id(2)
     slot = ((row * 2 + source) * places + place) * tl.num_programs(2) + part
-    heat = tl.load(temperature + row)
+    row_temperature = tl.load(temperature + row)
     first = part * tiles
     if place < tl.load(lengths + row):
         if source == 1:
-            if heat > 0:
+            if row_temperature > 0:
                 scale = scale_of(tl.load(draft_temperature + row))
                 scores = draft + (row * places + place) * draft_stride
                 top, total = mass(
@@ -122,8 +122,8 @@ def weigh(
                 tl.store(part_sum + slot, total)
         else:
             scores = target + (row * (places + 1) + place) * stride
-            if heat > 0:
-                scale = scale_of(heat)
+            if row_temperature > 0:
+                scale = scale_of(row_temperature)
                 top, total = mass(scores, bound, vocab, scale, first, tiles, ROWS, TILE, W)
                 tl.store(part_top + slot, top)
                 tl.store(part_sum + slot, total)
@@ -187,8 +187,8 @@ def accept(
     """How many drafted tokens stay, and the merged normalisers of their places. Grid: (B,)."""
     row = tl.program_id(0).to(tl.int64)
     length = tl.minimum(tl.load(lengths + row), places)
-    heat = tl.load(temperature + row)
-    scale = scale_of(heat)
+    row_temperature = tl.load(temperature + row)
+    scale = scale_of(row_temperature)
     draft_scale = scale_of(tl.load(draft_temperature + row))
     which = tl.load(prompt + row).to(tl.uint32)
     copy = tl.load(sample + row).to(tl.uint32)
@@ -204,7 +204,7 @@ def accept(
         at = target + (row * (places + 1) + place) * stride + drafted
         own = tl.load(at, mask=known, other=NEVER).to(tl.float32)
         top, total = merged(part_top, part_sum, slot[:, None] * parts + part, mask, scale)
-        if heat > 0:
+        if row_temperature > 0:
             at = draft + (row * places + place) * draft_stride + drafted
             mine = tl.load(at, mask=known, other=NEVER).to(tl.float32)
             slot += places

@@ -115,8 +115,8 @@ def _follow(call: Verification, rows: Tensor, accepted: Tensor, following: Tenso
     for place in range(len(places)):
         if not len(rows):
             return
-        heat, step = call.temperature[rows], call.step[rows] + place
-        drawn = _draw(call, rows, call.target[rows, place].float(), step, heat)
+        temperature, step = call.temperature[rows], call.step[rows] + place
+        drawn = _draw(call, rows, call.target[rows, place].float(), step, temperature)
         accepted[rows], following[rows] = place, drawn
         rows = rows[drawn == foreseen[rows, place]]
 
@@ -125,8 +125,8 @@ def _judge(
     call: Verification, draft: Tensor, rows: Tensor, accepted: Tensor, following: Tensor
 ) -> None:
     """Accepts by the ratio of probabilities, and draws once for each row from what it needs."""
-    every, step, heat = rows, call.step.clone(), call.temperature.clone()
-    scores = heat.new_empty(len(heat), call.target.shape[2])
+    every, step, temperature = rows, call.step.clone(), call.temperature.clone()
+    scores = temperature.new_empty(len(temperature), call.target.shape[2])
     uniforms = _uniforms(call)
     for place in range(call.tokens.shape[1]):
         rows = rows[call.lengths[rows] > place]
@@ -139,18 +139,18 @@ def _judge(
         stays = uniforms[rows, place] < ratio
         lost = rows[~stays]
         scores[lost] = _log_residual(log_p[~stays], log_q[~stays])
-        step[lost], heat[lost] = step[lost] + RESIDUAL, 1.0
+        step[lost], temperature[lost] = step[lost] + RESIDUAL, 1.0
         rows = rows[stays]
         accepted[rows] += 1
     whole = every[accepted[every] == call.lengths[every]]
     scores[whole] = call.target[whole, accepted[whole]].float()
     step += accepted
-    following[every] = _draw(call, every, scores[every], step[every], heat[every])
+    following[every] = _draw(call, every, scores[every], step[every], temperature[every])
 
 
-def _log_softmax(scores: Tensor, heat: Tensor) -> Tensor:
+def _log_softmax(scores: Tensor, temperature: Tensor) -> Tensor:
     x = scores.float()  # of an indexed copy, which may be overwritten
-    x = x.sub_(x.amax(-1, keepdim=True)).div_(heat[:, None])
+    x = x.sub_(x.amax(-1, keepdim=True)).div_(temperature[:, None])
     return torch.log_softmax(x, dim=-1)
 
 
@@ -170,10 +170,12 @@ def _uniforms(call: Verification) -> Tensor:
     return (word.float() * 2.0**-32 + 2.0**-33).clamp_max(1 - 2.0**-24)
 
 
-def _draw(call: Verification, rows: Tensor, scores: Tensor, step: Tensor, heat: Tensor) -> Tensor:
+def _draw(
+    call: Verification, rows: Tensor, scores: Tensor, step: Tensor, temperature: Tensor
+) -> Tensor:
     """A token for each of some rows, from scores ``(R, V)``; -1 for no answer."""
     address = torch.stack((step, call.prompt[rows], call.sample[rows]), 1)
-    drawn = sample_torch(scores, call.seed, address, heat)
+    drawn = sample_torch(scores, call.seed, address, temperature)
     best = scores.gather(1, drawn.clamp_min(0)[:, None])[:, 0]
     return drawn.masked_fill_(best == math.inf, -1)
 
@@ -214,8 +216,8 @@ def _checked(
         seed,
     )
     check_sampling(seed, temperature)
-    heats = "be finite and above 0 (a greedy draft is draft=None)"
-    _check_values("draft_temperature", draft_temperature, lambda t: 0 < t < math.inf, heats)
+    rule = "be finite and above 0 (a greedy draft is draft=None)"
+    _check_values("draft_temperature", draft_temperature, lambda t: 0 < t < math.inf, rule)
     _check_values("lengths", lengths, lambda n: 0 <= n <= places, f"lie in [0, G = {places}]")
     after = f"lie in [0, 2**30 - G), G = {places}"
     _check_values("step", step, lambda n: 0 <= n < STEPS - places, after)

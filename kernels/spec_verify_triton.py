@@ -62,14 +62,14 @@ def draw(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     place = tl.load(accepted + row)
-    heat = tl.load(temperature + row)
+    row_temperature = tl.load(temperature + row)
     now = tl.load(step + row) + place
     which = tl.load(prompt + row).to(tl.uint32)
     copy = tl.load(sample + row).to(tl.uint32)
     scores = target + (row * (places + 1) + place) * stride
     draft_scores = draft + (row * places + place) * draft_stride
-    scale, draft_scale = scale_of(heat), scale_of(tl.load(draft_temperature + row))
-    rejected = (place < tl.minimum(tl.load(lengths + row), places)) & (heat > 0)
+    scale, draft_scale = scale_of(row_temperature), scale_of(tl.load(draft_temperature + row))
+    rejected = (place < tl.minimum(tl.load(lengths + row), places)) & (row_temperature > 0)
     slot = row * 2 * places + place
     top = tl.load(norm_top + slot, mask=rejected, other=0.0)
     inverse = tl.load(norm_inverse + slot, mask=rejected, other=0.0)
@@ -77,7 +77,7 @@ def draw(
     draft_inverse = tl.load(norm_inverse + slot + places, mask=rejected, other=0.0)
     if rejected:
         now += RESIDUAL_OFFSET
-        heat = 1.0
+        row_temperature = 1.0
     now = now.to(tl.uint32)
     lane = tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]  # [T, W]
     best = tl.full((T, W), NEVER, tl.float32)
@@ -93,8 +93,8 @@ def draw(
             some = log2_of(tl.maximum(gap, SMALLEST), FAST) * LN2
             x = tl.where(gap > SMALLEST, some, power * LN2 - FAR_BEHIND)
         score = tl.where(x == INF, float("nan"), x)
-        if heat > 0:
-            score += heat * tile_noise(tile, seed, now, which, copy, T, W, FAST)
+        if row_temperature > 0:
+            score += row_temperature * tile_noise(tile, seed, now, which, copy, T, W, FAST)
         best_tile = tl.where(score > best, tile, best_tile)
         best = tl.maximum(best, score, propagate_nan=tl.PropagateNan.ALL)
     # A NaN leaves as the best score there is, with the smallest token: -1.
@@ -175,15 +175,8 @@ def plan(
         "vocab": target.shape[1],
         "places": places,
         "PARTS": MOST_PARTS,
-        "tokens": call.tokens,
-        "lengths": call.lengths,
         "accepted": accepted,
-        "temperature": call.temperature,
-        "draft_temperature": call.draft_temperature,
-        "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
-        "prompt": call.prompt,
-        "sample": call.sample,
-        "step": call.step,
+        **_by_row(call),
     }
     shares, each = split("spec.weigh", tiles, rows * 2 * places, target.device, parts)
     judged = rows * 2 * places  # in the target and in the draft
@@ -204,6 +197,20 @@ def plan(
     ]
 
 
+def _by_row(call: Verification) -> dict[str, Tensor | int]:
+    """The seed, and what a call has for each row."""
+    return {
+        "seed": call.seed - 2**64 if call.seed >= 2**63 else call.seed,
+        "tokens": call.tokens,
+        "lengths": call.lengths,
+        "temperature": call.temperature,
+        "draft_temperature": call.draft_temperature,
+        "prompt": call.prompt,
+        "sample": call.sample,
+        "step": call.step,
+    }
+
+
 def _plan_certain(
     call: Verification,
     target: Tensor,
@@ -216,7 +223,7 @@ def _plan_certain(
     """Without a draft's scores: samples every place, and compares."""
     rows, places = call.tokens.shape
     step = call.step[:, None] + torch.arange(places + 1, device=target.device)
-    prompt, sample, heat = (
+    prompt, sample, temperature = (
         x.repeat_interleave(places + 1) for x in (call.prompt, call.sample, call.temperature)
     )
     drawn = torch.empty_like(prompt)
@@ -236,7 +243,7 @@ def _plan_certain(
         prompt,
         sample,
         step.flatten(),
-        heat,
+        temperature,
         drawn,
         tile=tile,
         parts=parts,

@@ -4,9 +4,10 @@
                             and ``after`` keeps of softmax(z / T)
 
 with z from `plugalign.kernels.mixture`. A call is planned into as few Triton launches as its terms
-allow, or runs as the torch twin in this file, which is the specification; `explain` says which.
-The Triton kernels and the twin on a CPU sort no vocabulary. They add up masses in float32 or better
-and in different orders: a token whose mass above is within about 1e-6 of top-p may fall either way.
+allow, or runs as the torch reference in this file, which is the specification; `explain` says
+which. Neither the kernels nor the reference on a CPU sort a vocabulary. They add up masses in
+float32 or better and in different orders: a token whose mass above is within about 1e-6 of top-p
+may fall either way.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def sample(
 def scores(
     mixture: Mixture, *, before: Truncation = EVERYTHING, backend: Backend = "auto"
 ) -> Tensor:
-    """The steered log-probabilities, for those who sample themselves (a ``LogitsProcessor``).
+    """The steered log-probabilities, for callers that sample by themselves (a ``LogitsProcessor``).
 
     Args:
         mixture: the terms of z ``(B, V)``.
@@ -171,16 +172,16 @@ def _sample_torch(mixture: Mixture, draw: Draw, before: Truncation, after: Trunc
     if before.keeps_all(vocab) and after.keeps_all(vocab):
         return _sample_everything(mix(mixture), draw)
     # A greedy row has nothing to cut off after mixing: only its best token can win.
-    heat = draw.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
+    temperature = draw.temperature.clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
     if before.keeps_all(vocab):
         z = mix(mixture)
-        row, token = kept_entries(z, after, heat)
+        row, token = kept_entries(z, after, temperature)
         value = z[row, token]  # never infinite: such tokens and rows are not kept
     else:
         row, token = kept_entries(mixture.base, before)
         value = mix_at(mixture, row, token)
         if not after.keeps_all(vocab) and rows:
-            kept = _kept_again(value, row, rows, after, heat)
+            kept = _kept_again(value, row, rows, after, temperature)
             row, token, value = row[kept], token[kept], value[kept]
         possible = value != NEVER
         row, token, value = row[possible], token[possible], value[possible]
@@ -203,13 +204,15 @@ def _sample_everything(z: Tensor, draw: Draw) -> Tensor:
     return tokens.masked_fill_(best == math.inf, -1)
 
 
-def _kept_again(scores: Tensor, row: Tensor, rows: int, cut: Truncation, heat: Tensor) -> Tensor:
+def _kept_again(
+    scores: Tensor, row: Tensor, rows: int, cut: Truncation, temperature: Tensor
+) -> Tensor:
     """Places that ``cut`` keeps of the entries ``(N,)`` of each row; ``row`` ascends."""
     ends = np.bincount(row.cpu(), minlength=rows).cumsum()
     parts = np.split(scores.cpu().numpy(), ends[:-1])
     kept = [
-        kept_tokens(part, cut, degree) + end - len(part)
-        for part, end, degree in zip(parts, ends, heat.tolist(), strict=True)
+        kept_tokens(part, cut, each) + end - len(part)
+        for part, end, each in zip(parts, ends, temperature.tolist(), strict=True)
     ]
     return torch.from_numpy(np.concatenate(kept)).to(row.device)
 

@@ -28,9 +28,9 @@ from plugalign.kernels.noised_triton import (
     ON_NOTHING,
     Address,
     answer_of,
-    coldness,
     constants_of,
     entry_of,
+    inverse_temperature,
     taken,
     value_of,
 )
@@ -82,7 +82,7 @@ def sweep(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = row * tl.num_programs(1) + part
-    scale = coldness(address, row, ON, GREEDY) * LOG2E
+    scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     best = tl.full((T, W), NEVER, tl.float32)
     best_tile = tl.zeros((T, W), tl.int32)
@@ -155,7 +155,7 @@ def merge(
         highest = tl.max(top)
         tl.store(tops + row, highest)
         if MASS:
-            scale = coldness(address, row, ON, GREEDY) * LOG2E
+            scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
             mass = tl.load(part_mass + at, mask=part < parts, other=0.0)
             total = tl.sum(mass * tl.exp2((top - pivot_of(highest)) * scale))
             tl.store(goals + row, total * top_p)
@@ -187,7 +187,7 @@ def check(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     slot = row * tl.num_programs(1) + part
-    scale = coldness(address, row, ON, GREEDY) * LOG2E
+    scale = inverse_temperature(address, row, ON, GREEDY) * LOG2E
     fixed = constants_of(terms, cut, address, row, GREEDY)
     pivot = pivot_of(tl.load(tops + row))
     entries = ()
@@ -256,8 +256,8 @@ def plan(
     Args:
         tile, parts: entries of a tile, programs for a row; they change the speed, and the rounding
             of the masses that top-p compares.
-        fast: the GPU's own logarithm and fused operations; without, noise equals the twin's bit
-            for bit. The default on NVIDIA's GPUs.
+        fast: the GPU's own logarithm and fused operations, the default on NVIDIA's GPUs; without,
+            noise equals the torch reference's bit for bit.
     """
     rows, vocab = mixture.base.shape
     device = mixture.base.device
@@ -277,16 +277,7 @@ def plan(
     heavy = any(term.heavy for term in mixture.terms)
     kernel = "sweep debias" if heavy else "sweep"
     parts, each = split(kernel, tiles, rows, device, parts)
-    flags = {
-        "ON": on,
-        "MASS": on > 0 and late.top_p < 1,
-        "COUNT": on > 0 and 0 < late.top_k < vocab,
-        "KEYS": FROM_PART if on else 1,
-        "TESTED": TESTED if on else 1,
-        "PARTS": MOST_PARTS,
-        "GREEDY": draw.greedy,
-        "FAST": fast,
-    }
+    flags = _flags(on, late, vocab) | {"GREEDY": draw.greedy, "FAST": fast}
     shared = (
         shape_of(terms, inputs, tile)
         | flags
@@ -304,16 +295,47 @@ def plan(
         }
         | _scratch(rows, parts, flags, device)
     )
+    return launches + _launches((rows, parts), shared, on > 0, heavy, fast)
+
+
+def _launches(
+    grid: tuple[int, int], shared: dict[str, Any], truncates: bool, heavy: bool, fast: bool
+) -> list[Launch]:
+    """The sweep and the merge, and the test of what they found where something is truncated.
+
+    Args:
+        grid: rows, and programs for a row.
+        heavy: whether a term is, see `Term`.
+    """
     # A heavy term holds so much that the assembler, left alone, spills some of it.
-    held = HEAVY_REGISTERS if fast and heavy else None
-    swept = prepared(sweep, (rows, parts), shared, WARPS, fast, held)
-    launches += [swept, prepared(merge, (rows,), shared, 4, fast)]
-    if on:
-        launches.append(prepared(check, (rows, parts), shared, WARPS, fast))
+    registers = HEAVY_REGISTERS if fast and heavy else None
+    launches = [
+        prepared(sweep, grid, shared, WARPS, fast, registers),
+        prepared(merge, grid[:1], shared, 4, fast),
+    ]
+    if truncates:
+        launches.append(prepared(check, grid, shared, WARPS, fast))
         # One program for each row, so nothing is lost by its taking all registers.
         registers = 255 if fast else None
-        launches.append(prepared(finish, (rows,), shared, WARPS, fast, registers))
+        launches.append(prepared(finish, grid[:1], shared, WARPS, fast, registers))
     return launches
+
+
+def _flags(on: int, late: Truncation, vocab: int) -> dict[str, Any]:
+    """What is compiled into the kernels.
+
+    Args:
+        on: what ``late`` truncates: nothing (0), the base (1) or the mixture (2).
+        late: the truncation that is tested after the noise.
+    """
+    return {
+        "ON": on,
+        "MASS": on > 0 and late.top_p < 1,
+        "COUNT": on > 0 and 0 < late.top_k < vocab,
+        "KEYS": FROM_PART if on else 1,
+        "TESTED": TESTED if on else 1,
+        "PARTS": MOST_PARTS,
+    }
 
 
 def _plan_candidates(

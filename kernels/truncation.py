@@ -61,56 +61,58 @@ class Truncation:
 EVERYTHING = Truncation()
 
 
-def kept_mask(scores: Tensor, cut: Truncation, heat: Tensor | None = None) -> Tensor:
+def kept_mask(scores: Tensor, cut: Truncation, temperature: Tensor | None = None) -> Tensor:
     """The tokens of ``scores`` ``(B, V)``, any row stride, that ``cut`` keeps, as a bool mask.
 
-    Masses are those of softmax(scores / heat), with ``heat`` ``(B,)`` above 0, or 1. Never a token
-    at -inf. A row with a NaN, with +inf or with nothing but -inf keeps none.
+    Masses are those of softmax(scores / temperature), with temperatures ``(B,)`` above 0, or 1.
+    Never a token at -inf. A row with a NaN, with +inf or with nothing but -inf keeps none.
     """
     if scores.is_cpu:
-        row, token = kept_entries(scores, cut, heat)
+        row, token = kept_entries(scores, cut, temperature)
         mask = torch.zeros(scores.shape, dtype=torch.bool)
         mask.view(-1)[row * scores.shape[1] + token] = True
         return mask
-    return _mask_by_topk(scores.float(), cut, heat)
+    return _mask_by_topk(scores.float(), cut, temperature)
 
 
 def kept_entries(
-    scores: Tensor, cut: Truncation, heat: Tensor | None = None
+    scores: Tensor, cut: Truncation, temperature: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Rows and token ids (int64, in ascending order) that `kept_mask` sets."""
     if not scores.is_cpu:
-        return kept_mask(scores, cut, heat).nonzero(as_tuple=True)  # type: ignore[return-value]
-    degrees = [1.0] * len(scores) if heat is None else heat.tolist()
+        return kept_mask(scores, cut, temperature).nonzero(as_tuple=True)  # type: ignore[return-value]
+    temperatures = [1.0] * len(scores) if temperature is None else temperature.tolist()
     rows = scores.detach().float().numpy()
-    kept = [kept_tokens(row, cut, degree) for row, degree in zip(rows, degrees, strict=True)]
+    kept = [kept_tokens(row, cut, each) for row, each in zip(rows, temperatures, strict=True)]
     row = np.repeat(np.arange(len(kept)), [len(tokens) for tokens in kept])
     token = np.concatenate(kept) if kept else row
     return torch.from_numpy(row), torch.from_numpy(token)
 
 
-def kept_tokens(x: Row, cut: Truncation, heat: float = 1.0) -> NDArray[np.int64]:
+def kept_tokens(x: Row, cut: Truncation, temperature: float = 1.0) -> NDArray[np.int64]:
     """The places, ascending, that ``cut`` keeps of one row ``(V,)`` at a temperature."""
     top = x.max(initial=-math.inf)
     if not np.isfinite(top):
         return np.empty(0, np.int64)
     if cut.keeps_all(len(x)):
         return np.flatnonzero(x > -math.inf)
-    lowest = heat * math.log(cut.min_p) if cut.min_p > 0 else -math.inf
+    lowest = temperature * math.log(cut.min_p) if cut.min_p > 0 else -math.inf
     floor = top + np.float32(lowest)
     limit, total = floor, math.inf
     if cut.chained:
         limit = np.float32(-math.inf)  # what min-p cuts off still has mass in the top-k
     elif cut.top_p < 1:
-        total = float(_masses(x, top, heat).sum(dtype=np.float64))
+        total = float(_masses(x, top, temperature).sum(dtype=np.float64))
         least = (1 - cut.top_p) * total / len(x) * (1 - ROUNDING)
-        limit = max(limit, top + np.float32(heat * (math.log(least) - ROUNDING)))
+        limit = max(limit, top + np.float32(temperature * (math.log(least) - ROUNDING)))
     places = np.flatnonzero(x >= limit if limit > -math.inf else x > -math.inf)
-    kept: NDArray[np.int64] = places[_best(x[places], top, total, cut, heat)]
+    kept: NDArray[np.int64] = places[_best(x[places], top, total, cut, temperature)]
     return kept[x[kept] >= floor] if cut.min_p > 0 else kept
 
 
-def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -> NDArray[np.bool_]:
+def _best(
+    x: Row, top: np.float32, total: float, cut: Truncation, temperature: float
+) -> NDArray[np.bool_]:
     """Which of ``x`` are in the top-k and the top-p; ``total`` is the mass of all tokens."""
     count = min(cut.top_k or len(x), len(x))
     if count < len(x):
@@ -118,7 +120,7 @@ def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -
     else:
         descending = np.sort(x)[::-1]
     if cut.top_p < 1:
-        mass = _masses(descending, top, heat).cumsum(dtype=np.float64)
+        mass = _masses(descending, top, temperature).cumsum(dtype=np.float64)
         goal = cut.top_p * (total if math.isfinite(total) else mass[-1])
         count = min(int(np.searchsorted(mass, goal)) + 1, count)
     least = descending[count - 1]
@@ -128,21 +130,21 @@ def _best(x: Row, top: np.float32, total: float, cut: Truncation, heat: float) -
     return kept
 
 
-def _masses(x: Row, top: np.float32, heat: float) -> Row:
-    """exp((x - top) / heat) in float32."""
+def _masses(x: Row, top: np.float32, temperature: float) -> Row:
+    """exp((x - top) / temperature) in float32."""
     apart = x - top
-    if heat != 1:
-        apart *= np.float32(1 / heat)
+    if temperature != 1:
+        apart *= np.float32(1 / temperature)
     masses: Row = np.exp(apart)
     return masses
 
 
-def _mask_by_topk(x: Tensor, cut: Truncation, heat: Tensor | None = None) -> Tensor:
+def _mask_by_topk(x: Tensor, cut: Truncation, temperature: Tensor | None = None) -> Tensor:
     """`kept_mask` in operations that a GPU has, for float32 ``(B, V)``.
 
     It waits for the device, to sort only rows whose nucleus is wide; no fused kernel needs it.
     """
-    scale = 1.0 if heat is None else heat[:, None]
+    scale = 1.0 if temperature is None else temperature[:, None]
     top, vocab = x.amax(-1, keepdim=True), x.shape[1]
     mask = (x > -math.inf) & top.isfinite()
     k = cut.top_k if 0 < cut.top_k < vocab else vocab

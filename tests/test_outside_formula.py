@@ -316,7 +316,7 @@ def test_a_declaration_of_another_kind(steering, message, tiny, tokenizer):
         (Steering((), (Masks(torch.ones(2, 9).bool()),)), "Masks must give bool"),
         (
             Steering((Yields(gates=(Opens(True),)),)),
-            "the gate Opens must give one number of at least 0 for each of 2 rows, got True",
+            "the gate Opens must give one finite number of at least 0 for each of 2 rows, got True",
         ),
     ],
 )

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.head import Logits, full, log_probs_at
-from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, check_weight
+from plugalign.kernels.terms.term import (
+    Fused,
+    Term,
+    Weight,
+    by_entry,
+    by_row,
+    check_weight,
+    times,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +57,11 @@ class Damping(Term):
 
     def delta(self, base: Tensor) -> Tensor:
         biased = (full(x).float().softmax(-1) for x in self.biased)
-        return self._of(base.float().softmax(-1), biased).mul_(by_row(self.weight))
+        return times(self._of(base.float().softmax(-1), biased), by_row(self.weight))
 
     def delta_at(self, base: Tensor, row: Tensor, token: Tensor) -> Tensor:
         own, *biased = (log_probs_at(x, row, token).exp_() for x in (base, *self.biased))
-        return self._of(own, biased).mul_(by_entry(self.weight, row))
+        return times(self._of(own, biased), by_entry(self.weight, row))
 
     def _of(self, own: Tensor, biased: Iterable[Tensor]) -> Tensor:
         """The shift before it is weighted, from the probabilities of the base and behind the

@@ -15,7 +15,7 @@ from plugalign.kernels.row_lse_triton import LOG2E
 from plugalign.kernels.rows_triton import values_at
 from plugalign.kernels.terms.normalised_triton import lse_at, normalisers
 from plugalign.kernels.terms.term import Fused
-from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of
+from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of, times
 
 if TYPE_CHECKING:
     from plugalign.kernels.terms.damping import Damping
@@ -48,7 +48,7 @@ def value(data, fixed, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.con
     own = tl.exp2((x - fixed[0][0]) * LOG2E)
     excess = tl.maximum(worst - own, 0.0, propagate_nan=tl.PropagateNan.ALL)
     damped = tl.maximum(-data.decay * excess, data.floor, propagate_nan=tl.PropagateNan.ALL)
-    return z + damped * fixed[1]
+    return z + times(damped, fixed[1], data.weight)
 
 
 def fused(term: Damping, base: Tensor) -> Fused:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.head import Logits, full, log_probs_at
-from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, check_weight
+from plugalign.kernels.terms.term import (
+    Fused,
+    Term,
+    Weight,
+    by_entry,
+    by_row,
+    check_weight,
+    times,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +49,11 @@ class Extreme(Term):
 
     def delta(self, base: Tensor) -> Tensor:
         each = [torch.log_softmax(full(x).float(), -1) for x in self.logits]
-        return self._of(each).mul_(by_row(self.weight))
+        return times(self._of(each), by_row(self.weight))
 
     def delta_at(self, base: Tensor, row: Tensor, token: Tensor) -> Tensor:
         each = [log_probs_at(x, row, token) for x in self.logits]
-        return self._of(each).mul_(by_entry(self.weight, row))
+        return times(self._of(each), by_entry(self.weight, row))
 
     def _of(self, each: list[Tensor]) -> Tensor:
         return torch.stack(each).amin(0) if self.least else torch.stack(each).amax(0)

@@ -13,7 +13,7 @@ from plugalign.kernels.head import full
 from plugalign.kernels.rows_triton import values_at
 from plugalign.kernels.terms.normalised_triton import lse_at, normalisers
 from plugalign.kernels.terms.term import Fused
-from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of
+from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of, times
 
 if TYPE_CHECKING:
     from plugalign.kernels.terms.extreme import Extreme
@@ -42,7 +42,7 @@ def value(data, fixed, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.con
         y = values_at(data.logits[k] + row * data.strides[k], token, bound, None, ROWS)
         signed = (y - fixed[0][k]) * data.sign
         best = tl.maximum(best, signed, propagate_nan=tl.PropagateNan.ALL)
-    return z + best * data.sign * fixed[1]
+    return z + times(best * data.sign, fixed[1], data.weight)
 
 
 def fused(term: Extreme) -> Fused:

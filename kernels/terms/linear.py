@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.head import Logits, entries, full
-from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, check_finite
+from plugalign.kernels.terms.term import (
+    Fused,
+    Term,
+    Weight,
+    by_entry,
+    by_row,
+    check_finite,
+    times,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +63,11 @@ class Linear(Term):
 
     def add_to(self, z: Tensor, base: Tensor) -> None:
         for k, logits in enumerate(self.logits):
-            z += full(logits).float() * by_row(self._weight(k, base))
+            z += times(full(logits).float(), by_row(self._weight(k, base)))
 
     def add_at(self, z: Tensor, base: Tensor, row: Tensor, token: Tensor) -> None:
         for k, logits in enumerate(self.logits):
-            z += entries(logits, row, token) * by_entry(self._weight(k, base), row)
+            z += times(entries(logits, row, token), by_entry(self._weight(k, base), row))
 
     def _weight(self, k: int, base: Tensor) -> Weight:
         if isinstance(self.weights, Tensor):

@@ -42,7 +42,10 @@ def constants(data, row):
 def value(data, weights, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.constexpr):
     for k in tl.static_range(len(data.logits)):
         y = values_at(data.logits[k] + row * data.strides[k], token, bound, None, ROWS)
-        z += y * weights[k]
+        if len(data.by_row) == 0:
+            z += y * weights[k]
+        else:  # a row's weight of 0 adds nothing, whatever y is
+            z += tl.where(weights[k] == 0.0, 0.0, y * weights[k])
     return z
 
 

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from plugalign.kernels.head import Logits, entries, full
-from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, check_weight
+from plugalign.kernels.terms.term import (
+    Fused,
+    Term,
+    Weight,
+    by_entry,
+    by_row,
+    check_weight,
+    times,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +41,10 @@ class LogSigmoid(Term):
         check_weight("LogSigmoid's weight", self.weight, base)
 
     def delta(self, base: Tensor) -> Tensor:
-        return logsigmoid(full(self.logits).float()) * by_row(self.weight)
+        return times(logsigmoid(full(self.logits).float()), by_row(self.weight))
 
     def delta_at(self, base: Tensor, row: Tensor, token: Tensor) -> Tensor:
-        return logsigmoid(entries(self.logits, row, token)) * by_entry(self.weight, row)
+        return times(logsigmoid(entries(self.logits, row, token)), by_entry(self.weight, row))
 
     def fused(self, base: Tensor) -> Fused | None:
         from plugalign.kernels.terms.log_sigmoid_triton import fused

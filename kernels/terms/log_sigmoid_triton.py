@@ -14,7 +14,7 @@ from plugalign.kernels.head import full
 from plugalign.kernels.row_lse_triton import LN2, LOG2E
 from plugalign.kernels.rows_triton import values_at
 from plugalign.kernels.terms.term import Fused
-from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of
+from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of, times
 
 if TYPE_CHECKING:
     from plugalign.kernels.terms.log_sigmoid import LogSigmoid
@@ -36,7 +36,7 @@ def constants(data, row):
 @triton.jit
 def value(data, weight, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.constexpr):
     y = values_at(data.logits + row * data.stride, token, bound, None, ROWS)
-    return z + weight * log_sigmoid(y, FAST)
+    return z + times(log_sigmoid(y, FAST), weight, data.weight)
 
 
 @triton.jit

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from plugalign.kernels.head import Logits, full, log_probs_at
-from plugalign.kernels.terms.term import Fused, Term, Weight, by_entry, by_row, check_weight
+from plugalign.kernels.terms.term import (
+    Fused,
+    Term,
+    Weight,
+    by_entry,
+    by_row,
+    check_weight,
+    times,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +52,12 @@ class ProbabilityMix(Term):
     def delta(self, base: Tensor) -> Tensor:
         own = torch.log_softmax(base.float(), -1)
         q = full(self.expert).float().softmax(-1)
-        return self._of(own, q).mul_(by_row(self.weight))
+        return times(self._of(own, q), by_row(self.weight))
 
     def delta_at(self, base: Tensor, row: Tensor, token: Tensor) -> Tensor:
         own = log_probs_at(base, row, token)
         q = log_probs_at(self.expert, row, token).exp_()
-        return self._of(own, q).mul_(by_entry(self.weight, row))
+        return times(self._of(own, q), by_entry(self.weight, row))
 
     def _of(self, log_p: Tensor, q: Tensor) -> Tensor:
         p = log_p.exp()

@@ -15,7 +15,7 @@ from plugalign.kernels.row_lse_triton import LN2, LOG2E
 from plugalign.kernels.rows_triton import values_at
 from plugalign.kernels.terms.normalised_triton import lse_at, normalisers
 from plugalign.kernels.terms.term import Fused
-from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of
+from plugalign.kernels.terms.weights_triton import Scale, scale_at, scale_of, times
 
 if TYPE_CHECKING:
     from plugalign.kernels.terms.probability_mix import ProbabilityMix
@@ -45,7 +45,7 @@ def value(data, fixed, z, x, row, token, bound, ROWS: tl.constexpr, FAST: tl.con
     p = tl.exp2(log_p * LOG2E)
     q = tl.exp2((y - fixed[0][1]) * LOG2E)
     mixed = tl.maximum(p + (q - p) * data.alpha, data.floor, propagate_nan=tl.PropagateNan.ALL)
-    return z + (log2_of(mixed, FAST) * LN2 - log_p) * fixed[1]
+    return z + times(log2_of(mixed, FAST) * LN2 - log_p, fixed[1], data.weight)
 
 
 def fused(term: ProbabilityMix, base: Tensor) -> Fused:

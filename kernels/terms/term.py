@@ -8,7 +8,6 @@ term with a kernel names a function of Triton that computes it for some tokens o
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -134,6 +133,14 @@ def check_finite(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite in float32, got {value!r}")
 
 
+def times(values: Tensor, weight: Weight) -> Tensor:
+    """``values`` times a weight that broadcasts. Where a row's weight is 0, as behind a closed
+    gate, the product is 0 whatever the values are: 0 times -inf would be NaN."""
+    if not isinstance(weight, Tensor):
+        return values * weight
+    return (values * weight).masked_fill_(weight == 0, 0.0)
+
+
 def by_row(weight: Weight) -> Weight:
     """A weight that multiplies ``(B, V)``."""
     return weight[:, None] if isinstance(weight, Tensor) else weight
@@ -142,8 +149,3 @@ def by_row(weight: Weight) -> Weight:
 def by_entry(weight: Weight, row: Tensor) -> Weight:
     """A weight that multiplies entries ``(N,)`` of some rows."""
     return weight[row] if isinstance(weight, Tensor) else weight
-
-
-def log_of(number: float) -> float:
-    """The natural logarithm, -inf of 0."""
-    return math.log(number) if number > 0 else -math.inf

@@ -29,6 +29,15 @@ def scale_at(scale, row):
         return tl.load(scale.by_row[0] + row)
 
 
+@triton.jit
+def times(delta, weight, scale):
+    """``delta`` times the ``weight`` that `scale_at` gave for ``scale``, 0 where a row's is 0."""
+    if len(scale.by_row) == 0:
+        return delta * weight
+    else:
+        return tl.where(weight == 0.0, 0.0, delta * weight)
+
+
 def scale_of(weight: Weight) -> Scale:
     """A weight as kernels take it."""
     if isinstance(weight, Tensor):

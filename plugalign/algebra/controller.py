@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor
 
 from plugalign.algebra.adjusting import checked_settings, rebuilt, scalar_settings
+from plugalign.algebra.class_names import check_named, class_of
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.revisions import Revision
-from plugalign.algebra.saving import Saveable, Settings, check_named, class_of
+from plugalign.algebra.saving import Saveable, Settings
 from plugalign.algebra.steering import Steering
 from plugalign.catalogue import GATES
 

@@ -12,8 +12,8 @@ from plugalign.algebra.sources import Logits, Source, Step
 
 
 class Gate(ABC):
-    """A weight for each row and step. Where it is 0 for all rows, what only stands behind the gate
-    is not read: it costs no forward.
+    """A weight for each row and step. Where it is 0 for all rows, sources that are needed behind
+    the gate alone are not read: they cost no forward.
 
     Attributes:
         name: tells gates apart in the config.json of a saved controller; one without cannot be
@@ -24,12 +24,13 @@ class Gate(ABC):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What must be read to know whether the gate is open."""
+        """All that `open` reads."""
         return ()
 
     @abstractmethod
     def open(self, step: Step) -> Tensor:
-        """Float32 ``(R,)``, not negative: 0 is closed, 1 is open, between them in part."""
+        """The weight of each row, float32 ``(R,)``, finite and not negative: 0 is closed, 1 is
+        open, other numbers scale what is behind the gate."""
 
     def bound(self, model: object, tokenizer: object) -> Gate:
         """This gate for one base model and its tokenizer, as a plan reads it.

@@ -14,7 +14,7 @@ PROBE_TOLERANCE = 0.02  # a model loaded in another precision is still the same 
 
 
 def model_name(model: Any) -> str:
-    """The name a user knows the model by: its hub id, its folder's name, or its class."""
+    """The name of a model for messages: its hub id or folder without the path, or its class."""
     path = getattr(model, "name_or_path", "") or getattr(model.config, "name_or_path", "")
     return Path(path).name if path else type(model).__name__
 

@@ -9,10 +9,9 @@ outside of it is read but models on the hub that the caller allows.
 
 from __future__ import annotations
 
-import importlib
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,17 +22,11 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plugalign.catalogue import CLASSES
+from plugalign.algebra.class_names import CONTROLLERS, check_named, class_of
 from plugalign.files.saved import check_inside, copy_model, read_settings, read_tensors
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 AGAIN = "save or fit the controller again"
-
-CONTROLLERS: dict[str, tuple[str, str]] = {
-    **CLASSES,
-    "composition": ("plugalign.algebra.controller", "Composition"),
-    "gated": ("plugalign.algebra.controller", "Gated"),
-}
 
 
 class Settings(BaseModel):
@@ -213,47 +206,6 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         return loaded
-
-
-def class_of(name: Any, base: type[Any], ours: dict[str, tuple[str, str]], said: str) -> type[Any]:
-    """The class that carries a saved name: one of ours, else a subclass of ``base`` that somebody
-    has imported, the latest of them.
-
-    Args:
-        ours: module and attribute by name.
-        said: who names it, for the message.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if isinstance(name, str) and name in ours:
-        module, attribute = ours[name]
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    others = [kind for kind in _below(base) if name and vars(kind).get("name") == name]
-    if not others:
-        raise ValueError(
-            f"{said} {reprlib.repr(name)}; known are {', '.join(sorted(ours))}; if it is of your "
-            "own, import the module that defines it first"
-        )
-    return others[-1]
-
-
-def _below(base: type[Any]) -> Iterator[type[Any]]:
-    for child in base.__subclasses__():
-        yield child
-        yield from _below(child)
-
-
-def check_named(thing: Any) -> None:
-    """Refuses to save what could not be found again.
-
-    Raises:
-        ValueError: naming its class.
-    """
-    if not thing.name:
-        raise ValueError(
-            f"{type(thing).__name__} has no name to be saved under; give the class a `name`"
-        )
 
 
 def _hub_parts(

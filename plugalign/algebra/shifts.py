@@ -40,7 +40,7 @@ class Shift:
 
     Attributes:
         weight: a finite number.
-        gates: it only acts on rows where all of them are open, times what they say.
+        gates: it acts on rows where all of them are open, times their weights.
         compares_probabilities: whether the formula compares probabilities, for which logits in half
             precision are too coarse; models' heads then leave theirs in float32.
     """
@@ -51,7 +51,7 @@ class Shift:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All that the formula may read."""
+        """All that the formula reads; `Step.read` refuses others."""
         return ()
 
     @abstractmethod
@@ -59,11 +59,11 @@ class Shift:
         """The formula's terms at a step, where ``step.read`` gives the sources' values.
 
         Args:
-            weight: what to multiply with: a number, or float32 ``(R,)`` behind gates. It is the
-                shift's own weight times what the gates say.
+            weight: to multiply the terms with: a number, or float32 ``(R,)`` behind gates. It is
+                the shift's own weight times those of the gates.
 
-        What hangs on the text beyond its sources (``step.ids``) belongs into a source with a reader
-        of its own. A formula without any source is asked at one place at a time.
+        A formula that depends on the text itself (``step.ids``) reads it by a source with a reader
+        of its own. A formula without any source is evaluated at one position at a time.
         """
 
     @property

@@ -1,8 +1,8 @@
-"""Sources: what a formula may read of a prefix. Data, nothing that runs.
+"""Sources: what a formula may read of a prefix, as data.
 
 Every source is a pure function of the prefix, so beams, rewinds and several samples are safe. The
-engine reads `Logits` and `LastHidden` by itself and can put them into batches; any other source
-brings a reader of its own (`Source.reader`), which is asked for one step at a time.
+engine reads `Logits` and `LastHidden` by itself and can batch them; any other source has a reader
+of its own (`Source.reader`), which reads one step at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HIDDEN = "hidden"  # the key of the base's last hidden state
 
 
 class Step(Protocol):
-    """One step of decoding, as formulas and readers see it. Nothing runs before it is asked for.
+    """One step of decoding, as formulas and readers see it. Sources are read when asked for.
 
     Attributes:
         ids, mask: the prefixes ``(R, T)``, left-padded.
@@ -26,9 +26,13 @@ class Step(Protocol):
         number: how many tokens of each row follow its prompt already, int64 ``(R,)``.
     """
 
-    ids: Tensor
-    mask: Tensor
     base: Tensor
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
 
     @property
     def number(self) -> Tensor: ...
@@ -38,28 +42,28 @@ class Step(Protocol):
 
 
 class Reader(Protocol):
-    """Reads a source, with whatever it keeps from step to step within one call."""
+    """Reads a source at the steps of one call, with a cache or other state of its own."""
 
     def read(self, step: Step) -> Any:
-        """The source's value after the prefixes of a step: a function of nothing else."""
+        """The source's value after the prefixes of a step, and a function of these alone."""
 
     def forget(self) -> None:
-        """Frees what is kept, keys and values above all."""
+        """Frees the state, keys and values above all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What stands around a text that a model reads: trained keys and values, then token ids in
-    front of it, and token ids behind it.
+    """What a model reads beside a text: trained keys and values, token ids before the text, and
+    token ids behind it.
 
     Attributes:
-        ids: in front of the row's own ids.
-        start_token: the token with which ``ids`` begin where the model wants every text to begin
-            with it; the row's own is then hidden.
-        turn: the token ids that open a turn of a chat. In a row that holds them ``ids`` stand
-            behind the first of them, without ``start_token``, and not in front of the row.
-        keys_values: per layer, ``(layers, 2, H_kv, P, D_head)``.
-        after: behind the row's ids: a question about the text, say.
+        ids: before the row's own ids.
+        start_token: the token with which ``ids`` begin, where the model needs every text to begin
+            with it; the row's own is then masked.
+        turn: the token ids that open a turn of a chat. In a row that holds them ``ids`` are
+            inserted behind the first of them, without ``start_token``, and not before the row.
+        keys_values: of all layers, ``(layers, 2, H_kv, P, D_head)``.
+        after: behind the row's ids, as a question about the text.
     """
 
     ids: tuple[int, ...] = ()
@@ -75,7 +79,7 @@ class Context:
 
     @property
     def depth(self) -> int:
-        """P, the columns of trained keys and values."""
+        """P, the number of columns of trained keys and values."""
         return 0 if self.keys_values is None else self.keys_values.shape[-2]
 
     @property
@@ -90,15 +94,17 @@ EMPTY = Context()
 class Source:
     """Something that a formula reads of a prefix. Sources with equal keys are read once.
 
-    A subclass from outside gives a `reader`; what it says of itself beyond that lets the engine do
-    more: left alone, it is read at one step at a time, on every decoding path.
+    A subclass of your own implements `reader`. It is then read at one position at a time, on every
+    decoding path, unless it declares one of the following.
 
     Attributes:
         name: for messages.
-        multi_position: whether its values behind several columns can be read at once, as drafts and
-            the scoring of given texts want it. What has a reader cannot.
-        capturable: whether reading it is the same operations at every step and waits for nothing,
-            so that it can be part of a CUDA graph.
+        multi_position: whether its values at several positions can be read at once, for drafts and
+            the scoring of given texts. ``step.base`` is then ``(R * n, V)`` for the last n columns
+            of ``step.ids``, and the reader must give a value for each of these rows.
+        capturable: whether a read does the same operations at every step and never waits for the
+            device, so that it can be part of a CUDA graph. In a captured step only the last column
+            of ``step.ids`` is up to date.
     """
 
     name: str
@@ -111,12 +117,12 @@ class Source:
 
     @property
     def models(self) -> tuple[tuple[Any, int], ...]:
-        """The models that must hold the whole text (None for the base), each with the number of
-        tokens that stand around it."""
+        """The models whose context must hold the whole text (None for the base), each with the
+        number of further tokens that it reads."""
         return ()
 
     def reader(self, base: Any) -> Reader:
-        """A new reader for one call, where the base is the model ``base``.
+        """A new reader for one call of the model ``base``.
 
         Raises:
             TypeError: for a source that has none.
@@ -130,8 +136,8 @@ class Logits(Source):
 
     Args:
         model: a Hugging Face causal language model with the base's tokenizer, or None.
-        context: what stands around the text.
-        identity: equal identities are one model, also when it was loaded twice.
+        context: what the model reads beside the text.
+        identity: models with equal identities count as one, also where it was loaded twice.
     """
 
     name: str = "base"
@@ -154,7 +160,7 @@ class Logits(Source):
 
     @property
     def is_base(self) -> bool:
-        """Whether these are the base's own logits, which cost nothing."""
+        """Whether these are the base's own logits, which need no further forward."""
         return self.model is None and self.context.is_empty
 
     @property
@@ -166,7 +172,7 @@ class Logits(Source):
 
 @dataclass(frozen=True, eq=False)
 class LastHidden(Source):
-    """What the base's output head reads, ``(R, D)`` in float32."""
+    """The base's last hidden state, which its output head reads: float32 ``(R, D)``."""
 
     name: str = "the base's last hidden state"
     multi_position: ClassVar[bool] = True
@@ -179,7 +185,7 @@ class LastHidden(Source):
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The base's best tokens of a step, in ascending order, and what a scorer says of each.
+    """The base's best tokens of a step, in ascending order of their ids, and a score of each.
 
     Attributes:
         ids: int64 ``(R, K)``.
@@ -209,7 +215,7 @@ class CandidateValues(Source):
 
     @property
     def models(self) -> tuple[tuple[Any, int], ...]:
-        # A candidate stands where the base's next token will, so it asks for no room of its own.
+        # A candidate takes the position of the next token, so it needs no further one.
         return ((self.model.backbone, 0),)
 
 
@@ -238,7 +244,7 @@ class Likelihood:
 
     Attributes:
         total: the sum of the natural log-probabilities of the text's tokens, float32 ``(K, R)``;
-            the first token of a text without anything in front is not counted.
+            without the first token of a text with nothing before it.
         count: how many tokens were counted, int64 ``(K, R)``.
         following: log-probabilities of the next token, float32 ``(K, R, V)``.
     """

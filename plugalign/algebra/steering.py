@@ -1,4 +1,4 @@
-"""What one controller asks of each step."""
+"""What one controller declares for every step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from plugalign.algebra.supports import Support
 
 @dataclass(frozen=True)
 class Steering:
-    """Shifts to add, supports to intersect."""
+    """The shifts that are added and the supports that are intersected."""
 
     shifts: tuple[Shift, ...] = ()
     supports: tuple[Support, ...] = ()
 
     def scaled(self, weight: float) -> Steering:
-        """All shifts times ``weight``. Zero is the identity, so it drops the supports too."""
+        """All shifts times ``weight``; 0 is the identity, so it drops the supports too."""
         if weight == 0:
             return Steering()
         shifts = tuple(replace(s, weight=s.weight * weight) for s in self.shifts)

@@ -19,14 +19,14 @@ class Support:
     nothing, the base's best token stays.
 
     Attributes:
-        gates: it only counts for rows where all of them are open.
+        gates: it holds for rows where all of them are open.
     """
 
     gates: tuple[Gate, ...] = field(default=(), kw_only=True)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What must be read to know the set."""
+        """All that `mask` reads."""
         return ()
 
     @abstractmethod
@@ -36,12 +36,12 @@ class Support:
 
 @dataclass(frozen=True)
 class RankSupport(Support):
-    """The base's best tokens up to somewhere, which kernels cut off without a mask."""
+    """The base's best tokens, by a truncation that the kernels fuse without a mask."""
 
     @property
     @abstractmethod
     def truncation(self) -> Truncation:
-        """The same as a truncation of the base's distribution."""
+        """The set as a truncation of the base's distribution."""
 
     def mask(self, step: Step) -> Tensor:
         return steer.kept(step.base, self.truncation)
@@ -93,7 +93,7 @@ class MinP(RankSupport):
 
 
 def intersection(supports: list[RankSupport]) -> Truncation:
-    """Of several sets of best tokens: they are nested, kind by kind."""
+    """The truncation that keeps what all supports keep: of each kind the narrowest."""
     cuts = [support.truncation for support in supports]
     return Truncation(
         top_p=min((cut.top_p for cut in cuts), default=1.0),

@@ -32,7 +32,7 @@ PARTS = (BASE, ROWS, AUXILIARY, TAIL, HOST)
 
 
 def _of_forward(rows: BatchedBase, *_: Any) -> str:
-    return BASE if rows.count == 1 else ROWS
+    return BASE if rows.blocks == 1 else ROWS
 
 
 WRAPPED_CALLS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (

@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from plugalign.engine.selection import Selection
-from plugalign.engine.stopping import limit
+from plugalign.engine.stopping import max_length_of
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a function for ``custom_generate`` is given.
+    """The arguments of a function for ``custom_generate``.
 
     Attributes:
         ids: the prompts ``(R, T)``, each repeated ``copies`` times.
-        cache: for the base, empty.
+        cache: the base's, empty.
         selection: how tokens are chosen.
         criteria: a ``StoppingCriteriaList``.
         config: a ``GenerationConfig``.
@@ -32,12 +32,12 @@ class Call:
 
     @property
     def copies(self) -> int:
-        """How many neighbouring rows are equal."""
+        """The number of neighbouring rows that are equal."""
         return self.config.num_return_sequences or 1
 
     @property
     def returns_dict(self) -> bool:
-        """Whether more than token ids is returned."""
+        """Whether ``generate`` returns a dictionary and not token ids alone."""
         return bool(self.config.return_dict_in_generate)
 
     @property
@@ -47,8 +47,8 @@ class Call:
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens that may follow, at most; 0 where the call sets no limit."""
-        return max(0, (limit(self.criteria) or 0) - self.ids.shape[1])
+        """The number of tokens that may follow; 0 where the call sets no limit."""
+        return max(0, (max_length_of(self.criteria) or 0) - self.ids.shape[1])
 
 
 def prepared_call(

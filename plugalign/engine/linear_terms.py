@@ -1,4 +1,4 @@
-"""Adds up the linear terms of a step: equal logits once, heads that share weights as one."""
+"""Adds up the linear terms of a step: equal logits once, heads that share weights as one head."""
 
 from __future__ import annotations
 
@@ -14,49 +14,59 @@ from plugalign.kernels.terms.term import Weight
 Weights = frozenset[tuple[Hashable, float]]
 
 
-class Sum:
-    """A weighted sum of logits ``(R, V)``, of which the base's weight starts at 1.
+class LinearSum:
+    """A weighted sum of logits ``(R, V)``, in which the base has the weight 1 from the start.
 
     Args:
         base: the base's scores.
-        known: logits of weighted sums of sources, by their keys and weights.
+        sums: logits of weighted sums of sources that are computed already, by their keys and
+            weights.
     """
 
-    def __init__(self, base: Tensor, known: Mapping[Weights, Logits]):
-        self._base, self._known = base, known
-        self._weight: Weight = 1.0
+    def __init__(self, base: Tensor, sums: Mapping[Weights, Logits]):
+        self._base, self._sums = base, sums
+        self._base_weight: Weight = 1.0
         self._logits: dict[Hashable, Logits] = {}
         self._weights: dict[Hashable, Weight] = {}
 
     def add(self, term: Linear, keys: Mapping[int, Hashable]) -> None:
-        """Takes a term in.
+        """Adds a term.
 
         Args:
-            keys: of sources, by the identity of their logits.
+            keys: of the sources, by the identity of their logits.
         """
         for k, logits in enumerate(term.logits):
             weight = _weight_of(term, k)
             if logits is self._base:
-                self._weight = self._weight + weight
+                self._base_weight = self._base_weight + weight
                 continue
             key = keys.get(id(logits), id(logits))
             self._logits[key] = logits
             self._weights[key] = self._weights.get(key, 0.0) + weight
 
     def terms(self) -> tuple[Weight, tuple[Linear, ...]]:
-        """The base's weight, and what is added to it as one term, if anything is."""
-        self._add_heads()
+        """The base's weight, and all other logits as one term; no term where nothing is added."""
+        self._drop_zeros()
+        self._merge_heads()
         if not self._logits:
-            return self._weight, ()
+            return self._base_weight, ()
         logits, weights = tuple(self._logits.values()), tuple(self._weights.values())
         if any(isinstance(weight, Tensor) for weight in weights):
-            return self._weight, (Linear(logits, _by_row(weights, len(self._base))),)
-        return self._weight, (Linear(logits, weights),)  # type: ignore[arg-type]
+            return self._base_weight, (Linear(logits, _by_row(weights, len(self._base))),)
+        return self._base_weight, (Linear(logits, weights),)  # type: ignore[arg-type]
 
-    def _add_heads(self) -> None:
-        """Puts one head in the place of all that share their weights. Others stay as they are, and
-        so do logits that are no head's (of a model that caps them, say), and those whose weight
-        differs from row to row."""
+    def _drop_zeros(self) -> None:
+        """Drops logits whose weights cancel out: 0 times -inf would be NaN."""
+        for key, weight in list(self._weights.items()):
+            if not isinstance(weight, Tensor) and weight == 0:
+                del self._weights[key], self._logits[key]
+
+    def _merge_heads(self) -> None:
+        """Replaces heads that share their weights by one head.
+
+        Logits that are no head (of a model that caps them, say), and those whose weight differs
+        from row to row, stay as they are.
+        """
         heads = {
             key: x
             for key, x in self._logits.items()
@@ -65,18 +75,19 @@ class Sum:
         while heads:
             first = next(iter(heads.values()))
             keys = [key for key, head in heads.items() if is_same(first, head)]
-            parts = [heads.pop(key) for key in keys]
+            merged = [heads.pop(key) for key in keys]
             if len(keys) > 1:
-                added = [float(self._weights.pop(key)) for key in keys]
-                what = frozenset(zip(keys, added, strict=True))
+                weights = [float(self._weights.pop(key)) for key in keys]
                 for key in keys:
                     del self._logits[key]
-                known = self._known.get(what)
-                self._logits[what] = weighted_sum(parts, added) if known is None else known
-                self._weights[what] = 1.0
+                total = frozenset(zip(keys, weights, strict=True))
+                known = self._sums.get(total)
+                self._logits[total] = weighted_sum(merged, weights) if known is None else known
+                self._weights[total] = 1.0
 
 
 def _weight_of(term: Linear, k: int) -> Weight:
+    """The weight of a term's k-th logits: a number, or float32 ``(R,)``."""
     weights = term.weights
     if not isinstance(weights, Tensor):
         return weights[k]

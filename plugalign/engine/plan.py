@@ -1,4 +1,4 @@
-"""What all controllers together ask of a step of one model, known before anything runs."""
+"""What all controllers together declare for the steps of one model, known before anything runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from plugalign.adapters.layers import is_lora
 from plugalign.algebra.controller import Controller
@@ -22,30 +22,31 @@ from plugalign.kernels.truncation import Truncation
 
 @dataclass(frozen=True)
 class Plan:
-    """The declarations of a controller's parts, with what engines want to know about them.
+    """The declarations of a controller's parts, and what follows from them for the engine.
 
     Attributes:
-        steerings: per steering controller its name and its weighted declaration.
-        weights: the state of the base's weights, where declarations are made of them.
+        steerings: the name and the weighted declaration of each part that steers.
+        weights: which weights of the base the declarations were made of, see `refreshed`.
     """
 
     steerings: tuple[tuple[str, Steering], ...]
     weights: tuple[Hashable, ...] = ()
 
     def refreshed(self, controller: Controller, model: Any, tokenizer: Any) -> Plan:
-        """This plan, or a new one where it is made of weights that have changed since. A change
-        through ``parameter.data`` in place tells nobody and is not seen.
+        """This plan, or a new one if weights of the base that it was made of have changed.
+
+        A change in place through ``parameter.data`` leaves no trace in torch and is not seen.
 
         Raises:
-            ValueError: see `make_plan`.
+            TypeError, ValueError: as `make_plan`.
         """
         if self.weights == self._state_of(model):
             return self
         return make_plan(controller, model, tokenizer)
 
     def _state_of(self, model: Any) -> tuple[Hashable, ...]:
-        """Where the base's weights lie and how often they were written, if anything hangs on
-        them: a shift that carries its head, an adapter around the base's weights."""
+        """Address and version of each of the base's weights; empty where no declaration depends on
+        them, as a shift on hidden states and an adapter of the base do."""
         models = chain.from_iterable(source.models for source in self.sources.values())
         modules = chain.from_iterable(m.modules() for m, _ in models if m is not None)
         if not (self.needs_hidden or any(map(is_lora, modules))):
@@ -56,7 +57,7 @@ class Plan:
         )
 
     def forward_name(self, keys: Iterable[Hashable]) -> str:
-        """In words, the base's forward in which sources with these keys have rows."""
+        """How messages call the base's forward with which sources of these keys are batched."""
         names = ", ".join(f"'{self.sources[key].name}'" for key in keys)
         return f"the base model with the rows of {names}" if names else "the base model"
 
@@ -70,51 +71,47 @@ class Plan:
 
     @cached_property
     def supports(self) -> tuple[Support, ...]:
-        """Without repetition: an intersection does not count."""
-        return tuple(dict.fromkeys(chain.from_iterable(s.supports for _, s in self.steerings)))
+        """Each support once, since an intersection with itself changes nothing."""
+        every = chain.from_iterable(s.supports for _, s in self.steerings)
+        return tuple({_support_key(support): support for support in every}.values())
 
     @cached_property
     def truncation(self) -> Truncation:
-        """The intersection of all supports that are cut off by rank, for all rows and steps."""
-        return intersection(self._cuts)
+        """The intersection of all supports by rank that hold for all rows and steps."""
+        return intersection([s for s in self.supports if _is_truncation(s)])
 
     @cached_property
     def masks(self) -> tuple[Support, ...]:
         """All other supports."""
-        return tuple(s for s in self.supports if s not in self._cuts)
+        return tuple(s for s in self.supports if not _is_truncation(s))
 
     @cached_property
-    def _cuts(self) -> list[RankSupport]:
-        return [s for s in self.supports if isinstance(s, RankSupport) and not s.gates]
-
-    @cached_property
-    def _asking(self) -> tuple[Shift | Support, ...]:
+    def _declared(self) -> tuple[Shift | Support, ...]:
         return (*self.shifts, *self.supports)
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
         """Every gate once."""
-        every = chain.from_iterable(each.gates for each in self._asking)
+        every = chain.from_iterable(each.gates for each in self._declared)
         return tuple({id(gate): gate for gate in every}.values())
 
     @cached_property
     def sources(self) -> dict[Hashable, Source]:
-        """Every source once, however many controllers ask for it."""
-        return self._read_by(self._asking)
+        """Each source once, however many controllers declare it, by key."""
+        return self._read_by(self._declared)
 
     @cached_property
     def always_read(self) -> dict[Hashable, Source]:
-        """The sources that every step reads: for something that stands behind no gate, or for a
-        gate."""
-        return self._read_by(each for each in self._asking if not each.gates)
+        """The sources that every step reads: those of a gate, or of what is behind none."""
+        return self._read_by(each for each in self._declared if not each.gates)
 
-    def _read_by(self, asking: Iterable[Shift | Support]) -> dict[Hashable, Source]:
-        """What these and all gates read."""
-        read = chain(*(each.sources for each in asking), *(gate.sources for gate in self.gates))
+    def _read_by(self, declared: Iterable[Shift | Support]) -> dict[Hashable, Source]:
+        """The sources of these and of all gates."""
+        read = chain(*(each.sources for each in declared), *(gate.sources for gate in self.gates))
         return {source.key: source for source in read}
 
     def forward_group(self, source: Logits) -> tuple[Logits, ...]:
-        """The sources that one forward reads with this one: a model behind several prompts."""
+        """The sources that are read by the same forward: one model behind several prompts."""
         return next(group for group in self._forwards if any(x.key == source.key for x in group))
 
     @cached_property
@@ -124,32 +121,33 @@ class Plan:
             if isinstance(source, Logits) and not source.is_base:
                 context = source.context
                 alone = context.depth or context.after or not context.ids
-                what = key if alone else (source.model_key, self._gates_before(source))
-                groups.setdefault(what, []).append(source)
+                forward = key if alone else (source.model_key, self._gates_before(source))
+                groups.setdefault(forward, []).append(source)
         return tuple(map(tuple, groups.values()))
 
     def _gates_before(self, source: Source) -> Hashable:
-        """What must be open for a source to be read; nothing if it is read at every step."""
+        """The sets of gates of which one must be open for a source to be read, by the gates' ids;
+        None if it is read at every step."""
         if source.key in self.always_read:
             return None
-        readers = [x for x in self._asking if any(s.key == source.key for s in x.sources)]
+        readers = [x for x in self._declared if any(s.key == source.key for s in x.sources)]
         return frozenset(tuple(map(id, reader.gates)) for reader in readers)
 
     @cached_property
     def contexts(self) -> dict[Hashable, Logits]:
-        """The base in contexts, at every step, by source key."""
-        return {key: s for key, s in self._plain.items() if s.model is None}
+        """The base in contexts that every step reads, by source key."""
+        return {key: s for key, s in self._always_logits.items() if s.model is None}
 
     @cached_property
     def experts(self) -> dict[Hashable, Any]:
-        """The other models that read the whole text as it is, at every step, by source key."""
-        plain = self._plain.items()
-        return {key: s.model for key, s in plain if s.model is not None and s.context.is_empty}
+        """The other models that every step reads in no context, by source key."""
+        always = self._always_logits.items()
+        return {key: s.model for key, s in always if s.model is not None and s.context.is_empty}
 
     @cached_property
     def sequence_logits(self) -> dict[Hashable, Logits]:
-        """Logits that one forward over a whole text gives behind every token, but for the base's
-        own, by source key."""
+        """Logits of which one forward over a finished text gives those of all its tokens, by source
+        key, without the base's own."""
         return {
             key: source
             for key, source in self.sources.items()
@@ -157,19 +155,20 @@ class Plan:
         }
 
     @cached_property
-    def _plain(self) -> dict[Hashable, Logits]:
+    def _always_logits(self) -> dict[Hashable, Logits]:
         return {
             key: source for key, source in self.sequence_logits.items() if key in self.always_read
         }
 
     @cached_property
     def groups(self) -> ExpertGroups:
-        """Which of these models run as rows of the base's forward."""
+        """Finds the experts that can be batched with the base, and remembers how."""
         return ExpertGroups()
 
     @cached_property
     def linear(self) -> dict[Hashable, float]:
-        """The weights in z of the sources that are only added to it, but for the base."""
+        """The weights of the sources that are added to the base's logits and read for nothing else,
+        by source key, without the base."""
         weights: dict[Hashable, float] = {}
         for shift in self.shifts:
             for coefficient, source in self._summed(shift):
@@ -192,14 +191,15 @@ class Plan:
 
     @property
     def needs_float32_logits(self) -> bool:
-        """Whether any shift compares probabilities, which half precision logits are too coarse for:
-        ``exp(-50 d)`` is off by nats."""
+        """Whether any shift compares probabilities: logits in half precision are too coarse for
+        that, an ``exp(-50 d)`` of them is off by nats."""
         return any(shift.compares_probabilities for shift in self.shifts)
 
     @cached_property
     def why_stepwise(self) -> str | None:
-        """Why values can be read at one step at a time alone, or None: no draft can be verified
-        then, and given texts are scored column by column."""
+        """Why no step can be evaluated at several positions at once, or None where it can.
+
+        Then no draft can be verified, and given texts are scored column by column."""
         for shift in self.shifts:
             if not shift.sources:
                 return _unread(shift)
@@ -216,7 +216,7 @@ class Plan:
 
     @cached_property
     def why_uncapturable(self) -> str | None:
-        """Why a step cannot be captured as a CUDA graph, or None."""
+        """Why no step can be captured as a CUDA graph, or None where it can."""
         for shift in self.shifts:
             if not shift.sources:
                 return _unread(shift)
@@ -254,7 +254,20 @@ def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
     return replace(plan, weights=plan._state_of(model))
 
 
+def _is_truncation(support: Support) -> TypeGuard[RankSupport]:
+    """Whether a support is a set of best tokens for all rows and steps."""
+    return isinstance(support, RankSupport) and not support.gates
+
+
+def _support_key(support: Support) -> Hashable:
+    """Equal for equal supports behind the same gates, which need not have a hash."""
+    if not support.gates:
+        return support
+    return replace(support, gates=()), tuple(map(id, support.gates))
+
+
 def _unread(shift: Shift) -> str:
+    """Why a shift without sources is asked at one position at a time."""
     return f"{type(shift).__name__} names no source, so it may look at the text itself"
 
 
@@ -265,19 +278,18 @@ def _check_kinds(name: str, steering: Steering) -> None:
         TypeError: naming the controller and what it declared.
     """
     _check_kind(name, Steering, steering)
-    kinds = ((Shift, steering.shifts), (Support, steering.supports))
-    for kind, given in kinds:
-        for each in given:
-            _check_kind(name, kind, each)
-            for gate in each.gates:
+    for kind, parts in ((Shift, steering.shifts), (Support, steering.supports)):
+        for part in parts:
+            _check_kind(name, kind, part)
+            for gate in part.gates:
                 _check_kind(name, Gate, gate)
-            for source in chain(each.sources, *(gate.sources for gate in each.gates)):
+            for source in chain(part.sources, *(gate.sources for gate in part.gates)):
                 _check_kind(name, Source, source)
 
 
-def _check_kind(name: str, kind: type, given: object) -> None:
-    if not isinstance(given, kind):
+def _check_kind(name: str, kind: type, part: object) -> None:
+    if not isinstance(part, kind):
         raise TypeError(
-            f"the controller {name} declared a {type(given).__name__} ({given!r}) where a "
+            f"the controller {name} declared a {type(part).__name__} ({part!r}) where a "
             f"{kind.__name__} belongs"
         )

@@ -1,8 +1,8 @@
-"""One ``generate`` call's state, and the step that every decoding mode shares.
+"""The state of one ``generate`` call, and the step that every decoding mode shares.
 
-A `Plan` is what the controllers declare for a model, made once. A `Run` is made for each call and
-dies with it. A `SteeringProcessor` is the run seen by transformers: a pure function of the prefix
-and the base's scores, so beams, rewinds and several return sequences are safe.
+A `Plan` holds what the controllers declare for a model and is made once; a `Run` is made for each
+call. To transformers a run is a `SteeringProcessor`: a pure function of the prefix and the base's
+scores, so beams, rewinds and several return sequences are safe.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.batching.batched_base import takes_rows
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
+from plugalign.engine.prefix import Prefix, prefix_of
 from plugalign.engine.readers.carrying import Carrying
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.engine.readers.hidden import HiddenWatch
@@ -37,11 +38,11 @@ class Run:
 
     Args:
         prompt_mask: the prompts' mask ``(B, T)``; None infers left padding from the pad token.
-        pad_token_id: used to fill, and to infer the mask where none is given.
+        pad_token_id: pads rows, and tells padding where the mask is inferred.
         infer_mask: whether leading pad tokens mean padding when there is no mask; None: nobody can
             tell.
         extra_positions: cache positions that attachments put in front of the prompt.
-        split_models: which models can be run as body and head; remembered from call to call.
+        split_models: the models that can be run as body and head, kept from call to call.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Run:
         self._watch.extra_positions = extra_positions
         self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
         self.split_models = split_models or SplitModels(plan.needs_float32_logits)
-        # Found out here, since a watched model cannot be split.
+        # SplitModel here: a model that is watched later has hooks, and is then run as it is.
         rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
         self._rounded = self.split_models.get(model) if rounds else None
         self.extra_positions = extra_positions
@@ -73,8 +74,11 @@ class Run:
 
     @contextmanager
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:
-        """Reads hidden states off the base's forwards for the length of the block, if they are
-        needed and the base's body does not run by itself."""
+        """Watches the hidden states of the base's forwards in the block, if they are needed.
+
+        Args:
+            base_is_whole: whether the base runs with its head, and not as a body by itself.
+        """
         if not (self.needs_hidden and base_is_whole):
             yield
             return
@@ -88,12 +92,11 @@ class Run:
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
-        mask = self.mask_for(ids)
-        scores = self._unrounded(ids, mask, scores)
-        step = Step(self.plan, self._sources, ids, mask, scores)
+        prefix = prefix_of(ids, self.mask_for(ids))
+        step = Step(self.plan, self._sources, prefix, self._unrounded(prefix, scores))
         try:
             steered = steer.scores(step.mixture(), before=self.plan.truncation)
-            self._refuse_nonsense(step, steered)
+            self._check_finite(step, steered)
         except BaseException:
             self._sources.forget()  # the error's traceback would keep all caches
             raise
@@ -104,47 +107,47 @@ class Run:
 
     @torch.no_grad()
     def check(self, ids: Tensor, scores: Tensor) -> None:
-        """Only looks at the base's scores ``(R, V)``, where nothing steers.
+        """Checks the base's scores ``(R, V)`` after ``ids`` ``(R, T)``, where nothing steers.
 
         Raises:
             FloatingPointError: as `step` does.
         """
-        self._refuse_nonsense(
-            Step(self.plan, self._sources, ids, self.mask_for(ids), scores), scores
-        )
+        prefix = prefix_of(ids, self.mask_for(ids))
+        self._check_finite(Step(self.plan, self._sources, prefix, scores), scores)
 
     @property
     def needs_hidden(self) -> bool:
-        """Whether a step reads what the base's head reads."""
+        """Whether steps read the base's last hidden state."""
         return self.plan.needs_hidden or self._rounded is not None
 
     def _cached(self, model: Any, keys_values: Tensor | None) -> CachedModel:
         return CachedModel(model, keys_values, self._split_of(model))
 
     def _split_of(self, model: Any) -> SplitModel | None:
-        own = model is self._model and self._rounded is not None
-        return self._rounded if own else self.split_models.get(model)
+        is_base = model is self._model and self._rounded is not None
+        return self._rounded if is_base else self.split_models.get(model)
 
-    def _unrounded(self, ids: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+    def _unrounded(self, prefix: Prefix, scores: Tensor) -> Tensor:
         """The base's scores ``(R, V)`` without the rounding of its logits to half precision, where
-        probabilities are compared; whatever processors did to the scores stays."""
+        probabilities are compared. What processors have changed in the scores is kept."""
         if self._rounded is None:
             return scores
-        hidden = self._sources.hidden(ids, mask)
+        hidden = self._sources.hidden(prefix.ids, prefix.mask)
         head = self._rounded.head(hidden.to(self._rounded.linear.weight.dtype))
-        return scores + (head.full() - replace(head, float32=False).full(exact=True).float())
+        return scores + (head.full() - replace(head, float32=False).full().float())
 
-    def _refuse_nonsense(self, step: Step, scores: Tensor) -> None:
+    def _check_finite(self, step: Step, scores: Tensor) -> None:
+        """Raises FloatingPointError where a row of scores ``(R, V)`` has no finite maximum."""
         if not torch.isfinite(scores.amax(-1)).all():
             step.check()
             raise FloatingPointError(f"no token is possible at {self._sources.where(step.ids)}")
 
     def sources(self, reader: ReaderKind) -> SourceRunner:
-        """The plan's sources, with empty caches, read by readers of one kind."""
+        """The plan's sources with empty caches, read by readers that ``reader`` makes."""
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
     def incremental_sources(
-        self, copies: int = 1, every: bool = False, static: StaticDecoding | None = None
+        self, copies: int = 1, all_positions: bool = False, static: StaticDecoding | None = None
     ) -> SourceRunner:
         """The plan's sources, read incrementally; for the arguments see `IncrementalModel`. A model
         that keeps no columns is asked for whole prefixes."""
@@ -152,7 +155,9 @@ class Run:
         def reader(model: Any, keys_values: Tensor | None) -> ModelReader:
             if not Carrying.of(model).columns:
                 return self._cached(model, keys_values)
-            return self.incremental_model(model, keys_values, static, copies=copies, every=every)
+            return self.incremental_model(
+                model, keys_values, static, copies=copies, all_positions=all_positions
+            )
 
         return self.sources(reader)
 
@@ -171,8 +176,14 @@ class Run:
     def batched_with_base(
         self, cache: Any, captured: bool = False
     ) -> tuple[dict[Hashable, Context], GroupedModels | None]:
-        """What is read in one forward with the base, whose cache is given: contexts and experts.
-        Nothing is where an attachment has a say in how the base reads."""
+        """What is batched with the base: contexts by source key, and the experts' models.
+
+        Nothing is where an attachment puts positions in front of the base's prompts.
+
+        Args:
+            cache: the base's.
+            captured: whether the whole step is captured in a CUDA graph.
+        """
         if self.extra_positions or not takes_rows(cache, captured):
             return {}, None
         plan = self.plan
@@ -181,11 +192,11 @@ class Run:
         return contexts, plan.groups.group(self._model, plan.experts, self.split_models, blocks)
 
     def hidden(self) -> Tensor | None:
-        """What the base's head has just read, ``(R, D)``, if it was watched."""
+        """The base's last hidden state ``(R, D)``, as watched in its last forward; else None."""
         return self._watch.last()
 
     def record(self, step: Step, steered: Tensor) -> None:
-        """Notes in the trace what each controller alone would have done, and all together."""
+        """Records in the trace what each controller alone would have done, and all together."""
         assert self.trace is not None
         alone = [steer.scores(step.alone(s.shifts)) for _, s in self.plan.steerings]
         base = torch.log_softmax(step.base.float(), -1)
@@ -231,12 +242,12 @@ class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
 
 
 class CheckingProcessor(LogitsProcessor):  # type: ignore[misc]
-    """Leaves scores as they are, and refuses such as are NaN or infinite."""
+    """Returns scores as they are, and raises for those that are NaN or infinite."""
 
     def __init__(self, run: Run):
         self.run = run
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Looks at ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
+        """Checks ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
         self.run.check(input_ids, scores)
         return scores

@@ -1,8 +1,9 @@
-"""Reads what formulas ask for: models in contexts, hidden states, and sources of other kinds.
+"""Reads the sources that formulas declare: models in contexts, hidden states, and others.
 
-Each model is asked through a reader that keeps keys and values: keyed by prefix, so that answers
-are pure functions of the prefix whatever the caller does, or in step with a loop that only
-appends. What is not finite, and an error inside a model, names the source and the step.
+Each model is read by a reader that keeps keys and values. A reader for any caller finds them by
+prefix, so that what it gives is a pure function of the prefix; one for a loop that only appends
+decodes incrementally. Errors inside a model, and logits that are not finite, name the source and
+the step.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ READERS: dict[type[Source], Callable[[Any, Any], Reader]] = {
 
 
 class ModelReader(Protocol):
-    """A model with its cache."""
+    """A model with its key/value cache."""
 
     def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Scores:
         """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)`` with their mask, of which the last
@@ -60,7 +61,7 @@ class ModelReader(Protocol):
         """Forgets the last columns that were read."""
 
     def set_length(self, length: int) -> None:
-        """Says that so many columns of ids were read, by a graph's replay."""
+        """Notes that so many columns of ids have been read, by the replay of a CUDA graph."""
 
 
 ReaderKind = Callable[[Any, Tensor | None], ModelReader]
@@ -70,11 +71,11 @@ class SourceRunner:
     """The sources of one ``generate`` call, with their caches.
 
     Args:
-        watch: the base's hidden states; paused while the base runs for a source.
-        pad_token_id: fills the front of shorter prompts.
+        watch: the hidden states of the base's forwards; paused while the base runs for a source.
+        pad_token_id: pads shorter prompts on the left.
         prompt_length: columns of the caller's prompts, to count steps from; 0 if not known.
-        reader: makes a reader of a model behind an optional trained prefix, for sources that are
-            read at every step.
+        reader: makes a reader of a model behind an optional trained prefix, for sources that every
+            step reads.
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class SourceRunner:
         self._pad, self.prompt_length, self._reader = pad_token_id, prompt_length, reader
         self._models: dict[Hashable, ModelReader] = {}
         self._readers: dict[Hashable, Reader] = {}
-        self._own: CachedModel | None = None
+        self._base_reader: CachedModel | None = None
 
     def read(self, source: Source, step: Step) -> dict[Hashable, Any]:
-        """A source's value at a step by its key, and the values that came with it: next-token
-        logits ``(R, V)``, or what the source says that it gives."""
+        """A source's value at a step by its key, and those of the sources in the same forward:
+        next-token logits ``(R, V)``, or whatever the source's reader gives."""
         if isinstance(source, LastHidden):
             return {source.key: self.hidden(step.ids, step.mask)}
         if not isinstance(source, Logits):
@@ -110,8 +111,8 @@ class SourceRunner:
             model.forget()
         for reader in self._readers.values():
             reader.forget()
-        if self._own is not None:
-            self._own.forget()
+        if self._base_reader is not None:
+            self._base_reader.forget()
 
     def rewind(self, columns: int) -> None:
         """Forgets the last columns that all models have read."""
@@ -119,26 +120,26 @@ class SourceRunner:
             reader.rewind(columns)
 
     def set_length(self, length: int) -> None:
-        """Says that all models have read so many columns, by a graph's replay. None of them reads
-        prompts: those are rows of the base, where a step is captured."""
+        """Notes that all models have read so many columns, by the replay of a CUDA graph. None of
+        them reads prompts: in captured steps these are batched with the base."""
         for reader in self._models.values():
             reader.set_length(length)
 
-    def check(self, who: str, logits: Tensor, ids: Tensor) -> None:
-        """Refuses logits ``(R, V)``, or ``(R * n, V)`` behind the last n columns of ``ids``
-        ``(R, T)``, that are NaN or infinite.
+    def check(self, name: str, logits: Tensor, ids: Tensor) -> None:
+        """Refuses NaN and infinite logits: ``(R, V)``, or ``(R * n, V)`` at the last n columns of
+        ``ids`` ``(R, T)``.
 
         Raises:
-            FloatingPointError: naming who gave them and the step.
+            FloatingPointError: with the ``name`` of what gave them, and the step.
         """
         bad = ~torch.isfinite(logits.logsumexp(-1))
         if bad.any():
-            first, places = int(bad.nonzero()[0, 0]), len(logits) // len(ids)
+            first, positions = int(bad.nonzero()[0, 0]), len(logits) // len(ids)
             kind = "NaN" if logits[first].isnan().any() else "infinite"
-            row, place = divmod(first, places)
-            step = self.where(ids[:, : ids.shape[1] - places + 1 + place])
+            row, position = divmod(first, positions)
+            step = self.where(ids[:, : ids.shape[1] - positions + 1 + position])
             raise FloatingPointError(
-                f"{who} gave {kind} logits at {step} (row {row}); "
+                f"{name} gave {kind} logits at {step} (row {row}); "
                 "try float32, or look at its weights"
             )
 
@@ -147,48 +148,51 @@ class SourceRunner:
         self.check(f"the base model '{model_name(self._model)}'", scores, ids)
 
     def check_value(self, source: Source, value: Any, ids: Tensor) -> None:
-        """`check` for what a source gave, if it gives logits or candidates' values."""
+        """`check` for the value of a source that gives logits or candidates."""
         if isinstance(value, Candidates):
             self.check(f"the source '{source.name}'", value.values, ids)
         elif isinstance(source, Logits):
             self.check(f"the source '{source.name}'", full(value), ids)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The base's last hidden state ``(R, D)``: watched if possible, else by our own forward."""
+        """The base's last hidden state ``(R, D)``, from the forward that the caller has just made,
+        or else by a forward of our own."""
         seen = self._watch.find(ids)
         if seen is not None:
             return seen
-        with self.blamed("the base's hidden state", ids):
-            self._own = self._own or CachedModel(self._model)
-            return self._own.hidden(ids, mask, self._written(ids))
+        with self._reading("the base's hidden state", ids):
+            self._base_reader = self._base_reader or CachedModel(self._model)
+            return self._base_reader.hidden(ids, mask, self._written(ids))
 
     def _value(self, source: Source, step: Step) -> Any:
         reader = self._readers.get(source.key)
         if reader is None:
             make = READERS.get(type(source))
-            own = source.reader(self._model) if make is None else make(source, self._model)
-            reader = self._readers[source.key] = own
-        with self.blamed(source.name, step.ids):
+            made = source.reader(self._model) if make is None else make(source, self._model)
+            reader = self._readers[source.key] = made
+        with self._reading(source.name, step.ids):
             value = reader.read(step)
+        if isinstance(value, Tensor):
+            _check_positions(source, value, step)
         if not isinstance(value, Candidates):
             return value
         if value.values.is_cpu:
             self.check_value(source, value, step.ids)
             return value
-        # To look would be to wait for the device, so a bad row has no token, and that is found out.
-        return Candidates(value.ids, spoiled(value.values))
+        # A check would wait for the device. So a bad row is left without a token, which is noticed.
+        return Candidates(value.ids, nan_unless_finite(value.values))
 
     def _logits(self, source: Logits, ids: Tensor, mask: Tensor) -> dict[Hashable, Scores]:
-        """A model in one context, or behind several prompts: K * R rows of one forward."""
+        """The logits of all sources in the same forward, K * R rows, by key."""
         group = self._plan.forward_group(source)
         contexts = [each.context for each in group]
         layout = context_layout(contexts, self._pad)
         rows = [layout.rows(context, ids, mask) for context in contexts]
-        whole = torch.cat([own for own, _ in rows])
-        shown = torch.cat([own[:, layout.depth :] for _, own in rows])
-        with self.blamed(self._named(group), ids):
+        all_ids = torch.cat([own for own, _ in rows])
+        all_masks = torch.cat([own[:, layout.depth :] for _, own in rows])
+        with self._reading(_forward_name(group), ids):
             written = self._written(ids) + len(source.context.after)
-            logits = self._reader_of(group).logits(whole, shown, written)
+            logits = self._reader_of(group).logits(all_ids, all_masks, written)
         return dict(zip((x.key for x in group), split_rows(logits, len(group)), strict=True))
 
     def _written(self, ids: Tensor) -> int:
@@ -200,35 +204,51 @@ class SourceRunner:
         key = tuple(each.key for each in group)
         if key not in self._models:
             model = self._model if first.model is None else first.model
-            steady = first.key in self._plan.always_read and not first.context.after
-            kind = self._reader if steady else CachedModel
+            incremental = first.key in self._plan.always_read and not first.context.after
+            kind = self._reader if incremental else CachedModel
             self._models[key] = kind(model, first.context.keys_values)
         return self._models[key]
 
-    def _named(self, group: tuple[Logits, ...]) -> str:
-        if len(group) == 1:
-            return group[0].name
-        model = group[0].model
-        return f"{'the base' if model is None else model_name(model)} under prompts"
-
     @contextmanager
-    def blamed(self, name: str, ids: Tensor) -> Iterator[None]:
-        """Errors inside the block say that they came from a source, and at which step."""
+    def _reading(self, name: str, ids: Tensor) -> Iterator[None]:
+        """Adds the source's name and the step to errors of the block. What the base does in it is
+        not taken for a forward of the text itself."""
         outer, self._watch.paused = self._watch.paused, True
         try:
             with Running(f"the source '{name}' at {self.where(ids)}"):
                 yield
         finally:
-            self._watch.paused = outer  # a reader may read another source, and go on
+            self._watch.paused = outer  # a reader may read another source in between
 
     def where(self, ids: Tensor) -> str:
-        """The step at which the next token of ``ids`` ``(R, T)`` is chosen, in words."""
+        """How messages call the step that chooses the next token of ``ids`` ``(R, T)``."""
         if self.prompt_length == 0:
             return f"prefix length {ids.shape[1]}"
         return f"step {ids.shape[1] - self.prompt_length}"
 
 
-def spoiled(values: Tensor) -> Tensor:
-    """The values ``(R, K)``, with NaN in all of a row of which one is NaN or infinite (but for
-    -inf beside others), so that no token of it can be drawn. Nothing waits for a device."""
+def _forward_name(group: tuple[Logits, ...]) -> str:
+    if len(group) == 1:
+        return group[0].name
+    model = group[0].model
+    return f"{'the base' if model is None else model_name(model)} under prompts"
+
+
+def _check_positions(source: Source, value: Tensor, step: Step) -> None:
+    """Refuses values for one position where a draft has several.
+
+    Raises:
+        ValueError: naming the source.
+    """
+    rows = len(step.base)
+    if rows != len(step.ids) and value.shape[:1] != (rows,):
+        raise ValueError(
+            f"'{source.name}' gave {len(value)} values for {rows} rows, one for each position of a "
+            "draft; a reader that reads one position at a time must not declare multi_position"
+        )
+
+
+def nan_unless_finite(values: Tensor) -> Tensor:
+    """The values ``(R, K)``, all NaN in a row where one is NaN or +inf or all are -inf, so that no
+    token of it can be drawn. Nothing waits for a device."""
     return values + 0 * values.logsumexp(-1, keepdim=True)

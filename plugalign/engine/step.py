@@ -11,11 +11,12 @@ from torch import Tensor
 
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
-from plugalign.algebra.sources import HIDDEN, Source
+from plugalign.algebra.sources import HIDDEN, Logits, Source
 from plugalign.algebra.supports import Support
 from plugalign.engine.batching.batched_base import BaseOutput
-from plugalign.engine.linear_terms import Sum
+from plugalign.engine.linear_terms import LinearSum
 from plugalign.engine.plan import Plan
+from plugalign.engine.prefix import Prefix
 from plugalign.engine.readers.heads import fit_width
 from plugalign.engine.sources import SourceRunner
 from plugalign.errors import Running
@@ -26,43 +27,52 @@ from plugalign.kernels.terms.term import Term, Weight
 
 
 class Step:
-    """One step's inputs, and the mixtures that shifts make of them. What is not known is read when
-    it is first asked for, so that what stands behind a closed gate costs nothing.
+    """One step's inputs, and the mixtures that shifts make of them.
+
+    A source is read when it is first asked for, so one that only a closed gate's controller reads
+    costs nothing.
 
     Args:
-        ids: the prefixes ``(R, T)``. mask: ``(R, T)``.
-        base: the base's scores ``(R, V)``; ``(R * n, V)`` for the places behind the last n columns.
-        known: what a forward has told already, if any.
+        base: the base's scores ``(R, V)``; ``(R * n, V)`` at the last n columns of the prefix.
+        output: what the base's forward has given, sources batched with it included.
         number: how many tokens of each row follow its prompt, int64 ``(R,)``; None where they are
             the columns behind the prompts of the call.
 
     Attributes:
-        emptied: which rows ``(R,)`` had no token left by the supports together; the base's best one
-            stays for these. None where no support is a mask.
+        emptied: the rows, bool ``(R,)``, to which the supports together left no token; the base's
+            best one stays for these. None where no support is a mask.
     """
 
     def __init__(
         self,
         plan: Plan,
         sources: SourceRunner,
-        ids: Tensor,
-        mask: Tensor,
+        prefix: Prefix,
         base: Tensor,
-        known: BaseOutput | None = None,
+        output: BaseOutput | None = None,
         number: Tensor | None = None,
     ):
-        known = known or BaseOutput(base, None, {})
+        output = output or BaseOutput(base, None, {})
         self._plan, self._sources, self._number = plan, sources, number
-        self.ids, self.mask, self.base = ids, mask, base
-        self._sums = known.sums
+        self.prefix, self.base, self._sums = prefix, base, output.sums
         width = base.shape[-1]
         self._values: dict[Hashable, Any] = {
-            k: fit_width(x, width) for k, x in known.logits.items()
+            key: fit_width(logits, width) for key, logits in output.logits.items()
         }
-        if known.hidden is not None:
-            self._values[HIDDEN] = known.hidden.float()
-        self._open: dict[int, Tensor] = {}
+        if output.hidden is not None:
+            self._values[HIDDEN] = output.hidden.float()
+        self._gate_weights: dict[int, Tensor] = {}
         self.emptied: Tensor | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """The prefixes, int64 ``(R, T)``, left-padded."""
+        return self.prefix.ids
+
+    @property
+    def mask(self) -> Tensor:
+        """Their mask ``(R, T)``."""
+        return self.prefix.mask
 
     @property
     def number(self) -> Tensor:
@@ -82,7 +92,17 @@ class Step:
         return self.ids.new_full((len(self.ids),), self.ids.shape[1] - start)
 
     def read(self, source: Source) -> Any:
-        """The source's value after the prefixes, see `plugalign.algebra.sources`."""
+        """The source's value after the prefixes, see `plugalign.algebra.sources`.
+
+        Raises:
+            ValueError: for a source that no shift, support or gate has declared.
+        """
+        is_base = isinstance(source, Logits) and source.is_base
+        if not is_base and source.key not in self._plan.sources:
+            raise ValueError(
+                f"'{source.name}' is read and was not declared; name it in the `sources` of the "
+                "shift, support or gate that reads it"
+            )
         if source.key not in self._values:
             self._values |= self._sources.read(source, self)
         return self._values[source.key]
@@ -92,31 +112,30 @@ class Step:
         return self._mixture(self._plan.shifts, self._allowed)
 
     def alone(self, shifts: Iterable[Shift]) -> Mixture:
-        """The base's scores and some shifts."""
+        """The base's scores with some shifts, without supports."""
         return self._mixture(shifts, None)
 
     def _mixture(self, shifts: Iterable[Shift], allowed: Tensor | None) -> Mixture:
-        total, others = Sum(self.base, self._sums), list[Term]()
+        linear, others = LinearSum(self.base, self._sums), list[Term]()
         for shift in shifts:
             with self._evaluating(shift):
                 weight = self._weight(shift)
                 for term in () if weight is None else shift.terms(self, weight):
                     if not isinstance(term, Term):
-                        who = f"{type(shift).__name__} of {self._plan.owner(shift)}"
-                        raise TypeError(f"{who} must yield terms, got {type(term).__name__}")
+                        name = f"{type(shift).__name__} of {self._plan.owner(shift)}"
+                        raise TypeError(f"{name} must yield terms, got {type(term).__name__}")
                     if isinstance(term, Linear):
-                        total.add(term, self._keys)
+                        linear.add(term, self._keys)
                     else:
                         others.append(term)
-        weight, terms = total.terms()
-        return Mixture(self.base, (*terms, *others), allowed, weight)
+        base_weight, terms = linear.terms()
+        return Mixture(self.base, (*terms, *others), allowed, base_weight)
 
     def check(self) -> None:
-        """Finds out who is to blame where no token could be chosen.
+        """Looks for the model or controller because of which no token could be chosen.
 
         Raises:
-            FloatingPointError: naming a model or controller with NaN or infinite logits, and the
-                step.
+            FloatingPointError: naming the first that gave NaN or infinite logits, and the step.
         """
         self._check_sources()
         for name, steering in self._plan.steerings:
@@ -135,48 +154,44 @@ class Step:
 
     @property
     def _keys(self) -> dict[int, Hashable]:
-        """The keys of what was read, by the identity of the value."""
+        """The keys of the sources read so far, by the identity of the value."""
         return {id(value): key for key, value in self._values.items()}
 
-    def _weight(self, each: Shift | Support) -> Weight | None:
-        """What to multiply with: a number, or float32 ``(R,)`` behind gates; None where they are
-        closed for all rows."""
-        own = each.weight if isinstance(each, Shift) else 1.0
-        if not each.gates:
+    def _weight(self, declared: Shift | Support) -> Weight | None:
+        """The weight of a shift or support: a number, or float32 ``(R,)`` behind gates; None where
+        they are closed for all rows."""
+        own = declared.weight if isinstance(declared, Shift) else 1.0
+        if not declared.gates:
             return own
         weight = self.base.new_full((len(self.base),), own, dtype=torch.float32)
-        for gate in each.gates:
-            weight = weight * self._opened(gate)
+        for gate in declared.gates:
+            weight = weight * self._gate_weight(gate)
         return weight if bool((weight != 0).any()) else None
 
-    def _opened(self, gate: Gate) -> Tensor:
-        if id(gate) not in self._open:
+    def _gate_weight(self, gate: Gate) -> Tensor:
+        """What a gate says of each row, float32 ``(R,)``; it is asked once."""
+        if id(gate) not in self._gate_weights:
             weight = gate.open(self)
-            is_fit = isinstance(weight, Tensor) and weight.shape == self.base.shape[:1]
-            if not is_fit or not bool((weight >= 0).all()):
-                self._check_sources()  # which may be to blame
+            fits = isinstance(weight, Tensor) and weight.shape == self.base.shape[:1]
+            if not fits or not bool(((weight >= 0) & weight.isfinite()).all()):
+                self._check_sources()  # a gate may have read NaN from a model
                 raise ValueError(
-                    f"the gate {type(gate).__name__} must give one number of at least 0 for each "
-                    f"of {len(self.base)} rows, got {weight}"
+                    f"the gate {type(gate).__name__} must give one finite number of at least 0 for "
+                    f"each of {len(self.base)} rows, got {weight}"
                 )
-            self._open[id(gate)] = weight.float().to(self.base.device)
-        return self._open[id(gate)]
+            self._gate_weights[id(gate)] = weight.float().to(self.base.device)
+        return self._gate_weights[id(gate)]
 
     @cached_property
     def _allowed(self) -> Tensor | None:
-        """Bool ``(R, V)``: what all supports leave, the truncation too, or None where there is
-        nothing but a truncation. A row without any token gets the base's best one."""
+        """The tokens that all supports leave, the truncation included, bool ``(R, V)``; None where
+        no mask applies. A row without any token gets the base's best one."""
         allowed: Tensor | None = None
         for support in self._plan.masks:
             weight = self._weight(support)
             if weight is None:
                 continue
-            mask = support.mask(self)
-            if mask.shape != self.base.shape or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"the support {type(support).__name__} must give bool "
-                    f"{tuple(self.base.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-                )
+            mask = self._mask_of(support)
             if isinstance(weight, Tensor):
                 mask = mask | (weight == 0)[:, None]
             allowed = mask if allowed is None else allowed & mask
@@ -186,3 +201,17 @@ class Step:
         self.emptied = ~allowed.any(-1)
         best = self.base.argmax(-1, keepdim=True)
         return allowed.scatter(-1, best, allowed.gather(-1, best) | self.emptied[:, None])
+
+    def _mask_of(self, support: Support) -> Tensor:
+        """The support's mask, bool ``(R, V)``.
+
+        Raises:
+            ValueError: for another shape or dtype.
+        """
+        mask = support.mask(self)
+        if mask.shape != self.base.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"the support {type(support).__name__} must give bool {tuple(self.base.shape)}, "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        return mask

@@ -1,4 +1,4 @@
-"""When a decoding loop stops: transformers' criteria, asked no more often than they need be."""
+"""When a decoding loop stops: transformers' criteria, evaluated no more often than needed."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from torch import Tensor
 from transformers import EosTokenCriteria, MaxLengthCriteria
 
 NONE = 2**62
-POLL = 8  # steps between two looks at a device that would have to be waited for
+POLL = 8  # steps between two synchronisations with the device
 
 
 class Stopping:
     """Which rows have ended, and whether all have.
 
-    Length and end tokens are decided here, other criteria are called at every step. On a device
-    that is not the CPU the host looks only now and then, so up to ``POLL - 1`` columns too many
-    are written; `surplus` says how many. What is kept on the device changes in place, and a graph
-    of a step may change it.
-
-    Attributes:
-        live: which rows have not ended, ``(R,)``.
+    Length and end tokens are evaluated here, other criteria are called at every step. On a device
+    other than the CPU the host waits for the device only at every ``POLL``-th step, so up to
+    ``POLL - 1`` columns too many are written; `surplus` counts them. Tensors on the device change
+    in place, so that a CUDA graph of a step can change them.
 
     Args:
         criteria: a ``StoppingCriteriaList``.
         ids: the prompts ``(R, T)``.
         pad_token_id: follows the end of a row.
-        every_step: look at every step, as a streamer must.
-        captured: steps are replayed, so nothing can be looked at within one.
-        most: columns that fit a static cache; transformers lets a criterion ask for more.
+        every_step: whether the host waits at every step, as for a streamer.
+        captured: whether steps are replays of a CUDA graph, within which nothing can be read.
+        max_columns: of a static cache, which may be fewer than the criteria allow.
+
+    Attributes:
+        live: the rows that have not ended, bool ``(R,)``.
+        max_length: the columns at which all texts end, or None.
+        deferred: whether the host waits at some steps only.
     """
 
     def __init__(
@@ -39,12 +41,12 @@ class Stopping:
         pad_token_id: Tensor | None,
         every_step: bool = False,
         captured: bool = False,
-        most: int | None = None,
+        max_columns: int | None = None,
     ):
         ends = [c.eos_token_id for c in criteria if type(c) is EosTokenCriteria]
-        self._others = others(criteria)
+        self._others = other_criteria(criteria)
         self._ends = torch.cat([end.to(ids.device) for end in ends]) if ends else None
-        self.max_length = limit(criteria, most)
+        self.max_length = max_length_of(criteria, max_columns)
         self._pad = pad_token_id if any(hasattr(c, "eos_token_id") for c in criteria) else None
         self.live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         self._length = torch.full((), ids.shape[1], device=ids.device)  # columns with a live row
@@ -53,12 +55,16 @@ class Stopping:
         self._failed = torch.full((), NONE, device=ids.device)  # the first column without a token
 
     def remaining(self, ids: Tensor) -> int:
-        """How many tokens may still follow ``ids`` ``(R, T)``."""
+        """The number of tokens that may still follow ``ids`` ``(R, T)``."""
         return NONE if self.max_length is None else self.max_length - ids.shape[1]
 
     def padded(self, tokens: Tensor, column: Tensor | int) -> Tensor:
-        """The tokens ``(R,)`` of a column: pad where a row has ended, and something readable where
-        there is none (-1), which `failed` reports."""
+        """The tokens ``(R,)`` of a column, with padding where a row has ended. Where none was
+        possible (-1) and the host does not look, some token stands, and `failed` reports it later.
+
+        Args:
+            column: of these tokens, an int or int64 ``()``.
+        """
         if self._pad is not None:
             tokens = torch.where(self.live, tokens, self._pad)
         if self.deferred:
@@ -69,8 +75,8 @@ class Stopping:
         return tokens
 
     def failed(self, ids: Tensor, done: bool) -> int | None:
-        """The first column of ``ids`` ``(R, T)`` that has no token where it should, if any; looked
-        for when the end tokens are, and when all is done."""
+        """The first column of ``ids`` ``(R, T)`` in which a row had no possible token, or None. The
+        host waits for it when it waits for end tokens, and when all is ``done``."""
         if not self.deferred or (ids.shape[1] % self._poll and not done):
             return None
         column = int(self._failed)
@@ -81,7 +87,7 @@ class Stopping:
         self.note(tokens)
         for criterion in self._others:
             done = torch.as_tensor(criterion(ids, scores), device=self.live.device)
-            self.live &= done.logical_not()  # some say it with a bool of Python, or in numbers
+            self.live &= done.logical_not()  # some return a bool of Python, or numbers
         return self.is_over(ids)
 
     def note(self, tokens: Tensor) -> None:
@@ -90,7 +96,7 @@ class Stopping:
             self.live &= (tokens[:, None] != self._ends).all(1)
 
     def is_over(self, ids: Tensor) -> bool:
-        """Whether ``ids`` ``(R, T)`` are complete, as far as the host has looked."""
+        """Whether ``ids`` ``(R, T)`` are complete, as far as the host knows."""
         if self.max_length is not None and ids.shape[1] >= self.max_length:
             return True
         if self._ends is None and not self._others:
@@ -100,16 +106,16 @@ class Stopping:
         return not bool(self.live.any())
 
     def surplus(self, ids: Tensor) -> int:
-        """How many columns of ``ids`` ``(R, T)`` were written after the last row had ended."""
+        """The number of columns of ``ids`` ``(R, T)`` written after all rows had ended."""
         return ids.shape[1] - int(self._length) if self.deferred else 0
 
 
-def others(criteria: Any) -> list[Any]:
-    """Those of a ``StoppingCriteriaList`` that are neither length nor end tokens."""
+def other_criteria(criteria: Any) -> list[Any]:
+    """Those of a ``StoppingCriteriaList`` that are not evaluated by `Stopping` itself."""
     return [c for c in criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
 
 
-def limit(criteria: Any, most: int | None = None) -> int | None:
-    """The columns at which all texts end, if they do, ``most`` at most."""
+def max_length_of(criteria: Any, max_columns: int | None = None) -> int | None:
+    """The columns at which all texts end, ``max_columns`` at most; None without a limit."""
     limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
-    return min([*limits, *([] if most is None else [most])], default=None)
+    return min([*limits, *([] if max_columns is None else [max_columns])], default=None)

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.engine.readers.prefix_cache import positions
+from plugalign.engine.readers.prefix_cache import position_ids
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
@@ -226,7 +226,10 @@ def _thinned(predictor: Predictor, ids: Tensor, mask: Tensor, dropped: float) ->
     embedded = predictor.backbone.embed_tokens(ids)
     embedded = embedded * dropout(torch.ones_like(embedded[..., :1]), dropped)
     output = predictor.backbone(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        use_cache=False,
     )
     logits: Tensor = predictor.head(dropout(output.last_hidden_state, dropped)).squeeze(-1)
     return logits

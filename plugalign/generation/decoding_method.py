@@ -23,7 +23,8 @@ from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.run import Run
 from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
-from plugalign.engine.speculative.drafts import BASE, Speculation, make_drafter
+from plugalign.engine.speculative.drafters import make_drafter
+from plugalign.engine.speculative.drafts import BASE, Speculation
 from plugalign.engine.speculative.verification import Speculator, check_verifiable
 from plugalign.engine.stopping import Stopping
 from plugalign.generation.loop import DecodingLoop
@@ -81,7 +82,7 @@ class DecodingMethod:
             call.config._pad_token_tensor,
             every_step=self._streamer is not None or speculation is not None,
             captured=graph is not None,
-            most=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
+            max_columns=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
         remaining = stopping.remaining(call.ids) - 1
         if is_static(call.cache):  # of the longest call so far: no shorter one is compiled anew
@@ -104,7 +105,7 @@ class DecodingMethod:
             split=split,
             copies=call.copies,
             pad_token_id=run.pad,
-            every=speculation is not None,
+            all_positions=speculation is not None,
             linear=run.plan.linear,
             exact=call.returns_logits or call.selection.want_scores,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from plugalign.engine.acceleration import captured_step
 from plugalign.engine.acceleration.switch import WITHOUT, CaptureSwitch
 from plugalign.engine.batching.batched_base import BatchedBase, is_growing
+from plugalign.engine.prefix import Prefix, prefix_of
 from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.run import Run
 from plugalign.engine.selection import Selection
@@ -123,7 +124,7 @@ class DecodingLoop:
             self._set_length,
             self._go_uncaptured,
             self._stopping,
-            ids,
+            prefix_of(ids, mask),
             remaining,
         )
         for ids in steps.texts():
@@ -135,10 +136,10 @@ class DecodingLoop:
                 break
         return ids, done
 
-    def _select(self, ids: Tensor, column: Tensor) -> Tensor:
-        """The tokens ``(R,)`` after texts, as `CapturedSteps` asks for them."""
-        step = self._forward(ids, ids, column)  # every model has begun, so none asks for the mask
-        return self._selection.tokens(ids, step.mixture(), self._run.plan.truncation, column)[0]
+    def _select(self, prefix: Prefix) -> Tensor:
+        """The tokens ``(R,)`` after a prefix, as `CapturedSteps` asks for them."""
+        step = self._forward(prefix)
+        return self._selection.tokens(prefix, step.mixture(), self._run.plan.truncation)[0]
 
     def _set_length(self, length: int) -> None:
         self._base.set_length(length)
@@ -158,7 +159,8 @@ class DecodingLoop:
     def _check_tokens(self, ids: Tensor, mask: Tensor, done: bool) -> None:
         """Raises for a step that gave no token, which is looked for now and then."""
         if (column := self._stopping.failed(ids, done)) is not None:
-            self._raise_for_earlier(ids[:, :column], self._extended_mask(mask, column)[:, :column])
+            mask = self._extended_mask(mask, column)
+            self._raise_for_earlier(prefix_of(ids[:, :column], mask))
 
     def _extended_mask(self, mask: Tensor, columns: int) -> Tensor:
         """The mask ``(R, T)`` with at least so many columns; generated tokens are no padding."""
@@ -173,8 +175,9 @@ class DecodingLoop:
             found = self.speculator.round(ids, mask)
             if found is not None:
                 return self._keep_round(found)
-        step = self._forward(ids, mask[:, : ids.shape[1]])
-        tokens, scores = self._selection.tokens(ids, step.mixture(), self._run.plan.truncation)
+        prefix = prefix_of(ids, mask)
+        step = self._forward(prefix)
+        tokens, scores = self._selection.tokens(prefix, step.mixture(), self._run.plan.truncation)
         if not self._stopping.deferred and bool((tokens < 0).any()):
             self._raise_for(step)
         if self.scores is not None and scores is not None:
@@ -194,25 +197,26 @@ class DecodingLoop:
             self.logits += found.logits.float().unbind(1)
         return found.tokens
 
-    def _forward(self, ids: Tensor, mask: Tensor, column: Tensor | None = None) -> Step:
-        """Runs the base and all sources on what they have not read; see `Selection.base`."""
+    def _forward(self, prefix: Prefix) -> Step:
+        """The step after a prefix, of which the base reads what it has not read."""
+        ids = prefix.ids
         with Running(f"{self._forward_name} at {self._sources.where(ids)}"):
-            output = self._base.read(ids, mask)
+            output = self._base.read(prefix)
         if self.logits is not None:
             self.logits += (output.base.float(),)
         if output.hidden is None:  # watched, and asked for before a processor runs the base too
             output = replace(output, hidden=self._base.base_rows(self._run.hidden(), len(ids)))
-        base = self._selection.base(ids, output.base, column)
-        return Step(self._run.plan, self._sources, ids, mask, base, output)
+        base = self._selection.base(prefix, output.base)
+        return Step(self._run.plan, self._sources, prefix, base, output)
 
     def _raise_for(self, step: Step) -> None:
         step.check()
         raise FloatingPointError(f"no token is possible at {self._sources.where(step.ids)}")
 
-    def _raise_for_earlier(self, ids: Tensor, mask: Tensor) -> None:
+    def _raise_for_earlier(self, prefix: Prefix) -> None:
         """Repeats a step that failed some steps ago, to find out why."""
         self._base, self._sources = self._base.restarted(), self._run.incremental_sources()
-        self._raise_for(self._forward(ids, mask))
+        self._raise_for(self._forward(prefix))
 
     def _crop(self, ids: Tensor, first: int) -> Tensor:
         """Crops the recorded scores and logits and the cache to the texts ``ids`` ``(R, T)``, whose

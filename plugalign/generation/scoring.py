@@ -22,6 +22,7 @@ from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
+from plugalign.engine.prefix import prefix_of
 from plugalign.engine.readers.carrying import check_cache
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
@@ -199,9 +200,9 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         here = batch.wanted[:, start:stop]
         row, column = (torch.ones_like(here) if stepwise else here).nonzero(as_tuple=True)
         known = sources.read(stop, row, column + start)
-        ids, mask = batch.ids[:, :stop], batch.mask[:, :stop]
-        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=ids.device)
-        step = Step(run.plan, runner, ids, mask, known.base, known, number)
+        prefix = prefix_of(batch.ids[:, :stop], batch.mask)
+        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=batch.ids.device)
+        step = Step(run.plan, runner, prefix, known.base, known, number)
         token = batch.ids[row, column + start + 1]
         chosen = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, token[:, None])
         found[row, column + start] = chosen[:, 0]

@@ -123,7 +123,8 @@ def test_every_mode_equals_the_formula(which, mode, tiny, tokenizer, prompts):
     controller, delta = gated(which, model, tiny, tokenizer, seen)
     steered = pa.wrap(model, tokenizer, controller)
     follows(steered, shifted(delta), batch, mode, tiny(seed=9), start=PROMPT)
-    assert seen == {True, False} or mode == "lookup"  # which is one row, and a short way
+    one_row = mode in ("assisted-sample", "lookup")  # a few steps of which may all be alike
+    assert seen == {True, False} or one_row
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -382,7 +383,9 @@ def test_a_trace_names_the_controller_and_its_gate(tiny, tokenizer, prompts):
 def test_a_gate_that_says_nonsense_is_refused_by_name(tiny, tokenizer, prompts):
     for said in ([1.0, -1.0], [1.0, float("nan")]):
         steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]).when(Says(said)))
-        with pytest.raises(ValueError, match="the gate Says must give one number of at least 0"):
+        with pytest.raises(
+            ValueError, match="the gate Says must give one finite number of at least 0"
+        ):
             steered.generate(**prompts(rows=2), max_new_tokens=1)
 
 

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 import plugalign as pa
 from plugalign import pocket
 from plugalign.adapters.layers import LoraLinear, shared_copy
+from plugalign.algebra.class_names import CONTROLLERS
 from plugalign.algebra.identity import identify
-from plugalign.algebra.saving import AGAIN, CONTROLLERS
+from plugalign.algebra.saving import AGAIN
 from plugalign.controllers.args import ARGS
 from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.fudge import Predictor

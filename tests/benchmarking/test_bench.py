@@ -133,7 +133,7 @@ def test_a_call_that_fails_is_not_made_again(tiny, tokenizer):
 def test_captured_steps_are_watched_as_they_are_timed(tiny, tokenizer, monkeypatch):
     graphs = []
     monkeypatch.setattr(captured_step, "graph_on", lambda *_: graphs.append(Rerun()) or graphs[-1])
-    monkeypatch.setattr(captured_step, "LEAST", 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", 1)
     settings = SHORT | {"new_tokens": 6, "compiled": False}
     costs = run_bench(tiny(), tokenizer, ["dexperts"], captures=("on", "off"), **settings)
     on, off = costs

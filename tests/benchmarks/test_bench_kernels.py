@@ -29,8 +29,6 @@ NAMES = (
     "topk_select",
     "fudge",
     "candidate_sample",
-    "low_rank_logits",
-    "low_rank_hidden",
     "group_lora",
     "spec_verify",
 )
@@ -145,7 +143,7 @@ def test_what_is_left_when_the_budget_is_spent(suite, command, tmp_path):
             "--rounds",
             "1",
             "--only",
-            "row_lse,low_rank_hidden",
+            "row_lse,candidate_sample",
             "--budget",
             "1e-9",
             "--out",
@@ -153,7 +151,7 @@ def test_what_is_left_when_the_budget_is_spent(suite, command, tmp_path):
         ]
     )
     report = json.loads(out.read_text())
-    # low_rank_hidden knows no vocabulary, so it comes twice and row_lse four times.
+    # candidate_sample knows no vocabulary, so it comes twice and row_lse four times.
     assert done.exit_code == 0 and "6 of 6 left" in done.output
     assert report["results"] == [] and len(report["left"]) == 6
     assert report["left"][0] == {"operation": "row_lse", "batch": 1, "vocab": 50}

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from plugalign import cli
+from plugalign.algebra.class_names import CONTROLLERS, class_of
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.saving import CONTROLLERS, class_of
 from plugalign.catalogue import METHODS
 from plugalign.commands.compare import default_out
 from plugalign.controllers.self_debias import SelfDebias

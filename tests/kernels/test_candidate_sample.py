@@ -1,5 +1,5 @@
-"""Sampling among candidates: the torch twin against FUDGE's formula in float64, and the sampler of
-full rows."""
+"""Sampling among candidates: the torch reference against FUDGE's formula in float64, and the
+sampler of full rows."""
 
 from __future__ import annotations
 
@@ -125,24 +125,24 @@ entry = st.one_of(st.floats(-20, 20, width=32), st.sampled_from([-INF, 0.0, -0.0
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_odd_rows(data):
-    """Whatever the values: the token is the best of the nucleus by the twin's own scores."""
+    """Whatever the values: the token is the best of the nucleus by the reference's own scores."""
     count = data.draw(st.integers(1, 12))
     row = st.lists(entry, min_size=count, max_size=count)
     values = torch.tensor([data.draw(row)])
     call = make_call(1, count, seed=data.draw(st.integers(0, 2**64 - 1))) | {"values": values}
     few = st.sampled_from([0.0, -1.0, -2.0])
     call["added"] = torch.tensor([data.draw(st.lists(few, min_size=count, max_size=count))])
-    heat = data.draw(st.sampled_from([0.0, 0.5, 1.0, 30.0]))
+    temperature = data.draw(st.sampled_from([0.0, 0.5, 1.0, 30.0]))
     top_p = data.draw(st.sampled_from([0.0, 0.35, 0.85, 1.0]))
-    token, _ = candidate_sample(**call, temperature=heat, top_p=top_p)
+    token, _ = candidate_sample(**call, temperature=temperature, top_p=top_p)
     z, ids = (values + call["added"])[0].double().numpy(), call["ids"][0].numpy()
     if (z == -INF).all():
         assert token.tolist() == [-1]
         return
-    inside, margin = nucleus(z / (heat or 1), ids, top_p)
-    scores = np.where(inside, z + heat * exact_noise(call["ids"], call)[0], -INF)
+    inside, margin = nucleus(z / (temperature or 1), ids, top_p)
+    scores = np.where(inside, z + temperature * exact_noise(call["ids"], call)[0], -INF)
     found = np.flatnonzero(ids == token.item())[0]
-    if heat == 0:
+    if temperature == 0:
         assert found == min(np.flatnonzero(z == z.max()), key=lambda i: ids[i])
     elif margin > 1e-6:
         assert inside[found] and scores[found] >= scores.max() - 1e-4
@@ -197,8 +197,8 @@ def test_rows_without_an_answer():
     call["added"][3] = -INF
     call["values"][4, [1, 5]] = INF
     for top_p in (1.0, 0.5):
-        for heat in (0.0, 1.0):
-            tokens, log_p = candidate_sample(**call, temperature=heat, top_p=top_p)
+        for temperature in (0.0, 1.0):
+            tokens, log_p = candidate_sample(**call, temperature=temperature, top_p=top_p)
             assert tokens[:4].tolist() == [-1] * 4
             assert tokens[4] == call["ids"][4, [1, 5]].min()
             assert log_p.isnan().all()

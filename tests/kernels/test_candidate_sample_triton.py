@@ -1,4 +1,4 @@
-"""The kernel of candidate_sample against the torch twin, on a GPU or in the interpreter."""
+"""The kernel of candidate_sample against the torch reference, on a GPU or in the interpreter."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(call):
     return tokens, log_p
 
 
-def assert_equal_to_the_twin(call):
+def assert_equal_to_the_reference(call):
     tokens, log_p = run(call)
     expected = candidate_sample(**call, backend="torch")
     assert torch.equal(tokens, expected[0])
@@ -75,7 +75,7 @@ def assert_equal_to_the_twin(call):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [1, 2, 7, 50, 127, 256, 1000, 1024])
 def test_counts_and_dtypes(count, dtype):
-    assert_equal_to_the_twin(make_call(4, count, dtype))
+    assert_equal_to_the_reference(make_call(4, count, dtype))
 
 
 def test_the_public_function_takes_the_kernel():
@@ -91,7 +91,7 @@ def test_padding_is_never_drawn(stride, dtype):
     plain = run(make_call(4, 33, dtype))
     for poison in (300.0, INF, NAN):
         call = make_call(4, 33, dtype, stride=stride, poison=poison)
-        assert torch.equal(assert_equal_to_the_twin(call), plain[0])
+        assert torch.equal(assert_equal_to_the_reference(call), plain[0])
 
 
 def test_rows_of_different_strides():
@@ -102,7 +102,7 @@ def test_rows_of_different_strides():
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 + 1, 2**63, 2**64 - 1])
 def test_seeds_of_all_sizes(seed):
-    assert_equal_to_the_twin(make_call(4, 40, seed=seed))
+    assert_equal_to_the_reference(make_call(4, 40, seed=seed))
 
 
 @pytest.mark.parametrize("top_p", [0.0, 0.01, 0.3, 0.8, 1.0])
@@ -115,7 +115,7 @@ def test_many_draws_from_a_nucleus(top_p):
             call[name] = value.expand(rows, *value.shape[1:]).contiguous()
     call["top_p"].fill_(top_p)
     call["temperature"].fill_(4.0)
-    drawn = len(set(assert_equal_to_the_twin(call).tolist()))
+    drawn = len(set(assert_equal_to_the_reference(call).tolist()))
     assert drawn == 1 if top_p < 0.1 else drawn > 1
 
 
@@ -137,12 +137,12 @@ def test_ties_empty_slots_and_rows_without_an_answer():
         call["values"][2, 2:], call["added"][2, 2:] = -INF, NAN
         call["weight"][3] = 0
         call["values"][3], call["added"][3] = 2.0, NAN
-        tokens = assert_equal_to_the_twin(call)
+        tokens = assert_equal_to_the_reference(call)
         assert tokens[:2].tolist() == [-1, -1]
         assert tokens[2] in call["ids"][2, :2]
         assert tokens[3] == call["ids"][3].min()  # a greedy row of equal scores
     call["values"][3, [4, 9]] = INF
-    assert assert_equal_to_the_twin(call)[3] == call["ids"][3, [4, 9]].min()
+    assert assert_equal_to_the_reference(call)[3] == call["ids"][3, [4, 9]].min()
 
 
 def test_a_temperature_that_is_no_number_ends():
@@ -161,7 +161,7 @@ def test_odd_rows(data):
     call = make_call(1, count, seed=data.draw(st.integers(0, 2**64 - 1)))
     call["values"] = torch.tensor([data.draw(row)], device=DEVICE)
     call["top_p"].fill_(data.draw(st.sampled_from([0.0, 0.37, 0.83, 1.0])))
-    assert_equal_to_the_twin(call)
+    assert_equal_to_the_reference(call)
 
 
 def test_an_empty_batch():

@@ -1,4 +1,4 @@
-"""Grouped LoRA: the torch twin against float64 NumPy, and against models with merged weights."""
+"""Grouped LoRA: the torch reference against float64 NumPy and models with merged weights."""
 
 from __future__ import annotations
 

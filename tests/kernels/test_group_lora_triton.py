@@ -1,4 +1,4 @@
-"""The kernel of group_lora against the torch twin, on a GPU or in the interpreter
+"""The kernel of group_lora against the torch reference, on a GPU or in the interpreter
 (test_interpreted.py)."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make_call(groups, each, depth, width, rank, dtype=torch.float32, time=()):
     }
 
 
-def assert_equal_to_the_twin(call, scaling=1.5):
+def assert_equal_to_the_reference(call, scaling=1.5):
     expected = group_lora(**call | {"y": call["y"].clone()}, scaling=scaling, backend="torch")
     found = group_lora(**call, scaling=scaling, backend="triton")
     assert found is call["y"]
@@ -65,7 +65,7 @@ def test_groups_and_rows(size, time, dtype):
     groups, each = size
     call = make_call(groups, each, 72, 90, 8, dtype, time)
     base = call["y"][:each].clone()
-    assert_equal_to_the_twin(call)
+    assert_equal_to_the_reference(call)
     assert torch.equal(call["y"][:each], base)
 
 
@@ -73,10 +73,10 @@ def test_groups_and_rows(size, time, dtype):
 @pytest.mark.parametrize("rank", [1, 7, 16, 33, 256])
 def test_ranks_and_layouts_of_the_adapters(rank, dtype):
     call = make_call(2, 3, 200, 70, rank, dtype)
-    assert_equal_to_the_twin(call)
+    assert_equal_to_the_reference(call)
     for name in ("a", "b"):  # as PEFT keeps them: A is (r, i) and B is (o, r)
         call[name] = call[name].transpose(1, 2).contiguous().transpose(1, 2)
-    assert_equal_to_the_twin(call)
+    assert_equal_to_the_reference(call)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,7 +87,7 @@ def test_padding_is_left_alone(width, stride, dtype):
         call["y"], buffer = in_rows_of(call["y"], stride, poison)
         call["x"], _ = in_rows_of(call["x"], stride, poison)
         before = buffer[:, width:].clone()
-        assert_equal_to_the_twin(call)
+        assert_equal_to_the_reference(call)
         assert torch.equal(buffer[:, width:].nan_to_num(7.0), before.nan_to_num(7.0))
 
 
@@ -130,7 +130,7 @@ def test_the_first_product_is_rounded_as_the_twin_rounds_it():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scaling_for_each_group(dtype):
     call = make_call(3, 2, 40, 50, 8, dtype)
-    assert_equal_to_the_twin(call, scaling=torch.tensor([0.5, -1.0, 0.0], device=DEVICE))
+    assert_equal_to_the_reference(call, scaling=torch.tensor([0.5, -1.0, 0.0], device=DEVICE))
 
 
 def test_columns_change_nothing():
@@ -158,7 +158,7 @@ def test_any_shape(data):
     call = make_call(groups, each, depth, width, rank, data.draw(st.sampled_from(DTYPES)))
     for name in ("y", "x"):
         call[name], _ = in_rows_of(call[name], data.draw(st.integers(0, 170)))
-    assert_equal_to_the_twin(call, scaling=data.draw(st.floats(-2, 2, width=32)))
+    assert_equal_to_the_reference(call, scaling=data.draw(st.floats(-2, 2, width=32)))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="CUDA graphs need a GPU")

@@ -1,4 +1,4 @@
-"""The addressed noise and the torch twin, against float64 formulas and the distribution itself."""
+"""The addressed noise and the torch reference, against float64 and the distribution itself."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def dense(logits, seed, prompt, sample, step, temperature):
     """The definition: noise for every token, then the smallest argmax."""
     tokens = torch.arange(logits.shape[1])
     noise = gumbel_noise(tokens, step, prompt[:, None], sample[:, None], seed)
-    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(logits))
-    scores = logits.float() + heat[:, None] * noise
+    temperature = torch.as_tensor(temperature, dtype=torch.float32).expand(len(logits))
+    scores = logits.float() + temperature[:, None] * noise
     best = scores == scores.amax(-1, keepdim=True)
     return torch.where(scores.amax(-1) > -INF, best.int().argmax(-1), -1)
 
@@ -140,13 +140,13 @@ def test_sample_is_the_argmax_on_odd_rows(data):
     logits = torch.tensor(entries).expand(rows, vocab).clone()
     logits[0] = logits[0].roll(1)
     address = make_address(rows) | {"seed": data.draw(st.integers(0, 2**64 - 1))}
-    heat = data.draw(st.sampled_from([0.0, 1e-3, 0.7, 1.0, 40.0]))
-    call = address | {"temperature": heat}
+    temperature = data.draw(st.sampled_from([0.0, 1e-3, 0.7, 1.0, 40.0]))
+    call = address | {"temperature": temperature}
     assert torch.equal(sample(logits, **call), dense(logits, **call))
 
 
 def test_sample_against_float64():
-    """Independent of the twin's float32: words, then the textbook formula in float64."""
+    """Independent of the torch reference's float32: words, then the textbook formula in float64."""
     logits = make_logits(200, 501, seed=9)
     call = make_address(200)
     words = philox4x32(
@@ -162,18 +162,20 @@ def test_sample_against_float64():
 
 def test_a_row_does_not_see_its_batch(monkeypatch):
     logits, call = make_logits(9, 3001), make_address(9) | {"seed": 6}
-    heat = torch.linspace(0, 2, 9)
-    whole = sample(logits, temperature=heat, **call)
+    temperature = torch.linspace(0, 2, 9)
+    whole = sample(logits, temperature=temperature, **call)
     for chunk in (1, 7000):
         monkeypatch.setattr(gumbel, "CHUNK", chunk)
-        assert torch.equal(sample(logits, temperature=heat, **call), whole)
+        assert torch.equal(sample(logits, temperature=temperature, **call), whole)
     for row in range(9):
         one = {name: call[name][row : row + 1] for name in ("prompt", "sample")}
-        alone = sample(logits[row : row + 1], seed=6, step=11, temperature=heat[row].item(), **one)
+        alone = sample(
+            logits[row : row + 1], seed=6, step=11, temperature=temperature[row].item(), **one
+        )
         assert alone[0] == whole[row]
     padded = torch.full((9, 3100), NAN)
     padded[:, :3001] = logits
-    assert torch.equal(sample(padded[:, :3001], temperature=heat, **call), whole)
+    assert torch.equal(sample(padded[:, :3001], temperature=temperature, **call), whole)
 
 
 def test_steps_and_temperatures_of_rows_and_of_the_batch():
@@ -181,8 +183,8 @@ def test_steps_and_temperatures_of_rows_and_of_the_batch():
     plain = sample(logits, **call)
     for step in (torch.tensor(11), torch.full((3,), 11)):
         assert torch.equal(sample(logits, **(call | {"step": step})), plain)
-    for heat in (torch.tensor(0.7), torch.full((3,), 0.7)):
-        same = sample(logits, temperature=heat, **call)
+    for temperature in (torch.tensor(0.7), torch.full((3,), 0.7)):
+        same = sample(logits, temperature=temperature, **call)
         assert torch.equal(same, sample(logits, temperature=0.7, **call))
 
 
@@ -212,8 +214,14 @@ def test_rows_without_an_answer():
         [-INF, 0, 3, INF, INF],
     ]
     call = make_address(5) | {"seed": 3}
-    for heat in (0.0, 1.0):
-        assert sample(torch.tensor(rows), temperature=heat, **call).tolist() == [-1, -1, -1, -1, 3]
+    for temperature in (0.0, 1.0):
+        assert sample(torch.tensor(rows), temperature=temperature, **call).tolist() == [
+            -1,
+            -1,
+            -1,
+            -1,
+            3,
+        ]
 
 
 def test_an_empty_batch():

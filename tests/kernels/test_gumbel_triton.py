@@ -1,4 +1,4 @@
-"""The Triton kernels against the torch twin, token for token and score for score.
+"""The Triton kernels against the torch reference, token for token and score for score.
 
 They run on a GPU, or in Triton's interpreter when TRITON_INTERPRET=1 stands before Triton is
 imported; test_interpreted.py runs this file so.
@@ -54,7 +54,7 @@ def run(call, **choices):
     return tokens, sweep.arguments["part_score"].amax(-1)
 
 
-def assert_equal_to_the_twin(call, **choices):
+def assert_equal_to_the_reference(call, **choices):
     tokens, scores = run(call, **choices)
     expected = sample(**call, backend="torch")
     assert torch.equal(tokens, expected)
@@ -66,7 +66,7 @@ def assert_equal_to_the_twin(call, **choices):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
 def test_small_vocabularies(vocab, dtype):
-    assert_equal_to_the_twin(make_call(4, vocab, dtype), tile=256, parts=3)
+    assert_equal_to_the_reference(make_call(4, vocab, dtype), tile=256, parts=3)
     assert torch.equal(sample(**make_call(4, vocab), backend="triton"), run(make_call(4, vocab))[0])
 
 
@@ -74,7 +74,7 @@ def test_small_vocabularies(vocab, dtype):
 @pytest.mark.parametrize("vocab", [32000, 50257, 128256])
 def test_real_vocabularies(vocab, dtype):
     tile = 2**15 if INTERPRETED else 2**11
-    assert_equal_to_the_twin(make_call(2, vocab, dtype), tile=tile, parts=2)
+    assert_equal_to_the_reference(make_call(2, vocab, dtype), tile=tile, parts=2)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,16 @@ def test_padding_is_never_drawn(stride, bound, dtype):
     for poison in (300.0, INF, NAN):
         call = make_call(2, 1001, dtype, stride=stride, poison=poison)
         assert load_bound(call["logits"]) == bound
-        assert_equal_to_the_twin(call, tile=256, parts=2)
+        assert_equal_to_the_reference(call, tile=256, parts=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_begin_anywhere(dtype):
     for first in (1, 4, 8):
         call = make_call(3, 700 + first, dtype, stride=720)
-        assert_equal_to_the_twin(call | {"logits": call["logits"][:, first:]}, tile=128, parts=2)
+        assert_equal_to_the_reference(
+            call | {"logits": call["logits"][:, first:]}, tile=128, parts=2
+        )
 
 
 def test_the_last_row_may_end_its_storage():
@@ -105,7 +107,7 @@ def test_the_last_row_may_end_its_storage():
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 + 1, 2**63, 2**64 - 1])
 def test_seeds_of_all_sizes(seed):
-    assert_equal_to_the_twin(make_call(4, 300, seed=seed), tile=128)
+    assert_equal_to_the_reference(make_call(4, 300, seed=seed), tile=128)
 
 
 def test_tiles_and_parts_change_nothing():
@@ -130,14 +132,14 @@ def test_ties_infinities_and_rows_without_an_answer():
     call["logits"][1, [599, 37, 400]] = 50.0
     call["logits"][2, 300] = NAN
     call["logits"][3, [411, 20]] = INF
-    for heat in (0.0, 1.0):
+    for temperature in (0.0, 1.0):
         for parts in (1, 5):
             tokens, _ = run(
-                call | {"temperature": call["temperature"] + heat}, tile=64, parts=parts
+                call | {"temperature": call["temperature"] + temperature}, tile=64, parts=parts
             )
-            drawn = [37] if heat == 0 else [37, 400, 599]
+            drawn = [37] if temperature == 0 else [37, 400, 599]
             assert tokens[1] in drawn and tokens[[0, 2, 3]].tolist() == [-1, -1, 20]
-            expected = sample(**(call | {"temperature": heat}), backend="torch")
+            expected = sample(**(call | {"temperature": temperature}), backend="torch")
             assert torch.equal(tokens, expected)
 
 

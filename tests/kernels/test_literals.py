@@ -75,13 +75,13 @@ def test_every_float_is_a_float32(file):
 @pytest.mark.parametrize(
     ("line", "value"),
     [
-        ("x = tl.maximum(heat, 1e-38)", 1e-38),
-        ("x = heat + -1e-39", -1e-39),
-        ("x = heat * 2.0**-127", 2.0**-127),
-        ("x = heat * (TINY / 2)", 2.0**-127),
-        ("x = heat * (HALF * TINY * heat)", 2.0**-127),
+        ("x = tl.maximum(t, 1e-38)", 1e-38),
+        ("x = t + -1e-39", -1e-39),
+        ("x = t * 2.0**-127", 2.0**-127),
+        ("x = t * (TINY / 2)", 2.0**-127),
+        ("x = t * (HALF * TINY * t)", 2.0**-127),
         ("LEAST = tl.constexpr(TINY / 4)", 2.0**-128),
-        ("x = heat * 1e39", 1e39),
+        ("x = t * 1e39", 1e39),
     ],
 )
 def test_others_are_found(line, value):

@@ -186,3 +186,24 @@ X = logits()
 def test_what_does_not_fit_is_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+TERMS_BY_ROW = {
+    "linear": lambda x, w: Linear((x,), w[:, None]),
+    "log sigmoid": lambda x, w: LogSigmoid(x, w),
+    "damping": lambda x, w: Damping((x,), 50.0, 0.01, w),
+    "extreme": lambda x, w: Extreme((x,), weight=w),
+    "probability mix": lambda x, w: ProbabilityMix(x, 2.0, weight=w),
+}
+
+
+@pytest.mark.parametrize("kind", TERMS_BY_ROW)
+def test_a_row_of_weight_zero_adds_nothing(kind):
+    """The row behind a closed gate stays the base's, whatever the sources give there."""
+    base, other = logits(), logits(seed=1)
+    other[0, 3:7] = torch.tensor([-INF, INF, NAN, 2.0])
+    mixture = Mixture(base, (TERMS_BY_ROW[kind](other, torch.tensor([0.0, 1.0, 2.0])),))
+    row, token = torch.arange(3).repeat_interleave(50), torch.arange(50).repeat(3)
+    for z in (mix(mixture), mix_at(mixture, row, token).view(3, 50)):
+        assert torch.equal(z[0], base[0])
+        assert z.isfinite().all() and (z[1:] != base[1:]).any(1).all()

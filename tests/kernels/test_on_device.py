@@ -1,4 +1,4 @@
-"""Every operation against its torch twin on the same device: what a GPU runs first.
+"""Every operation against its torch reference on the same device: what a GPU runs first.
 
 ``pytest -n 12 -m gpu tests/kernels/test_on_device.py`` names each operation, dtype and size that
 fails. Without a GPU, TRITON_INTERPRET=1 rehearses it with tiny sizes in Triton's interpreter;

@@ -1,4 +1,4 @@
-"""The rows' normaliser: torch twin against float64, Triton kernel against the twin."""
+"""The rows' normaliser: torch reference against float64, Triton kernel against the reference."""
 
 from __future__ import annotations
 

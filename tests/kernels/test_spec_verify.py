@@ -65,8 +65,8 @@ def algorithm_1(call, row):
     """Accepted, next, and how clearly: Leviathan et al. 2023, in float64 from the random words."""
     vocab, clear = call["target"].shape[2], INF
     address = (call["prompt"][row].item(), call["sample"][row].item(), call["seed"], vocab)
-    step, heat = call["step"][row].item(), call["temperature"][row].item()
-    log_p = log_softmax(call["target"][row].double().numpy() / heat, axis=-1)
+    step, temperature = call["step"][row].item(), call["temperature"][row].item()
+    log_p = log_softmax(call["target"][row].double().numpy() / temperature, axis=-1)
     log_q = call["draft"][row].double().numpy() / call["draft_temperature"][row].item()
     log_q = log_softmax(log_q, axis=-1)
     length = call["lengths"][row].item()
@@ -142,21 +142,21 @@ def test_greedy_rows_take_the_smaller_of_equals():
         assert accepted.tolist() == [2, 0, 1] and following.tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize("heat", [0.0, 1.0])
-def test_places_without_an_answer(heat):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_places_without_an_answer(temperature):
     scores = torch.zeros(5, 3, 4)
     scores[..., 0] = 200.0  # so that token 0 is certain
     bad = scores.clone()
     bad[0, 1, 3], bad[1, 0], bad[2, 1, 1], bad[3, 0, 2] = NAN, -INF, NAN, INF
     call = make_call(5, 2, 4) | {"tokens": torch.zeros(5, 2, dtype=torch.int64), "lengths": 2}
-    call |= {"temperature": heat, "draft_temperature": 1.0}
+    call |= {"temperature": temperature, "draft_temperature": 1.0}
     stopped = [1, 0, 1, 0, 2], [-1, -1, -1, -1, 0]
     for draft in (scores[:, :2], None):
         found = spec_verify(**call | {"target": bad, "draft": draft})
         assert tuple(x.tolist() for x in found) == stopped
     found = spec_verify(**call | {"target": scores, "draft": bad[:, :2]})
     greedy = [2] * 5, [0] * 5  # who does not look at the draft's scores
-    assert tuple(x.tolist() for x in found) == (stopped if heat else greedy)
+    assert tuple(x.tolist() for x in found) == (stopped if temperature else greedy)
     bad = bad.roll(1, 1)  # behind the draft too
     found = spec_verify(**call | {"target": bad, "draft": None})
     assert tuple(x.tolist() for x in found) == ([2, 1, 2, 1, 2], [-1, -1, -1, -1, 0])
@@ -176,13 +176,13 @@ def test_odd_scores(data):
     tokens = torch.tensor([data.draw(token)])
     call = make_call(1, places, vocab, seed=data.draw(st.integers(0, 2**64 - 1)))
     call |= {"target": target, "draft": draft, "tokens": tokens, "lengths": places}
-    heat = data.draw(st.sampled_from([0.0, 1e-30, 0.7, 40.0]))
-    accepted, following = (x.item() for x in spec_verify(**call | {"temperature": heat}))
+    temperature = data.draw(st.sampled_from([0.0, 1e-30, 0.7, 40.0]))
+    accepted, following = (x.item() for x in spec_verify(**call | {"temperature": temperature}))
     kept = torch.arange(accepted)
     assert (target[0, kept, tokens[0, kept]] > -INF).all()
     if following >= 0:
         assert target[0, accepted, following] > -INF
-        assert accepted == places or heat > 0 or following != tokens[0, accepted]
+        assert accepted == places or temperature > 0 or following != tokens[0, accepted]
     else:
         empty = [(x[0, accepted] == -INF).all() for x in (target, draft)[: 1 + places - accepted]]
         assert any(empty)

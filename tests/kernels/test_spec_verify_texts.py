@@ -39,7 +39,7 @@ DRAFTS = {
 }
 
 
-def speculate(target, draft, cool, lengths, places=2, count=3, seed=3, heat=1.0):
+def speculate(target, draft, cool, lengths, places=2, count=3, seed=3, temperature=1.0):
     """The first ``count`` tokens of each run, in as many rounds as it takes."""
     text = torch.full((RUNS, count + places + 1), -1)
     have, rows = torch.zeros(RUNS, dtype=torch.int64), torch.arange(RUNS)
@@ -60,7 +60,7 @@ def speculate(target, draft, cool, lengths, places=2, count=3, seed=3, heat=1.0)
             tokens := torch.stack(drafted, 1),
             step=have[rows],
             lengths=None if lengths is None else lengths[before[0]],
-            temperature=heat,
+            temperature=temperature,
             draft_temperature=cool or 1.0,
             **address,
         )
@@ -94,7 +94,7 @@ def test_texts_follow_the_target_whatever_the_draft(kind):
 
 
 def test_temperatures_of_both():
-    text = speculate(CONTROLLED, BASE, 0.7, None, heat=1.6)
+    text = speculate(CONTROLLED, BASE, 0.7, None, temperature=1.6)
     assert fit(text, CONTROLLED / 1.6) > 1e-3
 
 
@@ -109,7 +109,7 @@ def test_a_certain_draft_changes_no_token():
 
 def test_a_greedy_text_is_the_greedy_text():
     for cool in (None, 1.0):
-        text = speculate(CONTROLLED, BASE, cool, None, heat=0.0)
+        text = speculate(CONTROLLED, BASE, cool, None, temperature=0.0)
         best = CONTROLLED.argmax(-1)
         assert (
             text == torch.stack([best[STATES], best[best[STATES]], best[best[best[STATES]]]])

@@ -1,4 +1,4 @@
-"""The Triton kernels of spec_verify against the torch twin, on a GPU or in the interpreter.
+"""The Triton kernels of spec_verify against the torch reference, on a GPU or in the interpreter.
 
 test_interpreted.py runs this file where there is no GPU.
 """
@@ -59,9 +59,9 @@ def make_call(
         "lengths": torch.where(numbers % 3 == 0, numbers % (places + 1), places),
     }
     address = {name: call[name] for name in ("seed", "prompt", "sample")}
-    heat = call["draft_temperature"] * (call["temperature"] > 0)
+    temperature = call["draft_temperature"] * (call["temperature"] > 0)
     drafted = [
-        sample(scores, step=call["step"] + i, temperature=heat, backend="torch", **address)
+        sample(scores, step=call["step"] + i, temperature=temperature, backend="torch", **address)
         for i, scores in enumerate(call["draft"].unbind(1))
     ]
     return call | {"tokens": torch.stack(drafted, 1)}
@@ -82,7 +82,7 @@ def run(call, **choices):
     return accepted, following
 
 
-def assert_equal_to_the_twin(call, **choices):
+def assert_equal_to_the_reference(call, **choices):
     found, expected = run(call, **choices), spec_verify(**call, backend="torch")
     assert [x.tolist() for x in found] == [x.tolist() for x in expected]
 
@@ -91,17 +91,17 @@ def assert_equal_to_the_twin(call, **choices):
 def test_small_vocabularies(vocab, dtype, drafted):
     call = make_call(3, 2, vocab, (dtype, dtype))
     draft = call["draft"] if drafted else None
-    assert_equal_to_the_twin(call | {"draft": draft}, tile=512, parts=2)
+    assert_equal_to_the_reference(call | {"draft": draft}, tile=512, parts=2)
 
 
 @pytest.mark.parametrize("dtypes", [(x, y) for x in DTYPES for y in DTYPES if x != y])
 def test_two_dtypes(dtypes):
-    assert_equal_to_the_twin(make_call(3, 1, 700, dtypes), tile=512, parts=2)
+    assert_equal_to_the_reference(make_call(3, 1, 700, dtypes), tile=512, parts=2)
 
 
-@pytest.mark.parametrize("heat", [0.4, 1.5])
-def test_many_rows_of_the_public_function(heat):
-    call = make_call(40, 2, 30) | {"temperature": heat}
+@pytest.mark.parametrize("temperature", [0.4, 1.5])
+def test_many_rows_of_the_public_function(temperature):
+    call = make_call(40, 2, 30) | {"temperature": temperature}
     pair = [spec_verify(**call, backend=backend) for backend in ("triton", "torch")]
     assert all(torch.equal(a, b) for a, b in zip(*pair, strict=True))
     assert len(pair[0][0].unique()) == 3
@@ -111,7 +111,7 @@ def test_many_rows_of_the_public_function(heat):
 @pytest.mark.parametrize("vocab", [32000, 50257, 128256])
 def test_real_vocabularies(vocab, dtype):
     tile = 2**15 if INTERPRETED else 2**11
-    assert_equal_to_the_twin(make_call(2, 1, vocab, (dtype, dtype)), tile=tile, parts=2)
+    assert_equal_to_the_reference(make_call(2, 1, vocab, (dtype, dtype)), tile=tile, parts=2)
 
 
 @pytest.mark.parametrize("strides", [(1031, 1040), (1040, 1031), (1008, 1008)])
@@ -122,7 +122,7 @@ def test_padding_is_never_looked_at(strides, dtype):
         beyond = torch.arange(2, device=DEVICE) >= call["lengths"][:, None]
         call["draft"][beyond] = poison
         call["tokens"][beyond] = -7
-        assert_equal_to_the_twin(call, tile=512, parts=1)
+        assert_equal_to_the_reference(call, tile=512, parts=1)
 
 
 def test_batches_whose_rows_have_no_common_stride():
@@ -138,14 +138,14 @@ def test_more_places_than_are_judged_together():
     call = make_call(3, 19, 11) | {"lengths": torch.tensor([19, 19, 12], device=DEVICE)}
     call["draft"][:] = call["target"][:, :-1]
     call["tokens"] = call["draft"].argmax(-1)
-    assert_equal_to_the_twin(call | {"draft_temperature": 0.6}, tile=64)
-    assert_equal_to_the_twin(call | {"draft": None}, tile=64)
+    assert_equal_to_the_reference(call | {"draft_temperature": 0.6}, tile=64)
+    assert_equal_to_the_reference(call | {"draft": None}, tile=64)
     assert run(call | {"draft_temperature": 0.6})[0][1:].tolist() == [19, 12]
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 + 1, 2**63, 2**64 - 1])
 def test_seeds_of_all_sizes(seed):
-    assert_equal_to_the_twin(make_call(3, 1, 300, seed=seed), tile=512)
+    assert_equal_to_the_reference(make_call(3, 1, 300, seed=seed), tile=512)
 
 
 def test_tiles_and_parts_change_nothing():
@@ -186,16 +186,16 @@ def test_ties_and_places_without_an_answer():
     call["tokens"][0], call["tokens"][3] = 0, 411
     call["target"][2, 1, 300], call["target"][3, 0, 411] = NAN, INF
     call["draft"][4, 0, 300], call["draft"][5, 0, 411], call["draft"][7, 0] = NAN, INF, -INF
-    for heat in (0.0, 1.0):
-        now = call | {"temperature": torch.full((8,), heat, device=DEVICE)}
+    for temperature in (0.0, 1.0):
+        now = call | {"temperature": torch.full((8,), temperature, device=DEVICE)}
         for parts, draft in ((1, None), (2, call["draft"])):
             accepted, following = run(now | {"draft": draft}, tile=512, parts=parts)
             expected = spec_verify(**now | {"draft": draft}, backend="torch")
             assert torch.equal(accepted, expected[0]) and torch.equal(following, expected[1])
             assert accepted[[0, 3]].tolist() == [0, 0] and following[[0, 3]].tolist() == [-1, -1]
-            if heat == 0:
+            if temperature == 0:
                 assert accepted[1] == 1 and following[1] == 37
-        assert (following[[4, 5, 7]] == -1).all() == (heat > 0)
+        assert (following[[4, 5, 7]] == -1).all() == (temperature > 0)
 
 
 score = st.one_of(st.floats(-20, 20, width=32), st.sampled_from([-INF, 0.0, 1.0, 88.0, 3e4, -3e4]))
@@ -214,7 +214,7 @@ def test_odd_scores(data):
     call |= {"target": target.to(dtypes[0]), "draft": draft.to(dtypes[1]), "lengths": places}
     call |= {"tokens": torch.tensor([data.draw(token)], device=DEVICE)}
     call |= {"temperature": data.draw(st.sampled_from([0.0, 0.7, 40.0]))}
-    assert_equal_to_the_twin(call, tile=32, parts=data.draw(st.integers(1, 3)))
+    assert_equal_to_the_reference(call, tile=32, parts=data.draw(st.integers(1, 3)))
 
 
 def test_empty_batches_and_drafts():

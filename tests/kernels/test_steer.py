@@ -1,4 +1,4 @@
-"""The torch twin of the hot path against float64 NumPy written from the formulas."""
+"""The torch reference of the hot path against float64 NumPy written from the formulas."""
 
 import math
 
@@ -96,11 +96,11 @@ def reference_z(m, row):
 def reference_sample(m, call, before, after, temperature):
     tokens = []
     for row in range(len(m.base)):
-        z, heat = reference_z(m, row), float(temperature[row])
+        z, own = reference_z(m, row), float(temperature[row])
         places = kept(m.base[row].double().numpy(), before)
-        if heat > 0:
+        if own > 0:
             hidden = np.full(len(z), -INF)
-            hidden[places] = z[places] / heat
+            hidden[places] = z[places] / own
             places = kept(hidden, after)
         noise = gumbel_noise(
             torch.from_numpy(places),
@@ -109,7 +109,7 @@ def reference_sample(m, call, before, after, temperature):
             call["sample"][row],
             call["seed"],
         )
-        scores = z[places] + heat * noise.double().numpy()
+        scores = z[places] + own * noise.double().numpy()
         possible = scores.size and scores.max() > -INF
         tokens.append(int(places[scores.argmax()]) if possible else -1)
     return tokens
@@ -141,9 +141,9 @@ def test_tokens_are_those_of_the_formulas(kind, before, after):
 def test_any_vocabulary_dtype_and_stride(vocab, dtype):
     m, call = mixture(2, vocab, dtype, stride=vocab + 3), address(2)
     for cut in (Truncation(), Truncation(0.9)):
-        heat = torch.tensor([1.0, 0.0])
-        tokens = steer.sample(m, **call, temperature=heat, before=cut)
-        assert tokens.tolist() == reference_sample(m, call, cut, Truncation(), heat)
+        temperature = torch.tensor([1.0, 0.0])
+        tokens = steer.sample(m, **call, temperature=temperature, before=cut)
+        assert tokens.tolist() == reference_sample(m, call, cut, Truncation(), temperature)
 
 
 @pytest.mark.parametrize("kind", ["dexperts", "all terms", "probabilities"])

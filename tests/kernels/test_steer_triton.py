@@ -1,4 +1,4 @@
-"""The fused kernels against the torch twin, token for token.
+"""The fused kernels against the torch reference, token for token.
 
 They run on a GPU, or in Triton's interpreter when TRITON_INTERPRET=1 stands before Triton is
 imported; test_interpreted.py runs this file so.
@@ -76,8 +76,8 @@ def mixture(rows, vocab, dtype=torch.float32, stride=None, kind="dexperts"):
 
 def draw(rows, temperature=(1.0, 0.0, 0.6, 2.5), seed=2**40 + 7, greedy=False):
     index = torch.arange(rows, device=DEVICE)
-    heat = torch.tensor(temperature, device=DEVICE)[:rows].clone()
-    return Draw(seed, index + 2**31 - 1, index * 5, index * 0 + 17, heat, greedy)
+    temperature = torch.tensor(temperature, device=DEVICE)[:rows].clone()
+    return Draw(seed, index + 2**31 - 1, index * 5, index * 0 + 17, temperature, greedy)
 
 
 def spoil(launches):
@@ -99,15 +99,18 @@ def run(m, d, before=ALL, after=ALL, **choices):
     return tokens
 
 
-def twin(m, d, before=ALL, after=ALL):
+def torch_reference(m, d, before=ALL, after=ALL):
     address = {"seed": d.seed, "prompt": d.prompt, "sample": d.sample, "step": d.step}
     return steer.sample(
         m, **address, temperature=d.temperature, before=before, after=after, backend="torch"
     )
 
 
-def assert_equal_to_the_twin(m, d, before=ALL, after=ALL, **choices):
-    assert run(m, d, before, after, **choices).tolist() == twin(m, d, before, after).tolist()
+def assert_equal_to_the_reference(m, d, before=ALL, after=ALL, **choices):
+    assert (
+        run(m, d, before, after, **choices).tolist()
+        == torch_reference(m, d, before, after).tolist()
+    )
 
 
 KINDS = {
@@ -125,7 +128,7 @@ ALWAYS, RARELY = ("one", "dexperts", "all terms"), ("union", "intersection", "pr
 
 def small_vocabulary(vocab, kind, before):
     m = mixture(3, vocab, KINDS[kind], vocab + 5, kind)
-    assert_equal_to_the_twin(m, draw(3), before, tile=256, parts=3)
+    assert_equal_to_the_reference(m, draw(3), before, tile=256, parts=3)
 
 
 @pairwise(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
@@ -141,27 +144,27 @@ def test_small_vocabularies_of_rare_terms(kind, vocab, before):
 @pytest.mark.parametrize("name", CUTS)
 def test_truncations_of_the_base_and_of_the_result(name):
     m = mixture(4, 600, torch.float32 if "p" in name[-1] else torch.bfloat16)
-    assert_equal_to_the_twin(m, draw(4), CUTS[name], tile=256, parts=2)
-    assert_equal_to_the_twin(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
+    assert_equal_to_the_reference(m, draw(4), CUTS[name], tile=256, parts=2)
+    assert_equal_to_the_reference(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
 
 
 @pytest.mark.parametrize("after", [NUCLEUS, Truncation(min_p=0.05), Truncation(0.9, 5)])
 def test_both_truncations(after):
     m = mixture(2, 300, torch.bfloat16)
-    assert_equal_to_the_twin(m, draw(2), Truncation(0.8), after, tile=256, parts=2)
+    assert_equal_to_the_reference(m, draw(2), Truncation(0.8), after, tile=256, parts=2)
 
 
 def test_the_best_of_the_best():
     m = mixture(3, 300, torch.bfloat16)
-    assert_equal_to_the_twin(m, draw(3), ALL, Truncation(0.9, 5), tile=256, parts=2)
+    assert_equal_to_the_reference(m, draw(3), ALL, Truncation(0.9, 5), tile=256, parts=2)
 
 
 @pytest.mark.parametrize("vocab", [32000, 50257, 128256])
 def test_large_vocabularies(vocab):
     m = mixture(1, vocab, torch.bfloat16, kind="all terms")
     tile = 2**16 if INTERPRETED else 2048
-    assert_equal_to_the_twin(m, draw(1), NUCLEUS, tile=tile)
-    assert_equal_to_the_twin(m, draw(1), ALL, tile=tile)
+    assert_equal_to_the_reference(m, draw(1), NUCLEUS, tile=tile)
+    assert_equal_to_the_reference(m, draw(1), ALL, tile=tile)
 
 
 @pairwise(vocab=(255, 256, 257), place=((272, 0), (261, 0), (288, 16), (288, 3)), parts=(1, 3))
@@ -171,21 +174,21 @@ def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, place, parts
     for x_k in x:
         x_k[1, vocab - 1] += 9  # where the row ends, something is drawn too
     m = weighted(x, (1.0, 2.0, -1.0))
-    assert_equal_to_the_twin(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
+    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
 
 
 def test_seeds_of_64_bits_and_greedy_calls():
     m = mixture(2, 257)
     for seed in (0, 2**32 + 5, 2**64 - 1):
-        assert_equal_to_the_twin(m, draw(2, seed=seed), tile=256)
+        assert_equal_to_the_reference(m, draw(2, seed=seed), tile=256)
     cold = draw(2, (0.0, 0.0), greedy=True)
-    assert_equal_to_the_twin(m, cold, NUCLEUS, tile=256)
-    assert_equal_to_the_twin(m, cold, ALL, NUCLEUS, tile=256)
+    assert_equal_to_the_reference(m, cold, NUCLEUS, tile=256)
+    assert_equal_to_the_reference(m, cold, ALL, NUCLEUS, tile=256)
 
 
 def test_tiles_and_parts_change_nothing():
     m, d = mixture(4, 1003, torch.bfloat16), draw(4)
-    want = twin(m, d, NUCLEUS)
+    want = torch_reference(m, d, NUCLEUS)
     for tile, parts in ((64, 5), (256, 1), (2048, 1)):
         assert torch.equal(run(m, d, NUCLEUS, tile=tile, parts=parts), want)
 
@@ -205,7 +208,7 @@ def test_an_expert_that_only_likes_what_is_cut_off():
     base = torch.linspace(5, -5, 700, device=DEVICE).expand(3, 700).contiguous()
     m = weighted((base, -base), (1.0, 9.0))
     for cut in (NUCLEUS, Truncation(top_k=4), Truncation(min_p=0.5)):
-        assert_equal_to_the_twin(m, draw(3), cut, tile=256, parts=2)
+        assert_equal_to_the_reference(m, draw(3), cut, tile=256, parts=2)
 
 
 def test_rows_without_an_answer():
@@ -214,9 +217,9 @@ def test_rows_without_an_answer():
     other[3, base[3].argmax()] = NAN
     m, d = weighted((base, other), (1.0, 1.0)), draw(5, (1.0,) * 5)
     for before in (ALL, NUCLEUS, Truncation(top_k=4)):
-        assert run(m, d, before).tolist() == twin(m, d, before).tolist()
+        assert run(m, d, before).tolist() == torch_reference(m, d, before).tolist()
     for after in (NUCLEUS, Truncation(0.9, 4)):
-        assert run(m, d, NUCLEUS, after).tolist() == twin(m, d, NUCLEUS, after).tolist()
+        assert run(m, d, NUCLEUS, after).tolist() == torch_reference(m, d, NUCLEUS, after).tolist()
     assert run(m, d)[:4].tolist() == [-1] * 4
 
 
@@ -230,7 +233,9 @@ def test_rows_without_an_answer():
 def test_ties_and_impossible_tokens(values, top_p, top_k, seed):
     base = torch.tensor([values], device=DEVICE)
     m = weighted((base, torch.arange(len(values), device=DEVICE)[None] % 3 * 1.0), (1.0, 2.0))
-    assert_equal_to_the_twin(m, draw(1, seed=seed), Truncation(top_p, top_k, joint=True), tile=64)
+    assert_equal_to_the_reference(
+        m, draw(1, seed=seed), Truncation(top_p, top_k, joint=True), tile=64
+    )
 
 
 def kept_by_threshold(x, cut, **choices):
@@ -286,7 +291,7 @@ def test_the_public_functions_take_triton_and_say_so():
     address = {"seed": d.seed, "prompt": d.prompt, "sample": d.sample, "step": d.step}
     tokens = steer.sample(m, **address, before=NUCLEUS, backend="triton")
     hot = Draw(d.seed, d.prompt, d.sample, d.step, torch.ones(2, device=DEVICE))
-    assert torch.equal(tokens, twin(m, hot, NUCLEUS))
+    assert torch.equal(tokens, torch_reference(m, hot, NUCLEUS))
     said = steer.explain(m, before=NUCLEUS, backend="triton")
     assert said == "Triton: sweep, merge, check, finish"
     assert steer.explain(m, backend="triton") == "Triton: sweep, merge"
@@ -314,22 +319,22 @@ class Squared(Term):
 def test_terms_without_a_kernel_enter_as_logits():
     base, other, third = (logits(3, 300, seed, torch.bfloat16) for seed in range(3))
     m = Mixture(base, (Squared(other), Linear((third,), (0.5,))))
-    assert_equal_to_the_twin(m, draw(3), NUCLEUS, tile=256)
+    assert_equal_to_the_reference(m, draw(3), NUCLEUS, tile=256)
     dampings = Damping((other,), 20.0, 0.1), Damping((third,), 50.0, 0.01)
-    assert_equal_to_the_twin(Mixture(base, dampings), draw(3), NUCLEUS, tile=256)
+    assert_equal_to_the_reference(Mixture(base, dampings), draw(3), NUCLEUS, tile=256)
 
 
 def test_a_mask_that_allows_nothing_leaves_no_answer():
     m = Mixture(logits(2, 300), mask=torch.zeros(2, 300, dtype=torch.bool, device=DEVICE))
     assert run(m, draw(2), tile=256).tolist() == [-1, -1]
-    assert_equal_to_the_twin(m, draw(2), ALL, NUCLEUS, tile=256)
+    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=256)
 
 
 def test_weights_by_row():
     x = [logits for _, logits in mixture(3, 300).inputs()]
     weights = torch.tensor([[1.0, 2.0, -2.0], [0.5, 0.0, 1.0], [1.0, -3.0, 0.0]], device=DEVICE)
-    assert_equal_to_the_twin(weighted(x, weights), draw(3), NUCLEUS, tile=256)
-    assert_equal_to_the_twin(weighted(x, weights[0]), draw(3), NUCLEUS, tile=256)
+    assert_equal_to_the_reference(weighted(x, weights), draw(3), NUCLEUS, tile=256)
+    assert_equal_to_the_reference(weighted(x, weights[0]), draw(3), NUCLEUS, tile=256)
 
 
 def test_a_search_among_ties_and_neighbours_ends():
@@ -340,7 +345,7 @@ def test_a_search_among_ties_and_neighbours_ends():
     base[2, 5:] = -0.0
     m = weighted((base, torch.arange(64.0, device=DEVICE).expand(3, 64)), (1.0, 1.0))
     for cut in (Truncation(top_k=10), Truncation(0.4), Truncation(min_p=0.9)):
-        assert_equal_to_the_twin(m, draw(3), cut, tile=64)
+        assert_equal_to_the_reference(m, draw(3), cut, tile=64)
 
 
 def test_many_numbers_that_are_none():
@@ -352,7 +357,27 @@ def test_many_numbers_that_are_none():
 
 def test_temperatures_at_the_ends_of_float32():
     m = mixture(2, 100)
-    for heat in (1e38, 1e-38):
+    for temperature in (1e38, 1e-38):
         for cut in (ALL, Truncation(0.9)):
-            assert_equal_to_the_twin(m, draw(2, (heat, heat)), cut, tile=128)
-            assert_equal_to_the_twin(m, draw(2, (heat, heat)), ALL, cut, tile=128)
+            assert_equal_to_the_reference(m, draw(2, (temperature, temperature)), cut, tile=128)
+            assert_equal_to_the_reference(
+                m, draw(2, (temperature, temperature)), ALL, cut, tile=128
+            )
+
+
+@pytest.mark.parametrize("kind", ["linear", "log sigmoid", "damping", "extreme", "probability mix"])
+def test_a_row_of_weight_zero_adds_nothing(kind):
+    """As in the torch reference: the row stays the base's, whatever the sources give there."""
+    base, other = logits(3, 257), logits(3, 257, seed=1)
+    other[0, 3:7] = torch.tensor([-INF, INF, NAN, 2.0], device=DEVICE)
+    weight = torch.tensor([0.0, 1.0, 2.0], device=DEVICE)
+    term = {
+        "linear": lambda: Linear((other,), weight[:, None]),
+        "log sigmoid": lambda: LogSigmoid(other, weight),
+        "damping": lambda: Damping((other,), 50.0, 0.01, weight),
+        "extreme": lambda: Extreme((other,), weight=weight),
+        "probability mix": lambda: ProbabilityMix(other, 2.0, weight=weight),
+    }[kind]()
+    got, d = run(Mixture(base, (term,)), draw(3)), draw(3)
+    assert got[0] == run(Mixture(base), d)[0]
+    assert_equal_to_the_reference(Mixture(base, (term,)), d)

@@ -1,4 +1,4 @@
-"""The k best tokens: the torch twin against a full sort in float64 by (value, then smaller id)."""
+"""The k best tokens: the torch reference against a full sort by (value, then smaller id)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of topk_select against the torch twin, on a GPU or in the interpreter."""
+"""The kernels of topk_select against the torch reference, on a GPU or in the interpreter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assert_equal(found, expected):
     assert torch.equal(found[0].nan_to_num(7.5), expected[0].nan_to_num(7.5))
 
 
-def assert_equal_to_the_twin(logits, k, **choices):
+def assert_equal_to_the_reference(logits, k, **choices):
     expected = topk_select(logits, k, backend="torch")
     assert_equal(run(logits, expected[0].shape[1], **choices), expected)
 
@@ -61,7 +61,7 @@ def assert_equal_to_the_twin(logits, k, **choices):
 @pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
 def test_small_vocabularies(vocab, dtype):
     for k in sorted({min(vocab, 3), min(vocab, 50)}):
-        assert_equal_to_the_twin(make_logits(1, vocab, dtype), k, tile=256, parts=2)
+        assert_equal_to_the_reference(make_logits(1, vocab, dtype), k, tile=256, parts=2)
     found = topk_select(make_logits(2, vocab, dtype), 5, backend="triton")
     assert_equal(found, topk_select(make_logits(2, vocab, dtype), 5, backend="torch"))
 
@@ -70,18 +70,18 @@ def test_small_vocabularies(vocab, dtype):
 @pytest.mark.parametrize("vocab", [32000, 50257, 128256, 2**18])
 def test_real_vocabularies(vocab, dtype):
     tile = 2**15 if INTERPRETED else 2**11
-    assert_equal_to_the_twin(make_logits(2, vocab, dtype), 50, tile=tile, parts=2)
+    assert_equal_to_the_reference(make_logits(2, vocab, dtype), 50, tile=tile, parts=2)
 
 
 @pytest.mark.parametrize("k", [200, 1024])
 def test_large_k(k):
     tile = 2**15 if INTERPRETED else 2**11
-    assert_equal_to_the_twin(make_logits(1, 50257, torch.bfloat16), k, tile=tile)
+    assert_equal_to_the_reference(make_logits(1, 50257, torch.bfloat16), k, tile=tile)
 
 
 def test_all_there_is():
     for vocab in (16, 33, 130):
-        assert_equal_to_the_twin(make_logits(2, vocab), vocab, tile=64)
+        assert_equal_to_the_reference(make_logits(2, vocab), vocab, tile=64)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_padding_is_never_taken(stride, bound, dtype):
     for poison in (300.0, NAN):
         logits = make_logits(2, 1001, dtype, stride, poison)
         assert load_bound(logits) == bound
-        assert_equal_to_the_twin(logits, 12, tile=512, parts=2)
+        assert_equal_to_the_reference(logits, 12, tile=512, parts=2)
 
 
 def test_tiles_parts_and_groups_change_nothing():
@@ -115,7 +115,7 @@ def test_of_equal_values_the_smaller_ids_come_first(levels):
     generator = torch.Generator().manual_seed(levels)
     logits = torch.randint(levels, (2, 3000), generator=generator).to(torch.bfloat16).to(DEVICE)
     for k in (1, 60):
-        assert_equal_to_the_twin(logits, k, tile=1024, parts=2)
+        assert_equal_to_the_reference(logits, k, tile=1024, parts=2)
 
 
 def test_neighbours_crowd_into_few_groups():
@@ -123,7 +123,7 @@ def test_neighbours_crowd_into_few_groups():
     logits[0, 1000:2000] = 5 + torch.arange(1000, device=DEVICE) * 1e-3
     logits[1, 2990:] = 3
     for k in (5, 60):
-        assert_equal_to_the_twin(logits, k, tile=1024)
+        assert_equal_to_the_reference(logits, k, tile=1024)
 
 
 def test_special_rows():
@@ -135,7 +135,7 @@ def test_special_rows():
     logits[4] = torch.tensor([0.0, -0.0], device=DEVICE).repeat(300)
     logits[5, 100] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)  # a signed NaN
     for k in (3, 40):
-        assert_equal_to_the_twin(logits, k, tile=128, parts=3)
+        assert_equal_to_the_reference(logits, k, tile=128, parts=3)
 
 
 @settings(max_examples=15, deadline=None)
@@ -149,7 +149,7 @@ def test_odd_rows(data):
     rows = data.draw(st.lists(row, min_size=1, max_size=2))
     logits = torch.tensor(rows, device=DEVICE).to(data.draw(st.sampled_from(DTYPES)))
     k = data.draw(st.integers(1, vocab))
-    assert_equal_to_the_twin(logits, k, tile=64, parts=data.draw(st.integers(1, 2)))
+    assert_equal_to_the_reference(logits, k, tile=64, parts=data.draw(st.integers(1, 2)))
 
 
 def test_an_empty_batch():

@@ -9,8 +9,9 @@ from torch.nn.functional import one_hot
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
+from plugalign.algebra.class_names import CONTROLLERS
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.saving import CONTROLLERS, Settings
+from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Source
 from plugalign.algebra.steering import Steering

@@ -1,8 +1,8 @@
 """One-token forwards over static caches: under ``torch.compile`` where transformers would compile.
 
-Shapes and memory are the same at all steps: a mask has as many columns as the cache. So a forward
-can be compiled, on a GPU to a CUDA graph of its own, or be part of one graph of the whole step
-(`plugalign.engine.acceleration.captured_step`).
+Shapes and memory are the same at all steps, since a mask has as many columns as the cache. So a
+forward can be compiled, on a GPU to a CUDA graph of its own, or be part of one graph of the whole
+step (`plugalign.engine.acceleration.captured_step`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
-# Modes of torch.compile that make CUDA graphs, and what they are without.
+# Modes of torch.compile that make CUDA graphs, and the same modes without.
 WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 @dataclass(frozen=True, eq=False)
 class StaticDecoding:
-    """How the models of one ``generate`` call are read behind static caches.
+    """How the models of one ``generate`` call are run with static caches.
 
     Attributes:
-        max_columns: columns that are read behind the prompts, at most.
+        max_columns: the columns that may follow the prompts.
         options: of ``torch.compile``; None runs the models as they are.
     """
 

@@ -1,4 +1,4 @@
-"""A CUDA graph of one step: its stream, its memory, and what a capture that fails leaves behind."""
+"""A CUDA graph of one step: its stream, its memory pool, and the clean-up of a failed capture."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 
 from plugalign.engine.acceleration.host_sync import HostSyncDetector
 
-OLDEST = (2, 9)  # torch; what is done about a failed capture is known from there on
-TIDY = (2, 13)  # torch ends a failed capture by itself
+MIN_TORCH = (2, 9)  # the clean-up of a failed capture is known from this version on
+CLEANS_UP = (2, 13)  # from this version on torch does it by itself
 CAPTURING = threading.Lock()  # CUDA captures one graph of a process at a time
-# Graphs whose capture failed. They must never die, since torch's allocators still point at them,
+# Graphs whose capture failed. They are never freed, since torch's allocators still point at them,
 # and after one nothing more is captured in this process.
 ABANDONED: list[Any] = []
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why no step can be captured on a device, in words, or None where one can be."""
+    """Why no step can be captured on a device, or None where one can be."""
     if device.type != "cuda":
         return f"there are no CUDA graphs on a {device.type}"
-    if _torch_version() < OLDEST:
-        return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    if _torch_version() < MIN_TORCH:
+        return f"torch {torch.__version__} is older than {'.'.join(map(str, MIN_TORCH))}"
     if find_spec("triton") is None:
         return "Triton is not installed"
     if ABANDONED:
@@ -35,8 +35,11 @@ def unavailable(device: torch.device) -> str | None:
 
 
 class CudaGraph:
-    """A `Graph` of `captured_step` on a CUDA device. While it is captured no other thread may
-    synchronise the device or empty its memory caches; other threads' captures wait."""
+    """A `Graph` of `captured_step` on a CUDA device.
+
+    While it is captured no other thread may synchronise the device or empty its memory caches;
+    other threads' captures wait.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -57,7 +60,7 @@ class CudaGraph:
     def capture(self, step: Callable[[], None]) -> None:
         """See `Graph.capture`."""
         place, graph = place_on(self._device), torch.cuda.CUDAGraph()
-        # Not by torch.cuda.graph, which hands all free memory back to the device every time.
+        # Not by torch.cuda.graph, which returns all free memory to the device every time.
         with CAPTURING, torch.cuda.stream(place.stream):
             torch.cuda.synchronize(self._device)
             try:
@@ -76,12 +79,12 @@ class CudaGraph:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where steps are captured.
+    """The resources of captures on one device.
 
     Attributes:
-        stream: one, since each keeps working memory of its own.
-        pool: the memory of what a step computes between its beginning and its end. It is kept when
-            a graph dies: memory that every call takes anew is only given back under pressure.
+        stream: a single one, since each keeps working memory of its own.
+        pool: the memory of a step's intermediate results. It outlives its graphs: memory that every
+            call allocated anew would be returned under pressure only.
     """
 
     stream: Any
@@ -89,8 +92,11 @@ class Place:
 
 
 class Places(threading.local):
-    """The places of a thread. Its calls follow each other, so they can share memory, also where one
-    runs inside another: nothing in a pool outlives a replay. Two threads' calls cannot."""
+    """The places of one thread, by device index.
+
+    Calls of one thread can share memory, also where one runs inside another, since nothing in a
+    pool outlives a replay. Those of two threads cannot.
+    """
 
     def __init__(self) -> None:
         self.by_device: dict[int, Place] = {}
@@ -110,19 +116,19 @@ def place_on(device: torch.device) -> Place:
 
 
 def _end(graph: Any, place: Place) -> None:
-    """Ends a capture in which something was raised. Where CUDA has refused an operation the capture
-    is void, and its end raises before torch has tidied up."""
+    """Ends a capture in which an error was raised. Where CUDA has refused an operation, ending it
+    raises before torch has cleaned up."""
     try:
         graph.capture_end()
     except RuntimeError:
         ABANDONED.append(graph)
-        if _torch_version() < TIDY:
-            _tidy_up(place)
+        if _torch_version() < CLEANS_UP:
+            _clean_up(place)
 
 
-def _tidy_up(place: Place) -> None:
-    """What the end of a capture leaves out before torch 2.13: the allocator goes on taking memory
-    from the capture's pool, and the default generator refuses to give numbers outside a capture."""
+def _clean_up(place: Place) -> None:
+    """What torch before 2.13 leaves out: its allocator goes on taking memory from the capture's
+    pool, and its default generator refuses to draw outside of a capture."""
     index = place.stream.device.index
     with suppress(RuntimeError):  # where the capture had not begun
         torch._C._cuda_endAllocateToPool(index, place.pool.id)

@@ -1,7 +1,7 @@
-"""Which operations of a step would wait for the device, so that no CUDA graph can hold them.
+"""Finds operations of a step that synchronise with the device, which no CUDA graph can hold.
 
-A capture that meets one fails, and what a failed capture leaves behind is never quite tidy. So the
-step before it, which runs as always, is watched; where it would wait no capture is begun.
+A capture fails at such an operation, and a failed capture cannot be cleaned up completely. So the
+step before it, which runs as usual, is watched, and where it synchronises no capture is begun.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-# Beside those that torch itself marks: their answer or its shape hangs on the numbers.
-LOOKING = {
+# Their result, or its shape, depends on values, though torch does not tag them so.
+SYNCHRONISING = {
     aten.lift_fresh,
     aten.multinomial,
     aten.is_nonzero,
     aten.embedding_renorm_,
     aten._linalg_check_errors,
 }
-MARKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 INDEXING = {
     aten.index,
     aten._unsafe_index,
@@ -38,13 +38,13 @@ TORCH = str(Path(torch.__file__).parent)
 
 
 class HostSyncDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Looks at all operations of this thread in its block, and lets them run.
+    """Watches all operations of this thread in its block, and runs them.
 
     Args:
-        device_type: of the device that is not to be waited for.
+        device_type: of the device that must not be waited for.
 
     Attributes:
-        why: which operation would have waited first, in words; None where none would have.
+        why: the first operation that synchronises, in words, or None.
     """
 
     def __init__(self, device_type: str = "cuda"):
@@ -54,7 +54,7 @@ class HostSyncDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Said to torch, which else would run what is compiled as if it were not."""
+        """Tells torch to run compiled functions as compiled under this mode too."""
         return True
 
     def __torch_dispatch__(
@@ -63,42 +63,45 @@ class HostSyncDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if self.why is None:
-            given, made = [*_tensors((*args, *kwargs.values()))], [*_tensors((found,))]
-            if any(x.device.type == self._type for x in (*given, *made)):
-                why = _looks(func, args) or self._crosses(func, given, made)
+            inputs, outputs = [*_tensors((*args, *kwargs.values()))], [*_tensors((found,))]
+            if any(x.device.type == self._type for x in (*inputs, *outputs)):
+                why = _reads_values(func, args) or self._crosses(func, inputs, outputs)
                 self.why = why and f"{func.overloadpacket} {why}{_place()}"
         return found
 
-    def _crosses(self, func: Any, given: Sequence[Tensor], made: Sequence[Tensor]) -> str | None:
-        """What an operation brings to the device or takes from it, if anything. A kernel's launch
-        carries scalars of the host with it, and attention hands out the seed of no dropout."""
-        scalars = (*(given if _takes_scalars(func) else ()), *made)
+    def _crosses(
+        self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> str | None:
+        """Why an operation copies between host and device, or None. Scalars of the host that a
+        kernel takes as arguments do not count, nor the seed that attention returns for no dropout.
+        """
+        scalars = (*(inputs if _takes_scalars(func) else ()), *outputs)
         if func.overloadpacket in COPYING:
             scalars = ()
-        for x in (*given, *made):
-            carried = x.ndim == 0 and any(x is scalar for scalar in scalars)
-            if x.device.type != self._type and not carried:
+        for x in (*inputs, *outputs):
+            is_argument = x.ndim == 0 and any(x is scalar for scalar in scalars)
+            if x.device.type != self._type and not is_argument:
                 return f"takes or gives a tensor on {x.device}"
         return None
 
 
-def _looks(func: Any, args: Sequence[Any]) -> str | None:
-    """Whether the host must know numbers to run an operation."""
+def _reads_values(func: Any, args: Sequence[Any]) -> str | None:
+    """Why the host must read values to run an operation, or None."""
     if func.overloadpacket in INDEXING:
         masks = any(x.dtype in (torch.bool, torch.uint8) for x in _tensors((args[1],)))
         return "by a mask waits for the device" if masks else None
-    waits = func.overloadpacket in LOOKING or not MARKS.isdisjoint(func.tags)
+    waits = func.overloadpacket in SYNCHRONISING or not TAGS.isdisjoint(func.tags)
     return "waits for the device" if waits else None
 
 
 def _takes_scalars(func: Any) -> bool:
-    """Whether an operation reads scalars that are on the host while it is launched there."""
+    """Whether an operation takes scalars of the host as arguments of its kernel."""
     packet = func.overloadpacket
     return packet in FILLING or (torch.Tag.pointwise in func.tags and packet is not aten.where)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments or answers of an operation, and in lists of them."""
+    """The tensors among arguments or results of an operation, those in lists included."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -107,7 +110,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _place() -> str:
-    """Where in the code that uses torch an operation was asked for, in words."""
+    """The line outside of torch that called an operation, for messages."""
     frame = sys._getframe(1)
     while frame and frame.f_code.co_filename.startswith((TORCH, __file__)):
         frame = frame.f_back  # type: ignore[assignment]

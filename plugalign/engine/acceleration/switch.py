@@ -1,4 +1,4 @@
-"""Whether the steps of a call are to be captured: an argument, and a variable for a process."""
+"""Whether a call's steps are captured in CUDA graphs: an argument, or an environment variable."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WITHOUT = f"capture=False goes on without for a call, {VARIABLE}=0 for a process
 
 @dataclass(frozen=True)
 class CaptureSwitch:
-    """What was asked for.
+    """Whether steps are captured.
 
     Attributes:
-        value: "auto" captures where nothing stands in the way and it pays.
+        value: True, False, or "auto" to capture where it is possible and pays.
         origin: the argument or the variable that asked for it, for messages.
     """
 
@@ -35,7 +35,10 @@ class CaptureSwitch:
         return self.origin if self.value is False else None
 
     def check(self, why: str | None) -> None:
-        """Refuses what cannot be captured for a reason ``why``, where a capture was asked for.
+        """Refuses a call that cannot be captured, where a capture is required.
+
+        Args:
+            why: the reason, or None.
 
         Raises:
             ValueError: naming the reason.

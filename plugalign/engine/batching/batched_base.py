@@ -1,9 +1,9 @@
-"""Batches the base, the base in contexts and experts as extra rows of one forward.
+"""The base with what is batched with it: the base in other contexts, and experts, as extra rows.
 
-One batch of ``(1 + K + G) R`` rows: the texts as they are, then the texts behind each of K prompts
-or trained prefixes, then the texts again for each of G experts (`grouped`). In
-front of all stand P cache columns for the prefixes and W token columns for the prompts; a row masks
-what is not its own, and positions count what it sees.
+One forward has ``(1 + K + G) R`` rows: the texts as they are, then the texts in each of K contexts,
+then the texts again for each of G experts (`grouped`). On the left of all rows are P cache columns
+for trained prefixes and W token columns for prompts; a row masks those that are not its own, and
+its positions count what it sees.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from plugalign.algebra.sources import EMPTY, Context
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
+from plugalign.engine.prefix import Prefix
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.incremental import (
     IncrementalModel,
@@ -37,12 +38,12 @@ FEW = 32  # rows
 
 @dataclass(frozen=True, eq=False)
 class BaseOutput:
-    """What one forward tells of a step.
+    """What one forward of the base gives for a step.
 
     Attributes:
         base: the base's logits ``(R, V)``.
-        hidden: what its head read ``(R, D)``, where that is at hand.
-        logits: other sources' logits by their keys.
+        hidden: what its head read ``(R, D)``, where that is known.
+        logits: those of the sources batched with it, by their keys.
         sums: logits of weighted sums of sources, by their keys and weights.
     """
 
@@ -53,22 +54,23 @@ class BaseOutput:
 
 
 class BatchedBase:
-    """The base of one ``generate`` call, as it is, in contexts, and with experts beside it.
+    """The base of one ``generate`` call, and the sources that are rows of its forward.
 
     Args:
         contexts: in which the base runs too, by source key.
-        grouped: the base with experts, whose rows follow those of the contexts; None without.
-        cache: what transformers has prepared for the base, empty.
+        grouped: the base and its experts as one model, whose rows follow those of the contexts;
+            None without experts.
+        cache: the base's, empty, as transformers has prepared it.
         split: the base's body and head where they may be run apart.
-        copies: so many neighbouring rows are equal in the first call.
-        pad_token_id: fills the front of rows.
-        every: see `IncrementalModel`.
-        linear: the weights of sources whose sum is all that is asked for, see `Plan.linear`.
-        exact: the base's logits are shown, so they shall be the model's own: bit for bit where
-            nothing rides with it.
+        copies: so many neighbouring rows of the prompts are equal.
+        pad_token_id: pads rows on the left.
+        all_positions: see `IncrementalModel`.
+        linear: the weights of sources of which only the sum is wanted, see `Plan.linear`.
+        exact: whether the base's logits are returned to the caller, and must equal the model's own:
+            bit for bit where nothing is batched with it.
 
     Attributes:
-        length: the columns of ids that were read.
+        length: the columns of ids that have been read.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class BatchedBase:
         split: SplitModel | None,
         copies: int,
         pad_token_id: int,
-        every: bool = False,
+        all_positions: bool = False,
         linear: Mapping[Hashable, float] | None = None,
         exact: bool = False,
     ):
@@ -92,7 +94,9 @@ class BatchedBase:
         if exact and split is not None:
             split = split.exactly()
         self.split, self.cache = split, cache
-        self._reader = IncrementalModel(model, split=split, cache=cache, copies=copies, every=every)
+        self._reader = IncrementalModel(
+            model, split=split, cache=cache, copies=copies, all_positions=all_positions
+        )
         self._layout = context_layout(contexts.values(), pad_token_id)
         if is_static(cache) and (more := self._layout.depth + self._layout.width):
             enlarge(cache, text_config(model), more)
@@ -102,76 +106,80 @@ class BatchedBase:
         self.length = 0
 
     @property
-    def count(self) -> int:
-        """The rows of the forward for each row of the call."""
+    def blocks(self) -> int:
+        """1 + K + G: so many rows of the forward belong to each row of the call."""
         return 1 + len(self._contexts) + len(self._experts)
 
     @property
     def batched_keys(self) -> list[Hashable]:
-        """The keys of the sources that are read with the base."""
+        """The keys of the sources that are batched with the base."""
         return [*self._contexts, *self._experts]
 
-    def read(self, ids: Tensor, mask: Tensor) -> BaseOutput:
-        """What is known after ``ids`` ``(R, T)``, which begin with those of the call before; for
-        each new column where every one is wanted."""
-        if self.count == 1:
-            answer = self._reader.logits(ids, mask)
+    def read(self, prefix: Prefix) -> BaseOutput:
+        """Reads the new columns of a prefix that begins with the one before it. The output is that
+        of its last column, or with ``all_positions`` of each new one."""
+        ids = prefix.ids
+        if self.blocks == 1:
+            answer = self._reader.logits(ids, prefix.mask)
         elif self.length:
-            answer = self._reader.append(ids[:, self.length :].repeat(self.count, 1))
+            answer = self._reader.append(ids[:, self.length :].repeat(self.blocks, 1))
         else:
-            answer = self._begin(ids, mask)
+            answer = self._read_prompts(ids, prefix.mask)
         self.length = ids.shape[1]
         if isinstance(answer, Head):
-            return self._under_heads(answer)
-        first, *others = answer.chunk(self.count)
+            return self._evaluated(answer)
+        first, *others = answer.chunk(self.blocks)
         return BaseOutput(first, None, dict(zip(self.batched_keys, others, strict=True)))
 
-    def _under_heads(self, answer: Head) -> BaseOutput:
-        base, *others = split_head(answer, self.count)
-        known = dict(zip(self.batched_keys, others, strict=True))
+    def _evaluated(self, answer: Head) -> BaseOutput:
+        """The output of a body's states under the head, evaluated as far as that is cheap."""
+        base, *others = split_head(answer, self.blocks)
+        heads = dict(zip(self.batched_keys, others, strict=True))
         if self._grouped is not None and not self._has_one_head:
-            own = known | self._grouped.under_own_heads(known)
-            return BaseOutput(base.full(self._exact), base.hidden, own)
+            own = heads | self._grouped.under_own_heads(heads)
+            return BaseOutput(base.full(), base.hidden, own)
         if self._exact or not is_cheap(answer):
-            return BaseOutput(base.full(self._exact), base.hidden, known)
+            return BaseOutput(base.full(), base.hidden, heads)
         if len(self._linear) < 2 or base.bias is not None or not can_add(base):
-            first, *each = answer.full().chunk(self.count)
-            return BaseOutput(first, base.hidden, dict(zip(self.batched_keys, each, strict=True)))
-        return self._added_up(base, known)
+            first, *each = answer.full().chunk(self.blocks)
+            logits = dict(zip(self.batched_keys, each, strict=True))
+            return BaseOutput(first, base.hidden, logits)
+        return self._with_sum(base, heads)
 
-    def _added_up(self, base: Head, known: dict[Hashable, Head]) -> BaseOutput:
-        """All logits by one product, where of the sources that are only added up the sum is enough.
-        What each of them would have given can still be asked for."""
-        added = [known[key] for key in self._linear]
-        apart = [key for key in known if key not in self._linear]
-        heads = [base, *(known[key] for key in apart)]
-        heads.append(weighted_sum(added, list(self._linear.values())))
-        states = torch.cat([head.hidden for head in heads])
-        first, *others, total = replace(base, hidden=states).full().chunk(len(heads))
+    def _with_sum(self, base: Head, heads: dict[Hashable, Head]) -> BaseOutput:
+        """The output by one product, with the sum of the sources of which only that is wanted in
+        their place. Their own logits can still be asked for."""
+        added = [heads[key] for key in self._linear]
+        apart = [key for key in heads if key not in self._linear]
+        evaluated = [base, *(heads[key] for key in apart)]
+        evaluated.append(weighted_sum(added, list(self._linear.values())))
+        states = torch.cat([head.hidden for head in evaluated])
+        first, *others, total = replace(base, hidden=states).full().chunk(len(evaluated))
         return BaseOutput(
             first,
             base.hidden,
-            known | dict(zip(apart, others, strict=True)),
-            {frozenset(self._linear.items()): total},
+            heads | dict(zip(apart, others, strict=True)),
+            {frozenset((key, w) for key, w in self._linear.items() if w != 0): total},
         )
 
-    def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
-        """Reads the prompts of the call, behind what each row has in front of them."""
-        rows = [EMPTY, *self._contexts.values(), *[EMPTY] * len(self._experts)]
-        whole, masks = zip(*(self._layout.rows(r, ids, mask) for r in rows), strict=True)
+    def _read_prompts(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Reads the call's prompts ``(R, T)``, each block in its context."""
+        contexts = [EMPTY, *self._contexts.values(), *[EMPTY] * len(self._experts)]
+        rows, masks = zip(*(self._layout.rows(c, ids, mask) for c in contexts), strict=True)
         if self._layout.depth:
-            filled = self._layout.keys_values(rows, self.model.dtype).to(self.model.device)
+            filled = self._layout.keys_values(contexts, self.model.dtype).to(self.model.device)
             fill(self.cache, filled.repeat_interleave(len(ids) // self._reader.copies, 2))
-        return self._reader.logits(torch.cat(whole), torch.cat(masks))
+        return self._reader.logits(torch.cat(rows), torch.cat(masks))
 
     def base_rows(self, seen: Tensor | None, rows: int) -> Tensor | None:
-        """The texts' own of what a forward showed for all rows ``(R', D)``, each once."""
+        """The base's own ``(R, D)`` of what a hook saw of all rows ``(R', D)``, where neighbouring
+        copies may have been read once."""
         if seen is None:
             return None
-        return seen.repeat_interleave(self.count * rows // len(seen), 0)[:rows]
+        return seen.repeat_interleave(self.blocks * rows // len(seen), 0)[:rows]
 
     def restarted(self) -> BatchedBase:
-        """The same rows, with nothing read yet."""
+        """The same, with nothing read yet and a cache of its own."""
         cache = DynamicCache(config=text_config(self.model))
         return BatchedBase(
             self.model,
@@ -195,44 +203,46 @@ class BatchedBase:
         self.length -= columns
 
     def set_length(self, length: int) -> None:
-        """Says that so many columns were read, by a graph's replay."""
+        """Notes that so many columns have been read, by the replay of a CUDA graph."""
         self._reader.set_length(self._reader.length + length - self.length)
         self.length = length
 
     def keep_base_cache(self, rows: int) -> None:
-        """Leaves in the cache what a forward of the base alone would have left there."""
-        if self.count == 1:
+        """Cuts the cache down to what a forward of the base alone would have left there."""
+        if self.blocks == 1:
             return
         first, last = self._layout.depth + self._layout.width, int(self.cache.get_seq_length())
-        parts = [
+        kept = [
             (layer.keys[:rows, :, first:last], layer.values[:rows, :, first:last])
             for layer in self.cache.layers
         ]
         if is_static(self.cache):
-            room, config = self.cache.get_max_length() - first, text_config(self.model)
-            self.cache.layers = StaticCache(config=config, max_cache_len=room).layers
-            for layer, (keys, values) in zip(self.cache.layers, parts, strict=True):
+            length, config = self.cache.get_max_length() - first, text_config(self.model)
+            self.cache.layers = StaticCache(config=config, max_cache_len=length).layers
+            for layer, (keys, values) in zip(self.cache.layers, kept, strict=True):
                 layer.update(keys, values)
         else:
-            for layer, (keys, values) in zip(self.cache.layers, parts, strict=True):
+            for layer, (keys, values) in zip(self.cache.layers, kept, strict=True):
                 layer.keys, layer.values = keys.contiguous(), values.contiguous()
 
 
 def is_cheap(head: Head) -> bool:
-    """Whether all rows' logits cost little more than one row's: a product of few rows waits for
-    the weights. Where there are many, a head is better evaluated at the tokens that stay."""
+    """Whether the logits of all rows cost little more than those of one: the product of few rows is
+    bound by memory. Of many rows a head is better evaluated at the tokens that are kept."""
     return not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
 def takes_rows(cache: Any, captured: bool = False) -> bool:
-    """Whether rows can be added to what transformers has prepared for the base: not to sliding
-    windows, and to a static cache only where the whole step is captured. Else each model with a
-    static cache is compiled, which cannot be said of several models as rows of one."""
+    """Whether sources can be batched with a base that has this cache.
+
+    Not with sliding windows, and with a static cache only where the whole step is captured:
+    otherwise transformers compiles each model with a static cache by itself.
+    """
     return (captured and is_static(cache)) or is_growing(cache)
 
 
 def is_growing(cache: Any) -> bool:
-    """Whether all layers of a cache keep every column that they were ever given."""
+    """Whether all layers of a cache grow, and keep every column."""
     return can_repeat(cache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 

@@ -1,4 +1,4 @@
-"""What stands in front of texts: prompts, as tokens, and trained prefixes, as keys and values."""
+"""Contexts of one batch: prompts, as tokens, and trained prefixes, as keys and values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plugalign.algebra.sources import Context
 
 @dataclass(frozen=True)
 class ContextLayout:
-    """What stands in front of texts, the same number of columns for each.
+    """The columns on the left of texts, the same number for every context of a batch.
 
     Attributes:
         depth: P, columns of trained keys and values, which are in a cache and have no token ids.
         width: W, columns of prompts.
-        pad: the token that fills them.
+        pad: the token that pads shorter prompts on the left.
     """
 
     depth: int
@@ -26,24 +26,28 @@ class ContextLayout:
     pad: int
 
     def rows(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids ``(R, W + T + A)`` and mask ``(R, P + W + T + A)`` of the texts ``ids`` ``(R, T)`` in
-        a context with A tokens behind them. What a row does not use is masked, so positions run on
-        without a gap."""
+        """The texts ``ids`` ``(R, T)`` in one context.
+
+        Returns:
+            Ids ``(R, W + T + A)``, A being the number of tokens that the context has behind the
+            text, and the mask ``(R, P + W + T + A)``. Columns that the context does not use are
+            masked, so positions run on without a gap.
+        """
         prefix, depth = context.ids, context.depth
         gap = self.width - len(prefix)
-        front = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
+        before = ids.new_tensor([self.pad] * gap + list(prefix)).expand(len(ids), -1)
         behind = ids.new_tensor(context.after).expand(len(ids), -1)
         ones = [0] * (self.depth - depth) + [1] * depth + [0] * gap + [1] * len(prefix)
         shown = mask.new_tensor(ones).expand(len(ids), -1)
         text, trained, used = (
-            torch.cat([front, ids], 1),
+            torch.cat([before, ids], 1),
             shown[:, : self.depth],
             shown[:, self.depth :],
         )
         used = torch.cat([used, without_start(context, ids, mask)], 1)
         if context.turn:
             text, used = self._inside_turns(context, ids, mask, text, used)
-        return torch.cat([text, behind], 1), torch.cat([trained, used, behind * 0 + 1], 1)
+        return torch.cat([text, behind], 1), torch.cat([trained, used, torch.ones_like(behind)], 1)
 
     def _inside_turns(
         self, context: Context, ids: Tensor, mask: Tensor, text: Tensor, used: Tensor
@@ -56,27 +60,28 @@ class ContextLayout:
         return text.gather(1, order), used.gather(1, order)
 
     def order(self, context: Context, ids: Tensor, mask: Tensor) -> Tensor:
-        """Which of the columns ``(W + T)`` of prompt and text stands where, ``(R, W + T)``: as they
-        are, but for texts in one of whose turns the prompt stands."""
+        """The order ``(R, W + T)`` of the columns of prompt and text: as they are, except in texts
+        of which one turn takes the prompt."""
         place = torch.arange(self.width + ids.shape[1], device=ids.device).expand(len(ids), -1)
         if not context.turn:
             return place
         prompt = (place >= self.width - len(context.ids)) & (place < self.width)
         behind = place >= self.width + insertion(context, ids, mask)[:, None]
-        # What stands for nothing, then the text up to the prompt, the prompt, and the rest.
+        # Padding first, then the text up to the prompt, the prompt, and the rest.
         rank = torch.where(place < self.width, prompt * 2, 1 + behind * 2)
         return rank.argsort(dim=1, stable=True)
 
     def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:
-        """``(layers, 2, K, H_kv, P, D_head)``: the prefixes right-aligned, zeros where masked."""
+        """The trained prefixes of K contexts, right-aligned, with zeros where they are masked:
+        ``(layers, 2, K, H_kv, P, D_head)``."""
         trained = [context.keys_values for context in contexts]
         shape = next(each.shape for each in trained if each is not None)
         layers, both, heads, _, size = shape
-        whole = torch.zeros(layers, both, len(contexts), heads, self.depth, size, dtype=dtype)
+        filled = torch.zeros(layers, both, len(contexts), heads, self.depth, size, dtype=dtype)
         for k, each in enumerate(trained):
             if each is not None:
-                whole[:, :, k, :, self.depth - each.shape[-2] :] = each
-        return whole
+                filled[:, :, k, :, self.depth - each.shape[-2] :] = each
+        return filled
 
 
 def context_layout(contexts: Iterable[Context], pad: int) -> ContextLayout:
@@ -87,8 +92,8 @@ def context_layout(contexts: Iterable[Context], pad: int) -> ContextLayout:
 
 
 def without_start(context: Context, ids: Tensor, mask: Tensor) -> Tensor:
-    """The mask ``(R, T)`` without the start token that a row's own text begins with, where the
-    prompt in front of it begins with one."""
+    """The mask ``(R, T)``, without the start token of a row's own text where the context's prompt
+    begins with one."""
     if context.start_token is None:
         return mask
     first = (mask.cumsum(-1) == 1) & mask.bool()

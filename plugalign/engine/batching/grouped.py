@@ -1,10 +1,9 @@
-"""Experts as rows: models of one architecture run as groups of rows of one forward.
+"""Experts batched with the base: models of one architecture as groups of rows of one forward.
 
-A batch holds the base's rows, then those of each expert. A tree of modules mirrors the base's body:
-it has the base's own modules where all models have the same weights in the same memory, and leaves
-for all models (`grouped_layers`) where they have not. No model is touched. Weights
-are read where they lie, but for norms and, in small models, linear layers: those are copied at
-every call.
+A batch holds the base's rows, then those of each expert. A module tree mirrors the base's body: it
+has the base's own modules where all models share their weights, and modules for groups of rows
+(`grouped_layers`) where they do not. No model is changed. Weights are read in place, except for
+norms and, in small models, linear layers: those are copied at every call.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from torch import Tensor, nn
 from plugalign.adapters.layers import LINEAR, LoraLinear
 from plugalign.engine.acceleration.traced_step import Recorder
 from plugalign.engine.acceleration.tracing import is_tampered_with
-from plugalign.engine.batching.grouped_layers import Normed, Stacked, leaf_for, shared
+from plugalign.engine.batching.grouped_layers import GroupedNorm, StackedLinear, leaf_for, shared
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.kernels.head import Head
 
-MOST_STACKED = 2**24  # numbers in weights of all models together that may be copied
-# What a configuration says beside how its model computes.
-BESIDE = {
+MOST_STACKED = 2**24  # weights of all models together that may be copied
+# Settings of a configuration that do not change what its model computes.
+IGNORED_SETTINGS = {
     "_name_or_path",
     "_commit_hash",
     "architectures",
@@ -54,7 +53,7 @@ class GroupedModels:
         tree: a body that reads rows of all of them, the base's first.
         base: the base's head.
         heads: the experts' heads, by source key.
-        recorder: keeps what the tree does for one more token.
+        recorder: of the tree's one-token forwards.
         float32: whether logits are left in float32, see `Head`.
     """
 
@@ -67,7 +66,7 @@ class GroupedModels:
 
     @property
     def split(self) -> SplitModel:
-        """The tree, with the base's head in the place of all."""
+        """The tree under the base's head."""
         return SplitModel(self.tree, self.base, self.recorder, float32=self.float32)
 
     @property
@@ -76,13 +75,13 @@ class GroupedModels:
         return all(shared(self.base, linear) for linear in self.heads.values())
 
     def refresh(self) -> None:
-        """Copies again what the tree holds copies of."""
+        """Copies the weights again that the tree holds copies of."""
         for module in self.tree.modules():
-            if isinstance(module, (Stacked, Normed)):
+            if isinstance(module, (StackedLinear, GroupedNorm)):
                 module.refresh()
 
     def under_own_heads(self, known: Mapping[Hashable, Head]) -> dict[Hashable, Head]:
-        """The experts' logits ``(R, V)`` under their own heads, from those under the base's."""
+        """The experts' logits ``(R, V)`` under their own heads, given those under the base's."""
         return {
             key: replace(known[key], weight=linear.weight, bias=linear.bias)
             for key, linear in self.heads.items()
@@ -90,40 +89,40 @@ class GroupedModels:
 
 
 class ExpertGroups:
-    """Finds out which experts can be rows of the base's forward, and remembers the tree of the
-    last call. It is built anew when modules or the sharing of weights have changed."""
+    """Finds the experts that can be batched with the base, and keeps the module tree of the last
+    call. It is built anew when modules or the sharing of weights have changed."""
 
     def __init__(self) -> None:
         self._key: Any = None
         self._last: GroupedModels | None = None
-        self._refused = ""
+        self._refused: str | None = None
 
-    def why_not_grouped(self, model: Any, expert: Any) -> str:
-        """Why an expert runs by itself, in words, or nothing; as far as is known without running
-        a model, or from the last call."""
+    def why_not_grouped(self, model: Any, expert: Any) -> str | None:
+        """Why an expert is not batched with the base, or None; as far as is known without running a
+        model, or from the last call."""
         return obstacle(model, expert) or self._refused
 
     @torch.no_grad()
     def group(
         self, model: Any, experts: Mapping[Hashable, Any], split_models: SplitModels, blocks: int
     ) -> GroupedModels | None:
-        """The base and those experts that can ride with it, or None where none can.
+        """The base and those experts that can be batched with it, or None where none can.
 
         Args:
             experts: models by source key.
-            blocks: the base's rows are so many equal groups.
+            blocks: the number of equal blocks of the base's own rows.
         """
-        fit = {key: expert for key, expert in experts.items() if not obstacle(model, expert)}
+        fit = {key: expert for key, expert in experts.items() if obstacle(model, expert) is None}
         models = (model, *fit.values())
         apart = [split for each in models if (split := split_models.get(each)) is not None]
         if not fit or len(apart) < len(models):
-            self._refused = "a model's logits are not those of a linear head" if fit else ""
+            self._refused = "a model's logits are not those of a linear head" if fit else None
             return None
         key = (blocks, *fit, *_fingerprint(models))
         if key != self._key:
             bodies = [each.base_model for each in models]
             with torch.inference_mode(False), torch.no_grad():  # the copies outlive the call
-                # No model is in training, so this sets nothing but the tree's own leaves.
+                # No model is in training, so this changes only the tree's own modules.
                 tree = _tree(bodies, blocks, _is_small(bodies)).eval()
             heads = {key: split.linear for key, split in zip(fit, apart[1:], strict=True)}
             proven = _agrees(tree, bodies, blocks, model)
@@ -134,18 +133,18 @@ class ExpertGroups:
             if self._last is not None:
                 split_models.recorder.forget(self._last.tree)
             self._key, self._last = key, group if proven else None
-            self._refused = "" if proven else "the model does not treat its rows alike"
+            self._refused = None if proven else "the model does not treat its rows alike"
         elif self._last is not None:
             self._last.refresh()
         return self._last
 
 
-def obstacle(model: Any, expert: Any) -> str:
-    """Why an expert's rows cannot be rows of the base's forward, in words, or nothing."""
+def obstacle(model: Any, expert: Any) -> str | None:
+    """Why an expert cannot be batched with the base, or None."""
     if type(expert) is not type(model):
         return f"it is a {type(expert).__name__}"
-    if other := _other_settings(model.config, expert.config):
-        return f"its {other} is another"
+    if (setting := _other_setting(model.config, expert.config)) is not None:
+        return f"its {setting} is another"
     if isinstance(expert.get_output_embeddings(), LoraLinear):
         return "its head has a low-rank addition"
     for name, mine, theirs in _pairs(model, expert):
@@ -153,13 +152,14 @@ def obstacle(model: Any, expert: Any) -> str:
             return f"its {name} is built in another way"
         if any(m.training or is_tampered_with(m) for m in (mine, theirs)):
             return f"its {name} or the base's has hooks or is in training"
-        if other := _other_tensor(mine, theirs):
-            return f"its {name}.{other} has another shape, type or device"
-    return ""
+        if (tensor := _other_tensor(mine, theirs)) is not None:
+            return f"its {name}.{tensor} has another shape, type or device"
+    return None
 
 
 def _pairs(model: Any, expert: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """The modules of two models of one class, side by side, as far as they go."""
+    """The modules of two models of one class, side by side; those beyond the shorter list are left
+    out."""
     pairs = zip(model.named_modules(), expert.named_modules(), strict=False)
     for (name, mine), (_, theirs) in pairs:
         yield name or "whole", mine, theirs
@@ -170,15 +170,15 @@ def _kind(module: nn.Module) -> type[nn.Module]:
     return module.kind if isinstance(module, LoraLinear) else type(module)
 
 
-def _other_settings(mine: Any, theirs: Any) -> str:
-    """The name of a setting in which two configurations differ, or nothing."""
+def _other_setting(mine: Any, theirs: Any) -> str | None:
+    """The name of a setting in which two configurations differ, or None."""
     mine, theirs = vars(mine), vars(theirs)
-    names = sorted((mine.keys() | theirs.keys()) - BESIDE)
-    return next((name for name in names if mine.get(name) != theirs.get(name)), "")
+    names = sorted((mine.keys() | theirs.keys()) - IGNORED_SETTINGS)
+    return next((name for name in names if mine.get(name) != theirs.get(name)), None)
 
 
-def _other_tensor(mine: nn.Module, theirs: nn.Module) -> str:
-    """The name of a parameter or buffer that does not match, or nothing."""
+def _other_tensor(mine: nn.Module, theirs: nn.Module) -> str | None:
+    """The name of a parameter or buffer that does not match, or None."""
     kinds = ("_parameters",) if isinstance(theirs, LoraLinear) else ("_parameters", "_buffers")
     for kind in kinds:
         ours, others = getattr(mine, kind), getattr(theirs, kind)
@@ -188,7 +188,7 @@ def _other_tensor(mine: nn.Module, theirs: nn.Module) -> str:
             b = others[name]
             if (a is None) != (b is None) or (a is not None and _form(a) != _form(b)):
                 return str(name)
-    return ""
+    return None
 
 
 def _form(tensor: Tensor) -> Any:
@@ -196,7 +196,7 @@ def _form(tensor: Tensor) -> Any:
 
 
 def _fingerprint(models: Sequence[Any]) -> Iterator[Any]:
-    """What the tree hangs on: the modules, and which of them share their weights."""
+    """The modules and the addresses of their weights, of which the tree is built."""
     for model in models:
         for module in model.modules():
             yield id(module)
@@ -205,16 +205,22 @@ def _fingerprint(models: Sequence[Any]) -> Iterator[Any]:
 
 
 def _tree(modules: Sequence[nn.Module], blocks: int, stack: bool) -> nn.Module:
-    """The base's module with leaves for all models, from the modules in one place of each."""
+    """The base's module with leaves for all models.
+
+    Args:
+        modules: of one place in each model, the base's first.
+        blocks: of rows of the base.
+        stack: whether weights of linear layers may be copied.
+    """
     first = modules[0]
     if not first._modules:
         return leaf_for(modules, blocks, stack)
-    twin = copy.copy(first)  # around the same parameters and buffers
-    twin._modules = {
+    mirror = copy.copy(first)  # with the same parameters and buffers
+    mirror._modules = {
         name: child and _tree([m.get_submodule(name) for m in modules], blocks, stack)
         for name, child in first._modules.items()
     }
-    return twin
+    return mirror
 
 
 def _is_small(bodies: Sequence[nn.Module]) -> bool:

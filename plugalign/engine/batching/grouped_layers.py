@@ -1,8 +1,8 @@
-"""Leaf modules for groups of rows: one model's rows, then those of other models like it.
+"""Leaf modules for groups of rows: the base's rows, then those of other models like it.
 
-Each stands where the base has a leaf, a linear layer, a norm or an embedding, and gives every group
-of rows what its own model's leaf would have given. The first group may be several blocks of rows,
-all others are one block.
+Each replaces a leaf of the base (a linear layer, a norm or an embedding) and computes for every
+group of rows what the leaf of its own model computes. The base's group may be several blocks of
+rows, every other is one block.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from plugalign.kernels.group_lora import group_lora
 
 
 def leaf_for(leaves: Sequence[nn.Module], blocks: int, stack: bool) -> nn.Module:
-    """The leaf for models whose leaves in one place are these, the base's first.
+    """The leaf for all groups of rows.
 
     Args:
+        leaves: of one place in each model, the base's first.
         blocks: of rows of the base.
         stack: whether weights of linear layers may be copied.
     """
     first, *others = leaves
     if all(_is_same(first, other) for other in others):
         return first
-    if all(_is_same(first, other) or _is_around(first, other) for other in others):
-        return Changed(first, others, blocks)
+    if all(_is_same(first, other) or _is_lora(first, other) for other in others):
+        return GroupedLora(first, others, blocks)
     if stack and blocks == 1 and all(type(leaf) in LINEAR for leaf in leaves):
-        return Stacked(leaves)
-    if (bare := _bare(first)) is not None:
-        return Normed(bare, leaves, blocks)
-    return Rows(leaves, blocks)
+        return StackedLinear(leaves)
+    if (norm := _without_scale(first)) is not None:
+        return GroupedNorm(norm, leaves, blocks)
+    return GroupedRows(leaves, blocks)
 
 
 def shared(mine: nn.Module, theirs: nn.Module) -> bool:
@@ -43,11 +44,11 @@ def shared(mine: nn.Module, theirs: nn.Module) -> bool:
 
 
 def _is_same(first: nn.Module, other: nn.Module) -> bool:
-    """Whether a leaf computes what the base's does, as far as its numbers go."""
+    """Whether a leaf has the base's weights, and nothing else."""
     return not isinstance(other, LoraLinear) and shared(first, other)
 
 
-def _is_around(first: nn.Module, other: nn.Module) -> bool:
+def _is_lora(first: nn.Module, other: nn.Module) -> bool:
     """Whether a leaf is the base's linear layer with a low-rank addition, and nothing else."""
     return isinstance(other, LoraLinear) and shared(first, other)
 
@@ -56,8 +57,8 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
 
 
-class Rows(nn.Module):
-    """Any leaf that treats the rows of its one input ``(R, ...)`` alike, run group by group."""
+class GroupedRows(nn.Module):
+    """Leaves that treat the rows of one input ``(R, ...)`` alike, run group by group."""
 
     def __init__(self, leaves: Sequence[nn.Module], blocks: int):
         super().__init__()
@@ -70,20 +71,20 @@ class Rows(nn.Module):
         return torch.cat([leaf(part) for leaf, part in zip(self._leaves, parts, strict=True)])
 
 
-class Stacked(nn.Module):
-    """Linear leaves as one product of matrices, with a copy of their weights."""
+class StackedLinear(nn.Module):
+    """Linear leaves as one batched matrix product, with a copy of their weights."""
 
     _weight: Tensor
     _bias: Tensor | None
 
     def __init__(self, leaves: Sequence[nn.Module]):
         super().__init__()
-        self._leaves, self._mirrored = tuple(leaves), isinstance(leaves[0], nn.Linear)
+        self._leaves, self._transposed = tuple(leaves), isinstance(leaves[0], nn.Linear)
         self.register_buffer("_weight", _weights(leaves))
         self.register_buffer("_bias", _biases(leaves))
 
     def refresh(self) -> None:
-        """Copies the weights again, into the same memory: who changes them tells nobody."""
+        """Copies the weights again, into the same memory, since they may have changed in place."""
         self._weight.copy_(_weights(self._leaves))
         _copy_to(self._bias, _biases(self._leaves))
 
@@ -91,7 +92,7 @@ class Stacked(nn.Module):
         groups = len(self._weight)
         rows_of_a_block(x, groups)
         of_x = x.reshape(groups, -1, x.shape[-1])
-        weight = self._weight.mT if self._mirrored else self._weight
+        weight = self._weight.mT if self._transposed else self._weight
         if self._bias is None:
             y = torch.bmm(of_x, weight)
         else:
@@ -99,19 +100,19 @@ class Stacked(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-class Normed(nn.Module):
-    """Norms that differ in what they scale and shift by: normalised once.
+class GroupedNorm(nn.Module):
+    """Norms that differ in scale and shift alone: the rows of all groups are normalised at once.
 
     Args:
-        bare: the norm without scale and shift.
+        norm: without scale and shift.
     """
 
     _scale: Tensor
     _shift: Tensor | None
 
-    def __init__(self, bare: nn.Module, leaves: Sequence[nn.Module], blocks: int):
+    def __init__(self, norm: nn.Module, leaves: Sequence[nn.Module], blocks: int):
         super().__init__()
-        self._bare, self._leaves = bare, (leaves[0],) * blocks + tuple(leaves[1:])
+        self._norm, self._leaves = norm, (leaves[0],) * blocks + tuple(leaves[1:])
         self.register_buffer("_scale", _weights(self._leaves)[:, None])
         self.register_buffer("_shift", _biases(self._leaves))
 
@@ -123,20 +124,20 @@ class Normed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         groups = len(self._leaves)
         rows_of_a_block(x, groups)
-        y: Tensor = self._bare(x)
+        y: Tensor = self._norm(x)
         by_group = y.view(groups, -1, y.shape[-1])
         if self._shift is None:
             return (by_group * self._scale).view(y.shape)
         return torch.addcmul(self._shift, by_group, self._scale).view(y.shape)
 
 
-class Changed(nn.Module):
+class GroupedLora(nn.Module):
     """A linear leaf of the base, with a low-rank addition for each other group of rows.
 
     Args:
-        leaf: the base's. others: for each other group a `LoraLinear` around it, or the same leaf.
-            From here on the former read their products where this leaf does, so that those are
-            held once.
+        leaf: the base's.
+        others: for each other group a `LoraLinear` around the leaf, or the leaf itself. The factors
+            of the former move into this module's memory, so that they are held once.
     """
 
     def __init__(self, leaf: nn.Module, others: Sequence[nn.Module], blocks: int):
@@ -144,9 +145,9 @@ class Changed(nn.Module):
         self._leaf, self._blocks = leaf, blocks
         added = {k: other for k, other in enumerate(others) if isinstance(other, LoraLinear)}
         rank = max(layer.rank for layer in added.values())
-        some = next(iter(added.values()))
-        self._down = some.down.new_zeros(len(others), len(some.down), rank)
-        self._up = some.up.new_zeros(len(others), rank, some.up.shape[1])
+        like = next(iter(added.values()))
+        self._down = like.down.new_zeros(len(others), len(like.down), rank)
+        self._up = like.up.new_zeros(len(others), rank, like.up.shape[1])
         for group, layer in added.items():
             layer.move(self._down[group, :, : layer.rank], self._up[group, : layer.rank])
 
@@ -157,21 +158,21 @@ class Changed(nn.Module):
             first = self._blocks * each
             add_products(y[first:], x[first:], self._down, self._up)
         else:
-            first = (self._blocks - 1) * each  # the base's last block stands for the base
+            first = (self._blocks - 1) * each  # the kernel takes one block of the base first
             group_lora(y[first:], x[first:], self._down, self._up)
         return y
 
 
 def add_products(y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> None:
-    """`group_lora` for ``y (G * n, T, o)`` and ``x (G * n, T, i)``, which leaves out the base's
-    rows and the checks: those cost a small model on a CPU more than the products do."""
+    """`group_lora` for ``y (G * n, T, o)`` and ``x (G * n, T, i)``, without the base's rows and
+    without checks, which take longer than the products of a small model on a CPU."""
     groups = len(down)
     low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down)
     y.view(groups, -1, y.shape[-1]).baddbmm_(low, up)
 
 
 def rows_of_a_block(x: Tensor, blocks: int) -> int:
-    """The rows of each of ``blocks`` equal blocks of ``x`` ``(R, ...)``.
+    """The number of rows in each of ``blocks`` equal blocks of ``x`` ``(R, ...)``.
 
     Raises:
         ValueError: if they cannot be equal.
@@ -199,17 +200,17 @@ def _biases(leaves: Sequence[nn.Module]) -> Tensor | None:
 
 
 @torch.no_grad()
-def _bare(leaf: nn.Module) -> nn.Module | None:
-    """A norm without its scale and shift, or None for what is no such thing."""
+def _without_scale(leaf: nn.Module) -> nn.Module | None:
+    """A norm without its scale and shift, or None for a leaf that is no norm."""
     weight = leaf._parameters.get("weight")
     if weight is None or weight.ndim != 1 or not leaf._parameters.keys() <= {"weight", "bias"}:
         return None
-    bare = copy.copy(leaf)
-    bare._parameters = {
+    norm = copy.copy(leaf)
+    norm._parameters = {
         name: None if p is None else nn.Parameter(torch.full_like(p, name == "weight"), False)
         for name, p in leaf._parameters.items()
     }
     x = torch.linspace(-3, 5, len(weight), device=weight.device).to(weight.dtype)[None]
     shift = leaf._parameters.get("bias")
-    again = bare(x) * weight + (0 if shift is None else shift)
-    return bare if torch.allclose(again, leaf(x), rtol=1e-2, atol=1e-3) else None
+    scaled = norm(x) * weight + (0 if shift is None else shift)
+    return norm if torch.allclose(scaled, leaf(x), rtol=1e-2, atol=1e-3) else None

@@ -1,4 +1,4 @@
-"""Readers of the values of candidates: the texts that the base's best tokens would make."""
+"""Readers of candidates' values: scores of the texts that the base's best tokens would make."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def best_candidates(base: Tensor, k: int) -> Tensor:
 
 
 class CandidateReader:
-    """All candidates of a step by one forward over a cached prefix."""
+    """Scores all candidates of a step by one forward over a cached prefix."""
 
     def __init__(self, source: CandidateValues):
         self._source, self._scorer = source, CachedScorer(source.model)
@@ -30,7 +30,7 @@ class CandidateReader:
 
 
 class TextCandidateReader:
-    """All candidates of a step as texts, for a scorer with another tokenizer."""
+    """Scores all candidates of a step as texts, for a scorer with another tokenizer."""
 
     def __init__(self, source: TextCandidateValues):
         self._source = source

@@ -1,8 +1,8 @@
-"""Models whose logits are a plain linear head on what their body gives: body and head apart.
+"""Models whose logits are a plain linear head on their last hidden state: body and head apart.
 
-The hidden states are then at hand without a hook, and where a truncation leaves few tokens the head
+The hidden states are then known without a hook, and where a truncation leaves few tokens the head
 is evaluated at those alone (`plugalign.kernels.head`). A model that caps or scales its logits, or
-has another kind of head, is run whole.
+has another kind of head, is run by its own forward.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from plugalign.kernels.head import Head, Logits, full
 
 
 class SplitModel:
-    """A body and a linear head that together give the model's logits: to rounding, and bit for bit
-    where they are asked to be exact.
+    """A body and a linear head that together give the model's logits: up to rounding, and bit for
+    bit with ``exact``.
 
     Args:
         body: gives ``last_hidden_state`` ``(R, T, D)``.
         linear: the head.
-        recorder: keeps what the body does for one more token.
-        attached: what attachments do to the inputs of the model's forward, in their order.
+        recorder: of the body's one-token forwards.
+        attached: the hooks of attached prefixes, in their order.
         static: see `Reading`.
         exact: whether recordings compute what the body does bit for bit.
         float32: whether logits are left in float32, see `Head`.
@@ -51,7 +51,7 @@ class SplitModel:
         self._reading = Reading(body, recorder, static, exact)
 
     def exactly(self) -> SplitModel:
-        """The same, exact."""
+        """The same with ``exact``."""
         return SplitModel(
             self.body,
             self.linear,
@@ -62,16 +62,16 @@ class SplitModel:
             float32=self.float32,
         )
 
-    def last(self, inputs: dict[str, Any], places: int = 1, further: bool = False) -> Head:
-        """The head of the last columns, ``(R * places, V)``, from the inputs of a forward.
+    def last(self, inputs: dict[str, Any], positions: int = 1, further: bool = False) -> Head:
+        """The logits of the last columns, ``(R * positions, V)``, from the inputs of a forward.
 
         Args:
-            further: the cache holds what stands before, of this very text.
+            further: whether the cache holds earlier columns of the same texts.
         """
-        if places > 1:
-            state = self.states(inputs)[:, -places:].flatten(0, 1)
+        if positions > 1:
+            state = self.states(inputs)[:, -positions:].flatten(0, 1)
         else:
-            state = self._reading.last(self._behind(inputs, further))
+            state = self._reading.last(self._prefixed(inputs, further))
         return self.head(state)
 
     def head(self, states: Tensor) -> Head:
@@ -80,25 +80,26 @@ class SplitModel:
         return Head(states.to(weight.dtype), weight, self.linear.bias, self.float32)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
-        """What the head reads of all columns, ``(R, T, D)``."""
-        states: Tensor = self.body(**self._behind(inputs)).last_hidden_state
+        """The last hidden states of all columns, ``(R, T, D)``."""
+        states: Tensor = self.body(**self._prefixed(inputs)).last_hidden_state
         return states
 
-    def _behind(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
-        for prefix in self._attached:
-            inputs = (prefix.further if further else prefix.behind)(self.body, inputs)
+    def _prefixed(self, inputs: dict[str, Any], further: bool = False) -> dict[str, Any]:
+        """The inputs of a forward behind all attached prefixes."""
+        for hook in self._attached:
+            inputs = (hook.continued if further else hook.prefixed)(self.body, inputs)
         return inputs
 
 
 class SplitModels:
-    """The split_models of the models of one wrapped model, each found out once.
+    """The split models of one wrapped model; whether a model can be split is found out once.
 
     Args:
         float32: whether they leave logits in float32, see `Head`.
 
     Attributes:
         recorder: of all of them.
-        why_uncapturable: why no step of these models is to be captured, if one could not be.
+        why_uncapturable: why no step of these models is captured any more, or None.
     """
 
     def __init__(self, float32: bool = False) -> None:
@@ -107,8 +108,8 @@ class SplitModels:
         self._known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def get(self, model: Any, static: StaticDecoding | None = None) -> SplitModel | None:
-        """Body and head of ``model``, or None where it must be run whole: for what its forward does
-        to the logits, or because hooks hang on it that a caller wants run."""
+        """Body and head of ``model``, or None where its own forward must run: because that does
+        more to the logits, or for the sake of hooks."""
         if not self.may_split(model):
             return None
         linear = model.get_output_embeddings()
@@ -122,7 +123,7 @@ class SplitModels:
         )
 
     def may_split(self, model: Any) -> bool:
-        """Whether ``model`` has a body and a head, as far as is known without running it."""
+        """Whether ``model`` has a body and a linear head, as far as is known without running it."""
         linear = model.get_output_embeddings()
         if type(linear) is not nn.Linear or linear.weight.dtype not in FLOATS:
             return False
@@ -132,8 +133,8 @@ class SplitModels:
 
 
 def fit_width(logits: Logits, width: int) -> Logits:
-    """Cuts or fills ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head are
-    padding that no tokenizer emits, so what fills them never decides anything."""
+    """Cuts or pads logits ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head
+    belong to no token of the tokenizer, so the padding never matters."""
     have = logits.shape[-1]
     if have == width:
         return logits
@@ -148,20 +149,20 @@ def fit_width(logits: Logits, width: int) -> Logits:
 
 
 def _attached(model: Any) -> list[PrefixHook]:
-    """What attachments do to the inputs of a model's forward, in their order."""
+    """The hooks of attached prefixes on a model's forward, in their order."""
     before = list(model._forward_pre_hooks.values())
     return [hook for hook in before if isinstance(hook, PrefixHook)]
 
 
 def _hooked(module: Any, own: int = 0) -> bool:
-    """Whether hooks hang on a module beside so many in front of its forward."""
+    """Whether a module has other hooks than ``own`` pre-hooks of attachments."""
     before = len(module._forward_pre_hooks) > own
     return bool(before or module._forward_hooks or hasattr(module, "_hf_hook"))
 
 
 @torch.no_grad()
 def _is_plain(model: Any, linear: nn.Linear) -> bool:
-    """Whether the head, applied to what the body gives, is the model."""
+    """Whether the head on the body's last hidden state gives the model's logits."""
     body = model.base_model
     if body is model:
         return False

@@ -1,4 +1,4 @@
-"""The base's last hidden state, read off the forwards that ``generate`` makes anyway."""
+"""The base's last hidden state, taken by hooks from the forwards that ``generate`` makes anyway."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from plugalign.engine.readers.carrying import ARGUMENTS
 
 
 class HiddenWatch:
-    """Keeps what the LM head read in the last forward, and for which tokens.
+    """Keeps the input of the LM head in the last forward, and the tokens that it belongs to.
 
-    Only forwards of the thread that made the watch count, and none while `paused`: those are
-    forwards of our own on the same model.
+    Only forwards of the thread that made the watch count, and none while `paused`, when a source
+    runs the same model.
     """
 
     def __init__(self, model: Any):

@@ -1,7 +1,7 @@
-"""Models that read a growing batch in step with a loop: each column once, nothing compared.
+"""Incremental decoding: models that read each column of a growing batch once.
 
-`prefix_cache.CachedModel` works out by itself what it has already read. In a loop
-that only ever appends, that is known, so an `IncrementalModel` is asked for the new columns alone.
+A `prefix_cache.CachedModel` compares what it is asked for with what it has read. In a loop that
+only appends nothing need be compared, so an `IncrementalModel` reads the new columns.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import on_device, positions
+from plugalign.engine.readers.prefix_cache import on_device, position_ids
 from plugalign.engine.readers.prefix_hook import prefixes_in
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head, Logits
 
-ROOM = 64  # columns by which a mask grows
+MASK_GROWTH = 64  # columns
 
 
 class IncrementalModel:
@@ -34,13 +34,13 @@ class IncrementalModel:
         split: the model's body and head where they may be run apart; logits are then a `Head`.
         cache: where keys and values go; None makes a dynamic cache.
         copies: so many neighbouring rows are equal in the first call, and are read once.
-        every: whether later calls give logits behind each new column, not only the last.
+        all_positions: whether later calls give the logits of each new column, not only the last.
         max_columns: makes the cache static, with so many columns behind those of the first call;
             only where no ``cache`` is given.
 
     Attributes:
-        copies: so many rows of the first call are read once.
-        length: the columns of ids that were read.
+        copies: so many neighbouring rows of the first call are read once.
+        length: the columns of ids that have been read.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class IncrementalModel:
         split: SplitModel | None = None,
         cache: Cache | None = None,
         copies: int = 1,
-        every: bool = False,
+        all_positions: bool = False,
         max_columns: int | None = None,
     ):
-        self.model, self._split, self._every = model, split, every
+        self.model, self._split, self._all_positions = model, split, all_positions
         self._max_columns = max_columns if cache is None else None
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
-        self._front, self.copies = keys_values, copies if can_repeat(self.cache) else 1
+        self._keys_values, self.copies = keys_values, copies if can_repeat(self.cache) else 1
         self.length = 0
         self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
-        # Flash attention takes a text to be as long as its mask, or else as a static cache.
+        # Flash attention takes the length of a text from its mask, or without one from the cache.
         self._flash = is_flash_attention_requested(model.config)
-        self._ahead = 0  # columns of the cache in front of those of ids
+        self._prefix_columns = 0  # of the cache, in front of those of ids
         self._position = torch.empty(0)
         accepts = inspect.signature(model.forward).parameters
         self._positioned = "position_ids" in accepts
@@ -73,28 +73,30 @@ class IncrementalModel:
     @torch.no_grad()
     def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
         """Next-token logits ``(R, V)`` after ``ids`` ``(R, T)``, which begin with those of the call
-        before; ``(R * n, V)`` behind each of n new columns where every one is wanted. The first
-        call's ``mask`` ``(R, T)`` may begin with columns for what the cache holds already. (How
-        many columns were ``written`` behind the prompts is known: those of all further calls.)
+        before; with ``all_positions`` ``(R * n, V)`` of its n new columns.
+
+        Args:
+            mask: ``(R, T)``, read by the first call alone. It may begin with further columns, for
+                what the cache holds already.
         """
         new = ids[:, self.length :].to(self.model.device)
-        answer = self.append(new) if self.length else self._begin(new, mask.to(self.model.device))
+        answer = self.append(new) if self.length else self._prefill(new, mask.to(self.model.device))
         self.length = ids.shape[1]
         return on_device(answer, ids.device)
 
     def append(self, ids: Tensor) -> Logits:
-        """`logits` after some more columns ``(R, n)``."""
+        """`logits` after n more columns of ids ``(R, n)``."""
         width = ids.shape[1]
-        held = self._ahead + self.length + width
+        held = self._prefix_columns + self.length + width
         if self._mask is not None and self._mask.shape[1] < held:
-            more = self._mask.new_ones(len(self._mask), max(ROOM, width))
+            more = self._mask.new_ones(len(self._mask), max(MASK_GROWTH, width))
             self._mask = torch.cat([self._mask, more], 1)
-        # In place, so that a graph of this step goes on where it stopped.
+        # In place, so that the replay of a CUDA graph continues from here.
         place = self._position.add_(1)
         if width > 1:
             place = place + torch.arange(width, device=place.device)
             self._position = place[:, -1:].clone()
-        answer = self._forward(ids, place, held, width if self._every else 1, further=True)
+        answer = self._forward(ids, place, held, width if self._all_positions else 1, further=True)
         self.length += width
         return answer
 
@@ -102,7 +104,7 @@ class IncrementalModel:
         """Forgets the last columns that were read."""
         if not columns:
             return
-        if is_static(self.cache):  # what stands behind the last column is masked
+        if is_static(self.cache):  # later columns are masked
             for layer in self.cache.layers:
                 layer.cumulative_length.sub_(columns)
         else:
@@ -110,27 +112,29 @@ class IncrementalModel:
         self.length, self._position = self.length - columns, self._position - columns
 
     def set_length(self, length: int) -> None:
-        """Says that so many columns of ids were read, by a graph's replay."""
+        """Notes that so many columns of ids have been read, by the replay of a CUDA graph."""
         self.length = length
 
     def forget(self) -> None:
-        """Frees keys and values; nothing can be read on from here."""
+        """Frees keys and values; nothing can be read afterwards."""
         self.cache.layers.clear()
 
-    def _begin(self, ids: Tensor, mask: Tensor) -> Logits:
+    def _prefill(self, ids: Tensor, mask: Tensor) -> Logits:
+        """Reads the prompts ``(R, T)``."""
         if self._max_columns is not None:
-            width = mask.shape[1] + (0 if self._front is None else self._front.shape[-2])
+            depth = 0 if self._keys_values is None else self._keys_values.shape[-2]
+            width = mask.shape[1] + depth
             config = text_config(self.model)
             self.cache = StaticCache(config=config, max_cache_len=width + self._max_columns)
             self._options["past_key_values"], self.copies = self.cache, 1
         ids, mask = ids[:: self.copies], mask[:: self.copies]
-        if self._front is not None:
-            front = self._front.to(self.model.device, self.model.dtype)
-            fill(self.cache, front[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
-            mask = torch.cat([mask.new_ones(len(mask), front.shape[-2]), mask], 1)
-        place = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
+        if self._keys_values is not None:
+            trained = self._keys_values.to(self.model.device, self.model.dtype)
+            fill(self.cache, trained[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
+            mask = torch.cat([mask.new_ones(len(mask), trained.shape[-2]), mask], 1)
+        place = position_ids(mask)[:, mask.shape[1] - ids.shape[1] :]
         held = mask.shape[1]
-        self._ahead = held - ids.shape[1]
+        self._prefix_columns = held - ids.shape[1]
         if not bool(mask.all()) or (self._flash and is_static(self.cache)):
             self._mask = mask
         answer = self._forward(ids, place, held)
@@ -139,27 +143,33 @@ class IncrementalModel:
             self.cache.batch_repeat_interleave(self.copies)
             self._position, answer = self._repeated(self._position), self._repeated(answer)
             self._mask = None if self._mask is None else self._repeated(self._mask)
-        if self._is_fixed:  # of one shape from here on, and some models miss one
+        if self._is_fixed:  # some models need a mask, and it keeps this shape
             columns = self.cache.get_max_length() - sum(prefixes_in(self.cache).values())
             mask = mask if self._mask is None else self._mask
             self._mask = torch.cat([mask, mask.new_ones(len(mask), columns - held)], 1)
         return answer
 
     def _forward(
-        self, ids: Tensor, place: Tensor, held: int, places: int = 1, further: bool = False
+        self, ids: Tensor, place: Tensor, held: int, positions: int = 1, further: bool = False
     ) -> Logits:
-        """The logits behind the last ``places`` columns, of ``held`` that the cache will hold."""
+        """The logits ``(R * positions, V)`` of the last positions.
+
+        Args:
+            place: position ids ``(R, n)``.
+            held: columns that the cache holds after the forward.
+            further: whether it holds columns before, of these texts.
+        """
         inputs = {"input_ids": ids, **self._options}
         if self._positioned:
             inputs["position_ids"] = place
         if self._mask is not None:
-            whole = further and self._is_fixed
-            inputs["attention_mask"] = self._mask if whole else self._mask[:, :held]
+            fixed = further and self._is_fixed
+            inputs["attention_mask"] = self._mask if fixed else self._mask[:, :held]
         if self._split is not None:
-            return self._split.last(inputs, places, further)
+            return self._split.last(inputs, positions, further)
         if "logits_to_keep" in inputs:
-            inputs["logits_to_keep"] = places
-        logits: Tensor = self.model(**inputs).logits[:, -places:].flatten(0, 1)
+            inputs["logits_to_keep"] = positions
+        logits: Tensor = self.model(**inputs).logits[:, -positions:].flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
 
     @property
@@ -180,13 +190,13 @@ def fill(cache: Any, keys_values: Tensor) -> None:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether all layers of a cache keep keys and values in one place, with room for more."""
+    """Whether all layers of a cache have one fixed size."""
     layers = cache.layers if isinstance(cache, StaticCache) else ()
     return bool(layers) and all(type(layer) is StaticLayer for layer in layers)
 
 
 def can_repeat(cache: Any) -> bool:
-    """Whether rows of a cache can be repeated after they were read."""
+    """Whether the rows of a cache can be repeated after a forward has filled it."""
     return (
         isinstance(cache, DynamicCache)
         and not getattr(cache, "offloading", False)

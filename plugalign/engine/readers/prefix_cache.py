@@ -1,10 +1,10 @@
 """Auxiliary models with a key/value cache keyed by prefix.
 
-A step of a controller is a pure function of the prefix, so an auxiliary model is asked for the
-logits of *these token ids* and finds out by itself what it has already computed: it appends when
-the prefix grew, crops when it was rewound (assisted decoding), reorders when rows were permuted
-(beams), and encodes from scratch otherwise. Whatever the caller does, the result equals an
-uncached forward. Left padding is the caller's mask; positions follow from it.
+A step of a controller is a pure function of the prefix. So an auxiliary model is given the whole
+token ids and compares them with those in its cache: it appends when the prefix has grown, crops
+when it was rewound (assisted decoding), reorders when rows were permuted (beams), and encodes from
+scratch otherwise. Whatever the caller does, the result equals that of an uncached forward. Padding
+is the caller's mask, and position ids follow from it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class PrefixCache:
     Attributes:
         carrying: how the model does.
         cache: None where it reads whole texts.
-        values: numbers for each column that is held, ``(R, T, ...)``, which go where the columns
-            go; without columns where nobody commits any.
+        values: numbers for each column that is held, ``(R, T, ...)``, cropped and reordered with
+            it; without columns where none are committed.
     """
 
     def __init__(self, model: Any, keys_values: Tensor | None = None):
@@ -93,9 +93,9 @@ class PrefixCache:
 
     def inputs(self, ids: Tensor, mask: Tensor, start: int, written: int = 0) -> dict[str, Any]:
         """The inputs of a forward that encodes ``ids`` ``(R, T)`` from column ``start`` on; see
-        `positions`."""
+        `position_ids`."""
         whole = torch.cat([mask.new_ones(len(mask), self.offset), mask], dim=1)
-        place = positions(mask, written)[:, start:] + self.offset
+        place = position_ids(mask, written)[:, start:] + self.offset
         return self.carrying.inputs(self.model, ids[:, start:], whole, place, self.cache)
 
     def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
@@ -114,7 +114,7 @@ class PrefixCache:
         return int(same.all(0).long().cumprod(0).sum())
 
     def _match_rows(self, ids: Tensor, mask: Tensor, reach: int) -> tuple[Tensor, int]:
-        """For each row the held row with the longest common start, and the shortest of these."""
+        """For each row the held row with the longest common start, and the least such length."""
         same = self._ids[None, :, :reach] == ids[:, None, :reach]
         same &= self._mask[None, :, :reach] == mask[:, None, :reach]
         lengths = same.long().cumprod(-1).sum(-1)  # (R, R_held)
@@ -133,7 +133,7 @@ class PrefixCache:
 
 
 class CachedModel:
-    """A causal language model that answers for prefixes and never encodes a token twice.
+    """A causal language model that gives logits for prefixes and never encodes a token twice.
 
     Args:
         model: a Hugging Face causal language model.
@@ -156,12 +156,13 @@ class CachedModel:
 
     @torch.no_grad()
     def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
-        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask; see `positions`."""
+        """Next-token logits ``(R, V)`` for prefixes ``(R, T)`` with their mask; ``written``: see
+        `position_ids`."""
         return self._answer(ids, mask, written, hidden=False)
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor, written: int = 0) -> Tensor:
-        """What the model's LM head reads at the last position, ``(R, D)`` in float32."""
+        """The input of the model's LM head at the last position, ``(R, D)`` in float32."""
         answer = self._answer(ids, mask, written, hidden=True)
         return answer.hidden.float() if isinstance(answer, Head) else answer
 
@@ -170,7 +171,7 @@ class CachedModel:
         self._prefix, self._answers = PrefixCache(self.model, self._prefix.keys_values), {}
 
     def rewind(self, columns: int) -> None:
-        """Nothing: what it holds is compared with what it is asked for."""
+        """Nothing: the cache is compared with the next prefix."""
 
     def set_length(self, length: int) -> None:
         """Nothing, see `rewind`."""
@@ -192,7 +193,7 @@ class CachedModel:
             apart = self._split
             answer = self._whole(inputs, hidden) if apart is None else apart.last(inputs)
         self._prefix.commit(ids, mask)
-        # Only assisted decoding rewinds, by a draft's length and with one row: keep that much.
+        # Only assisted decoding rewinds, with one row and by a draft's length.
         kept = range(start - REWIND, start + 1) if len(ids) == 1 else range(0)
         self._answers = {n: a for n, a in self._answers.items() if n in kept}
         self._answers[ids.shape[1]] = answer
@@ -220,7 +221,7 @@ class CachedModel:
 
 
 def on_device(logits: Logits, device: torch.device) -> Logits:
-    """The logits where they are wanted. A head stays with its model, so it is evaluated there."""
+    """The logits on a device. A head is evaluated on that of its model, where its weights are."""
     if logits.device == device:
         return logits
     return full(logits).to(device)
@@ -229,8 +230,8 @@ def on_device(logits: Logits, device: torch.device) -> Logits:
 class CachedScorer:
     """A causal classifier that scores many candidate continuations of each prefix in one forward.
 
-    The candidates are read under a tree mask (`tree_attention`) and do not enter the cache.
-    When a prefix has grown by one of them in every row, its keys and values are taken over.
+    The candidates are read by tree attention and do not enter the cache. When the prefix has grown
+    by one of them in every row, their keys and values are moved into it.
 
     Args:
         predictor: a module with ``backbone`` and ``head``, see `CandidateValues`.
@@ -239,7 +240,7 @@ class CachedScorer:
     def __init__(self, predictor: Any):
         self.predictor = predictor
         backbone = predictor.backbone
-        self._prefix, self._star = PrefixCache(backbone), tree_attention_for(backbone)
+        self._prefix, self._tree = PrefixCache(backbone), tree_attention_for(backbone)
         self._candidates: Tensor | None = None  # of the last call, behind what the cache holds
         self.encoded = 0  # columns sent through the backbone so far, without candidates
 
@@ -253,7 +254,7 @@ class CachedScorer:
             self._encode(ids, mask, start)
         self._prefix.commit(ids, mask)
         place = mask.long().sum(-1, keepdim=True)  # 0 for a row that has no token yet
-        states = self._star.read(candidates, place, self._prefix.cache, mask)
+        states = self._tree.read(candidates, place, self._prefix.cache, mask)
         self._candidates = candidates
         scores: Tensor = self.predictor.head(states)
         return scores.squeeze(-1).float()
@@ -261,11 +262,11 @@ class CachedScorer:
     def forget(self) -> None:
         """Frees keys and values."""
         backbone = self.predictor.backbone
-        self._prefix, self._star = PrefixCache(backbone), tree_attention_for(backbone)
+        self._prefix, self._tree = PrefixCache(backbone), tree_attention_for(backbone)
         self._candidates = None
 
     def _keep_chosen(self, ids: Tensor, mask: Tensor) -> None:
-        """Moves candidates into the cache, if they are what the prefixes have grown by."""
+        """Moves candidates into the cache if the prefixes have grown by them."""
         before, last = ids[:, :-1], ids[:, -1:]
         if self._candidates is None or self._prefix.length != before.shape[1]:
             return
@@ -274,7 +275,7 @@ class CachedScorer:
         same = self._candidates == last
         if not bool(same.any(1).all()):
             return
-        for layer, (keys, values) in enumerate(self._star.chosen(same.long().argmax(1))):
+        for layer, (keys, values) in enumerate(self._tree.keys_values_of(same.long().argmax(1))):
             self._prefix.cache.update(keys, values, layer)
         self._prefix.commit(ids, mask)
 
@@ -283,7 +284,7 @@ class CachedScorer:
         self.predictor.backbone(
             input_ids=ids[:, start:],
             attention_mask=mask,
-            position_ids=positions(mask)[:, start:],
+            position_ids=position_ids(mask)[:, start:],
             past_key_values=self._prefix.cache,
             use_cache=True,
         )
@@ -296,7 +297,7 @@ def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), mask.gather(1, order)
 
 
-def positions(mask: Tensor, written: int = 0) -> Tensor:
+def position_ids(mask: Tensor, written: int = 0) -> Tensor:
     """Position ids ``(R, T)`` as ``generate`` makes them: the first real token stands at 0, padding
     too, and the last columns, which were ``written`` behind the prompts, go on from the one before
     them. (Behind prompts that are padded on the right that is position 0.)"""
@@ -309,7 +310,7 @@ def positions(mask: Tensor, written: int = 0) -> Tensor:
 
 @contextmanager
 def head_input(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the LM head reads, ``(R, T, D)`` per forward, while the block runs."""
+    """Collects the inputs of the LM head, ``(R, T, D)`` per forward, while the block runs."""
     seen: list[Tensor] = []
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: seen.append(args[0].detach())

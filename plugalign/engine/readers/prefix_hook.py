@@ -1,9 +1,8 @@
-"""A trained prefix in front of everything a model reads, by a forward pre-hook.
+"""A trained prefix in front of everything that a model reads, by a forward pre-hook.
 
 The hook fills every empty cache with the prefix's keys and values, widens the attention mask and
-moves the positions behind it. What it did to a cache is noted on that cache, so the hook itself
-keeps no state, several prefixes stand side by side, and a static cache that is reset and used
-again is enlarged once.
+shifts the position ids. What it did to a cache is noted on that cache: the hook keeps no state,
+several prefixes can be attached, and a static cache that is reset and used again is enlarged once.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ class PrefixHook:
     def __call__(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (), self.behind(model, {**self._signature.bind_partial(*args).arguments, **kwargs})
+        return (), self.prefixed(model, {**self._signature.bind_partial(*args).arguments, **kwargs})
 
     @torch.no_grad()
-    def behind(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def prefixed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a forward of ``model``, or of its body, behind the prefix."""
         if threading.get_ident() != self._thread:
             return inputs
@@ -54,16 +53,16 @@ class PrefixHook:
         begun = self._is_in(cache) and int(cache.get_seq_length()) > 0
         if not begun and not self._begin(cache, model, read.shape[0]):
             return inputs
-        return self._moved(model, inputs, read)
+        return self._shifted(model, inputs, read)
 
-    def further(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """`behind`, for a text that goes on in its cache; nothing waits for a device."""
+    def continued(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`prefixed` for texts whose earlier columns are in the cache; it waits for no device."""
         if not self._is_in(inputs["past_key_values"]):
             return inputs
-        return self._moved(model, dict(inputs), inputs["input_ids"])
+        return self._shifted(model, dict(inputs), inputs["input_ids"])
 
-    def _moved(self, model: Any, inputs: dict[str, Any], read: Tensor) -> dict[str, Any]:
-        """The inputs of a forward that reads ``read`` ``(R, n, ...)``, so many columns later."""
+    def _shifted(self, model: Any, inputs: dict[str, Any], read: Tensor) -> dict[str, Any]:
+        """The inputs of a forward that reads ``read`` ``(R, n, ...)``, P columns further right."""
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + self.width
         if inputs.get("attention_mask") is not None:
@@ -74,10 +73,15 @@ class PrefixHook:
         return self._key in prefixes_in(cache)
 
     def _begin(self, cache: Any, model: Any, rows: int) -> bool:
-        """Fills a cache that holds no token yet; False leaves one of another owner alone."""
+        """Fills a cache that holds no token yet. Returns whether it did: a cache that transformers
+        has filled already is left as it is.
+
+        Raises:
+            ValueError: for a caller's cache that holds tokens.
+        """
         prefixes, held = prefixes_in(cache), int(cache.get_seq_length())
         spare = 0
-        if held == 0:  # new, or reset and with the room that an earlier prefix had
+        if held == 0:  # new, or reset, with the columns that an earlier prefix took
             prefixes, spare = {}, sum(prefixes.values())
         if held != sum(prefixes.values()):
             if prefixes or getattr(cache, "_is_user_defined", False):
@@ -94,7 +98,7 @@ class PrefixHook:
         return True
 
     def _widened(self, inputs: dict[str, Any], model: Any, read: Tensor) -> Any:
-        """The mask with the prefix's columns in front: 2-D, or built anew for a static cache."""
+        """The mask with the prefix's columns on the left: 2-D, or built anew for a static cache."""
         mask, cache = inputs["attention_mask"], inputs["past_key_values"]
         if isinstance(mask, Tensor) and mask.ndim == 2:
             return torch.cat([mask.new_ones(len(mask), self.width), mask], dim=1)
@@ -109,8 +113,8 @@ class PrefixHook:
         )
 
     def _real_columns(self, mask: Any, cache: Any, queries: int) -> Tensor:
-        """The 2-D mask that a 4-D mask, or one for each kind of layer, was made from: a column
-        that no query may see is padding. Prefixes whose hooks come later are not in it yet."""
+        """The 2-D mask from which a 4-D mask, or a dictionary of them by kind of layer, was made: a
+        column that no query may see is padding. Prefixes whose hooks run later are not in it."""
         if isinstance(mask, dict):
             mask = mask.get("full_attention", next(iter(mask.values())))
         later = list(cache.prefixes.values())[list(cache.prefixes).index(self._key) :]
@@ -157,7 +161,7 @@ def _text_config(model: Any) -> Any:
 
 
 def enlarge(cache: Any, config: Any, more: int) -> None:
-    """Gives a static cache room for ``more`` positions; it keeps what it holds."""
+    """Makes a static cache ``more`` columns longer; it keeps what it holds."""
     longer = StaticCache(config=config, max_cache_len=cache.get_max_length() + more).layers
     for new, old in zip(longer, cache.layers, strict=True):
         if held := int(old.get_seq_length()):

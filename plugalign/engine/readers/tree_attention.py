@@ -16,10 +16,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import linear, rms_norm, silu
 from transformers import LlamaModel
 
-from plugalign.kernels.product import product
 
 TOKENS = 512  # candidates at a time on a CPU, few enough for a core's cache
 
@@ -27,27 +26,32 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class TreeAttention(Protocol):
-    """Reads candidates behind a cache, and leaves the cache as it was."""
+    """Reads candidates behind a cache and leaves the cache as it was."""
 
     def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
         """The last hidden states ``(R, K, D)``.
 
         Args:
-            candidates: token ids ``(R, K)``. place: their position ``(R, 1)``.
+            candidates: token ids ``(R, K)``.
+            place: their position id ``(R, 1)``.
             cache: holds the columns of ``mask`` ``(R, T)``.
         """
 
-    def chosen(self, index: Tensor) -> list[KeysValues]:
-        """Per layer the keys and values ``(R, H, 1, D_head)`` of one candidate of each row."""
+    def keys_values_of(self, index: Tensor) -> list[KeysValues]:
+        """Per layer the keys and values ``(R, H, 1, D_head)`` of one candidate of each row.
+
+        Args:
+            index: which of the candidates read last ``(R,)``.
+        """
 
 
 def tree_attention_for(backbone: Any) -> TreeAttention:
-    """The cheapest way to read candidates with this backbone."""
+    """The fastest tree attention for this backbone."""
     return LlamaTreeAttention(backbone) if is_plain(backbone) else MaskedTreeAttention(backbone)
 
 
 def is_plain(backbone: Any) -> bool:
-    """Whether a backbone is a Llama without anything that `LlamaTreeAttention` leaves out."""
+    """Whether a backbone is a Llama of which `LlamaTreeAttention` writes out everything."""
     if type(backbone) is not LlamaModel:
         return False
     config = backbone.config
@@ -63,7 +67,7 @@ def is_plain(backbone: Any) -> bool:
 
 
 class MaskedTreeAttention:
-    """A star for any backbone, by a mask."""
+    """Tree attention for any backbone, by a mask."""
 
     def __init__(self, backbone: Any):
         self._backbone = backbone
@@ -83,7 +87,7 @@ class MaskedTreeAttention:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def chosen(self, index: Tensor) -> list[KeysValues]:
+    def keys_values_of(self, index: Tensor) -> list[KeysValues]:
         return [(_take(keys, index), _take(values, index)) for keys, values in self._held]
 
     def _mask(self, mask: Tensor, count: int) -> Tensor:
@@ -95,60 +99,63 @@ class MaskedTreeAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """The weights of a Llama layer, those that read the same input side by side.
+class LayerWeights:
+    """The weights of a Llama layer, concatenated where they multiply the same input.
 
     Attributes:
-        attend: queries (scaled), keys and values ``(3 D, D)``. out: ``(D, D)``.
-        widen: gate and values of the MLP ``(2 F, D)``. narrow: ``(D, F)``.
-        epsilons: of the two norms, whose weights are in ``attend`` and ``widen``.
+        qkv: queries (scaled), keys and values ``(3 D, D)``.
+        output: of the attention ``(D, D)``.
+        gate_up: of the MLP ``(2 F, D)``.
+        down: of the MLP ``(D, F)``.
+        epsilons: of the two norms, whose scales are multiplied into ``qkv`` and ``gate_up``.
     """
 
-    attend: Tensor
-    out: Tensor
-    widen: Tensor
-    narrow: Tensor
+    qkv: Tensor
+    output: Tensor
+    gate_up: Tensor
+    down: Tensor
     epsilons: tuple[float, float]
 
-    @classmethod
-    def of(cls, layer: Any) -> Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        first, second = layer.input_layernorm, layer.post_attention_layernorm
-        queries = attention.q_proj.weight * attention.scaling
-        attend = torch.cat([queries, attention.k_proj.weight, attention.v_proj.weight])
-        widen = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        return cls(
-            attend * first.weight,
-            attention.o_proj.weight,
-            widen * second.weight,
-            mlp.down_proj.weight,
-            (first.variance_epsilon, second.variance_epsilon),
-        )
+
+def layer_weights(layer: Any) -> LayerWeights:
+    """The weights of a ``LlamaDecoderLayer``."""
+    attention, mlp = layer.self_attn, layer.mlp
+    first, second = layer.input_layernorm, layer.post_attention_layernorm
+    queries = attention.q_proj.weight * attention.scaling
+    qkv = torch.cat([queries, attention.k_proj.weight, attention.v_proj.weight])
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+    return LayerWeights(
+        qkv * first.weight,
+        attention.o_proj.weight,
+        gate_up * second.weight,
+        mlp.down_proj.weight,
+        (first.variance_epsilon, second.variance_epsilon),
+    )
 
 
 class LlamaTreeAttention:
-    """A star for a plain Llama, see `is_plain`."""
+    """Tree attention for a plain Llama, see `is_plain`."""
 
     @torch.no_grad()
     def __init__(self, backbone: Any):
         self._backbone, self._heads = backbone, backbone.config.num_attention_heads
-        self._layers = [Layer.of(layer) for layer in backbone.layers]
+        self._layers = [layer_weights(layer) for layer in backbone.layers]
         self._held: list[list[KeysValues]] = []  # per chunk of rows, per layer
-        self._turn = (torch.empty(0), torch.empty(0))  # cos and sin of the candidates' position
+        self._rotation = (torch.empty(0), torch.empty(0))  # cos and sin of the candidates' position
 
     def read(self, candidates: Tensor, place: Tensor, cache: Any, mask: Tensor) -> Tensor:
         rows, count = candidates.shape
         states = self._backbone.embed_tokens(candidates)
         cos, sin = self._backbone.rotary_emb(states, place)
-        self._held, self._turn = [], (cos[:, None], sin[:, None])
-        # The prefix as seen from the candidates' position, so that these need not be turned.
-        past = [(_turned(x.keys, cos[:, None], -sin[:, None]), x.values) for x in cache.layers]
+        self._held, self._rotation = [], (cos[:, None], sin[:, None])
+        # The prefix is rotated to the candidates' position, so that these need no rotation.
+        past = [(_rotated(x.keys, cos[:, None], -sin[:, None]), x.values) for x in cache.layers]
         hidden = None if bool(mask.all()) else (mask == 0)[:, None, None]
         size = max(1, TOKENS // count) if states.is_cpu else rows
         parts = (slice(i, i + size) for i in range(0, rows, size))
         return torch.cat([self._chunk(states[part], part, past, hidden) for part in parts])
 
-    def chosen(self, index: Tensor) -> list[KeysValues]:
+    def keys_values_of(self, index: Tensor) -> list[KeysValues]:
         parts = torch.split(index, [len(chunk[0][0]) for chunk in self._held])
         chosen = []
         for layer in range(len(self._layers)):
@@ -157,7 +164,7 @@ class LlamaTreeAttention:
                 torch.cat([_take(pair[i], part) for pair, part in zip(pairs, parts, strict=True)])
                 for i in (0, 1)
             )
-            chosen.append((_turned(keys, *self._turn), values))
+            chosen.append((_rotated(keys, *self._rotation), values))
         return chosen
 
     def _chunk(
@@ -167,7 +174,7 @@ class LlamaTreeAttention:
         held: list[KeysValues] = []
         shape = (*x.shape[:2], 3, self._heads, -1)
         for layer, (past_keys, past_values) in zip(self._layers, past, strict=True):
-            joint = product(_normed(x, layer.epsilons[0]), layer.attend).view(shape)
+            joint = linear(_normed(x, layer.epsilons[0]), layer.qkv).view(shape)
             queries, keys, values = joint.permute(2, 0, 3, 1, 4)
             held.append((keys, values))
             seen = queries @ past_keys[rows].transpose(2, 3)
@@ -176,9 +183,9 @@ class LlamaTreeAttention:
             own = (queries * keys).sum(-1, keepdim=True)
             shares = torch.cat([seen, own], dim=-1).softmax(-1)
             mixed = (shares[..., :-1] @ past_values[rows]).addcmul_(shares[..., -1:], values)
-            x += product(mixed.transpose(1, 2).flatten(2), layer.out)
-            gate, up = product(_normed(x, layer.epsilons[1]), layer.widen).chunk(2, -1)
-            x += product(silu(gate).mul_(up), layer.narrow)
+            x += linear(mixed.transpose(1, 2).flatten(2), layer.output)
+            gate, up = linear(_normed(x, layer.epsilons[1]), layer.gate_up).chunk(2, -1)
+            x += linear(silu(gate).mul_(up), layer.down)
         self._held.append(held)
         normed: Tensor = self._backbone.norm(x)
         return normed
@@ -189,8 +196,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device), :, index][:, :, None]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021, equation 34, in halves); ``-sin`` turns back."""
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, equation 34, in halves); ``-sin`` inverts it."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

@@ -13,7 +13,12 @@ from plugalign.adapters.layers import LoraLinear
 from plugalign.adapters.loading import with_adapter
 from plugalign.engine.batching import grouped
 from plugalign.engine.batching.grouped import ExpertGroups, obstacle
-from plugalign.engine.batching.grouped_layers import Changed, Normed, Rows, Stacked
+from plugalign.engine.batching.grouped_layers import (
+    GroupedLora,
+    GroupedNorm,
+    GroupedRows,
+    StackedLinear,
+)
 from plugalign.engine.readers.heads import SplitModels
 
 
@@ -59,10 +64,10 @@ def adapter(tmp_path, trained):
 
 def kinds(group):
     return {type(module) for module in group.tree.modules()} & {
-        Rows,
-        Stacked,
-        Normed,
-        Changed,
+        GroupedRows,
+        StackedLinear,
+        GroupedNorm,
+        GroupedLora,
     }
 
 
@@ -97,7 +102,11 @@ def test_rows_are_those_of_separate_models(
     experts = dict(zip("ab", models[1:], strict=True))
     group = ExpertGroups().group(models[0], experts, SplitModels(), blocks)
     assert_alike(group, models, prompts, blocks)
-    assert kinds(group) == ({Rows, Normed, Stacked} if small and blocks == 1 else {Rows, Normed})
+    assert kinds(group) == (
+        {GroupedRows, GroupedNorm, StackedLinear}
+        if small and blocks == 1
+        else {GroupedRows, GroupedNorm}
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -107,7 +116,7 @@ def test_rows_are_those_of_adapters_by_themselves(blocks, trained, adapter, prom
     experts = {s: with_adapter(model, adapter(architecture, s, rank=s)) for s in (3, 5)}
     group = ExpertGroups().group(model, experts, SplitModels(), blocks)
     assert_alike(group, [model, *experts.values()], prompts, blocks)
-    assert kinds(group) == {Changed}
+    assert kinds(group) == {GroupedLora}
     own = {id(parameter) for parameter in model.parameters()}
     assert {id(p) for p in group.tree.parameters()} <= own
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -126,7 +135,7 @@ def test_changes_are_added_to_the_experts_rows(time, blocks, on_cpu, monkeypatch
     for part, layer in zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True):
         added = part @ layer.down @ layer.up if layer is not leaf else 0
         want.append(leaf(part) + added)
-    module = Changed(leaf, [*around, leaf], blocks)
+    module = GroupedLora(leaf, [*around, leaf], blocks)
     apart = zip(x.split([2 * blocks, 2, 2, 2]), [leaf, *around, leaf], strict=True)
     torch.testing.assert_close(torch.cat([layer(part) for part, layer in apart]), torch.cat(want))
     monkeypatch.setattr(torch.Tensor, "is_cpu", on_cpu)
@@ -160,7 +169,7 @@ def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, promp
     with_biases = with_adapter(model, adapter("neox", 3, **option))
     group = ExpertGroups().group(model, {"a": with_biases}, SplitModels(), 1)
     assert_alike(group, [model, with_biases], prompts)
-    assert Rows in kinds(group)
+    assert GroupedRows in kinds(group)
 
 
 def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, prompts):
@@ -169,7 +178,7 @@ def test_layers_that_an_adapter_leaves_alone_are_the_bases(trained, adapter, pro
     group = ExpertGroups().group(model, {"a": merged}, SplitModels(), 1)
     assert_alike(group, [model, merged], prompts)
     body, tree = model.model, group.tree
-    assert type(tree.layers[0].self_attn.q_proj) is Changed
+    assert type(tree.layers[0].self_attn.q_proj) is GroupedLora
     assert tree.layers[0].mlp.up_proj is body.layers[0].mlp.up_proj
     assert tree.embed_tokens is body.embed_tokens and tree.norm is body.norm
 
@@ -179,7 +188,7 @@ def test_an_adapter_of_another_base_is_a_separate_expert(trained, adapter, promp
     merged = with_adapter(other, adapter("llama-gqa", 3))
     group = ExpertGroups().group(model, {"a": merged}, SplitModels(), 1)
     assert_alike(group, [model, merged], prompts)
-    assert Changed not in kinds(group)
+    assert GroupedLora not in kinds(group)
 
 
 # ------------------------------------------------------------------ weights that change
@@ -221,7 +230,7 @@ def test_a_layer_that_is_replaced_is_seen(trained, prompts):
 
 def test_models_that_differ_in_more_than_weights_stay_apart(trained, tiny):
     model = trained()
-    assert obstacle(model, trained(seed=1)) == ""
+    assert obstacle(model, trained(seed=1)) is None
     assert "GPT2LMHeadModel" in obstacle(model, tiny("gpt2-tied"))
     assert "its rms_norm_eps is another" in obstacle(model, _changed(trained(seed=1), eps=0.1))
     assert "vocab_size" in obstacle(model, tiny(seed=1, vocab=130))
@@ -260,7 +269,7 @@ def test_a_model_whose_rows_mix_is_found_out(trained):
     for each in (model, expert):
         each.model.layers[0].mlp.__class__ = Mixing
     groups = ExpertGroups()
-    assert groups.why_not_grouped(model, expert) == ""
+    assert groups.why_not_grouped(model, expert) is None
     assert groups.group(model, {"a": expert}, SplitModels(), 1) is None
     assert "does not treat its rows alike" in groups.why_not_grouped(model, expert)
 

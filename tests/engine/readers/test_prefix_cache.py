@@ -5,7 +5,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
 from plugalign.controllers.fudge import Predictor
-from plugalign.engine.readers.prefix_cache import CachedModel, CachedScorer, positions
+from plugalign.engine.readers.prefix_cache import CachedModel, CachedScorer, position_ids
 from plugalign.engine.readers.tree_attention import (
     LlamaTreeAttention,
     MaskedTreeAttention,
@@ -117,7 +117,7 @@ def test_a_trained_prefix_stands_in_front(tiny, prompts):
 
 def test_positions_start_at_the_first_real_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    assert positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("asked", [1, 3, 4])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, MistralConfig, S
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
-from plugalign.engine.speculative.drafts import last_place
+from plugalign.engine.speculative.drafters import last_match
 
 STEERED = (
     "nothing",
@@ -258,9 +258,9 @@ def test_last_place_is_the_last_earlier_one():
         [[5, 6, 7, 5, 6, 8, 5, 6], [0, 0, 0, 0, 9, 9, 9, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
     )
     mask = torch.ones_like(ids)
-    assert last_place(ids, mask, 2).tolist() == [5, 7, 0]
+    assert last_match(ids, mask, 2).tolist() == [5, 7, 0]
     mask[1, :6] = 0  # what is masked is never found
-    assert last_place(ids, mask, 2).tolist() == [5, 0, 0]
+    assert last_match(ids, mask, 2).tolist() == [5, 0, 0]
 
 
 class TestBadInput:

@@ -12,7 +12,6 @@ from plugalign.kernels import (
     candidate_sample_triton,
     group_lora_triton,
     gumbel_triton,
-    low_rank_triton,
     row_lse_triton,
     scores_triton,
     spec_verify_triton,
@@ -53,7 +52,7 @@ class Shape:
         rows = self.rows if count is None else count
         return torch.empty(rows, self.stride, dtype=self.dtype)[:, : self.vocab]
 
-    def heat(self) -> Tensor:
+    def temperature(self) -> Tensor:
         return torch.ones(self.rows)
 
     def numbers(self) -> Tensor:
@@ -108,7 +107,7 @@ def steered(shape: Shape, whole: bool) -> Plans:
         ]
     for name, mixture, before, after, greedy in drawn:
         number = shape.numbers()
-        draw = Draw(SEED, number, number, number, shape.heat(), greedy)
+        draw = Draw(SEED, number, number, number, shape.temperature(), greedy)
         yield name, steer_triton.plan(mixture, draw, before, after, number.clone(), fast=True)
     for name, cut in (("scores", EVERYTHING), ("scores on a nucleus", NUCLEUS))[: 1 + whole]:
         out = torch.empty(shape.rows, shape.vocab)
@@ -117,38 +116,33 @@ def steered(shape: Shape, whole: bool) -> Plans:
 
 def listed(shape: Shape, whole: bool) -> Plans:
     """Plain draws, normalisers, the best tokens, candidates and drafts."""
-    x, number, heat, rows = shape.logits(), shape.numbers(), shape.heat(), shape.rows
-    yield "gumbel", gumbel_triton.plan(x, SEED, number, number, number, heat, number, fast=True)
+    x, number, temperature, rows = shape.logits(), shape.numbers(), shape.temperature(), shape.rows
+    yield (
+        "gumbel",
+        gumbel_triton.plan(x, SEED, number, number, number, temperature, number, fast=True),
+    )
     yield "row_lse", row_lse_triton.plan((x,), torch.empty(1, rows))
     for k in (50, 200, 1024) if whole else (50,):
         values = torch.empty(rows, k)
         yield f"top {k}", topk_select_triton.plan(x, values, values.long())
     values, ids = shape.logits()[:, :200], torch.zeros(rows, 200, dtype=torch.int64)
-    call = CandidateDraw(values, ids, values, heat, heat, heat, number, number, number, SEED)
+    call = CandidateDraw(
+        values, ids, values, temperature, temperature, temperature, number, number, number, SEED
+    )
     yield "candidates", candidate_sample_triton.plan(call, number, torch.empty(rows, 200))
     for places in (1, 4) if whole else (3,):
         target = shape.logits(rows * (places + 1)).view(rows, places + 1, -1)
         draft = shape.logits(rows * places).view(rows, places, -1)
         tokens = torch.zeros(rows, places, dtype=torch.int64)
-        rest = (tokens, number, number, number, number, heat, heat, SEED)
+        rest = (tokens, number, number, number, number, temperature, temperature, SEED)
         for name, scores in (("draft", draft), ("certain draft", None)):
             call = Verification(target, scores, *rest)
             yield f"{name} of {places}", spec_verify_triton.plan(call, number, number, fast=True)
 
 
 def changed(shape: Shape, whole: bool) -> Plans:
-    """What changes logits, hidden states and layers' outputs in place."""
-    x, heat, rows = shape.logits(), shape.heat(), shape.rows
-    hidden = torch.empty(rows, DEPTH, dtype=shape.dtype)
-    for rank in (16, 64) if whole else (35,):
-        left, right = torch.empty(shape.vocab, rank), torch.empty(DEPTH, rank)
-        shift = low_rank_triton.plan(x, hidden, left, right, None, 1.0, None, fast=True)
-        yield f"low rank {rank} of logits", shift
-        factors = (hidden, right, right, torch.empty(DEPTH), 1.0, heat)
-        yield f"low rank {rank} of states", low_rank_triton.plan_hidden(*factors, fast=True)
-    basis = torch.empty(DEPTH, 4)
-    yield "projection", low_rank_triton.plan_hidden(hidden, basis, basis, None, 1.0, None)
-    width = DEPTH if shape is not ODD else DEPTH + 1
+    """What changes layers' outputs in place."""
+    rows, width = shape.rows, DEPTH if shape is not ODD else DEPTH + 1
     y = torch.empty(2, rows, width, dtype=shape.dtype)
     a, b = (torch.empty(2, *size, dtype=shape.dtype) for size in ((width, 16), (16, width)))
     lora = group_lora_triton.plan(y, y.clone(), a, b, 1.0, None, fast=True, upcast=False)

@@ -14,7 +14,6 @@ from plugalign.kernels import gumbel, steer
 from plugalign.kernels.calls import CandidateDraw, Draw
 from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
-from plugalign.kernels.low_rank import low_rank_hidden, low_rank_logits
 from plugalign.kernels.mixture import Mixture, mix, weighted
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import _checked, spec_verify
@@ -32,7 +31,7 @@ SEED = 2**63 + 12345
 NUCLEUS = Truncation(0.9)
 TIE = 2e-5  # of scores, relative: what the GPU's own logarithm and fused operations may change
 EDGE = 1e-4  # of probability: what sums in another order may change where a nucleus ends
-SCRATCH = ("part_", "new_", "norm_", "coefficients", "keys", "rest", "tops", "goals", "chosen")
+SCRATCH = ("part_", "new_", "norm_", "keys", "rest", "tops", "goals", "chosen")
 
 
 def sizes() -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -58,7 +57,7 @@ class At:
         x[:, seed::97] = -INF
         return x.to(self.dtype)
 
-    def heat(self) -> torch.Tensor:
+    def temperature(self) -> torch.Tensor:
         return torch.tensor([1.0, 0.6, 0.0, 2.5], device=DEVICE).repeat(self.rows)[: self.rows]
 
     def address(self) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class At:
         return numbers | {"seed": SEED}
 
     def draw(self, greedy: bool = False) -> Draw:
-        return Draw(**self.address(), temperature=self.heat() * (not greedy), greedy=greedy)
+        return Draw(**self.address(), temperature=self.temperature() * (not greedy), greedy=greedy)
 
     def tokens(self) -> torch.Tensor:
         return torch.full((self.rows,), -77, device=DEVICE)
@@ -85,7 +84,7 @@ class Operation:
 
     Attributes:
         run: the public function, by backend.
-        same: asserts that its first result is as good as the second, the twin's.
+        same: asserts that its first result is as good as the second, the torch reference's.
         exact: where sampling has a mode without approximations, its result.
         exactly: asserts the same of that.
     """
@@ -156,7 +155,7 @@ def mixture(at: At, kind: str) -> Mixture:
     if kind == "three":
         return weighted(x[:3], (1.0, 2.0, -2.0))
     if kind == "union":
-        return Mixture(x[0], (Extreme((x[1], x[2]), weight=at.heat()),))
+        return Mixture(x[0], (Extreme((x[1], x[2]), weight=at.temperature()),))
     if kind == "mask":
         mask = (torch.arange(at.vocab, device=DEVICE) % 5 != 3).expand(at.rows, -1)
         return Mixture(x[0], (ProbabilityMix(x[1], 3.0, 1e-4),), mask)
@@ -167,10 +166,10 @@ def steered(kind: str, before: Truncation, after: Truncation, greedy: bool, at: 
     from plugalign.kernels.steer_triton import plan
 
     m, draw, tokens = mixture(at, kind), at.draw(greedy), at.tokens()
-    heat = 0.0 if greedy else draw.temperature
+    temperature = 0.0 if greedy else draw.temperature
     return Operation(
         lambda backend: steer.sample(
-            m, **at.address(), temperature=heat, before=before, after=after, backend=backend
+            m, **at.address(), temperature=temperature, before=before, after=after, backend=backend
         ),
         partial(same_draw, mix(m), draw),
         lambda: launched(plan(m, draw, before, after, tokens, fast=False), tokens),
@@ -204,8 +203,8 @@ def candidates(at: At) -> Operation:
 
     values, ids = topk_select(at.logits(0), 50, backend="torch")
     values, added = values.to(at.dtype), at.normal(at.rows, 50, seed=1, dtype=at.dtype)
-    draw, weight, tokens = at.draw(), at.heat() + 1, at.tokens()
-    top_p = (at.heat() / 3).clamp(0.3, 0.8)
+    draw, weight, tokens = at.draw(), at.temperature() + 1, at.tokens()
+    top_p = (at.temperature() / 3).clamp(0.3, 0.8)
     call = CandidateDraw(
         values,
         ids,
@@ -240,12 +239,18 @@ def verified(certain: bool, at: At) -> Operation:
     target = at.normal(at.rows, 4, at.vocab, seed=0) * 3
     noise = at.normal(at.rows, 3, at.vocab, seed=1) * 0.3
     target, draft = target.to(at.dtype), (target[:, :-1] + noise).to(at.dtype)
-    address, heat = at.address(), at.heat()
+    address, temperature = at.address(), at.temperature()
     drafted = [
-        gumbel.sample(x.contiguous(), **address | {"step": step}, temperature=heat, backend="torch")
+        gumbel.sample(
+            x.contiguous(), **address | {"step": step}, temperature=temperature, backend="torch"
+        )
         for x, step in zip(draft.unbind(1), (address["step"] + i for i in range(3)), strict=True)
     ]
-    call = address | {"target": target, "tokens": torch.stack(drafted, 1), "temperature": heat}
+    call = address | {
+        "target": target,
+        "tokens": torch.stack(drafted, 1),
+        "temperature": temperature,
+    }
     call["draft"] = None if certain else draft
 
     def same(found: Any, expected: Any) -> None:
@@ -258,23 +263,6 @@ def verified(certain: bool, at: At) -> Operation:
         return launched(plan(checked, accepted, following, fast=False), accepted, following)
 
     return Operation(lambda backend: spec_verify(**call, backend=backend), same, exact, same)
-
-
-def shifted(of_states: bool, at: At) -> Operation:
-    """A low-rank shift of logits, or of the hidden states themselves."""
-    depth, rank = sizes()[2], 16
-    hidden = at.normal(at.rows, depth, seed=0, dtype=at.dtype)
-    x = hidden if of_states else at.logits(1)
-    left = at.normal(x.shape[1], rank, seed=2)
-    right = at.normal(depth, rank, seed=3) / depth**0.5
-    rest = {"center": at.normal(depth, seed=4), "share": at.heat() * 0.5}
-    function, factors = low_rank_logits, (hidden, left, right)
-    if of_states:
-        function, factors = low_rank_hidden, (left, right)
-    return Operation(
-        lambda backend: function(x.clone(), *factors, **rest, backend=backend),
-        partial(near, rtol=torch.finfo(at.dtype).eps, atol=1e-4),
-    )
 
 
 def adapted(at: At) -> Operation:
@@ -311,7 +299,5 @@ OPERATIONS: dict[str, Callable[[At], Operation]] = {
     "candidate_sample": candidates,
     "spec_verify": partial(verified, False),
     "spec_verify-certain": partial(verified, True),
-    "low_rank_logits": partial(shifted, False),
-    "low_rank_hidden": partial(shifted, True),
     "group_lora": adapted,
 }

@@ -145,6 +145,6 @@ def tapes(monkeypatch):
     """All graphs that were made: every device has one, and draws fit into it."""
     made = []
     monkeypatch.setattr(captured_step, "graph_on", lambda device: made.append(Tape()) or made[-1])
-    monkeypatch.setattr(captured_step, "LEAST", 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", 1)
     monkeypatch.setattr(steer, "sample", drawn)
     return made

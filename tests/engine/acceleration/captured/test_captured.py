@@ -276,7 +276,7 @@ def test_what_a_body_does_by_its_length_is_not_captured(tiny, tokenizer, prompts
 
 
 def test_few_tokens_are_not_worth_a_capture(steered, prompts, tapes, monkeypatch):
-    monkeypatch.setattr(captured_step, "LEAST", NEW + 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", NEW + 1)
     assert f"for {NEW} tokens it does not pay" in steered.explain(**prompts(), **ASKED)
     generate(steered, prompts())
     assert len(tapes) == 1
@@ -350,7 +350,7 @@ def test_bodies_are_compiled_without_graphs_of_their_own(steered, prompts, monke
     torch.compiler.reset()
     made, asked, compile_ = [], [], torch.compile
     monkeypatch.setattr(captured_step, "graph_on", lambda device: made.append(Again()) or made[-1])
-    monkeypatch.setattr(captured_step, "LEAST", 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", 1)
     monkeypatch.setattr(
         torch, "compile", lambda f, **o: asked.append(o) or compile_(f, backend="eager")
     )

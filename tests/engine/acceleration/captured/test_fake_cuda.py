@@ -182,7 +182,7 @@ def seen(monkeypatch, guarded):
     monkeypatch.setattr(Launch, "run", lambda launch: seen.launched(launch))
     monkeypatch.setattr(Stopping, "failed", lambda self, ids, done: None)
     monkeypatch.setattr(Stopping, "surplus", lambda self, ids: 0)
-    monkeypatch.setattr(captured_step, "LEAST", 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", 1)
     with FakeTensorMode(), seen:
         yield seen
 

@@ -52,7 +52,7 @@ def test_who_asks_and_who_forbids(variable, capture, replays, steered, prompts, 
 def test_a_capture_that_is_asked_for_is_made_for_a_few_tokens_too(
     steered, prompts, tapes, monkeypatch
 ):
-    monkeypatch.setattr(captured_step, "LEAST", NEW + 1)
+    monkeypatch.setattr(captured_step, "MIN_TOKENS", NEW + 1)
     assert "does not pay" in steered.explain(**prompts(), **LENGTH, **STATIC)
     generate(steered, prompts(), **STATIC, capture=True)
     assert [tape.replays for tape in tapes if tape.replays] == [NEW - 2]

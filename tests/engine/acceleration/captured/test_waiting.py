@@ -68,14 +68,14 @@ def test_scores_that_go_wrong_name_source_and_step(
 def test_a_row_of_scores_is_spoiled_as_a_whole():
     inf = torch.inf
     scores = torch.tensor([[1.0, -inf, 2.0], [1.0, inf, 0.0], [torch.nan, 0.0, 0.0], [-inf] * 3])
-    got = sources.spoiled(scores)
+    got = sources.nan_unless_finite(scores)
     assert torch.equal(got[0], scores[0])
     assert got[1:].isnan().all()
 
 
 @pytest.mark.parametrize("draft", ["base", "model"])
 def test_a_round_looks_once_at_what_it_found(draft, tiny, tokenizer, prompts, monkeypatch):
-    looks, found = [], Speculator._looked_at
+    looks, found = [], Speculator._counted
     lists, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(1) or tolist(x))
 
@@ -86,7 +86,7 @@ def test_a_round_looks_once_at_what_it_found(draft, tiny, tokenizer, prompts, mo
         looks.append((len(lists), seen.count))
         return answer
 
-    monkeypatch.setattr(Speculator, "_looked_at", counted)
+    monkeypatch.setattr(Speculator, "_counted", counted)
     steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
     told = pa.Speculation(tiny(seed=3) if draft == "model" else draft, 3)
     generate(steered, prompts(), speculation=told)
