@@ -85,6 +85,8 @@ class DecodingMethod:
             max_columns=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
         remaining = stopping.remaining(call.ids) - 1
+        if is_static(call.cache):  # of the longest call so far: no shorter one is compiled anew
+            remaining = call.cache.get_max_length() - call.ids.shape[1]
         static = static_decoding(
             call.model, call.cache, call.config, remaining, captured=graph is not None
         )
