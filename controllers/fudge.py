@@ -24,7 +24,7 @@ from plugalign.algebra.shifts import CandidateShift
 from plugalign.algebra.sources import CandidateValues
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
-from plugalign.engine.readers.prefix_cache import position_ids
+from plugalign.engine.readers.positions import position_ids
 
 ANY_LENGTH = 2**31 - 1  # a rotary model has no last position
 

@@ -28,7 +28,7 @@ from plugalign.algebra.identity import Identity, model_name
 from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import Adaptive, LowRank
 from plugalign.algebra.steering import Steering
-from plugalign.engine.readers.prefix_cache import head_input
+from plugalign.engine.readers.heads import head_input
 
 TOLERANCE = 1e-3  # on read^T removed = I, after a round trip through float32
 

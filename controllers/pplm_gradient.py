@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import DynamicCache
 
 from plugalign.algebra.sources import Source, Step
-from plugalign.engine.readers.prefix_cache import PrefixCache, position_ids
+from plugalign.engine.readers.positions import position_ids
+from plugalign.engine.readers.prefix_cache import PrefixCache
 
 Variant = Literal["paper", "released"]
 SMALL = 1e-15  # added to norms, so that what has no gradient stays where it is

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
-from plugalign.engine.readers.prefix_cache import position_ids
+from plugalign.engine.readers.positions import position_ids
 from plugalign.fitting import workspace
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled

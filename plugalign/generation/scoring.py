@@ -24,8 +24,9 @@ from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import prefix_of
 from plugalign.engine.readers.carrying import check_cache
-from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import PrefixCache, head_input, packed
+from plugalign.engine.readers.heads import SplitModel, head_input
+from plugalign.engine.readers.positions import packed
+from plugalign.engine.readers.prefix_cache import PrefixCache
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running

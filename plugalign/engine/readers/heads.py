@@ -7,7 +7,8 @@ has another kind of head, is run by its own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -174,3 +175,16 @@ def _is_plain(model: Any, linear: nn.Linear) -> bool:
     whole: Tensor = model.forward(input_ids=tokens, use_cache=False).logits
     apart: Tensor = linear(hidden.to(linear.weight.dtype))
     return whole.dtype == apart.dtype and torch.equal(whole, apart)
+
+
+@contextmanager
+def head_input(model: Any) -> Iterator[list[Tensor]]:
+    """Collects the inputs of the LM head, ``(R, T, D)`` per forward, while the block runs."""
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from plugalign.engine.readers.heads import SplitModel
-from plugalign.engine.readers.prefix_cache import on_device, position_ids
+from plugalign.engine.readers.positions import position_ids
+from plugalign.engine.readers.prefix_cache import on_device
 from plugalign.engine.readers.prefix_hook import prefixes_in
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head, Logits

@@ -10,15 +10,14 @@ is the caller's mask, and position ids follow from it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.engine.readers.carrying import Carrying, check_columns
-from plugalign.engine.readers.heads import SplitModel
+from plugalign.engine.readers.heads import SplitModel, head_input
+from plugalign.engine.readers.positions import packed, position_ids
 from plugalign.engine.readers.tree_attention import tree_attention_for
 from plugalign.kernels.head import Head, Logits, full
 
@@ -288,34 +287,3 @@ class CachedScorer:
             past_key_values=self._prefix.cache,
             use_cache=True,
         )
-
-
-def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids ``(R, T)`` and their mask with all padding in front. A state takes in one token
-    after the other, so none may stand between two that are read."""
-    order = mask.argsort(dim=1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
-
-
-def position_ids(mask: Tensor, written: int = 0) -> Tensor:
-    """Position ids ``(R, T)`` as ``generate`` makes them: the first real token stands at 0, padding
-    too, and the last columns, which were ``written`` behind the prompts, go on from the one before
-    them. (Behind prompts that are padded on the right that is position 0.)"""
-    place = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if 0 < written < mask.shape[1]:
-        further = torch.arange(1, written + 1, device=mask.device)
-        place[:, -written:] = place[:, -written - 1, None] + further
-    return place
-
-
-@contextmanager
-def head_input(model: Any) -> Iterator[list[Tensor]]:
-    """Collects the inputs of the LM head, ``(R, T, D)`` per forward, while the block runs."""
-    seen: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].detach())
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
