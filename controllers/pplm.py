@@ -37,7 +37,7 @@ from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import Support
 from plugalign.controllers.pplm_gradient import Perturbed, Variant
-from plugalign.engine.readers.carrying import check_columns
+from plugalign.engine.readers.cache_spec import check_columns
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 from plugalign.kernels.topk_select import topk_select

@@ -16,7 +16,7 @@ from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.engine.batching.grouped import ExpertGroups
-from plugalign.engine.readers.carrying import check_source
+from plugalign.engine.readers.cache_spec import check_source
 from plugalign.kernels.truncation import Truncation
 
 

@@ -22,7 +22,7 @@ from plugalign.engine.batching.batched_base import takes_rows
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
-from plugalign.engine.readers.carrying import Carrying
+from plugalign.engine.readers.cache_spec import cache_spec_of
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.engine.readers.hidden import HiddenWatch
 from plugalign.engine.readers.incremental import IncrementalModel
@@ -153,7 +153,7 @@ class Run:
         that keeps no columns is asked for whole prefixes."""
 
         def reader(model: Any, keys_values: Tensor | None) -> ModelReader:
-            if not Carrying.of(model).columns:
+            if not cache_spec_of(model).columns:
                 return self._cached(model, keys_values)
             return self.incremental_model(
                 model, keys_values, static, copies=copies, all_positions=all_positions

@@ -9,7 +9,7 @@ from transformers import GenerationMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from plugalign.engine.readers.carrying import Carrying
+from plugalign.engine.readers.cache_spec import cache_spec_of
 from plugalign.generation.request import ONE_TOKEN_A_STEP, Request
 
 CACHES = (None, "dynamic", "static")
@@ -45,6 +45,6 @@ def _of_the_model(model: Any) -> str | None:
     for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
         if getattr(kind, name, None) is not getattr(GenerationMixin, name):
             return f"{kind.__name__} prepares the inputs of its forward in a way of its own"
-    if Carrying.of(model).argument != "past_key_values":
+    if cache_spec_of(model).argument != "past_key_values":
         return f"{kind.__name__} keeps a cache of its own"
     return None

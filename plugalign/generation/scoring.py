@@ -23,7 +23,7 @@ from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import prefix_of
-from plugalign.engine.readers.carrying import check_cache
+from plugalign.engine.readers.cache_spec import check_cache
 from plugalign.engine.readers.heads import SplitModel, head_input
 from plugalign.engine.readers.positions import packed
 from plugalign.engine.readers.prefix_cache import PrefixCache
@@ -104,7 +104,7 @@ class Passage:
         self._prefix = PrefixCache(model, keys_values)
         self._model, self._split = model, split
         check_cache(model)
-        if not self._prefix.carrying.columns:
+        if not self._prefix.spec.columns:
             ids, mask = packed(ids, mask)
         self._ids, self._mask = ids.to(model.device), mask.to(model.device)
         self._front, self._read = front, 0
@@ -116,7 +116,7 @@ class Passage:
         device, stop = row.device, stop + self._front
         back = column.to(self._model.device) + self._front - stop  # counted from the end
         row, first = row.to(self._model.device), self._read
-        if first == 0 or not self._prefix.carrying.columns:  # then all is read again
+        if first == 0 or not self._prefix.spec.columns:  # then all is read again
             first = self._prefix.align(self._ids[:, :stop], self._mask[:, :stop], spare=stop)
         self._read = stop
         inputs = self._prefix.inputs(self._ids[:, :stop], self._mask[:, :stop], first)

@@ -161,7 +161,7 @@ def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
     for _ in range(2):
         call(prompts(), 4)
     body = call.base.base_model
-    (recording,) = call.generator.split_models.recorder.of(body).values()
+    (recording,) = call.generator.split_models.recorder.recordings_of(body).values()
     assert recording._graph is not None and recording._proofs == 0
 
 

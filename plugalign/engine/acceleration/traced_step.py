@@ -43,7 +43,7 @@ class Recorder:
         self._known: dict[int, tuple[State, dict[Any, Recording]]] = {}
         self._compiled: dict[int, Compiled] = {}
 
-    def of(self, body: Any) -> dict[Any, Recording]:
+    def recordings_of(self, body: Any) -> dict[Any, Recording]:
         """The recordings of a body, none if it has changed since they were made."""
         state = State(body)
         known = self._known.get(id(body))
@@ -131,7 +131,7 @@ class Reading:
             return read(self._body, inputs)
         form = (len(ids), "attention_mask" in inputs, self._exact)
         if self._recordings is None:
-            self._recordings = self._recorder.of(self._body)
+            self._recordings = self._recorder.recordings_of(self._body)
         recording = self._recordings.get(form)
         if recording is None:
             _make_room(self._recordings)

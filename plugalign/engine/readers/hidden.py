@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from plugalign.engine.readers.carrying import ARGUMENTS
+from plugalign.engine.readers.cache_spec import ARGUMENTS
 
 
 class HiddenWatch:

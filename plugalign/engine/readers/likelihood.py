@@ -70,7 +70,7 @@ class LikelihoodReader:
         The last column that is held is read again, since its logits are not kept: they score the
         first new token.
         """
-        columns = self._prefix.carrying.columns  # else all of the text is read by one forward
+        columns = self._prefix.spec.columns  # else all of the text is read by one forward
         held = self._prefix.align(ids, mask, spare=1 if columns else ids.shape[1])
         known = self._prefix.values if held else torch.zeros(len(ids), 1, device=ids.device)
         if held:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.engine.readers.carrying import Carrying, check_columns
+from plugalign.engine.readers.cache_spec import cache_spec_of, check_columns
 from plugalign.engine.readers.heads import SplitModel, head_input
 from plugalign.engine.readers.positions import packed, position_ids
 from plugalign.engine.readers.tree_attention import tree_attention_for
@@ -32,7 +32,7 @@ class PrefixCache:
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
 
     Attributes:
-        carrying: how the model does.
+        spec: what kind of cache the model keeps.
         cache: None where it reads whole texts.
         values: numbers for each column that is held, ``(R, T, ...)``, cropped and reordered with
             it; without columns where none are committed.
@@ -40,7 +40,7 @@ class PrefixCache:
 
     def __init__(self, model: Any, keys_values: Tensor | None = None):
         self.model, self.keys_values = model, keys_values
-        self.carrying = Carrying.of(model)
+        self.spec = cache_spec_of(model)
         if keys_values is not None:
             check_columns(model, "a trained prefix is")
         self.offset = 0 if keys_values is None else keys_values.shape[-2]
@@ -88,14 +88,14 @@ class PrefixCache:
 
     def _goes_on(self, keep: int, held: int, length: int) -> bool:
         """Whether the cache can go on behind so many columns of those that it holds."""
-        return self.carrying.columns or (keep == held and length == held + 1)
+        return self.spec.columns or (keep == held and length == held + 1)
 
     def inputs(self, ids: Tensor, mask: Tensor, start: int, written: int = 0) -> dict[str, Any]:
         """The inputs of a forward that encodes ``ids`` ``(R, T)`` from column ``start`` on; see
         `position_ids`."""
         whole = torch.cat([mask.new_ones(len(mask), self.offset), mask], dim=1)
         place = position_ids(mask, written)[:, start:] + self.offset
-        return self.carrying.inputs(self.model, ids[:, start:], whole, place, self.cache)
+        return self.spec.inputs(self.model, ids[:, start:], whole, place, self.cache)
 
     def commit(self, ids: Tensor, mask: Tensor, values: Tensor | None = None) -> None:
         """Records that the cache now holds these columns, with ``values`` if given."""
@@ -121,7 +121,7 @@ class PrefixCache:
         return order, int(best.min())
 
     def _start(self, rows: int, device: torch.device) -> None:
-        self.cache = self.carrying.cache(self.model)
+        self.cache = self.spec.cache(self.model)
         self._ids = self._mask = torch.empty(rows, 0, dtype=torch.long, device=device)
         self.values = torch.empty(rows, 0, device=device)
         if self.keys_values is not None:
@@ -147,7 +147,7 @@ class CachedModel:
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
         self._prefix = PrefixCache(model, keys_values)
-        if self._prefix.carrying.argument is None:
+        if self._prefix.spec.argument is None:
             self._split = None
         self._accepts = inspect.signature(model.forward).parameters
         self._answers: dict[int, Logits] = {}
@@ -178,14 +178,14 @@ class CachedModel:
     def _answer(self, ids: Tensor, mask: Tensor, written: int, hidden: bool) -> Logits:
         device = ids.device
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        if not self._prefix.carrying.columns:
+        if not self._prefix.spec.columns:
             ids, mask = packed(ids, mask)
         known = self._answers.get(ids.shape[1])
         if known is not None and self._prefix.agrees(ids, mask):
             return on_device(known, device)
         start = self._prefix.align(ids, mask)
         self.encoded += ids.shape[1] - start
-        if self._prefix.carrying.argument is None:
+        if self._prefix.spec.argument is None:
             answer: Logits = self._by_length(ids, mask, hidden)
         else:
             inputs = self._prefix.inputs(ids, mask, start, written)

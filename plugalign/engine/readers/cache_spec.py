@@ -1,4 +1,4 @@
-"""How a model carries what it has read from one forward to the next: asked, never assumed.
+"""What a model keeps of the tokens it has read from forward to forward: asked, never assumed.
 
 Attention keeps a column for each token, which can be dropped or put elsewhere. State-space and
 linear attention keep a state that has taken in all tokens: it goes on by one more, and forgets
@@ -23,7 +23,7 @@ COLUMNS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
-class Carrying:
+class CacheSpec:
     """What a model's forwards take and keep.
 
     Attributes:
@@ -35,21 +35,6 @@ class Carrying:
     argument: str | None
     columns: bool
     positioned: bool
-
-    @classmethod
-    def of(cls, model: Any) -> Carrying:
-        """Asks a model, or the body of one."""
-        accepted = inspect.signature(model.forward).parameters
-        argument = next((name for name in ARGUMENTS if name in accepted), None)
-        positioned = "position_ids" in accepted
-        default = getattr(model, "_supports_default_dynamic_cache", None)
-        if argument is None or (default is not None and not default()):
-            return cls(None, False, positioned)
-        layers = [type(layer) for layer in DynamicCache(config=_text_config(model)).layers]
-        columns = all(layer in COLUMNS for layer in layers)
-        if columns and getattr(model, "_is_stateful", False):
-            return cls(None, False, positioned)  # a state that no cache of transformers holds
-        return cls(argument, columns, positioned)
 
     def cache(self, model: Any) -> Any:
         """A new cache, or None. Columns outside a sliding window are kept and masked, so that the
@@ -74,6 +59,21 @@ class Carrying:
         )
         prepared.pop("logits_to_keep", None)
         return dict(prepared)
+
+
+def cache_spec_of(model: Any) -> CacheSpec:
+    """Asks a model, or the body of one."""
+    accepted = inspect.signature(model.forward).parameters
+    argument = next((name for name in ARGUMENTS if name in accepted), None)
+    positioned = "position_ids" in accepted
+    default = getattr(model, "_supports_default_dynamic_cache", None)
+    if argument is None or (default is not None and not default()):
+        return CacheSpec(None, False, positioned)
+    layers = [type(layer) for layer in DynamicCache(config=_text_config(model)).layers]
+    columns = all(layer in COLUMNS for layer in layers)
+    if columns and getattr(model, "_is_stateful", False):
+        return CacheSpec(None, False, positioned)  # a state that no cache of transformers holds
+    return CacheSpec(argument, columns, positioned)
 
 
 def check_source(source: Source, base: Any) -> None:
@@ -106,19 +106,19 @@ def check_apart(model: Any) -> None:
         )
 
 
-def check_columns(model: Any, who: str) -> None:
+def check_columns(model: Any, what: str) -> None:
     """Refuses a model whose cache does not keep each token apart.
 
     Args:
-        who: what needs that it does, for the message.
+        what: needs that it does, for the message.
 
     Raises:
         ValueError: naming the model.
     """
-    if not Carrying.of(model).columns:
+    if not cache_spec_of(model).columns:
         raise ValueError(
             f"'{model_name(model)}' does not keep keys and values of each token, as state-space "
-            f"and linear attention models do not, and {who} just those; take a model with "
+            f"and linear attention models do not, and {what} just those; take a model with "
             "attention alone"
         )
 
@@ -130,7 +130,7 @@ def check_cache(model: Any) -> None:
     Raises:
         ValueError: naming the model.
     """
-    if Carrying.of(model).argument is None:
+    if cache_spec_of(model).argument is None:
         raise ValueError(
             f"'{model_name(model)}' keeps what it has read in a way of its own, so no likelihood "
             "of given texts can be read; take a model with a cache of transformers"
