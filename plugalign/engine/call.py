@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from plugalign.engine.readers.incremental import can_repeat
 from plugalign.engine.selection import Selection
 from plugalign.engine.stopping import max_length_of
 
@@ -16,7 +18,9 @@ class Call:
     """The arguments of a function for ``custom_generate``.
 
     Attributes:
-        ids: the prompts ``(R, T)``, each repeated ``copies`` times.
+        ids: the prompts ``(R, T)``.
+        repeats: how often each prompt stands behind itself, int64 ``(R',)``: equal ones are read
+            once. None where no two neighbouring rows are equal, or the cache cannot repeat rows.
         cache: the base's, empty.
         selection: how tokens are chosen.
         criteria: a ``StoppingCriteriaList``.
@@ -25,15 +29,11 @@ class Call:
 
     model: Any
     ids: Tensor
+    repeats: Tensor | None
     cache: Any
     selection: Selection
     criteria: Any
     config: Any
-
-    @property
-    def copies(self) -> int:
-        """The number of neighbouring rows that are equal."""
-        return self.config.num_return_sequences or 1
 
     @property
     def returns_dict(self) -> bool:
@@ -59,7 +59,7 @@ def prepared_call(
     stopping_criteria: Any,
     generation_config: Any,
     past_key_values: Any,
-    **_: Any,
+    **inputs: Any,
 ) -> Call:
     """The call of a function for ``custom_generate``, which is given these arguments."""
     selection = Selection(
@@ -71,4 +71,22 @@ def prepared_call(
             generation_config.return_dict_in_generate and generation_config.output_scores
         ),
     )
-    return Call(model, input_ids, past_key_values, selection, stopping_criteria, generation_config)
+    mask = inputs.get("attention_mask")
+    repeats = repeats_of(input_ids, mask) if can_repeat(past_key_values) else None
+    return Call(
+        model,
+        input_ids,
+        repeats,
+        past_key_values,
+        selection,
+        stopping_criteria,
+        generation_config,
+    )
+
+
+def repeats_of(ids: Tensor, mask: Tensor | None) -> Tensor | None:
+    """How many neighbouring rows ``(R, T)`` are equal, int64 ``(R',)`` for R' runs of them; None
+    where all differ from their neighbours."""
+    texts = ids if mask is None else torch.cat([ids, mask.to(ids.dtype)], 1)
+    _, counts = torch.unique_consecutive(texts, dim=0, return_counts=True)
+    return counts if len(counts) < len(ids) else None

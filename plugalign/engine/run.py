@@ -147,7 +147,10 @@ class Run:
         return SourceRunner(self.plan, self._model, self._watch, self.pad, self._length, reader)
 
     def incremental_sources(
-        self, copies: int = 1, all_positions: bool = False, static: StaticDecoding | None = None
+        self,
+        repeats: Tensor | None = None,
+        all_positions: bool = False,
+        static: StaticDecoding | None = None,
     ) -> SourceRunner:
         """The plan's sources, read incrementally; for the arguments see `IncrementalModel`. A model
         that keeps no columns is asked for whole prefixes."""
@@ -156,7 +159,7 @@ class Run:
             if not cache_spec_of(model).columns:
                 return self._cached(model, keys_values)
             return self.incremental_model(
-                model, keys_values, static, copies=copies, all_positions=all_positions
+                model, keys_values, static, repeats=repeats, all_positions=all_positions
             )
 
         return self.sources(reader)

@@ -103,13 +103,13 @@ class DecodingMethod:
             *batched,
             cache=call.cache,
             split=split,
-            copies=call.copies,
+            repeats=call.repeats,
             pad_token_id=run.pad,
             all_positions=speculation is not None,
             linear=run.plan.linear,
             exact=call.returns_logits or call.selection.want_scores,
         )
-        sources = run.incremental_sources(call.copies, speculation is not None, static)
+        sources = run.incremental_sources(call.repeats, speculation is not None, static)
         loop = DecodingLoop(run, base, sources, call.selection, stopping, graph, self._switch)
         loop.logits = () if call.returns_logits else None
         if speculation is not None:

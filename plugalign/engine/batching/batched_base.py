@@ -62,7 +62,7 @@ class BatchedBase:
             None without experts.
         cache: the base's, empty, as transformers has prepared it.
         split: the base's body and head where they may be run apart.
-        copies: so many neighbouring rows of the prompts are equal.
+        repeats: how often each prompt stands behind itself, see `Call`.
         pad_token_id: pads rows on the left.
         all_positions: see `IncrementalModel`.
         linear: the weights of sources of which only the sum is wanted, see `Plan.linear`.
@@ -81,7 +81,7 @@ class BatchedBase:
         *,
         cache: Any,
         split: SplitModel | None,
-        copies: int,
+        repeats: Tensor | None,
         pad_token_id: int,
         all_positions: bool = False,
         linear: Mapping[Hashable, float] | None = None,
@@ -95,7 +95,7 @@ class BatchedBase:
             split = split.exactly()
         self.split, self.cache = split, cache
         self._reader = IncrementalModel(
-            model, split=split, cache=cache, copies=copies, all_positions=all_positions
+            model, split=split, cache=cache, repeats=repeats, all_positions=all_positions
         )
         self._layout = context_layout(contexts.values(), pad_token_id)
         if is_static(cache) and (more := self._layout.depth + self._layout.width):
@@ -168,15 +168,16 @@ class BatchedBase:
         rows, masks = zip(*(self._layout.rows(c, ids, mask) for c in contexts), strict=True)
         if self._layout.depth:
             filled = self._layout.keys_values(contexts, self.model.dtype).to(self.model.device)
-            fill(self.cache, filled.repeat_interleave(len(ids) // self._reader.copies, 2))
+            fill(self.cache, filled.repeat_interleave(self._reader.distinct(len(ids)), 2))
         return self._reader.logits(torch.cat(rows), torch.cat(masks))
 
     def base_rows(self, seen: Tensor | None, rows: int) -> Tensor | None:
-        """The base's own ``(R, D)`` of what a hook saw of all rows ``(R', D)``, where neighbouring
-        copies may have been read once."""
+        """The base's own ``(R, D)`` of what a hook saw of all rows ``(R', D)``, where equal prompts
+        may have been read once."""
         if seen is None:
             return None
-        return seen.repeat_interleave(self.blocks * rows // len(seen), 0)[:rows]
+        every: Tensor = seen if len(seen) == self.blocks * rows else self._reader.repeated(seen)
+        return every[:rows]
 
     def restarted(self) -> BatchedBase:
         """The same, with nothing read yet and a cache of its own."""
@@ -187,7 +188,7 @@ class BatchedBase:
             self._grouped,
             cache=cache,
             split=self.split,
-            copies=1,
+            repeats=None,
             pad_token_id=self._layout.pad,
             linear=self._linear,
             exact=self._exact,

@@ -34,13 +34,13 @@ class IncrementalModel:
         keys_values: optional trained prefix ``(layers, 2, H_kv, P, D_head)`` in front of every row.
         split: the model's body and head where they may be run apart; logits are then a `Head`.
         cache: where keys and values go; None makes a dynamic cache.
-        copies: so many neighbouring rows are equal in the first call, and are read once.
+        repeats: how many neighbouring rows of the first call are equal, int64 ``(R',)``; these are
+            read once. A call with several blocks of rows repeats in each of them.
         all_positions: whether later calls give the logits of each new column, not only the last.
         max_columns: makes the cache static, with so many columns behind those of the first call;
             only where no ``cache`` is given.
 
     Attributes:
-        copies: so many neighbouring rows of the first call are read once.
         length: the columns of ids that have been read.
     """
 
@@ -51,14 +51,15 @@ class IncrementalModel:
         *,
         split: SplitModel | None = None,
         cache: Cache | None = None,
-        copies: int = 1,
+        repeats: Tensor | None = None,
         all_positions: bool = False,
         max_columns: int | None = None,
     ):
         self.model, self._split, self._all_positions = model, split, all_positions
         self._max_columns = max_columns if cache is None else None
         self.cache: Any = cache if cache is not None else DynamicCache(config=text_config(model))
-        self._keys_values, self.copies = keys_values, copies if can_repeat(self.cache) else 1
+        self._keys_values = keys_values
+        self._repeats = repeats if can_repeat(self.cache) else None
         self.length = 0
         self._mask: Tensor | None = None  # None where nothing is masked: no model needs it then
         # Flash attention takes the length of a text from its mask, or without one from the cache.
@@ -127,8 +128,8 @@ class IncrementalModel:
             width = mask.shape[1] + depth
             config = text_config(self.model)
             self.cache = StaticCache(config=config, max_cache_len=width + self._max_columns)
-            self._options["past_key_values"], self.copies = self.cache, 1
-        ids, mask = ids[:: self.copies], mask[:: self.copies]
+            self._options["past_key_values"], self._repeats = self.cache, None
+        ids, mask = self._distinct_rows(ids), self._distinct_rows(mask)
         if self._keys_values is not None:
             trained = self._keys_values.to(self.model.device, self.model.dtype)
             fill(self.cache, trained[:, :, None].expand(-1, -1, len(ids), -1, -1, -1))
@@ -140,10 +141,11 @@ class IncrementalModel:
             self._mask = mask
         answer = self._forward(ids, place, held)
         self._position = place[:, -1:].clone()
-        if self.copies > 1:
-            self.cache.batch_repeat_interleave(self.copies)
-            self._position, answer = self._repeated(self._position), self._repeated(answer)
-            self._mask = None if self._mask is None else self._repeated(self._mask)
+        if self._repeats is not None:
+            rows = torch.arange(len(ids), device=ids.device)
+            self.cache.batch_select_indices(self.repeated(rows))
+            self._position, answer = self.repeated(self._position), self.repeated(answer)
+            self._mask = None if self._mask is None else self.repeated(self._mask)
         if self._is_fixed:  # some models need a mask, and it keeps this shape
             columns = self.cache.get_max_length() - sum(prefixes_in(self.cache).values())
             mask = mask if self._mask is None else self._mask
@@ -178,10 +180,26 @@ class IncrementalModel:
         """Whether every step reads keys, values and a mask of one shape."""
         return is_static(self.cache) and not self._flash
 
-    def _repeated(self, rows: Any) -> Any:
+    def distinct(self, rows: int) -> int:
+        """How many of the first call's rows are read."""
+        return rows if self._repeats is None else len(self._repeats)
+
+    def repeated(self, rows: Any) -> Any:
+        """What was read of the first call's distinct rows ``(R', ...)``, for all its rows."""
         if isinstance(rows, Head):
-            return replace(rows, hidden=self._repeated(rows.hidden))
-        return rows.repeat_interleave(self.copies, 0)
+            return replace(rows, hidden=self.repeated(rows.hidden))
+        if self._repeats is None:
+            return rows
+        counts = self._repeats.to(rows.device)
+        return rows.repeat_interleave(counts.repeat(len(rows) // len(counts)), 0)
+
+    def _distinct_rows(self, rows: Tensor) -> Tensor:
+        """The first of equal rows ``(R, T)``, in each block of the call."""
+        if self._repeats is None:
+            return rows
+        counts = self._repeats.to(rows.device)
+        counts = counts.repeat(len(rows) // int(counts.sum()))
+        return rows[counts.cumsum(0) - counts]
 
 
 def fill(cache: Any, keys_values: Tensor) -> None:
