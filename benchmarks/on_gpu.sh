@@ -75,7 +75,7 @@ if [ -n "$rehearse" ]; then
   export TRITON_INTERPRET=1
   python+=(benchmarks/rehearsal.py)
   kernels=(--device cpu --backend triton --batch 1 --vocab 100 --rounds 1 --tried 1,8 --budget 1000)
-  methods=(--batch 1,2 --new-tokens 18 --rounds 1) shapes=(--tiny)
+  methods=(--batch 2 --new-tokens 8 --rounds 1) shapes=(--tiny)
   narrow=(-k "bf16-B2-V64 or nothing")
   sanitizer=(env)
 fi

@@ -57,7 +57,7 @@ def test_every_step_is_rehearsed(tmp_path):
         assert all(row["ours"]["captured"] and not row["wrong"] for row in report["results"])
         assert all(row["host"] > 0 for row in report["results"])
     costs = json.loads((tmp_path / "methods.json").read_text())
-    assert len(costs) == 7 * 2 * 2 and not any("error" in cost for cost in costs)
+    assert len(costs) == 7 * 2 and not any("error" in cost for cost in costs)
     paths = {cost["capture"]: cost["path"] for cost in costs}
     assert paths == {"on": "graph", "off": "loop"}
     tuned = json.loads((tmp_path / "tuning.json").read_text())

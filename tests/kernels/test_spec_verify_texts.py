@@ -130,7 +130,10 @@ def test_streams_have_no_step_in_common_and_are_independent():
     assert (np.diff(starts) >= module.STEPS).all()
     step = torch.arange(200_000)
     noise = [gumbel_noise(torch.tensor(0), step + start, 5, 6, 7) for start in starts[:3]]
-    tenths = [np.searchsorted(np.quantile(x, np.linspace(0, 1, 7)[1:-1]), x) for x in noise]
+    tenths = [
+        np.searchsorted(np.quantile(x, np.linspace(0, 1, 7)[1:-1]), x)
+        for x in map(np.asarray, noise)
+    ]
     cells = np.bincount(np.ravel_multi_index(tenths, (6, 6, 6)), minlength=216)
     assert chi2_contingency(cells.reshape(6, 6, 6)).pvalue > 1e-3
 
