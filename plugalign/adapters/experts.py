@@ -37,7 +37,7 @@ DAMAGE = (
 class ModelConfig(BaseModel):
     """What every model's config.json must say."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(protected_namespaces=(), extra="allow", strict=True)
 
     model_type: str
 
