@@ -1,0 +1,148 @@
+"""The I-projection against SLSQP, and what it promises for any shift."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from plugalign.kernels.projection import project
+
+
+def problem(rows=6, k=12, j=2, strength=2.0, slack=0.0, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    log_rho = (2 * torch.randn(rows, k, generator=make, dtype=torch.float64)).log_softmax(-1)
+    delta = strength * torch.randn(rows, k, generator=make, dtype=torch.float64)
+    g = torch.rand(rows, j, k, generator=make, dtype=torch.float64)
+    bounds = (g @ log_rho.exp()[..., None])[..., 0] + slack
+    return log_rho, delta, g, bounds
+
+
+def slsqp(log_rho, delta, g, bounds, kappa):
+    """The minimum of KL(q || rho e^delta), found by a general solver over q itself."""
+    rho, d, g, b = (x.numpy() for x in (log_rho.exp(), delta, g, bounds))
+    target = np.log(rho) + d
+    target = target - np.logaddexp.reduce(target)
+
+    def log(q):
+        return np.log(np.clip(q, 1e-300, None))
+
+    limits = [
+        {"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones_like(q)},
+        {"type": "ineq", "fun": lambda q: b - g @ q, "jac": lambda q: -g},
+    ]
+    if math.isfinite(kappa):
+        limits.append(
+            {
+                "type": "ineq",
+                "fun": lambda q: kappa - (q * (log(q) - np.log(rho))).sum(),
+                "jac": lambda q: -(log(q) - np.log(rho) + 1),
+            }
+        )
+    found = minimize(
+        lambda q: (q * (log(q) - target)).sum(),
+        rho,
+        jac=lambda q: log(q) - target + 1,
+        bounds=[(1e-12, 1)] * len(rho),
+        constraints=limits,
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 1000},
+    )
+    assert found.success, found.message
+    return found.fun
+
+
+def kl_to_target(log_q, log_rho, delta):
+    target = (log_rho + delta).log_softmax(-1)
+    return (log_q.exp() * (log_q - target)).sum(-1)
+
+
+@pytest.mark.parametrize("kappa", [math.inf, 0.05, 0.5])
+@pytest.mark.parametrize("j", [1, 2, 4])
+def test_it_finds_the_minimum(j, kappa):
+    parts = problem(j=j, slack=0.01, seed=j)
+    found = project(*parts, kappa)
+    got = kl_to_target(found.log_q, *parts[:2])
+    for row in range(len(got)):
+        want = slsqp(*(part[row] for part in parts), kappa)
+        assert float(got[row]) == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("kappa", [math.inf, 0.02])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strength", [0.1, 10.0, 1000.0])
+def test_no_shift_passes_a_bound_or_the_budget(strength, dtype, kappa):
+    log_rho, delta, g, _ = problem(rows=100, k=40, j=3, strength=strength)
+    log_rho, delta, g = log_rho.to(dtype), delta.to(dtype), g.to(dtype)
+    bounds = (g.double() @ log_rho.double().softmax(-1)[..., None])[..., 0]
+    found = project(log_rho, delta, g, bounds, kappa)
+    q = found.log_q.exp()
+    excess = (g.double() @ q[..., None])[..., 0] - bounds
+    assert float(excess.max()) <= 1e-9
+    kl = (q * (found.log_q - log_rho.double().log_softmax(-1))).sum(-1)
+    assert float(kl.max()) <= kappa + 1e-9
+    torch.testing.assert_close(q.sum(-1), torch.ones(100, dtype=torch.float64))
+
+
+def test_without_a_shift_it_is_the_reference():
+    log_rho, delta, g, bounds = problem(j=3)
+    found = project(log_rho, 0 * delta, g, bounds, 0.1)
+    torch.testing.assert_close(found.log_q, log_rho, rtol=0, atol=1e-14)
+    assert not found.multipliers.any() and not found.repair.any()
+
+
+def test_without_limits_it_is_the_plain_sum():
+    log_rho, delta, g, bounds = problem(strength=5.0)
+    found = project(log_rho, delta, g, bounds + 1.0)
+    torch.testing.assert_close(found.log_q, (log_rho + delta).log_softmax(-1))
+    assert (found.scale == 1).all() and not found.multipliers.any()
+
+
+def test_multipliers_act_only_where_a_bound_binds():
+    found = project(*problem(rows=50, k=30, j=3, slack=0.02, strength=3.0))
+    log_rho, _, g, bounds = problem(rows=50, k=30, j=3, slack=0.02, strength=3.0)
+    slackness = found.multipliers * (found.expected - bounds)
+    assert float(slackness[found.repair == 0].abs().max()) <= 1e-9
+    assert bool((found.multipliers > 0).any()) and bool((found.multipliers == 0).any())
+
+
+def test_a_candidate_that_is_out_stays_out():
+    log_rho, delta, g, _ = problem()
+    log_rho[:, 3] = -math.inf
+    bounds = (g @ log_rho.softmax(-1)[..., None])[..., 0]
+    found = project(log_rho, delta, g, bounds, 0.3)
+    assert bool((found.log_q[:, 3] == -math.inf).all())
+    assert bool(found.log_q[:, :3].isfinite().all())
+
+
+def test_no_budget_is_the_reference_alone():
+    log_rho, delta, g, bounds = problem()
+    found = project(log_rho, delta, g, bounds, 0.0)
+    assert float(found.kl.max()) <= 1e-12
+
+
+def test_rows_do_not_hang_together():
+    parts = problem(rows=8, j=2, strength=4.0)
+    together = project(*parts, 0.2).log_q
+    for row in range(8):
+        alone = project(*(part[row : row + 1] for part in parts), 0.2).log_q
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: (p[0][0], *p[1:]), r"log_rho must be \(R, K\)"),
+        (lambda p: (p[0], p[1][:, 1:], *p[2:]), r"delta must be \(6, 12\), got \(6, 11\)"),
+        (lambda p: (*p[:2], p[2][:, 0], p[3]), r"g must be \(R, J, K\)"),
+        (lambda p: (*p[:3], p[3][:, :1]), r"bounds must be \(6, 2\), got \(6, 1\)"),
+        (lambda p: (*p[:3], p[3] - 0.1), "a bound lies 0.1 below what the reference itself"),
+        (lambda p: (p[0], p[1] * math.nan, *p[2:]), "delta must be finite"),
+        (lambda p: (p[0] - math.inf, *p[1:]), "each row of log_rho needs a candidate"),
+        (lambda p: (*p, -0.5), "the KL budget must be at least 0 nats, got -0.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        project(*change(problem()))
