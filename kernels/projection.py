@@ -1,9 +1,9 @@
 """The I-projection of a shifted distribution on bounds of expectations, inside a budget of KL.
 
-    q = argmin KL(q || rho e^delta)   subject to   E_q[g_j] <= b_j for all j   and   KL(q || rho) <= kappa
+    q = argmin KL(q || rho e^delta)   subject to   E_q[g_j] <= b_j for all j,  KL(q || rho) <= kappa
 
-over K candidates of each row. By the Lagrangian (Csiszar 1975, "I-divergence geometry of probability
-distributions and minimization problems")
+over K candidates of each row. By the Lagrangian (Csiszar 1975, "I-divergence geometry of
+probability distributions and minimization problems")
 
     log q = log rho + s delta - sum_j lambda_j g_j + const,   0 <= s <= 1,   lambda_j >= 0
 
@@ -13,8 +13,8 @@ bisection. What rounding or an unfinished search leaves above a bound is taken a
 
     q' = (1 - tau) q + tau rho
 
-with the smallest tau that satisfies every bound and the budget (KL is convex, so it falls by 1 - tau
-at least). That always exists, because rho satisfies them: ``b_j >= E_rho[g_j]`` and ``kappa >= 0``.
+with the smallest tau that satisfies every bound and the budget (KL is convex, so it falls by
+1 - tau at least). There is one, because rho satisfies them: ``b_j >= E_rho[g_j]``, ``kappa >= 0``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def project(
         log_rho: log-probabilities of the candidates ``(R, K)``, normalised over them or not; -inf
             leaves a candidate out.
         delta: the shift ``(R, K)``, finite.
-        g: of each candidate ``(R, J, K)``, finite; how far it violates each principle, for instance.
+        g: of each candidate ``(R, J, K)``, finite; how far it violates a principle, for instance.
         bounds: ``(R, J)``, none below the expectation of g under rho.
         kappa: the budget in nats, a number or ``(R,)``; infinity for none.
 

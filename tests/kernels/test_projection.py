@@ -100,8 +100,8 @@ def test_without_limits_it_is_the_plain_sum():
 
 
 def test_multipliers_act_only_where_a_bound_binds():
-    found = project(*problem(rows=50, k=30, j=3, slack=0.02, strength=3.0))
-    log_rho, _, g, bounds = problem(rows=50, k=30, j=3, slack=0.02, strength=3.0)
+    parts = problem(rows=50, k=30, j=3, slack=0.02, strength=3.0)
+    found, bounds = project(*parts), parts[-1]
     slackness = found.multipliers * (found.expected - bounds)
     assert float(slackness[found.repair == 0].abs().max()) <= 1e-9
     assert bool((found.multipliers > 0).any()) and bool((found.multipliers == 0).any())
