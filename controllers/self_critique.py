@@ -122,7 +122,7 @@ class SelfCritique(Controller):
         return asdict(self)
 
     def check(self, model: Any, tokenizer: Any) -> None:
-        """Refuses verdicts that cannot be told apart, and warns of a model that cannot judge.
+        """Refuses verdicts that begin alike, and warns of a model that cannot judge.
 
         The latter costs a forward or two of short texts. It is left out where it would say
         nothing: critique and verdicts are not the default ones, which `LABELLED` is about, or the

@@ -69,7 +69,7 @@ class Chat:
 
 
 def chat_of(tokenizer: Any) -> Chat | None:
-    """The turns of a tokenizer's chat template. None where there are none to be told: without a
+    """The turns of a tokenizer's chat template. None where they are unknown: without a
     template, with one that refuses a plain conversation or puts nothing around messages, and for
     a tokenizer that does not know which characters its tokens stand for."""
     if getattr(tokenizer, "chat_template", None) is None or not tokenizer.is_fast:

@@ -157,7 +157,7 @@ class DecodingLoop:
         )
 
     def _check_tokens(self, ids: Tensor, mask: Tensor, done: bool) -> None:
-        """Raises for a step that gave no token, which is looked for now and then."""
+        """Raises for a step that gave no token; `Stopping.failed` says how often the host looks."""
         if (column := self._stopping.failed(ids, done)) is not None:
             mask = self._extended_mask(mask, column)
             self._raise_for_earlier(prefix_of(ids[:, :column], mask))

@@ -59,9 +59,9 @@ def fused(module: nn.Module) -> nn.Module:
     operations: one gives the same to rounding."""
     if type(module) is NewGELUActivation:
         return nn.GELU("tanh").eval()
-    twin = copy.copy(module)
-    twin._modules = {name: child and fused(child) for name, child in module._modules.items()}
-    return twin
+    copied = copy.copy(module)
+    copied._modules = {name: child and fused(child) for name, child in module._modules.items()}
+    return copied
 
 
 class Step(nn.Module):
