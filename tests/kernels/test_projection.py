@@ -20,7 +20,8 @@ def problem(rows=6, k=12, j=2, strength=2.0, slack=0.0, seed=0):
 
 
 def slsqp(log_rho, delta, g, bounds, kappa):
-    """The minimum of KL(q || rho e^delta), found by a general solver over q itself."""
+    """The minimum of KL(q || rho e^delta), found by a general solver over q itself, from several
+    starts: near a minimum its line search may end for rounding alone, and says that it failed."""
     rho, d, g, b = (x.numpy() for x in (log_rho.exp(), delta, g, bounds))
     target = np.log(rho) + d
     target = target - np.logaddexp.reduce(target)
@@ -40,17 +41,21 @@ def slsqp(log_rho, delta, g, bounds, kappa):
                 "jac": lambda q: -(log(q) - np.log(rho) + 1),
             }
         )
-    found = minimize(
-        lambda q: (q * (log(q) - target)).sum(),
-        rho,
-        jac=lambda q: log(q) - target + 1,
-        bounds=[(1e-12, 1)] * len(rho),
-        constraints=limits,
-        method="SLSQP",
-        options={"ftol": 1e-12, "maxiter": 1000},
-    )
-    assert found.success, found.message
-    return found.fun
+    found = [
+        minimize(
+            lambda q: (q * (log(q) - target)).sum(),
+            (1 - share) * rho + share / len(rho),
+            jac=lambda q: log(q) - target + 1,
+            bounds=[(1e-12, 1)] * len(rho),
+            constraints=limits,
+            method="SLSQP",
+            options={"ftol": 1e-12, "maxiter": 1000},
+        )
+        for share in (0.0, 0.1, 0.3, 0.6, 1.0)
+    ]
+    ended = [one.fun for one in found if one.success]
+    assert ended, [one.message for one in found]
+    return min(ended)
 
 
 def kl_to_target(log_q, log_rho, delta):
