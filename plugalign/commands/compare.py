@@ -20,8 +20,19 @@ Model = Annotated[
     str | None, typer.Option(help="Hub id or folder.", show_default="the pocket model")
 ]
 Prompts = Annotated[
-    str | None, typer.Option(help='JSONL or CSV with a "text" field, or text file.')
+    str | None,
+    typer.Option(help='JSONL or CSV with a "text" or "messages" field, or text file.'),
 ]
+Chat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|on|off",
+        help="Prompts as the user's turn of the tokenizer's chat template; auto: for instruct "
+        "models, and for messages.",
+        show_default="auto",
+    ),
+]
+System = Annotated[str | None, typer.Option(help="A system message in front of each chat.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
 Methods = Annotated[
     str | None,
@@ -60,7 +71,8 @@ Agreement = Annotated[
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(help="Answers to a prompt.", show_default="25, pocket 4")
+    int | None,
+    typer.Option(help="Answers to a prompt.", show_default="25, pocket 4, 1 where none is drawn"),
 ]
 NewTokens = Annotated[
     int | None, typer.Option(help="Length of an answer in tokens.", show_default="20")
@@ -71,6 +83,14 @@ MinNewTokens = Annotated[
 ]
 Temperature = Annotated[float | None, typer.Option(show_default="1.0")]
 TopP = Annotated[float | None, typer.Option(show_default="0.9")]
+TopK = Annotated[int | None, typer.Option(help="0 keeps all tokens.", show_default="0")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="The most probable token, none is drawn.")]
+NumBeams = Annotated[
+    int | None, typer.Option(help="Beams of a beam search; none is drawn.", show_default="1")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1: against repetition.", show_default="1.0")
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Answers at a time.", show_default="32, pocket 50")
 ]
@@ -99,6 +119,8 @@ def compare(
     model: Model = None,
     prompts: Prompts = None,
     limit: Limit = None,
+    chat: Chat = None,
+    system: System = None,
     methods: Methods = None,
     controllers: Controllers = None,
     settings: Set = None,
@@ -110,6 +132,10 @@ def compare(
     min_new_tokens: MinNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
+    top_k: TopK = None,
+    greedy: Greedy = False,
+    num_beams: NumBeams = None,
+    repetition_penalty: RepetitionPenalty = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     out: Out = None,
@@ -125,6 +151,7 @@ def compare(
         "controllers": options.named(controllers, "--controllers"),
         "settings": options.settings(settings, "--set"),
         "judges": options.judges(judge),
+        "greedy": greedy or None,
         "resume": resume or None,
     }
     for name in ("spec", "judge", "trust"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
-from plugalign.evaluation.comparison.generation import Decoding, end_tokens
-from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
+from plugalign.evaluation.comparison.decoding import Decoding
+from plugalign.evaluation.comparison.generation import end_tokens
+from plugalign.evaluation.comparison.prompts import Prompts, load_prompts, paragraphs
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
 from plugalign.evaluation.comparison.variants import varied
@@ -26,6 +27,7 @@ from plugalign.evaluation.run_folder.describe import (
 )
 from plugalign.evaluation.run_folder.manifest import (
     AgreementSet,
+    ChatRecord,
     DataRecord,
     JudgeRecord,
     Manifest,
@@ -34,6 +36,7 @@ from plugalign.evaluation.run_folder.manifest import (
     Settings,
 )
 from plugalign.files.fingerprint import file_hash
+from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -54,6 +57,12 @@ class Study:
     metrics: Metrics
     scorer: tuple[Any, Any] | None
     is_pocket: bool
+    chat: ChatChoice
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self.chat.end_tokens(end_tokens(self.model, self.tokenizer))
 
     def manifest(self, decoding: Decoding, references: References) -> Manifest:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
@@ -83,7 +92,18 @@ class Study:
             judge_details={name: self._judge(name) for name in self.judges},
             metrics={metric.name: metric.record() for metric in self.metrics.every},
             scorer=ScorerRecord(**scorer.model_dump(), is_base=self.scorer is None),
+            chat=self._chat(),
             **asdict(decoding),
+        )
+
+    def _chat(self) -> ChatRecord:
+        used = self.chat.format
+        return ChatRecord(
+            asked=self.chat.asked,
+            used=used is not None,
+            why=self.chat.why,
+            system=None if used is None else used.system,
+            template=None if used is None else used.template,
         )
 
     def _judge(self, name: str) -> JudgeRecord:
@@ -115,9 +135,21 @@ class Study:
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
         if self.scorer is not None:
-            return Scorer(*self.scorer, self.prompts.texts, None)
-        ends = end_tokens(self.model, self.tokenizer)
-        return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, ends)
+            return Scorer(*self.scorer, self._read_by(*self.scorer), None)
+        return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, self.ends)
+
+    def _read_by(self, model: Any, tokenizer: Any) -> list[str]:
+        """The prompts as the texts that another model reads: chats in its own template, if it is
+        an instruct model too, else each message as a paragraph."""
+        used = self.chat.format
+        if used is None:
+            return list(self.prompts.texts)
+        own = choose_chat(model, tokenizer).format
+        if own is not None:
+            own = replace(own, system=used.system)
+        return [
+            paragraphs(p, used.system) if own is None else own.text(p) for p in self.prompts.every
+        ]
 
 
 def make_study(
@@ -126,12 +158,14 @@ def make_study(
     methods: Sequence[str] | None,
     controllers: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
-    prompts: str | Path | Sequence[str] | None,
+    prompts: str | Path | Sequence[Any] | None,
     limit: int | None,
     judges: Mapping[str, Any] | Sequence[Any] | None,
     scorer: Any,
     metrics: Sequence[Metric] | None,
     dtype: str,
+    chat: str = "auto",
+    system: str | None = None,
 ) -> Study:
     """Checks and loads the arguments of `plugalign.evaluation.comparison.compare.compare`.
 
@@ -159,6 +193,7 @@ def make_study(
         metrics=chosen_metrics,
         scorer=None if scorer is None else resolve_model(scorer, None, dtype),
         is_pocket=is_pocket,
+        chat=choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations),
     )
 
 
@@ -169,7 +204,7 @@ def _require(**needed: Any) -> None:
             raise ValueError(f"with a model of your own, give {name} too")
 
 
-def _prompts(prompts: str | Path | Sequence[str] | None, limit: int | None) -> Prompts:
+def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> Prompts:
     if prompts is None:
         return load_prompts(pocket_prompts(POCKET_PROMPTS, PROMPT_SEED), limit)
     return load_prompts(prompts, limit)

@@ -68,6 +68,22 @@ class PromptsRecord(_Part):
     sha256: str
 
 
+class ChatRecord(_Part):
+    """Whether prompts were put into turns of the tokenizer's chat template.
+
+    Attributes:
+        asked: "auto", "on" or "off". used: what became of it. why: the reason.
+        system: the system message that was given.
+        template: a hash of the chat template.
+    """
+
+    asked: Literal["auto", "on", "off"]
+    used: bool
+    why: str
+    system: str | None = None
+    template: str | None = None
+
+
 class JudgeRecord(_Part):
     """A judge.
 
@@ -115,6 +131,7 @@ class Settings(_Part):
     prompts: PromptsRecord | None = None
     judges: tuple[str, ...]
     judge_details: dict[str, JudgeRecord] = {}
+    chat: ChatRecord | None = None
     metrics: dict[str, MetricRecord] = {}
     scorer: ScorerRecord
     samples: int
@@ -124,6 +141,10 @@ class Settings(_Part):
     batch_size: int = 0
     seed: int
     min_new_tokens: int = 0
+    top_k: int = 0
+    greedy: bool = False
+    num_beams: int = 1
+    repetition_penalty: Number = 1.0
 
     def rows(self) -> list[str]:
         """All methods and what they are compared with, in the order of a table."""
