@@ -32,7 +32,6 @@ Chat = Annotated[
         show_default="auto",
     ),
 ]
-System = Annotated[str | None, typer.Option(help="A system message in front of each chat.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
 Methods = Annotated[
     str | None,
@@ -120,7 +119,7 @@ def compare(
     prompts: Prompts = None,
     limit: Limit = None,
     chat: Chat = None,
-    system: System = None,
+    system: options.System = None,
     methods: Methods = None,
     controllers: Controllers = None,
     settings: Set = None,

@@ -60,6 +60,8 @@ def fit(
     limit: Limit = None,
     settings: Set = None,
     minutes: Minutes = None,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -69,8 +71,13 @@ def fit(
     columns |= {"text": text, "label": label}
     check_folder(out)
     if method == "judge":
-        _refuse_for_a_judge(settings, minutes, dtype)
-        _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads)
+        _refuse_for_a_judge(settings, dtype, chat, system)
+        if model is None and minutes is not None:
+            raise ValueError(
+                f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
+            )
+        bound = MINUTES if minutes is None else minutes
+        _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads, bound)
         return
     if model is None:
         raise ValueError(f"fit {method} needs --model, the model to steer")
@@ -89,15 +96,19 @@ def fit(
         minutes=MINUTES if minutes is None else minutes,
         dtype=dtype,
         threads=threads,
+        chat=chat,
+        system=system,
     )
     show(done)
 
 
-def _refuse_for_a_judge(settings: list[str] | None, minutes: float | None, dtype: str) -> None:
+def _refuse_for_a_judge(
+    settings: list[str] | None, dtype: str, chat: str, system: str | None
+) -> None:
     if settings:
         raise ValueError(f"a judge has no settings, got --set {settings[0]}")
-    if minutes is not None:
-        raise ValueError(f"a judge has no --minutes, got {minutes:g}; leave it out")
+    if chat != "auto" or system is not None:
+        raise ValueError("a judge reads answers without their chat; leave --chat and --system out")
     if dtype != "auto":
         raise ValueError(f"a judge is fitted in float32, got --dtype {dtype}; leave it out")
 
@@ -109,6 +120,7 @@ def _fit_judge(
     desired: str | None,
     read: dict[str, Any],
     threads: int | None,
+    minutes: float,
 ) -> None:
     import torch
 
@@ -119,4 +131,5 @@ def _fit_judge(
     if threads is not None:
         torch.set_num_threads(threads)
     labelled = load_data(data, **read)
-    show(fit_judge(labelled, out, desired=desired, encoder=encoder).describe())
+    fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
+    show(fitted.describe())

@@ -20,6 +20,14 @@ Dtype = Annotated[
     str,
     typer.Option(metavar="auto|bfloat16|float16|float32", help="The precision of the model."),
 ]
+Chat = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|on|off",
+        help="Texts inside the tokenizer's chat template; auto: for instruct models.",
+    ),
+]
+System = Annotated[str | None, typer.Option(help="A system message in front of each chat.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of torch.")]
 
 

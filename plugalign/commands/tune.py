@@ -44,7 +44,7 @@ def tune(
     prompts: Prompts = None,
     limit: shared.Limit = None,
     chat: shared.Chat = None,
-    system: shared.System = None,
+    system: options.System = None,
     judge: shared.Judges = None,
     scorer: shared.Scorer = None,
     max_perplexity: MaxPerplexity = 1.15,

@@ -20,7 +20,7 @@ from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
 from plugalign.loading import load_model
 
-OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
+OWN_OPTIONS = ("desired", "minutes", "chat", "system")  # of the command, not of --set
 
 
 def fitter(method: str) -> tuple[Fit[Controller], Mapping[str, Any]]:
@@ -84,6 +84,8 @@ def fit_files(
     minutes: float,
     dtype: str,
     threads: int | None,
+    chat: str = "auto",
+    system: str | None = None,
 ) -> str:
     """What the command does with its options: says what it does as it goes, and returns what there
     is to say at the end.
@@ -93,6 +95,7 @@ def fit_files(
         columns: of the data, see `load_data`.
         settings: ``NAME=VALUE`` pairs.
         dtype: see `chosen_dtype`.
+        chat, system: see `FitSettings`.
 
     Raises:
         ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
@@ -107,7 +110,14 @@ def fit_files(
     say(f"loading {name}")
     model, tokenizer = load_model(name, precision)
     controller = run_fit(
-        method, model, tokenizer, data, out, desired=desired, minutes=minutes, settings=chosen
+        method,
+        model,
+        tokenizer,
+        data,
+        out,
+        desired=desired,
+        minutes=minutes,
+        settings={**chosen, "chat": chat, "system": system},
     )
     return describe(controller, model, name, out)
 

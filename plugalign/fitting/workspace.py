@@ -23,9 +23,18 @@ RECORD, FINISHED = "fit.json", "finished"
 
 
 def record(
-    method: str, model: Any, tokenizer: Any, data: Labelled, settings: Mapping[str, Any]
+    method: str,
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    settings: Mapping[str, Any],
+    chat: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is fitted, as JSON values: equal for two fits that give the same result."""
+    """What is fitted, as JSON values: equal for two fits that give the same result.
+
+    Args:
+        chat: whether texts are answers in a chat, and which.
+    """
     identity = identify(model, tokenizer)
     return {
         "method": method,
@@ -39,6 +48,7 @@ def record(
             "sha256": fingerprint(data.texts, data.labels),
         },
         "settings": json.loads(json.dumps(settings, sort_keys=True)),
+        "chat": dict(chat or {}),
     }
 
 

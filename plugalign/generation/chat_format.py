@@ -20,6 +20,7 @@ from plugalign.files.messages import Message, Prompt
 from plugalign.generation.chat import Chat, chat_of, encode
 from plugalign.generation.request import token_list
 
+SAID = "what-the-user-says"  # stands for any text
 ChatMode = Literal["auto", "on", "off"]
 
 
@@ -70,8 +71,16 @@ class ChatFormat:
         Raises:
             ValueError: see `text`.
         """
+        return self._framed(self.text(prompt, what))
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The token ids in front of what the user says in the first turn, and behind it."""
+        front, behind = self.text(SAID).split(SAID)
+        return self._framed(front), encode(self.chat.tokenizer, behind)
+
+    def _framed(self, text: str) -> list[int]:
         tokenizer = self.chat.tokenizer
-        found, begin = encode(tokenizer, self.text(prompt, what)), tokenizer.bos_token_id
+        found, begin = encode(tokenizer, text), tokenizer.bos_token_id
         framed = begin is not None and list(tokenizer("")["input_ids"])[:1] == [begin]
         return [begin, *found] if framed and found[:1] != [begin] else found
 
