@@ -14,7 +14,7 @@ import yaml
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.catalogue import ALONE, FITTERS
-from plugalign.files.precision import chosen_dtype
+from plugalign.files.precision import chosen_dtype, explained
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
@@ -107,7 +107,7 @@ def fit_files(
     data = load_data(paths, limit=limit, **columns)
     if "desired" in settings_of(fitter(method)[0]):
         data.binary(desired)  # says now what a fit would say once the model is there
-    say(f"loading {name}")
+    say(f"loading {name} in {explained(dtype, frozen=FITTERS[method].frozen)}")
     model, tokenizer = load_model(name, precision)
     controller = run_fit(
         method,

@@ -116,7 +116,7 @@ def encoded(
         raise ValueError(f"both classes need texts of {least} tokens at least")
     (good, good_held), (bad, bad_held) = (set_apart(side, seed) for side in rows)
     if not (good_held and bad_held):  # too few to spare any
-        return Examples(*rows, frame=frame), Examples([], [], frame=frame)
+        return Examples(rows[0], rows[1], frame=frame), Examples([], [], frame=frame)
     return Examples(good, bad, frame=frame), Examples(good_held, bad_held, frame=frame)
 
 

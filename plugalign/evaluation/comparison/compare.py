@@ -229,6 +229,9 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
     total = sum(map(len, units))
     answers = Journal(out / GENERATIONS, Generated, units, run)
     with Progress(out) as progress:
+        if answers.missing:
+            for line in study.notes():
+                progress.say(line)
         work = generator.run(batches, answers, progress.say)
         progress.stage("generating", total, lambda: len(answers.records), work)
         answers.order()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from plugalign.evaluation.run_folder.manifest import (
     Settings,
 )
 from plugalign.files.fingerprint import file_hash
+from plugalign.files.precision import explained
 from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
@@ -46,7 +47,11 @@ POCKET_PROMPTS = 100
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, checked and loaded."""
+    """What is compared, checked and loaded.
+
+    Attributes:
+        loaded_as: the precision of a model that was given by name, and the reason for it.
+    """
 
     model: Any
     tokenizer: Any
@@ -58,6 +63,13 @@ class Study:
     scorer: tuple[Any, Any] | None
     is_pocket: bool
     chat: ChatChoice
+    loaded_as: str | None = None
+
+    def notes(self) -> Iterator[str]:
+        """What was decided before the work, for the log."""
+        if self.loaded_as is not None:
+            yield f"the model is in {self.loaded_as}"
+        yield f"prompts are {'chats' if self.chat.format else 'plain texts'}: {self.chat.why}"
 
     @property
     def ends(self) -> list[int]:
@@ -182,6 +194,7 @@ def make_study(
     specs = ["pocket"] if judges is None else judges
     loaded = load_judges(specs)
     check_judges(loaded.values(), texts.texts)
+    by_name = isinstance(model, (str, Path))
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     return Study(
         model=model,
@@ -193,6 +206,7 @@ def make_study(
         metrics=chosen_metrics,
         scorer=None if scorer is None else resolve_model(scorer, None, dtype),
         is_pocket=is_pocket,
+        loaded_as=explained(dtype) if by_name else None,
         chat=choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations),
     )
 
