@@ -62,6 +62,9 @@ Judges = Annotated[
 Scorer = Annotated[
     str | None, typer.Option(help="For perplexity.", show_default="the unsteered base")
 ]
+PerplexityModel = Annotated[
+    str | None, typer.Option(help="Hub id or folder of an outside model: a second perplexity.")
+]
 Agreement = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,6 +128,7 @@ def compare(
     settings: Set = None,
     judge: Judges = None,
     scorer: Scorer = None,
+    perplexity_model: PerplexityModel = None,
     agreement: Agreement = None,
     samples: Samples = None,
     max_new_tokens: NewTokens = None,
@@ -159,7 +163,7 @@ def compare(
     from plugalign.evaluation.comparison.compare import compare as run
 
     quiet_libraries()
-    comparison = run(**chosen)
+    comparison = run(**chosen, command=options.command_line())
     show(comparison.table())
     show(f"The report: {comparison.report}")
 

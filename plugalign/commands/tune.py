@@ -81,7 +81,8 @@ def tune(
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
-    tuning = run(**chosen, budgets=Budgets(max_perplexity, max_length_change))
+    budgets = Budgets(max_perplexity, max_length_change)
+    tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")
     if tuning.chosen is None:

@@ -28,6 +28,7 @@ from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.comparison.variants import named_settings
 from plugalign.evaluation.metrics.metric import Metric
+from plugalign.evaluation.report.exports import write_tables
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.folder import (
@@ -59,7 +60,7 @@ class Comparison:
 
     Attributes:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
-            summary.json, report.html and progress.log.
+            summary.json, table.csv, table.tex, report.html and progress.log.
         results: what was found.
     """
 
@@ -98,6 +99,7 @@ def compare(
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
     metrics: Sequence[Metric] | None = None,
     scorer: Any = None,
+    perplexity_model: Any = None,
     agreement: str | Path | Sequence[str | Path] | None = None,
     samples: int | None = None,
     max_new_tokens: int = 20,
@@ -114,6 +116,7 @@ def compare(
     resume: bool = False,
     dtype: str = "auto",
     threads: int | None = None,
+    command: str | None = None,
 ) -> Comparison:
     """Compares ways to steer a model; the model alone is always the reference, called "base".
 
@@ -138,6 +141,8 @@ def compare(
         judges: what scores answers, see `load_judge`; the first is the primary judge.
         metrics: see `Metric`; toxicity by default. The first of judges' scores is the primary one.
         scorer: a model like ``model``, for perplexity; by default the base without steering.
+        perplexity_model: an outside model for a second perplexity, in its own tokens: a hub id or
+            folder, or a pair of a model and its tokenizer.
         agreement: files of texts with reference scores (`load_references`) to measure judges by.
         samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts, and
             1 where nothing is drawn.
@@ -152,6 +157,7 @@ def compare(
         dtype: the precision of models that are given by name: "auto", "bfloat16", "float16" or
             "float32", see `plugalign.files.precision.chosen_dtype`.
         threads: CPU threads of torch; by default as many as it has, and 1 in the pocket world.
+        command: the command line that this is, for the report.
 
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
@@ -188,13 +194,19 @@ def compare(
         dtype=dtype,
         chat=chat,
         system=system,
+        perplexity_model=perplexity_model,
     )
     with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
-        return _run(study, decoding, study.agreements(agreement), Path(out), resume)
+        return _run(study, decoding, study.agreements(agreement), Path(out), resume, command)
 
 
 def _run(
-    study: Study, decoding: Decoding, agreements: list[AgreementSet], out: Path, resume: bool
+    study: Study,
+    decoding: Decoding,
+    agreements: list[AgreementSet],
+    out: Path,
+    resume: bool,
+    command: str | None,
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
     encoded = encode(
@@ -208,7 +220,7 @@ def _run(
     references = make_references(study.model, study.tokenizer, steered)
     methods = {**references.generators, **steered}
     generator = Generator(methods, study.tokenizer, encoded, decoding, study.ends, revisions)
-    manifest = study.manifest(decoding, references)
+    manifest = study.manifest(decoding, references, command)
     with locked(out):
         open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
         stored = read_manifest(out)
@@ -218,6 +230,7 @@ def _run(
         _work(study, generator, out, manifest.run or "")
         summary = summarise(out, study.metrics.every)
         write_json(out / SUMMARY, summary.to_json())
+        write_tables(out, summary)
         write_report(out, summary, lambda ids: _decoded(study, ids))
     return Comparison(out, summary)
 
@@ -241,6 +254,7 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
             study.perplexity(generator.encoded),
             lambda ids: _decoded(study, ids),
             study.ends,
+            study.outside_perplexity(),
         )
         scored = Journal(out / SCORES, Scored, units, run, scoring.fits)
         progress.stage("scoring", total, lambda: len(scored.records), scoring.run(scored))

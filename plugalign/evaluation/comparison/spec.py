@@ -47,6 +47,7 @@ class CompareSpec(BaseModel):
     settings: dict[Text, Any] | None = None
     judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
     scorer: Text | None = None
+    perplexity_model: Text | None = None
     agreement: Text | list[Text] | None = None
     samples: Count = 25
     max_new_tokens: Count = 20

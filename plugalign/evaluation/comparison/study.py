@@ -51,6 +51,7 @@ class Study:
 
     Attributes:
         loaded_as: the precision of a model that was given by name, and the reason for it.
+        outside: an outside model for a second perplexity, and its tokenizer.
     """
 
     model: Any
@@ -64,6 +65,7 @@ class Study:
     is_pocket: bool
     chat: ChatChoice
     loaded_as: str | None = None
+    outside: tuple[Any, Any] | None = None
 
     def notes(self) -> Iterator[str]:
         """What was decided before the work, for the log."""
@@ -76,7 +78,9 @@ class Study:
         """The tokens that end an answer."""
         return self.chat.end_tokens(end_tokens(self.model, self.tokenizer))
 
-    def manifest(self, decoding: Decoding, references: References) -> Manifest:
+    def manifest(
+        self, decoding: Decoding, references: References, command: str | None = None
+    ) -> Manifest:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
         return Manifest(
             settings=self._settings(decoding, references),
@@ -88,6 +92,7 @@ class Study:
             ),
             pocket=self.is_pocket,
             conditions=conditions(self.model.device),
+            command=command,
         ).named()
 
     def _settings(self, decoding: Decoding, references: References) -> Settings:
@@ -104,6 +109,7 @@ class Study:
             judge_details={name: self._judge(name) for name in self.judges},
             metrics={metric.name: metric.record() for metric in self.metrics.every},
             scorer=ScorerRecord(**scorer.model_dump(), is_base=self.scorer is None),
+            perplexity_model=describe_model(*self.outside) if self.outside else None,
             chat=self._chat(),
             **asdict(decoding),
         )
@@ -119,9 +125,10 @@ class Study:
         )
 
     def _judge(self, name: str) -> JudgeRecord:
-        threshold = next((m.threshold for m in self.metrics.judged if m.is_share), None)
-        found = describe_judge(self.judges[name], self.judge_specs[name])
-        return found.model_copy(update={"threshold": threshold})
+        found = (m.threshold for m in self.metrics.judged if m.threshold is not None)
+        threshold = next(found, None)
+        record = describe_judge(self.judges[name], self.judge_specs[name])
+        return record.model_copy(update={"threshold": threshold})
 
     def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[AgreementSet]:
         """How far every judge agrees with the reference scores in each of these files.
@@ -147,8 +154,15 @@ class Study:
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
         if self.scorer is not None:
-            return Scorer(*self.scorer, self._read_by(*self.scorer), None)
+            return self._reader(*self.scorer)
         return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, self.ends)
+
+    def outside_perplexity(self) -> Scorer | None:
+        """The outside model under which answers are scored too, if there is one."""
+        return None if self.outside is None else self._reader(*self.outside)
+
+    def _reader(self, model: Any, tokenizer: Any) -> Scorer:
+        return Scorer(model, tokenizer, self._read_by(model, tokenizer), None)
 
     def _read_by(self, model: Any, tokenizer: Any) -> list[str]:
         """The prompts as the texts that another model reads: chats in its own template, if it is
@@ -178,6 +192,7 @@ def make_study(
     dtype: str,
     chat: str = "auto",
     system: str | None = None,
+    perplexity_model: Any = None,
 ) -> Study:
     """Checks and loads the arguments of `plugalign.evaluation.comparison.compare.compare`.
 
@@ -207,8 +222,19 @@ def make_study(
         scorer=None if scorer is None else resolve_model(scorer, None, dtype),
         is_pocket=is_pocket,
         loaded_as=explained(dtype) if by_name else None,
+        outside=_outside(perplexity_model, dtype),
         chat=choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations),
     )
+
+
+def _outside(given: Any, dtype: str) -> tuple[Any, Any] | None:
+    """An outside model and its tokenizer, which may be given as a pair."""
+    if given is None:
+        return None
+    if isinstance(given, tuple):
+        model, tokenizer = given
+        return resolve_model(model, tokenizer)
+    return resolve_model(given, None, dtype)
 
 
 def _require(**needed: Any) -> None:

@@ -49,6 +49,10 @@ def conditions_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if settings.chat:
         yield "Chats", _chat(settings.chat)
     yield "Decoding", _decoding(settings)
+    if outside := settings.perplexity_model:
+        yield "Outside perplexity under", f"{outside.name} ({outside.kind}, {outside.dtype})"
+    if manifest.command:
+        yield "Command", manifest.command
     yield "Versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
     if where:
         yield (
