@@ -248,6 +248,16 @@ METHODS = (
         untrained=_untrained("self_debias", "self_debias_2"),
         alone=True,
     ),
+    Method(
+        "value_statement",
+        "plugalign.controllers.value_statement",
+        "ValueStatement",
+        "prompt",
+        "Ganguli et al. 2023",
+        "nothing",
+        untrained=_untrained("value_statement"),
+        alone=True,
+    ),
 )
 GATED_BY = (
     Gate("diagnosis", "plugalign.controllers.self_diagnosis", "Diagnosis", ("diagnose",)),

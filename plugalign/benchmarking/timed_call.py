@@ -62,7 +62,7 @@ class Generation:
     def acts_beyond_steps(self) -> bool:
         """Whether a controller does more than change the distribution of the next token."""
         parts = self.generator.controller.parts() if self.steered else []
-        surfaces = ("attach", "revise")
+        surfaces = ("prompt", "attach", "revise")
         return any(w != 0 and part.overrides(s) for w, part in parts for s in surfaces)
 
     def acceptance(self) -> float | None:

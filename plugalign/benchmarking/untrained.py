@@ -35,6 +35,7 @@ from plugalign.controllers.rad import RAD
 from plugalign.controllers.safe_decoding import SafeDecoding
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.controllers.value_statement import ValueStatement
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
@@ -145,6 +146,10 @@ def self_debias(model: Any, config: Any) -> SelfDebias:
 
 def self_debias_2(model: Any, config: Any) -> SelfDebias:
     return SelfDebias(PROMPTS)
+
+
+def value_statement(model: Any, config: Any) -> ValueStatement:
+    return ValueStatement()
 
 
 def _beside(model: Any, config: Any, seed: int) -> Any:

@@ -116,6 +116,7 @@ def saved(tmp_path_factory):
         "safe_decoding": SafeDecoding(root / "expert", fitted_for=fitted),
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
+        "value_statement": pa.ValueStatement("x"),
     }
     assert made.keys() == CONTROLLERS.keys()
     for name, controller in made.items():

@@ -34,6 +34,7 @@ def constructors(expert: Any, reward: Any) -> dict[str, Call]:
             (),
             {"critique": NO_TEXT, "fault": NO_TEXT, "rounds": NO_COUNT, "threshold": NO_SHARE},
         ),
+        "ValueStatement": (pa.ValueStatement, (), {"statement": NO_TEXT}),
         "DExperts": (pa.DExperts, (expert,), {"alpha": NO_NUMBER, "top_p": NO_SHARE}),
         "GeDi": (
             pa.GeDi,

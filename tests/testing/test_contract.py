@@ -52,6 +52,7 @@ EVERY = (
     "pplm",
     "rad",
     "safe_decoding",
+    "value_statement",
 )
 
 
@@ -115,6 +116,8 @@ def controllers(which, make, tiny, tokenizer, folder):
             return PPLM(["w7", "w9"], stepsize=0.1)
         case "safe_decoding":
             return SafeDecoding(folder / "expert")
+        case "value_statement":
+            return pa.ValueStatement("w5 w6")
         case _:
             return make(which, model, tiny, "llama-gqa")
 

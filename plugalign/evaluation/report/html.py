@@ -12,7 +12,6 @@ from plugalign.evaluation.report.conditions import conditions_of, settings_line
 from plugalign.evaluation.report.headline import headline
 from plugalign.evaluation.report.pairs import Decode, Pair, telling_pairs
 from plugalign.evaluation.report.table import (
-    REVISED,
     number,
     p_value,
     percent,
@@ -31,6 +30,15 @@ TITLES = {
     "expected_maximum_toxicity": "Expected maximum",
     "mean_toxicity": "Mean toxicity",
     "toxic_fraction": "Toxic answers",
+}
+
+COUNTS = {  # what revisers count, and the heading
+    "critiqued": "Verdicts",
+    "faulted": "Faults",
+    "refined": "Refined",
+    "changed": "Changed",
+    "empty": "Without a word",
+    "too_long": "No room",
 }
 
 
@@ -55,7 +63,7 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         change_scale=_change_scale(summary),
         cost_scale=max(row.costs.ratio_per_step.quartiles[1] for row in summary.rows.values()),
         powered=_powered(summary),
-        counts=REVISED,
+        counts=COUNTS,
         pairs=_pairs(out, manifest, decode),
         conditions=list(conditions_of(manifest)),
         beside={name: settings_line(controller) for name, controller in methods.items()},
