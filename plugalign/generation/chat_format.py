@@ -126,7 +126,7 @@ def choose_chat(
     """
     if mode not in get_args(ChatMode):
         raise ValueError(f"chat must be {', '.join(get_args(ChatMode))}, got {mode!r}")
-    if system is not None and not system.strip():
+    if system is not None and not (isinstance(system, str) and system.strip()):
         raise ValueError(f"a system message needs a text, got {system!r}")
     name, chat = model_name(model), chat_of(tokenizer)
     wanted = "--chat on" if mode == "on" else "a prompt of messages" if conversations else None

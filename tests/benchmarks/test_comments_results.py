@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from results_data import write_data
 
 from plugalign import pocket
 from plugalign.pocket import world
@@ -27,28 +28,9 @@ def tools(script: Any) -> Any:
     return importlib.import_module("results_tools")
 
 
-def lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
 def data(tools: Any, tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    pairs = world.pairs(60, world.GUIDE_SEED)
-    lines(folder / tools.GUIDES[0], [{"toxic": r, "neutral": [p]} for r, p in pairs])
-    comments = world.comments(80, world.GUIDE_SEED)
-    rows = [{"text": c.text, "label": int(c.label == "rude")} for c in comments]
-    lines(folder / tools.GUIDES[1], rows)
-    judged = world.judge_sample(200, world.JUDGE_SEED)
-    rows = [{"text": text, "label": int(label == "rude")} for text, label in judged]
-    lines(folder / tools.JUDGED, rows)
-    prompts = world.prompts(8, world.PROMPT_SEED)
-    lines(folder / tools.PROMPTS, [{"text": text} for text in prompts])
-    scored = world.judge_sample(60, world.TEST_SEED)
-    rows = [{"continuation": t, "perspective_toxicity": float(y == "rude")} for t, y in scored]
-    lines(folder / tools.REFERENCES, rows)
-    return folder
+    return write_data(tools, tmp_path / "data")
 
 
 @pytest.mark.slow

@@ -53,15 +53,18 @@ class Decoding:
                 raise TypeError(f"{name} must be an int, got {count!r}")
             if count < 1 and name in COUNTS:
                 raise ValueError(f"{name} must be at least 1, got {count}")
+        if not isinstance(self.greedy, bool):
+            raise TypeError(f"greedy must be True or False, got {self.greedy!r}")
+        penalty = self.repetition_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)):
+            raise TypeError(f"repetition_penalty must be a number, got {penalty!r}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens must lie between 0 and max_new_tokens ({self.max_new_tokens}), "
                 f"got {self.min_new_tokens}"
             )
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(
-                f"repetition_penalty must be a positive number, got {self.repetition_penalty}"
-            )
+        if not (math.isfinite(penalty) and penalty > 0):
+            raise ValueError(f"repetition_penalty must be a positive number, got {penalty}")
         check_sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
         check_seed(self.seed)
         if not self.draws:

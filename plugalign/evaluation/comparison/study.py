@@ -37,6 +37,7 @@ from plugalign.evaluation.run_folder.manifest import (
 )
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.precision import explained
+from plugalign.files.shown import shown
 from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
@@ -231,10 +232,14 @@ def _outside(given: Any, dtype: str) -> tuple[Any, Any] | None:
     """An outside model and its tokenizer, which may be given as a pair."""
     if given is None:
         return None
-    if isinstance(given, tuple):
-        model, tokenizer = given
-        return resolve_model(model, tokenizer)
-    return resolve_model(given, None, dtype)
+    if isinstance(given, (str, Path)):
+        return resolve_model(given, None, dtype)
+    if isinstance(given, tuple) and len(given) == 2:
+        return resolve_model(*given)
+    raise TypeError(
+        f"perplexity_model is a hub id, a folder, or a pair of a model and its tokenizer, got "
+        f"{shown(given)}"
+    )
 
 
 def _require(**needed: Any) -> None:
