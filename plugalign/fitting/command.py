@@ -15,6 +15,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.catalogue import ALONE, FITTERS
 from plugalign.files.precision import chosen_dtype, explained
+from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
@@ -101,6 +102,7 @@ def fit_files(
         ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
     """
     chosen = parse_settings(method, settings)
+    chosen |= validated(fitter(method)[0], {"chat": chat, "system": system})
     precision = chosen_dtype(dtype, frozen=FITTERS[method].frozen)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -117,7 +119,7 @@ def fit_files(
         out,
         desired=desired,
         minutes=minutes,
-        settings={**chosen, "chat": chat, "system": system},
+        settings=chosen,
     )
     return describe(controller, model, name, out)
 
@@ -153,12 +155,17 @@ def run_fit(
     return function(model, tokenizer, data, out, **given)
 
 
+PLAIN_PROMPT = 'ids = tokenizer("I think that", return_tensors="pt")'
+CHAT_PROMPT = """\
+hello = [{"role": "user", "content": "Hello"}]
+options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+ids = tokenizer.apply_chat_template(hello, **options)"""
 TRIAL = """\
 import plugalign, transformers
 model = transformers.AutoModelForCausalLM.from_pretrained({model!r})
 tokenizer = transformers.AutoTokenizer.from_pretrained({model!r})
 steered = plugalign.wrap(model, tokenizer, plugalign.Controller.from_pretrained({out!r}))
-ids = tokenizer("I think that", return_tensors="pt")
+{prompt}
 print(tokenizer.decode(steered.generate(**ids, max_new_tokens=20)[0]))"""
 
 
@@ -168,7 +175,8 @@ def describe(controller: Controller, model: Any, name: str, out: Path) -> str:
     Args:
         name: the model's hub id or folder, as it was given.
     """
-    trial = shlex.quote(TRIAL.format(model=name, out=str(out)))
+    prompt = CHAT_PROMPT if workspace.fitted_on_chats(out) else PLAIN_PROMPT
+    trial = shlex.quote(TRIAL.format(model=name, out=str(out), prompt=prompt))
     return (
         f"{type(controller).__name__} for {model_name(model)} is in {out}; plugalign compare takes "
         f"it as --controllers {controller.name}={out}, and this tries it:\npython -c {trial}"

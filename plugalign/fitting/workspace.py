@@ -52,6 +52,17 @@ def record(
     }
 
 
+def fitted_on_chats(out: Path) -> bool | None:
+    """Whether what is in a controller's folder was fitted on answers in chats; None where the
+    folder does not say.
+
+    Raises:
+        ValueError: for a damaged record, naming its file.
+    """
+    about = (_read(out / RECORD) or {}).get("chat")
+    return bool(about["used"]) if isinstance(about, dict) and "used" in about else None
+
+
 def make(
     out: Path, fit: Mapping[str, Any], work: Callable[[Path, Path], Mapping[str, Any]]
 ) -> None:

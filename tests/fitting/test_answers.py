@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from tiny_models import ASSISTANT, CLOSE, OPEN, SYSTEM, USER, make_chat_model, make_chat_tokenizer
 
+from plugalign.controllers.self_debias import SelfDebias
 from plugalign.fitting.answers import PLAIN, REQUEST, Frame, followed, frame_of
-from plugalign.fitting.command import run_fit
+from plugalign.fitting.command import describe, run_fit
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.fudge import broken_off
 from plugalign.fitting.labelled import Examples, encoded, end_tokens
@@ -168,3 +170,12 @@ def test_a_chat_that_cannot_be_is_refused_before_any_work(tokenizer: Any, tmp_pa
                     settings=small | settings,
                 )
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_that_tries_a_guide_of_chats_asks_in_a_chat(tmp_path: Path) -> None:
+    SelfDebias(["w1"]).save_pretrained(tmp_path)
+    for used, shown in ((True, "apply_chat_template"), (False, "I think that")):
+        (tmp_path / "fit.json").write_text(json.dumps({"chat": {"used": used}}))
+        said = describe(SelfDebias(["w1"]), make_chat_model(), "some/model", tmp_path)
+        assert shown in said
+        compile(shlex.split(said.split("\npython -c ")[1])[0], "trial", "exec")

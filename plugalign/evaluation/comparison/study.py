@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from plugalign.evaluation.run_folder.manifest import (
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.precision import explained
 from plugalign.files.shown import shown
+from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
@@ -53,6 +54,7 @@ class Study:
     Attributes:
         loaded_as: the precision of a model that was given by name, and the reason for it.
         outside: an outside model for a second perplexity, and its tokenizer.
+        fitted_on_chats: of controllers whose folders say so.
     """
 
     model: Any
@@ -67,12 +69,18 @@ class Study:
     chat: ChatChoice
     loaded_as: str | None = None
     outside: tuple[Any, Any] | None = None
+    fitted_on_chats: Mapping[str, bool] = field(default_factory=dict)
 
     def notes(self) -> Iterator[str]:
         """What was decided before the work, for the log."""
         if self.loaded_as is not None:
             yield f"the model is in {self.loaded_as}"
-        yield f"prompts are {'chats' if self.chat.format else 'plain texts'}: {self.chat.why}"
+        chat = self.chat.format is not None
+        yield f"prompts are {'chats' if chat else 'plain texts'}: {self.chat.why}"
+        for name, on_chats in self.fitted_on_chats.items():
+            if on_chats != chat:
+                was, now = ("chats", "texts") if on_chats else ("plain texts", "chats")
+                yield f"{name} was fitted on {was}, and prompts are {now}: fit it with --chat too"
 
     @property
     def ends(self) -> list[int]:
@@ -224,8 +232,16 @@ def make_study(
         is_pocket=is_pocket,
         loaded_as=explained(dtype) if by_name else None,
         outside=_outside(perplexity_model, dtype),
+        fitted_on_chats=_fitted_on_chats(_chosen(methods, given)),
         chat=choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations),
     )
+
+
+def _fitted_on_chats(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether controllers were fitted on chats, of those whose folders say so."""
+    folders = {n: Path(each) for n, each in given.items() if isinstance(each, (str, Path))}
+    found = {name: fitted_on_chats(folder) for name, folder in folders.items()}
+    return {name: on_chats for name, on_chats in found.items() if on_chats is not None}
 
 
 def _outside(given: Any, dtype: str) -> tuple[Any, Any] | None:

@@ -20,11 +20,13 @@ from tiny_models import (
     make_model,
 )
 
+from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.metrics.texts import nll
 from plugalign.evaluation.run_folder.folder import read_json
 from plugalign.evaluation.run_folder.journal import read_journal
 from plugalign.evaluation.run_folder.records import Generated, Scored
+from plugalign.evaluation.tuning import tune
 
 TALK = [
     {"role": "user", "content": "w1"},
@@ -176,3 +178,27 @@ def test_an_outside_scorer_reads_the_chat_in_its_own_template(
         missing = dict.fromkeys(("controllers", "limit", "metrics", "scorer"))
         study = make_study(**given, **missing, settings={}, dtype="auto")
         assert study._read_by(scorer, own)[0] == wanted
+
+
+def test_a_controller_that_was_fitted_on_the_other_kind_of_prompts_is_named(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    for name, used in (("of_chats", True), ("of_texts", False), ("silent", None)):
+        SelfDebias(["w7"]).save_pretrained(tmp_path / name)
+        if used is not None:
+            (tmp_path / name / "fit.json").write_text(json.dumps({"chat": {"used": used}}))
+    controllers = {name: tmp_path / name for name in ("of_chats", "of_texts", "silent")}
+    changes = {"controllers": controllers, "methods": None, "samples": 1}
+    compare(**run | changes, out=tmp_path / "run")
+    log = (tmp_path / "run" / "progress.log").read_text()
+    assert "of_texts was fitted on plain texts, and prompts are chats: fit it with --chat" in log
+    assert log.count("was fitted on") == 1
+
+
+def test_settings_are_tuned_on_chats(run: dict[str, Any], tmp_path: Path) -> None:
+    options = {k: v for k, v in run.items() if k != "methods"}
+    found = tune({"d": SelfDebias(["w7"])}, {"d.decay": [1.0, 5.0]}, **options, out=tmp_path)
+    assert found.found["chat"]["used"] and found.found["prompts"]["count"] == 2
+    rows = (tmp_path / "round-1" / "prompts.jsonl").read_text().splitlines()
+    assert sorted(json.loads(row)["text"] for row in rows) == ["w3 w4", "w5"]
+    assert sum("messages" in row for row in rows) == 1
