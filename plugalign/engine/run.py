@@ -72,7 +72,7 @@ class Run:
         self.extra_positions = extra_positions
         self._sources = self.sources(self._cached)
         if trace is not None:
-            trace.names = tuple(name for name, _ in plan.steerings)
+            trace.names = _told_apart([name for name, _ in plan.steerings])
 
     @contextmanager
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:
@@ -215,7 +215,8 @@ class Run:
         alone = [steer.scores(step.alone(s.shifts)) for _, s in plan.steerings]
         if plan.supports:
             together = steer.scores(step.alone(plan.shifts))
-        certificates = {name: step.certificate(s.shifts) for name, s in plan.steerings}
+        steerings = zip(self.trace.names, plan.steerings, strict=True)
+        certificates = {name: step.certificate(s.shifts) for name, (_, s) in steerings}
         self.trace.record(
             step.ids.shape[1],
             StepRecord(
@@ -254,6 +255,13 @@ class Run:
                 "and ends texts; pass attention_mask= to tell padding from text"
             )
         return torch.ones_like(ids)
+
+
+def _told_apart(names: list[str]) -> tuple[str, ...]:
+    """Names of which equal ones are numbered from the second on."""
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    pairs = zip(names, counts, strict=True)
+    return tuple(name if count == 1 else f"{name} ({count})" for name, count in pairs)
 
 
 class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
