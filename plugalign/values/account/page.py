@@ -13,7 +13,7 @@ from plugalign.values.account.records import TokenLine
 
 TEMPLATE = "trace.html.j2"
 MOST = 200  # answers on the page; the file has all
-FULL = 3.0  # nats of a joint shift from which a colour is at its strongest
+FULL = 2.0  # nats of a joint shift from which a colour is at its strongest
 LISTED = 5  # tokens of an answer whose contributions are listed
 
 
