@@ -63,7 +63,7 @@ class Trace:
         prompts: of each prompt, the SHA-256 of its token ids (see `hash_of`). Row r continues
             prompt ``r // (R // B)``.
         seed: of the noise that tokens were drawn with, where the decoding loop drew them with noise
-            of its own or of a `plugalign.CoupledSampler`; None elsewhere.
+            of its own or of a `plugalign.sampling.CoupledSampler`; None elsewhere.
     """
 
     names: tuple[str, ...] = ()
