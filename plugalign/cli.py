@@ -12,6 +12,7 @@ import sys
 import typer
 
 from plugalign.commands import options
+from plugalign.commands.account import account
 from plugalign.commands.bench import bench
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, trace, bench, methods):
+for command in (compare, fit, tune, trace, account, bench, methods):
     app.command()(command)
 
 

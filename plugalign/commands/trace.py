@@ -13,6 +13,10 @@ from plugalign.commands.console import quiet_libraries, show
 from plugalign.files.folders import check_folder
 
 OUT = "plugalign-trace"
+GIVEN = (  # to the function as they are
+    *("model", "prompts", "limit", "stratum", "store_prompts", "samples", "max_new_tokens"),
+    *("temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
+)
 
 Controllers = Annotated[
     list[str] | None,
@@ -93,9 +97,7 @@ def trace(
         "cuts": options.shares(cuts, "--cuts"),
         "out": check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume)),
     }
-    names = ("model", "prompts", "limit", "stratum", "store_prompts", "samples", "max_new_tokens")
-    names += ("temperature", "top_p", "batch_size", "seed", "resume", "dtype")
-    chosen |= {name: context.params[name] for name in names}
+    chosen |= {name: context.params[name] for name in GIVEN}
     quiet_libraries()
     _use(threads)
     from plugalign.values.account.tracing import trace as run

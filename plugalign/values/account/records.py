@@ -33,6 +33,11 @@ SETTINGS = {  # OpenTelemetry's names of what decides an answer; the others are 
 }
 
 
+def _named(name: str) -> Any:
+    """A field that has another name in the file."""
+    return Field(validation_alias=name, serialization_alias=name)
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -49,7 +54,7 @@ class TracedController(_Line):
         sheet: its data sheet.
     """
 
-    kind: str = Field(validation_alias="class", serialization_alias="class")
+    kind: str = _named("class")
     config: dict[str, Any]
     learned: str
     folder: str | None = None
@@ -134,9 +139,9 @@ class AnswerLine(_Line):
     pieces: tuple[str, ...]
     text: str
     revised: bool = False
-    input_tokens: Count = Field(alias="gen_ai.usage.input_tokens")
-    output_tokens: Count = Field(alias="gen_ai.usage.output_tokens")
-    finish_reasons: tuple[Literal["stop", "length"]] = Field(alias="gen_ai.response.finish_reasons")
+    input_tokens: Count = _named("gen_ai.usage.input_tokens")
+    output_tokens: Count = _named("gen_ai.usage.output_tokens")
+    finish_reasons: tuple[Literal["stop", "length"]] = _named("gen_ai.response.finish_reasons")
 
 
 class ResumedLine(_Line):

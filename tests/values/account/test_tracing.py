@@ -125,7 +125,7 @@ def test_one_changed_byte_in_a_guide_is_found(copy, run, tmp_path):
     raw[-100] ^= 1
     weights.write_bytes(bytes(raw))
     with pytest.raises(
-        ValueError, match="'fudge_head' is not that of the run: its .*files changed"
+        ValueError, match=r"'fudge_head' is not that of the run: its .*files changed"
     ):
         replay(copy, controllers={name: tmp_path / name for name in ("fudge_head", "self_debias")})
 
