@@ -75,7 +75,7 @@ def account(
     given = options.named(controllers, "--controllers")
     sorted_at = options.shares(cuts, "--cuts")
     quiet_libraries()
-    from plugalign.values.account.report import account as run
+    from plugalign.values.account.accounting import account as run
 
     found = run(
         runs,

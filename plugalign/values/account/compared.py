@@ -23,13 +23,13 @@ from plugalign.evaluation.statistics.paired import (
 )
 from plugalign.files.text import read_text
 from plugalign.values.account.figures import FEW
-from plugalign.values.account.strata import Strata, make_strata, text_hash
+from plugalign.values.account.strata import ALL, Strata, make_strata, text_hash
 
 
 @dataclass(frozen=True)
 class JudgedMethod:
     """Mean scores of a method's answers under one judge, and their change from the base's; None
-    where the judge scored none."""
+    where there is none."""
 
     mean: Interval | None
     change: Interval | None
@@ -40,7 +40,8 @@ class MethodStratum:
     """A method in one stratum.
 
     Attributes:
-        changed: the share of answers whose tokens are not those of the base with the same noise.
+        changed: the share of answers whose tokens are not those of the base with the same noise;
+            None for the base.
     """
 
     method: str
@@ -48,7 +49,7 @@ class MethodStratum:
     prompts: int
     answers: int
     tokens: int
-    changed: Interval
+    changed: Interval | None
     judged: Mapping[str, JudgedMethod]
 
     @property
@@ -109,7 +110,7 @@ def stratum_of(sha256: str, number: int, by_text: Mapping[str, str] | None) -> s
         ValueError: for a prompt that is not among those that were sorted.
     """
     if by_text is None:
-        return "all prompts"
+        return ALL
     if sha256 not in by_text:
         raise ValueError(
             f"prompt {number} of the run is not in the prompts' file, so it has no stratum; give "
@@ -141,19 +142,20 @@ def _figures(
         prompts=len(rows),
         answers=sum(map(len, rows)),
         tokens=sum(len(answer.generated.tokens) for row in rows for answer in row),
-        changed=share_interval(changed, len(rows[0])),
+        changed=None if method == BASE else share_interval(changed, len(rows[0])),
         judged={
-            judge: _judged(mean_score(own.scores(judge)), mean_score(theirs.scores(judge)))
+            judge: _judged(
+                mean_score(own.scores(judge)),
+                None if method == BASE else mean_score(theirs.scores(judge)),
+            )
             for judge in judges
         },
     )
 
 
-def _judged(own: FloatArray, base: FloatArray) -> JudgedMethod:
+def _judged(own: FloatArray, base: FloatArray | None) -> JudgedMethod:
     bootstrap = PairedBootstrap(len(own), resamples=2000)
-    has = ~np.isnan(own)
-    both = has & ~np.isnan(base)
-    return JudgedMethod(
-        bootstrap.mean(own) if has.any() else None,
-        bootstrap.difference(own, base) if both.any() else None,
-    )
+    mean = None if np.isnan(own).all() else bootstrap.mean(own)
+    if base is None or np.isnan(own - base).all():
+        return JudgedMethod(mean, None)
+    return JudgedMethod(mean, bootstrap.difference(own, base))

@@ -69,7 +69,7 @@ def make_strata(
         return Strata(f"the field {field!r} of the prompts' file", names, (None,) * count)
     if risk is not None:
         return _by_risk(prompts, risk, (0.5,) if cuts is None else tuple(cuts))
-    return Strata("nothing, all prompts are one", (ALL,) * count, (None,) * count)
+    return Strata("all prompts are one stratum", (ALL,) * count, (None,) * count)
 
 
 def text_hash(text: str) -> str:
