@@ -17,6 +17,7 @@ from plugalign.commands.bench import bench
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
+from plugalign.commands.maxim import maxim
 from plugalign.commands.methods import methods
 from plugalign.commands.trace import trace
 from plugalign.commands.tune import tune
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, trace, account, bench, methods):
+for command in (compare, fit, tune, trace, account, maxim, bench, methods):
     app.command()(command)
 
 

@@ -13,6 +13,7 @@ import plugalign as pa
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.gates import Gate
+from plugalign.algebra.revisions import Revision
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
@@ -69,6 +70,8 @@ SAMPLED = [
     {},
     {"do_sample": True, "num_return_sequences": 2},
     {"do_sample": True, "top_p": 0.8, "temperature": 1.5},
+    {"cache_implementation": "static", "output_logits": True},
+    {"min_new_tokens": 3, "repetition_penalty": 1.3},
 ]
 
 
@@ -236,3 +239,21 @@ def test_a_support_alone_shifts_nothing(tiny, tokenizer, prompts):
     assert torch.stack(trace.joint).abs().max() < 1e-5
     kept = torch.stack(trace.final) - torch.stack(trace.base)
     assert (kept > 0.1).all() and (torch.stack(trace.support) < 120).all()
+
+
+def test_tracing_a_plain_model_and_one_that_is_revised_changes_nothing(path, tiny, tokenizer):
+    class Shouts(Controller):
+        def revise(self, answers):
+            return Revision(answers.ids + 1)
+
+    model, batch = tiny(), {"input_ids": torch.arange(20, 30).view(2, 5)}
+    for controller in (0 * pa.SelfDebias(["w5"]), Shouts(), Shouts() + pa.SelfDebias(["w5"])):
+        steered, trace = pa.wrap(model, tokenizer, controller), pa.Trace()
+        options = {"max_new_tokens": 4, "eos_token_id": None}
+        plain, traced = (steered.generate(**batch, **options, trace=t) for t in (None, trace))
+        assert torch.equal(plain, traced)
+        assert len(trace.tokens) == len(trace.kl) == 4
+        drafted = plain[:, 5:] - (1 if trace.revisions else 0)
+        assert torch.equal(torch.stack(trace.tokens, 1), drafted)
+        if not trace.names:
+            assert torch.stack(trace.kl).abs().max() < 1e-6 and trace.contributions == []

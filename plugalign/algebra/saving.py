@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,8 +249,18 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         # A controller may be a frozen dataclass, and where it comes from is none of its settings.
-        object.__setattr__(loaded, "provenance", sheets.read_provenance(folder))
+        object.__setattr__(loaded, "provenance", _provenance(folder))
         return loaded
+
+
+def _provenance(folder: Path) -> sheets.Provenance:
+    """Where a saved controller comes from. It works without, so faults in that are a warning."""
+    try:
+        return sheets.read_provenance(folder)
+    except ValueError as error:
+        why = f"{error}; until then nothing is known of where the controller comes from"
+        warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return sheets.Provenance()
 
 
 def _hub_parts(

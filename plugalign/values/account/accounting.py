@@ -125,7 +125,7 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
     answers = [each for each in file.answers() if each.tokens]
     names = [_stratum(each, sorting.by_text) for each in answers]
     scores = scored(judges, answers)
-    groups = list(dict.fromkeys(names))
+    groups = sorted(set(names))
     strata = []
     for group in groups if len(groups) == 1 else [*groups, EVERY]:
         chosen = [i for i, name in enumerate(names) if group in (name, EVERY)]

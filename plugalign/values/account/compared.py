@@ -84,7 +84,7 @@ def read_comparison(out: Path, by_text: Mapping[str, str] | None, strata: str) -
         _figures(method, stratum, answers, rows[BASE], judges, [n == stratum for n in names])
         for method, answers in rows.items()
         if method in manifest.settings.methods
-        for stratum in dict.fromkeys(names)
+        for stratum in sorted(set(names))
     ]
     return Compared(manifest, strata, tuple(found))
 

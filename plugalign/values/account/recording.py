@@ -44,12 +44,19 @@ class Recorder:
     strata: Strata
     store_prompts: bool = False
 
-    def run_line(self, folders: Mapping[str, str | None], is_pocket: bool) -> RunLine:
-        """What the run depends on."""
+    def run_line(
+        self, folders: Mapping[str, str | None], model_path: str | None, is_pocket: bool
+    ) -> RunLine:
+        """What the run depends on.
+
+        Args:
+            folders: where each controller was loaded from; model_path: the model.
+        """
         record = describe_model(self.model, self.tokenizer)
         return RunLine(
             time=now(),
             model=record,
+            model_path=model_path,
             controllers=parts.described(self.controllers, folders),
             request=request_of(record.name, self.decoding),
             count=len(self.prompts.texts),

@@ -67,6 +67,7 @@ class RunLine(_Line):
 
     Attributes:
         time: when it began, in UTC.
+        model_path: what the model was loaded by, None where it was given in Python or is pocket's.
         request: the settings, by the names in `SETTINGS`.
         prompts: a hash of all texts together; prompts_path: of their file, if there is one.
         strata: how prompts were sorted into strata, in words.
@@ -77,6 +78,7 @@ class RunLine(_Line):
     kind: Literal["run"] = "run"
     time: str
     model: ModelRecord
+    model_path: str | None = None
     controllers: dict[str, TracedController]
     request: dict[str, int | float | str]
     count: Count

@@ -73,8 +73,10 @@ def replay(
     _check_prompts(recorded, texts)
     given = _given(run, controllers)
     loaded = load_controllers(given)
-    named = None if run.pocket else run.model.name
-    model, tokenizer = resolve_model(named if model is None else model, tokenizer, dtype)
+    if model is None and not run.pocket and run.model_path is None:
+        raise ValueError(f"the run does not say where {run.model.name} lies; give the model")
+    model = run.model_path if model is None else model
+    model, tokenizer = resolve_model(model, tokenizer, dtype)
     before, now = run.model, describe_model(model, tokenizer)
     for what in ("weights", "vocabulary", "dtype"):
         if getattr(before, what) != getattr(now, what):

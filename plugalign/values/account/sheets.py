@@ -113,8 +113,8 @@ def _of_trace(name: str, record: TracedController) -> ControllerAccount:
         same = record.files == folder_hash(folder)
         status = SAME if same else "its files have changed since the run"
         stated = read_provenance(folder).notes
-        if stated != Notes():  # what people wrote since counts too
-            sheet |= asdict(stated)
+        # What people have written since counts too.
+        sheet |= {k: v for k, v in asdict(stated).items() if v != asdict(Notes())[k]}
         histories = read_histories(folder)
     return ControllerAccount(
         name=name,

@@ -116,11 +116,11 @@ def trace(
     steered_by = varied(load_controllers(given), settings or {})
     if list(steered_by) != list(given):
         raise ValueError("a setting has one value in a trace, since all controllers steer together")
-    pocket_world = model is None
+    path, is_pocket = str(model) if isinstance(model, (str, Path)) else None, model is None
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     recorder = Recorder(model, tokenizer, steered_by, texts, decoding, strata, store_prompts)
     with locked(out):
-        return _run(recorder, recorder.run_line(folders, pocket_world), out, resume)
+        return _run(recorder, recorder.run_line(folders, path, is_pocket), out, resume)
 
 
 def chosen_controllers(

@@ -86,7 +86,12 @@ class Verdict:
 
     def table(self) -> Table:
         """The cells as a table for a terminal."""
-        table = Table(title=f"“{self.maxim.text}”", caption=str(self), box=box.SIMPLE_HEAD)
+        table = Table(
+            title=f"“{self.maxim.text}”",
+            caption=str(self),
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         for name in ("agent", "world"):
             table.add_column(name, overflow="fold", min_width=8)
         for name in ("one\nfollows", "all\nfollow", "S1", "S2", "S1 S2"):

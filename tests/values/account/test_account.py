@@ -104,7 +104,7 @@ def test_figures_are_means_over_prompts(traced):
             assert found.size.low <= found.size.value <= found.size.high
         scores = [np.mean(judge([a.answer.text for a in rows])) for rows in by_prompt]
         assert stratum.judged["pocket"].mean.value == pytest.approx(np.mean(scores))
-    assert [s.name for s in made.runs[0].strata] == [*dict.fromkeys(GROUPS), "all strata"]
+    assert [s.name for s in made.runs[0].strata] == [*sorted(set(GROUPS)), "all strata"]
 
 
 def test_the_report_says_what_it_must(traced):
@@ -157,6 +157,7 @@ def test_what_people_state_later_is_in_the_report(copy):
     [controller] = account([where / "run"]).runs[0].controllers
     assert controller.status == "as in the run" and controller.sheet["license"] == "apache-2.0"
     assert controller.sheet["intended_use"] == "demonstrations"
+    assert "held-out texts" in controller.sheet["limitations"]
 
 
 def test_strata_can_be_named_afterwards(copy):

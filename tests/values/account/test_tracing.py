@@ -199,3 +199,17 @@ def test_bad_arguments_give_one_error_before_any_work(which, tmp_path):
     with pytest.raises(ValueError, match=message):
         trace(out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_ones_own_is_found_again(tmp_path):
+    model, tokenizer = pocket.load()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    given = {"prompts": prompts_file(tmp_path), "max_new_tokens": 3, "out": tmp_path / "out"}
+    traced = trace(folders(tmp_path), model=tmp_path / "model", **given)
+    assert replay(traced.out).same == 4
+    shutil.rmtree(tmp_path / "out")
+    traced = trace(folders(tmp_path), model=model, tokenizer=tokenizer, **given)
+    with pytest.raises(ValueError, match=r"does not say where .* lies; give the model"):
+        replay(traced.out)
+    assert replay(traced.out, model=model, tokenizer=tokenizer).same == 4
