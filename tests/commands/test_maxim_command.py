@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from plugalign import cli, pocket
+from plugalign import cli
 
 
 @pytest.fixture
@@ -42,6 +42,8 @@ def test_a_wrong_value_is_one_line(run, arguments, message):
     assert code == 2 and message in said and said.count("\n") == 1
 
 
-def test_a_model_that_answers_the_letter_is_refused(run):
-    code, said = run("share", "--model", str(pocket.parts() / pocket.MODEL))
-    assert code == 2 and ("is refused" in said or "more than the context" in said)
+def test_a_model_that_does_not_understand_is_refused_by_name(run, tiny, tokenizer, tmp_path):
+    for part in (tiny(), tokenizer):
+        part.save_pretrained(tmp_path / "guesser")
+    code, said = run("share", "--model", str(tmp_path / "guesser"))
+    assert code == 2 and "guesser is refused: it was right in" in said and said.count("\n") == 1
