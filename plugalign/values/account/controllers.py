@@ -13,7 +13,6 @@ from plugalign.files.fingerprint import file_hash, fingerprint
 from plugalign.values.account.records import TracedController
 
 HISTORY = "history.jsonl"  # feedback and what was learned from it, where a controller keeps that
-APART = (README, HISTORY)  # these grow or are written by hand, and are no part of what steers
 
 
 def summed(controllers: Mapping[str, Controller]) -> Controller:
@@ -60,9 +59,9 @@ def _described(controller: Controller, folder: str | None) -> TracedController:
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of every file in a controller's folder but its data sheet and its history: of all
+    """A hash of every file in a controller's folder but data sheets, which steer nothing: of all
     their bytes, where a fingerprint of weights looks at some."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in APART)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != README)
     return fingerprint([(str(p.relative_to(folder)), file_hash(p)) for p in files])
 
 
