@@ -1,4 +1,5 @@
-"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune`` and ``methods``.
+"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune``, ``values`` and
+``methods``.
 
 Each command is a module of `plugalign.commands`, which parses its options and hands over to what
 does the work. That is imported when the command runs: ``plugalign --help`` loads neither torch nor
@@ -18,13 +19,14 @@ from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
 from plugalign.commands.methods import methods
 from plugalign.commands.tune import tune
+from plugalign.commands.values import values
 
 app = typer.Typer(
     help="Plug-in alignment: steer a Hugging Face language model while it decodes.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, bench, methods):
+for command in (compare, fit, tune, bench, values, methods):
     app.command()(command)
 
 
