@@ -13,6 +13,7 @@ import torch
 from rich.console import Group
 
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import model_name
 from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import (
     conditions,
@@ -32,7 +33,7 @@ from plugalign.values.instrument import Instrument
 from plugalign.values.instrument_file import read_instrument
 from plugalign.values.questions import FORMATS, Format
 from plugalign.values.report import write_report
-from plugalign.values.respondent import NEW_TOKENS, ModelRespondent, describe, is_chat
+from plugalign.values.respondent import NEW_TOKENS, ModelRespondent, is_chat
 from plugalign.values.table import values_table
 
 VALUES = "values.json"
@@ -176,11 +177,9 @@ def _rows(
         raise ValueError("name at least one model")
     rows: dict[str, Row] = {}
     for given in models:
-        name, pair = (describe(given), (given, None))
-        if isinstance(given, tuple):
-            name, pair = describe(given[0]), given
-        name = check_name(Path(name).name, "a model")
+        pair = given if isinstance(given, tuple) else (given, None)
         model, tokenizer = resolve_model(*pair, dtype)
+        name = check_name(Path(model_name(model)).name, "a model")
         asked = is_chat(tokenizer, chat, system, name)
         if name in rows:
             raise ValueError(f"two models are called {shown(name)}; name each once")

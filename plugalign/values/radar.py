@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from plugalign.values.findings import Profile
 from plugalign.values.instrument import Instrument
 
-RADIUS, MARGIN = 190, 78  # pixels; the margin holds the labels
+RADIUS, MARGIN, TOP = 190, 90, 60  # pixels; the margin holds the labels, and less of it above
 CENTRE = RADIUS + MARGIN
+STEP = 0.5  # centred scales end at a multiple of it
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Radar:
-    """A radar chart in pixels; ``rings`` are (radius, label)."""
+    """A radar chart in pixels; ``rings`` are (radius, label), and nothing stands above ``top``."""
 
     size: int
+    top: int
     centre: int
     spokes: tuple[Spoke, ...]
     rings: tuple[tuple[float, str], ...]
@@ -68,10 +70,13 @@ def radar(instrument: Instrument, profiles: Sequence[Profile]) -> Radar | None:
         ]
         points = tuple(point for point, _, _ in places)
         lines.append(Line(profile.name, points, tuple(first + last for _, first, last in places)))
-    steps = [low + (high - low) * step / 5 for step in range(1, 6)]
-    rings = tuple((RADIUS * (s - low) / (high - low), f"{s:.2g}") for s in steps)
+    steps = 4 if instrument.centre else instrument.levels - 1
+    rings = tuple(
+        (RADIUS * step / steps, f"{low + (high - low) * step / steps:g}")
+        for step in range(1, steps + 1)
+    )
     spokes = tuple(_spoke(i, instrument.dimensions) for i in range(len(instrument.dimensions)))
-    return Radar(2 * CENTRE, CENTRE, spokes, rings, tuple(lines))
+    return Radar(2 * CENTRE, TOP, CENTRE, spokes, rings, tuple(lines))
 
 
 def _ends(instrument: Instrument, profiles: Sequence[Profile]) -> tuple[float, float]:
@@ -79,6 +84,7 @@ def _ends(instrument: Instrument, profiles: Sequence[Profile]) -> tuple[float, f
     if not instrument.centre:
         return 0.0, float(instrument.levels - 1)
     far = max(abs(e) for p in profiles for f in p.dimensions.values() for e in (f.low, f.high))
+    far = STEP * max(1, math.ceil(far / STEP))
     return -far, far
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from plugalign.evaluation.report.table import number, p_value, percent
+from plugalign.evaluation.report.table import number, p_value
 from plugalign.evaluation.run_folder.folder import replace_text
+from plugalign.values.evidence import evidence
 from plugalign.values.findings import Profile
 from plugalign.values.instrument import Instrument
 from plugalign.values.radar import radar
@@ -36,13 +37,13 @@ def write_report(
     environment.filters.update(
         number=number,
         p_value=p_value,
-        percent=percent,
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
     html = environment.get_template(TEMPLATE).render(
         instrument=instrument,
         profiles=profiles,
         finding=headline(instrument, profiles),
+        evidence=[evidence(profile) for profile in profiles],
         radar=radar(instrument, profiles),
         items=[i for i in instrument.items if i.kind in ("item", "catch")],
         changed=[profile for profile in profiles if profile.differences],

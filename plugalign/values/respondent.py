@@ -12,7 +12,6 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from plugalign.algebra.identity import model_name
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import left_padded
 from plugalign.files.shown import shown
@@ -156,8 +155,3 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = [[*row, *[0] * (width - len(row))] for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
     return torch.tensor(ids), torch.tensor(mask)
-
-
-def describe(name: Any) -> str:
-    """How a model is called in rows and messages."""
-    return name if isinstance(name, str) else model_name(name)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from plugalign.evaluation.report.table import NAME, number, p_value, percent, printable
+from plugalign.evaluation.report.table import number, p_value, printable
 from plugalign.evaluation.statistics.paired import Interval
-from plugalign.values.findings import Profile, Turned
+from plugalign.values.evidence import evidence
+from plugalign.values.findings import Profile
 from plugalign.values.instrument import Instrument
 from plugalign.values.verdict import Level
 
+NARROW = 12  # columns that a respondent's name gets at least
+BESIDE = 2  # respondents of whom all figures fit beside each other
 COLOURS: dict[Level, str] = {
     "measured": "green",
     "partly measured": "yellow",
@@ -26,7 +28,7 @@ COLOURS: dict[Level, str] = {
 
 def values_table(instrument: Instrument, profiles: Sequence[Profile]) -> Group:
     """The verdict on each respondent, its evidence, the profiles, and the steered ones' change."""
-    tables = [_evidence(profiles), _profiles(instrument, profiles)]
+    tables = [*_evidence(profiles), _profiles(instrument, profiles)]
     if any(profile.differences for profile in profiles):
         tables.append(_differences(instrument, profiles))
     notes = Padding(Text("\n".join(_notes(instrument, profiles)), style="dim"), (0, 1))
@@ -34,16 +36,17 @@ def values_table(instrument: Instrument, profiles: Sequence[Profile]) -> Group:
 
 
 def _verdicts(instrument: Instrument, profiles: Sequence[Profile]) -> Padding:
-    text = Text()
+    said: list[RenderableType] = []
     for profile in profiles:
         level = profile.verdict.level
-        text.append(printable(profile.name), style="bold").append(": ")
-        text.append(printable(instrument.name)).append(" ")
-        text.append(_said(level), style=f"bold {COLOURS[level]}").append("\n")
+        text = Text(printable(profile.name), style="bold").append(": ", style="not bold")
+        text.append(f"{printable(instrument.name)} ", style="not bold")
+        said.append(text.append(_said(level), style=COLOURS[level]))
+        reasons = Table.grid(padding=(0, 1, 0, 0))
         for check in profile.verdict.failed:
-            text.append(f"  - {printable(check.text)}\n")
-    text.rstrip()
-    return Padding(text, (1, 1, 0, 1))
+            reasons.add_row("  -", printable(check.text))
+        said.append(reasons)
+    return Padding(Group(*said), (1, 1, 1, 1))
 
 
 def _said(level: Level) -> str:
@@ -52,39 +55,25 @@ def _said(level: Level) -> str:
     )
 
 
-def _evidence(profiles: Sequence[Profile]) -> Table:
-    first = profiles[0]
-    headings = [
-        "item\nshare",
-        "letter\nshare",
-        "alpha\nraw, deb.",
-        "printed,\nreversed",
-        "catch\nitems",
-    ]
-    headings += [f"{each.high},\n{each.low} AUC" for each in first.contrasts]
-    headings += ["refused"]
-    table = _table("What speaks for it", profiles, headings)
-    for profile in profiles:
-        scored = next(iter(profile.shares.values()))
-        letters = profile.shares.get("letters")
-        turned, refusals = profile.turned, profile.refusals
-        table.add_row(
-            _name(profile.name),
-            f"{scored.telling:.3f}",
-            "-" if letters is None or letters.letter is None else f"{letters.letter:.2f}",
-            f"{profile.raw_alpha:.2f}\n{profile.alpha:.2f}",
-            "-" if turned is None else _turned(turned),
-            f"{sum(c.passed for c in profile.catches)} of {len(profile.catches)}",
-            *(_interval(contrast.auc) for contrast in profile.contrasts),
-            "-" if refusals is None else percent(refusals.rate),
-        )
-    return table
+def _evidence(profiles: Sequence[Profile]) -> Iterator[Table]:
+    """A few respondents beside each other, figure by figure."""
+    for first in range(0, len(profiles), BESIDE):
+        some = profiles[first : first + BESIDE]
+        table = Table(title=Text("What speaks for it", style="bold"), box=box.SIMPLE_HEAD)
+        table.padding = (0, 1, 0, 0)
+        table.add_column("", no_wrap=True)
+        for profile in some:
+            table.add_column(_name(profile.name), justify="right", overflow="fold")
+        found = [evidence(profile) for profile in some]
+        for name in found[0]:
+            table.add_row(printable(name), *(printable_lines(each[name]) for each in found))
+        yield table
 
 
 def _profiles(instrument: Instrument, profiles: Sequence[Profile]) -> Table:
     scale = f"0 to {instrument.levels - 1}"
     scale += ", minus the own mean" if instrument.centre else ""
-    table = _table(f"Scores, {scale}", profiles, [*instrument.dimensions, "differ\np"])
+    table = _table(f"Scores, {scale}", profiles, [*instrument.dimensions, "p"])
     for profile in profiles:
         style = "" if profile.measured else "dim"
         cells = [_interval(each) for each in profile.dimensions.values()]
@@ -113,14 +102,14 @@ def _table(title: str, profiles: Sequence[Profile], headings: Sequence[str]) -> 
     table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)
     widest = max(len(profile.name) for profile in profiles)
-    table.add_column("", overflow="fold", min_width=min(widest, NAME))
+    table.add_column("", overflow="fold", min_width=min(widest, NARROW))
     for each in headings:
-        table.add_column(Text(printable_heading(each)), justify="right", no_wrap=True)
+        table.add_column(Text(printable_lines(each)), justify="right", no_wrap=True)
     return table
 
 
-def printable_heading(text: str) -> str:
-    """A heading's lines, each without what would steer a terminal."""
+def printable_lines(text: str) -> str:
+    """A text's lines, each without what would steer a terminal."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
@@ -134,28 +123,19 @@ def _interval(interval: Interval) -> Text:
     return text.append(f"\n{number(interval.low)}{dash}{number(interval.high)}", style="dim")
 
 
-def _turned(turned: Turned) -> str:
-    """The mean over the dimensions, as printed and turned round."""
-    means = (fmean(each.values()) for each in (turned.printed, turned.reversed))
-    return "\n".join(map(number, means))
-
-
 def _notes(instrument: Instrument, profiles: Sequence[Profile]) -> Iterator[str]:
     yield (
         "Below each figure: its 95 % interval, over items. Scores without MEASURED above say "
         "nothing about values."
     )
     yield (
-        "item share: of the variance of the answers' log-probabilities what hangs on the item; "
-        "letter share: what hangs on the letter A, B, … alone, where answers are shown so."
+        "Shares: of the variance of the answers' log-probabilities, what hangs on the item (which "
+        "only who reads it has), on the answer whatever is asked, on the letter before it."
     )
     yield (
-        "alpha: agreement of the wordings, raw and after debiasing; printed, reversed: the mean "
-        "score when letters are read off as they are, with the scale as it is and turned round."
-    )
-    yield (
-        "AUC: whether items whose answer is known are told apart; a random responder passes two "
-        "catch items one time in four. differ: that all dimensions score alike."
+        "Alpha: agreement of the wordings. AUC: whether items whose answer is known are told "
+        "apart; they are balanced, so good against bad should be 0.5. Who draws lots passes two "
+        "catch items one time in four. p: that all dimensions score alike."
     )
     if instrument.note:
         yield printable(f"{instrument.name}: {instrument.note}")

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from plugalign.evaluation.report.table import p_value
 from plugalign.values.reliability import Shares
 from plugalign.values.validity import Catch, Contrast
 
@@ -102,7 +103,7 @@ def _contrast(contrast: Contrast, holds: bool) -> Check:
         holds,
         True,
         f"{contrast.high} against {contrast.low} items: AUC {auc.value:.2f} [{auc.low:.2f}, "
-        f"{auc.high:.2f}], p {contrast.p:.3f} (the interval above {CHANCE})",
+        f"{auc.high:.2f}], p {p_value(contrast.p)} (the interval above {CHANCE})",
     )
 
 
