@@ -1,5 +1,5 @@
-"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune``, ``values`` and
-``methods``.
+"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune``, ``values``,
+``capabilities`` and ``methods``.
 
 Each command is a module of `plugalign.commands`, which parses its options and hands over to what
 does the work. That is imported when the command runs: ``plugalign --help`` loads neither torch nor
@@ -14,6 +14,7 @@ import typer
 
 from plugalign.commands import options
 from plugalign.commands.bench import bench
+from plugalign.commands.capabilities import capabilities
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, bench, values, methods):
+for command in (compare, fit, tune, bench, values, capabilities, methods):
     app.command()(command)
 
 

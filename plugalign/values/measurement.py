@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Group
 
-from plugalign.algebra.controller import Controller
-from plugalign.algebra.identity import model_name
 from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import (
     conditions,
-    describe_controller,
-    describe_model,
     versions,
 )
 from plugalign.evaluation.run_folder.folder import MANIFEST, REPORT, locked, open_run, write_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
-from plugalign.files.shown import check_name, shown
-from plugalign.generation.wrap import Steered, wrap
-from plugalign.loading import check_context, load_controllers, resolve_model
+from plugalign.files.shown import shown
+from plugalign.loading import check_context, load_controllers
 from plugalign.values.asking import Answered, Survey, ask
 from plugalign.values.findings import Profile, by_name, profile
 from plugalign.values.instrument import Instrument
 from plugalign.values.instrument_file import read_instrument
 from plugalign.values.questions import FORMATS, Format
 from plugalign.values.report import write_report
-from plugalign.values.respondent import NEW_TOKENS, ModelRespondent, is_chat
+from plugalign.values.respondent import NEW_TOKENS, ModelRespondent
+from plugalign.values.rows import Row, described_rows, model_rows, torch_threads
 from plugalign.values.table import values_table
 
 VALUES = "values.json"
@@ -64,20 +58,6 @@ class Measurement:
 
     def __rich__(self) -> Group:
         return self.table()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One respondent.
-
-    Attributes:
-        reference: the row of its model without controllers; None for that row itself.
-    """
-
-    steered: Steered
-    reference: str | None
-    controller: Controller | None
-    chat: bool
 
 
 def measure(
@@ -120,13 +100,13 @@ def measure(
     given = instrument if isinstance(instrument, Instrument) else read_instrument(instrument)
     survey = Survey(given, _checked_formats(formats), refusals)
     loaded = load_controllers(controllers or {})
-    rows = _rows(models, varied(loaded, settings or {}), chat, system, dtype)
+    rows = model_rows(models, varied(loaded, settings or {}), chat, system, dtype)
     respondents = {
         name: ModelRespondent(row.steered, chat=row.chat, system=system)
         for name, row in rows.items()
     }
     _check_lengths(survey, rows, respondents)
-    with _threads(threads), locked(folder):
+    with torch_threads(threads), locked(folder):
         manifest = _manifest(survey, rows, system)
         open_run(folder, manifest, resume=resume)
         answered = ask(survey, respondents, folder, manifest["run"])
@@ -161,44 +141,6 @@ def _checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
     return tuple(known[name] for name in formats)  # type: ignore[index]
 
 
-def _rows(
-    models: Sequence[Any],
-    controllers: Mapping[str, Controller],
-    chat: str,
-    system: str | None,
-    dtype: str,
-) -> dict[str, Row]:
-    """Every model by itself and under each controller, by the name of the row.
-
-    Raises:
-        ValueError: for a model that is there twice, or a controller that does not fit one.
-    """
-    if not models:
-        raise ValueError("name at least one model")
-    rows: dict[str, Row] = {}
-    for given in models:
-        pair = given if isinstance(given, tuple) else (given, None)
-        model, tokenizer = resolve_model(*pair, dtype)
-        name = check_name(Path(model_name(model)).name, "a model")
-        asked = is_chat(tokenizer, chat, system, name)
-        if name in rows:
-            raise ValueError(f"two models are called {shown(name)}; name each once")
-        rows[name] = Row(wrap(model, tokenizer, Controller()), None, None, asked)
-        for label, controller in controllers.items():
-            _check_revises(label, controller)
-            steered = wrap(model, tokenizer, controller)
-            rows[f"{name} + {label}"] = Row(steered, name, controller, asked)
-    return rows
-
-
-def _check_revises(name: str, controller: Controller) -> None:
-    if any(part.overrides("revise") for weight, part in controller.parts() if weight):
-        raise ValueError(
-            f"{name} revises finished answers, so no answer to a questionnaire has a probability "
-            "under it; leave it out"
-        )
-
-
 def _check_lengths(
     survey: Survey, rows: Mapping[str, Row], respondents: Mapping[str, ModelRespondent]
 ) -> None:
@@ -217,16 +159,7 @@ def _manifest(survey: Survey, rows: Mapping[str, Row], system: str | None) -> di
     """Everything that the run depends on; "settings" and "versions" say which run it is."""
     instrument = survey.instrument
     described: dict[str, Any] = {
-        "rows": {
-            name: {
-                "model": describe_model(row.steered.model, row.steered.tokenizer).model_dump(),
-                "controller": None
-                if row.controller is None
-                else describe_controller(row.controller).model_dump(by_alias=True, mode="json"),
-                "chat": row.chat,
-            }
-            for name, row in rows.items()
-        },
+        "rows": described_rows(rows),
         "instrument": {
             "name": instrument.name,
             "sha256": fingerprint(json.dumps(asdict(instrument), sort_keys=True)),
@@ -261,13 +194,3 @@ def _content(
         "rows": {name: each.to_json() for name, each in profiles.items()},
         "manifest": MANIFEST,
     }
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

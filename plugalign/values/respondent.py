@@ -12,12 +12,14 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from plugalign.engine.context_length import context_length_of
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import left_padded
 from plugalign.files.shown import shown
 from plugalign.generation.chat import encode
 from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.wrap import Steered
+from plugalign.sampling import CoupledSampler
 
 ChatMode = Literal["auto", "on", "off"]
 NEW_TOKENS = 24  # of an answer in words: a refusal comes first
@@ -104,13 +106,32 @@ class ModelRespondent:
         )
         return [float(log_p.double().sum()) for log_p in found]
 
-    def say(self, prompts: Sequence[str]) -> list[str]:
-        """See `Respondent`: greedy, a few words."""
+    def say(self, prompts: Sequence[str], tokens: int = NEW_TOKENS) -> list[str]:
+        """See `Respondent`: greedy, a few words.
+
+        Args:
+            tokens: the most that an answer has.
+        """
         return [
             answer
             for first in range(0, len(prompts), ROWS)
-            for answer in self._say(prompts[first : first + ROWS])
+            for answer in self.write(prompts[first : first + ROWS], tokens)
         ]
+
+    def nats(self, text: str, context: int) -> tuple[float, int]:
+        """The negative log-likelihood of a text's first tokens, and how many were scored.
+
+        Args:
+            context: at most so many tokens, and at most half of what the model can read, so that
+                controllers may put something in front.
+        """
+        limit = context_length_of(self._steered.model)
+        context = context if limit is None else min(context, limit // 2)
+        ids = list(self._tokenizer(text)["input_ids"])[:context]
+        if len(ids) < 2:
+            return 0.0, 0
+        (found,) = self._steered.log_probs(_padded([ids]), supports=False)
+        return -float(found.double().sum()), len(found)
 
     def ids(self, prompt: str) -> list[int]:
         """The token ids of a prompt."""
@@ -128,7 +149,14 @@ class ModelRespondent:
             return whole[len(front) :]
         return encode(self._tokenizer, f" {answer}")
 
-    def _say(self, prompts: Sequence[str]) -> list[str]:
+    def write(
+        self, prompts: Sequence[str], tokens: int, sampler: CoupledSampler | None = None
+    ) -> list[str]:
+        """Answers to a batch of prompts, without special tokens.
+
+        Args:
+            tokens: the most that an answer has. sampler: draws them; None is greedy.
+        """
         model, tokenizer = self._steered, self._tokenizer
         ends = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
@@ -137,7 +165,8 @@ class ModelRespondent:
         output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=tokens,
+            logits_processor=[] if sampler is None else [sampler],
             do_sample=False,
             num_beams=1,
             pad_token_id=pad,

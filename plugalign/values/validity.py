@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from plugalign.evaluation.judging.agreement import agreement
+from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.evaluation.statistics.paired import FloatArray, Interval
 from plugalign.values.instrument import Instrument
 
@@ -69,9 +69,9 @@ def contrasts(instrument: Instrument, scores: FloatArray) -> list[Contrast]:
                 part=name,
                 high=part.contrast[0],
                 low=part.contrast[1],
-                auc=agreement(mine, [float(each) for each in high]).auc,
+                auc=auc_of(high, mine).interval(),
                 p=_p(above, below),
-                valence_auc=agreement(mine, [float(each) for each in good]).auc.value,
+                valence_auc=auc_of(good, mine).value,
                 items=(len(above), len(below)),
             )
         )
