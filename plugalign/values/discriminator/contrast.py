@@ -115,7 +115,8 @@ class ValueContrast:
         rows = reader.tokenizer(list(texts), **own)["input_ids"]
         fronts = [[*before, *row[:room], *between] for row in rows]
         losses = [nll(reader.model, fronts, [end] * len(fronts)).nll for end in ends]
-        return np.asarray(losses[1] - losses[0])
+        found: FloatArray = losses[1] - losses[0]
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json, sheet.json and README.md into ``folder``.
