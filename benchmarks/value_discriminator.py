@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +79,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def balanced(
-    name: str, statement: str, negation: str, pairs: Sequence[tuple[str, bool]], **more: Any
+    name: str, statement: str, negation: str, pairs: Sequence[tuple[str, bool]]
 ) -> DataSet:
     """As many texts as are needed, half of either class, in a fixed random order."""
     draw, half = np.random.default_rng(0), (LEARNED + CALIBRATED + HELD_OUT) // 2
@@ -89,14 +89,15 @@ def balanced(
         chosen += [(texts[i], side) for i in draw.permutation(len(texts))[:half]]
     order = draw.permutation(len(chosen))
     texts, conforms = zip(*(chosen[i] for i in order), strict=True)
-    return DataSet(name, statement, negation, list(texts), np.array(conforms), more)
+    return DataSet(name, statement, negation, list(texts), np.array(conforms), {})
 
 
 def data_sets(folder: Path) -> list[DataSet]:
     """The data sets, each with its statement."""
     respect = ("It respects others.", "It insults others.")
     jigsaw = [(r["text"], int(r["label"]) == 0) for r in rows(folder / "toxicity/jigsaw.jsonl")]
-    detoxed = list(rows(folder / "toxicity/paradetox.jsonl"))
+    detoxed = [row for row in rows(folder / "toxicity/paradetox.jsonl") if row["neutral"]]
+    rewrites = {row["toxic"]: row["neutral"][0] for row in detoxed}
     # Of a pair one side only, so that no text stands beside its own rewrite.
     sides = [
         (row["toxic"], False) if i % 2 else (row["neutral"][0], True)
@@ -112,9 +113,7 @@ def data_sets(folder: Path) -> list[DataSet]:
     ]
     return [
         balanced("jigsaw", *respect, jigsaw),
-        balanced(
-            "paradetox", *respect, sides, **{row["toxic"]: row["neutral"][0] for row in detoxed}
-        ),
+        replace(balanced("paradetox", *respect, sides), rewrites=rewrites),
         balanced("justice", "It is fair.", "It is unfair.", justice),
         balanced("deontology", "It does one's duty.", "It neglects one's duty.", duty),
     ]
