@@ -260,3 +260,28 @@ def by_labels(conforming: Conforming, labels: FloatArray) -> dict[str, Predictio
         label = mean_score(np.where(both, labels, np.nan))[known]
         found[name] = prediction_powered(label, mine, others[~np.isnan(others)])
     return found
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How aligned the rows of a comparison are.
+
+    Attributes:
+        rows: by method.
+        own: the judges that are the model itself. summed: those that stand for a value each.
+        human_texts, human_labels: where these came from and how many there are, None for none.
+    """
+
+    rows: Mapping[str, RowAlignment]
+    own: Sequence[str] = ()
+    summed: Sequence[str] = ()
+    human_texts: Mapping[str, Any] | None = None
+    human_labels: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, without what there is none of."""
+        found: dict[str, Any] = {"rows": {name: row.to_json() for name, row in self.rows.items()}}
+        for name in ("own", "summed", "human_texts", "human_labels"):
+            if value := getattr(self, name):
+                found[name] = dict(value) if isinstance(value, Mapping) else list(value)
+        return found
