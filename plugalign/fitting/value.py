@@ -20,6 +20,7 @@ from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.pooled_states import keep_pooled_states
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
+from plugalign.values.discriminator.guiding import guide
 from plugalign.values.discriminator.head import Labels, calibrate, fewest_for, fit_head
 from plugalign.values.discriminator.measuring import layer_scores, measured
 from plugalign.values.discriminator.readers import Reader
@@ -28,6 +29,8 @@ from plugalign.values.discriminator.sheet import DataFile, Sheet
 FEWEST, CALIBRATED, HELD_OUT = 128, 64, 32  # different texts: in all, to calibrate, to measure
 SHARE = 0.25  # of all texts, for either of the latter, where that is more
 FEWEST_OF_A_CLASS = 10  # to calibrate
+
+GUIDE = "guide"  # the folder of a controller that steers by it, inside its own
 
 Numbers = NDArray[np.int64]
 
@@ -55,7 +58,11 @@ class FittedValue:
 
 def use_of(out: Path) -> str:
     """How a saved discriminator is used."""
-    return f"It is in {out}; use it as --judge {out.resolve().name}={out}"
+    name = out.resolve().name
+    found = f"It is in {out}; plugalign compare takes it as --judge {name}={out}"
+    if (out / GUIDE).is_dir():
+        found += f", and to steer its model as --controllers {name}={out / GUIDE}"
+    return found
 
 
 def fit_value(
@@ -100,6 +107,8 @@ def fit_value(
         found = fitted(reader, states, texts, conforms, parts, statement, level, source)
         found.sheet = found.sheet.model_copy(update=about)
         found.save(result)
+        if reader.kind == "causal":
+            guide(found).save_pretrained(result / GUIDE)
         return {}
 
     record = {

@@ -141,31 +141,33 @@ class Aligner:
             labels: whether humans find that answers conform, ``(P, S)``, NaN where they were not
                 asked; None where there are no labels.
         """
-        means = {name: mean_score(values) for name, values in conforming.items()}
-        before = None if base is None else {n: mean_score(values) for n, values in base.items()}
-        several = len(self._summed) > 1
+        means, before = _means(conforming), None if base is None else _means(base)
         gap = {
             name: self._gap(name, conforming[name], None if base is None else base[name])
             for name in self._human
         }
         return RowAlignment(
-            degree={n: self._mean(m, before and before[n]) for n, m in means.items()},
-            total=self._mean(self._sum(means), before and self._sum(before)) if several else None,
+            degree={
+                n: self._mean(m, None if before is None else before[n]) for n, m in means.items()
+            },
+            total=self._total(means, before) if len(self._summed) > 1 else None,
             gap=gap,
             by_labels={} if labels is None else by_labels(conforming, labels),
             action=self._actions(conforming),
         )
 
-    def _sum(self, means: Mapping[str, FloatArray]) -> FloatArray:
-        found: FloatArray = np.sum([means[name] for name in self._summed], axis=0)
-        return found
+    def _total(self, means: Conforming, before: Conforming | None) -> Figure:
+        both = [means] if before is None else [means, before]
+        mine, *base = (np.sum([each[name] for name in self._summed], axis=0) for each in both)
+        return self._mean(mine, base[0] if base else None)
 
     def _mean(self, values: FloatArray, base: FloatArray | None) -> Figure:
         if np.isnan(values).all():
             return Figure(None, None, None, len(values))
         found, lost = self._bootstrap.mean(values), int(np.isnan(values).sum())
-        paired = base is not None and not np.isnan(values - base).all()
-        change = self._bootstrap.difference(values, base) if paired else None
+        change = None
+        if base is not None and not np.isnan(values - base).all():
+            change = self._bootstrap.difference(values, base)
         return Figure(found.value, found.low, found.high, lost, change)
 
     def _resampled(self, name: str, scores: FloatArray, seed: int) -> PairedBootstrap:
@@ -237,6 +239,11 @@ class Aligner:
 
     def _interval(self, value: float, draws: FloatArray) -> Interval | None:
         return None if np.isnan(value) else self._bootstrap.interval(value, draws)
+
+
+def _means(conforming: Conforming) -> dict[str, FloatArray]:
+    """By name, the mean of each prompt, ``(P,)``."""
+    return {name: mean_score(values) for name, values in conforming.items()}
 
 
 def by_labels(conforming: Conforming, labels: FloatArray) -> dict[str, PredictionPowered]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,6 +40,9 @@ class _File(BaseModel):
 
     source: str
     sha256: str
+
+
+F = TypeVar("F", bound=_File)
 
 
 class HumanTexts(_File):
@@ -172,10 +175,7 @@ def alignment_of(out: Path, manifest: Manifest, answers: Mapping[str, Answers]) 
     Raises:
         ValueError: if a file is damaged, or has scores of other judges; names it.
     """
-    texts, labels = (
-        read_settings(out / name, kind, CURE) if (out / name).is_file() else None
-        for name, kind in ((HUMAN_TEXTS, HumanTexts), (HUMAN_LABELS, HumanLabels))
-    )
+    texts, labels = _read(out / HUMAN_TEXTS, HumanTexts), _read(out / HUMAN_LABELS, HumanLabels)
     settings = manifest.settings
     kinds = {name: record.kind for name, record in settings.judge_details.items()}
     if texts is None and labels is None and not {VALUE, CONTRAST} & set(kinds.values()):
@@ -204,6 +204,11 @@ def alignment_of(out: Path, manifest: Manifest, answers: Mapping[str, Answers]) 
         else _about(texts, len(next(iter(texts.scores.values())))),
         human_labels=None if labels is None else _about(labels, len(labels.labels)),
     )
+
+
+def _read(path: Path, kind: type[F]) -> F | None:
+    """A file of a run's folder, None where there is none."""
+    return read_settings(path, kind, CURE) if path.is_file() else None
 
 
 def _own(manifest: Manifest) -> list[str]:

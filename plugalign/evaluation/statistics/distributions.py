@@ -37,7 +37,8 @@ class Mixture:
     @property
     def present(self) -> FloatArray:
         """1 for a prompt with scores, ``(P,)``."""
-        return np.round(self.shares.sum(axis=1))
+        found: FloatArray = np.round(self.shares.sum(axis=1))
+        return found
 
     def mean(self, counts: FloatArray) -> FloatArray:
         """The mean score, ``(R,)``, of prompts that count so often ``(R, P)``."""
@@ -134,7 +135,8 @@ def agreement_auc(above: FloatArray, scores: FloatArray, counts: FloatArray) -> 
 def _histogram(scores: FloatArray, support: FloatArray) -> FloatArray:
     """How many of each prompt's scores ``(P, S)`` lie at each point, ``(P, K)``."""
     present = (~np.isnan(scores)).sum(axis=1)
-    return _mixture(scores, support).shares * present[:, None]
+    found: FloatArray = _mixture(scores, support).shares * present[:, None]
+    return found
 
 
 def stacked(blocks: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:

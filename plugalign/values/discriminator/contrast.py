@@ -94,8 +94,9 @@ class ValueContrast:
         """c(y) of n texts, ``(n,)``: in nats, or a difference of cosines."""
         if isinstance(self.reader, EncoderReader):
             return self._nearer(self.reader, texts)
-        found = self._likelier(self.reader, [*texts, *NOTHING])
-        return found[: len(texts)] - found[len(texts) :].mean()
+        every = self._likelier(self.reader, [*texts, *NOTHING])
+        found: FloatArray = every[: len(texts)] - every[len(texts) :].mean()
+        return found
 
     def _nearer(self, reader: EncoderReader, texts: Sequence[str]) -> FloatArray:
         states = reader.pooled([self.statement, self.negation, *texts]).double()

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plugalign.adapters.layers import shared_copy
+from plugalign.adapters.truncated import truncated
 from plugalign.algebra.identity import (
     PROBE_SIZE,
     PROBE_TOLERANCE,
@@ -24,10 +24,10 @@ from plugalign.algebra.identity import (
     model_name,
     vocabulary_hash,
 )
+from plugalign.controllers.value_head import FRONT
 from plugalign.engine.context_length import context_length_of
 from plugalign.generation.tokens import token_ids
 
-FRONT = "Statement: {statement}\nText: "
 BATCH = 16  # texts in one forward
 MAX_TOKENS = 256  # of a text
 
@@ -36,6 +36,7 @@ class Reader(Protocol):
     """Something that reads texts behind a statement.
 
     Attributes:
+        model: it reads with this.
         kind: "causal" or "encoder".
         layers: the layers whose states it gives, ascending.
         width: D, of a state.
@@ -43,6 +44,9 @@ class Reader(Protocol):
         model_name: for messages.
         identity: of its model.
     """
+
+    @property
+    def model(self) -> Any: ...
 
     @property
     def kind(self) -> Literal["causal", "encoder"]: ...
@@ -248,31 +252,3 @@ def check_same(fitted: Identity, here: Identity) -> None:
             f"the value discriminator was fitted on the weights and the vocabulary of "
             f"'{fitted.name}', which '{here.name}' does not have; fit it again on this model"
         )
-
-
-def truncated(model: Any, layers: int) -> Any:
-    """The body of a causal language model with its first layers only and without its final norm:
-    its last hidden state is what comes out of layer ``layers``. It shares the model's weights.
-
-    Raises:
-        ValueError: if the model's layers are not where they are in other models.
-    """
-    body = model.base_model
-    config = body.config.get_text_config()
-    stacks = [
-        name
-        for name, part in body.named_children()
-        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
-    ]
-    if len(stacks) != 1:
-        raise ValueError(f"cannot find the layers of '{model_name(model)}' ({type(body).__name__})")
-    cut = shared_copy(body)
-    setattr(cut, stacks[0], getattr(cut, stacks[0])[:layers])
-    own = cut.config.get_text_config()
-    own.num_hidden_layers = layers
-    if getattr(own, "layer_types", None):
-        own.layer_types = own.layer_types[:layers]
-    for name, part in list(cut.named_children()):
-        if "norm" in type(part).__name__.lower():
-            setattr(cut, name, nn.Identity())
-    return cut.eval()

@@ -11,12 +11,15 @@ import torch
 from tiny_models import make_model, make_tokenizer
 from transformers import BertConfig, BertModel
 
+from plugalign.adapters.truncated import truncated
+from plugalign.algebra.controller import Controller
+from plugalign.controllers.value_guide import ValueGuide
 from plugalign.evaluation.judging.load import load_judge
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.value import distinct, fit_value, fitted, split
 from plugalign.values.discriminator.contrast import ValueContrast, negated
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
-from plugalign.values.discriminator.readers import CausalReader, EncoderReader, truncated
+from plugalign.values.discriminator.readers import CausalReader, EncoderReader
 
 STATEMENT = "w50 w51"
 
@@ -109,10 +112,13 @@ def test_the_data_sheet_says_what_it_is_worth(saved: Path) -> None:
     assert set(sheet["layers"]) == {"1", "2"}
     page = (saved / "kind" / "README.md").read_text()
     assert "held-out AUC" in page and "AUC of TF-IDF" in page and "better than chance" in page
+    controller = Controller.from_pretrained(saved / "kind" / "guide")
+    assert isinstance(controller, ValueGuide) and controller.head.statement == STATEMENT
     assert sorted(path.name for path in (saved / "kind").iterdir()) == [
         "README.md",
         "config.json",
         "fit.json",
+        "guide",
         "model.safetensors",
         "sheet.json",
     ]
