@@ -21,13 +21,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.evaluation.statistics.paired import Interval
 from plugalign.fitting.pooled_states import keep_pooled_states
 from plugalign.fitting.value import Parts, fitted
 from plugalign.values.discriminator.contrast import ValueContrast
+from plugalign.values.discriminator.discriminator import ValueDiscriminator
 from plugalign.values.discriminator.explanation import explain
+from plugalign.values.discriminator.head import calibrate, fit_head
 from plugalign.values.discriminator.loading import load_reader
 from plugalign.values.discriminator.measuring import auc
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
@@ -40,6 +43,7 @@ CONTRASTED = 128  # texts that are judged without labels
 MAX_TOKENS = 128
 Reader = CausalReader | EncoderReader
 Labels = NDArray[np.bool_]
+States = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -131,46 +135,57 @@ def interval(found: Interval) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def headed(reader: Reader, data: DataSet, states: NDArray[np.float64]) -> dict[str, Any]:
-    """A head with 128 labels: AUC, coverage over splits, and what shuffled labels give."""
-    held, coverage, shuffled = None, [], []
+def headed(
+    data: DataSet, judge: ValueDiscriminator, states: States, layers: Sequence[int]
+) -> dict[str, Any]:
+    """A head with 128 labels: AUC, and over splits at its layer coverage and what shuffled labels
+    give."""
+    sheet = judge.sheet
+    assert sheet.held_out is not None
+    own, coverage, shuffled = states[:, layers.index(judge.reader.layers[0])], [], []
     for seed in range(SPLITS):
         parts = parts_of(seed)
-        found = fitted(reader, states, data.texts, data.conforms, parts, data.statement)
-        assert found.sheet.held_out is not None
-        held = held or found.sheet
-        coverage.append(found.sheet.held_out.coverage.value)
-        mixed = np.random.default_rng(seed).permutation(data.conforms)
-        noise = fitted(reader, states, data.texts, mixed, parts, data.statement).sheet.held_out
-        assert noise is not None
-        shuffled.append(noise.auc.value)
-    assert held is not None and held.held_out is not None
+        coverage.append(covered(own, data.conforms, parts))
+        noise = np.random.default_rng(seed).permutation(data.conforms)
+        head = fit_head(own[parts.learned], noise[parts.learned])
+        apart = parts.held_out
+        shuffled.append(float(roc_auc_score(noise[apart], head.margins(own[apart]))))
     return {
-        "auc": interval(held.held_out.auc),
-        "tfidf": None if held.held_out.tfidf is None else interval(held.held_out.tfidf),
-        "layers": held.layers,
-        "finding": held.finding,
+        "auc": interval(sheet.held_out.auc),
+        "tfidf": None if sheet.held_out.tfidf is None else interval(sheet.held_out.tfidf),
+        "layers": sheet.layers,
+        "finding": sheet.finding,
         "coverage": float(np.mean(coverage)),
-        "decided": interval(held.held_out.decided),
+        "decided": interval(sheet.held_out.decided),
         "shuffled": float(np.mean(shuffled)),
     }
 
 
+def covered(own: States, conforms: Labels, parts: Parts) -> float:
+    """The share of held-out texts whose verdict set at 90 % holds their label.
+
+    Args:
+        own: states at one layer, ``(n, D)``.
+    """
+    head = fit_head(own[parts.learned], conforms[parts.learned])
+    margins = head.margins(own)
+    calibration = calibrate(margins[parts.calibrated], conforms[parts.calibrated], 0.9)
+    verdicts = np.array(calibration.verdicts(margins[parts.held_out]))
+    wanted = np.where(conforms[parts.held_out], "conforms", "breaks")
+    return float(np.mean((verdicts == wanted) | (verdicts == "undecided")))
+
+
 def unseen(
-    reader: Reader, data: DataSet, others: Sequence[tuple[DataSet, Any]], own: Any
+    data: DataSet, judges: dict[str, ValueDiscriminator], states: States, layers: Sequence[int]
 ) -> dict[str, Any]:
     """The AUC on held-out texts of a value that was not learned, by heads of the others: they read
     the texts behind this value's statement."""
     apart, found = parts_of(0).held_out, {}
-    for other, states in others:
-        if other.name == data.name:
-            continue
-        head = fitted(reader, states, other.texts, other.conforms, parts_of(0), other.statement)
-        layer = reader.layers.index(head.reader.layers[0])
-        margins = head.head.margins(own[apart][:, layer])
-        found[other.name] = interval(
-            auc(head.calibration.probabilities(margins), data.conforms[apart])
-        )
+    for name, judge in judges.items():
+        if name != data.name:
+            own = states[apart][:, layers.index(judge.reader.layers[0])]
+            scores = judge.calibration.probabilities(judge.head.margins(own))
+            found[name] = interval(auc(scores, data.conforms[apart]))
     return found
 
 
@@ -182,12 +197,10 @@ def without_labels(reader: Reader, data: DataSet) -> dict[str, float]:
     return interval(auc(scores, data.conforms[apart]))
 
 
-def occluded(reader: Reader, data: DataSet, states: NDArray[np.float64]) -> dict[str, Any]:
+def occluded(data: DataSet, judge: ValueDiscriminator) -> dict[str, Any]:
     """Of held-out texts that break the value and are found to: whether the top word is one that a
     human removed, how often a random word is, and whether the judgement turns without it."""
-    parts = parts_of(0)
-    judge = fitted(reader, states, data.texts, data.conforms, parts, data.statement)
-    broken = [data.texts[i] for i in parts.held_out if not data.conforms[i]]
+    broken = [data.texts[i] for i in parts_of(0).held_out if not data.conforms[i]]
     hits, chance, turned = [], [], []
     for text in broken[:EXPLAINED]:
         (found,) = explain({data.name: judge}, text)
@@ -237,16 +250,21 @@ def measure(reader: Reader, sets: Sequence[DataSet], work: Path, say: Callable[[
         say(f"{reader.model_name}: {data.name}")
         path = work / f"{reader.model_name}-{data.name}"
         kept.append((data, keep_pooled_states(reader, data.texts, data.statement, path)))
+    judges = {
+        data.name: fitted(reader, states, data.texts, data.conforms, parts_of(0), data.statement)
+        for data, states in kept
+    }
     found = {}
     for data, states in kept:
         say(f"{reader.model_name}: heads of {data.name}")
+        judge = judges[data.name]
         found[data.name] = {
-            "head": headed(reader, data, states),
-            "unseen": unseen(reader, data, kept, states),
+            "head": headed(data, judge, states, reader.layers),
+            "unseen": unseen(data, judges, states, reader.layers),
             "without labels": without_labels(reader, data),
         }
         if data.rewrites:
-            found[data.name]["occlusion"] = occluded(reader, data, states)
+            found[data.name]["occlusion"] = occluded(data, judge)
     return found
 
 
