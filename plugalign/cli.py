@@ -19,6 +19,7 @@ from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
 from plugalign.commands.maxim import maxim
+from plugalign.commands.judge import judge
 from plugalign.commands.methods import methods
 from plugalign.commands.trace import trace
 from plugalign.commands.tune import tune
@@ -32,6 +33,7 @@ app = typer.Typer(
 for command in (
     compare,
     fit,
+    judge,
     tune,
     bench,
     values,
