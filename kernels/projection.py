@@ -77,12 +77,59 @@ def project(
             finite, a bound that rho itself exceeds, or a negative budget.
     """
     _check_shapes(log_rho, delta, g, bounds)
-    host = [_on_host(x) for x in (log_rho, delta, g, bounds)]
     budget = _on_host(torch.as_tensor(kappa, dtype=torch.float64)) + np.zeros(len(log_rho))
-    rho = _log_normalised(host[0])
-    lifted = _check_values(rho, *host[1:], budget)
-    found = _projected(rho, host[1], host[2], lifted, budget)
+    rho, shift, scores = _log_normalised(_on_host(log_rho)), _on_host(delta), _on_host(g)
+    lifted = _check_values(rho, shift, scores, _on_host(bounds), budget)
+    found = _projected(rho, shift, scores, lifted, budget)
     return Projection(*(torch.from_numpy(x).to(log_rho.device) for x in found))
+
+
+def project_in_order(
+    log_rho: Tensor, shifts: Tensor, g: Tensor, slack: Tensor, kappa: Tensor | float = math.inf
+) -> tuple[list[Projection], Tensor]:
+    """Stages in the order of their priority: the shift of each principle, and a last one.
+
+    Stage i projects its shift, from what stage i - 1 found, on the bounds of the principles above
+    it; then its own bound is fixed::
+
+        q_i = argmin KL(q || q_(i-1) e^delta_i)  subject to  E_q[g_j] <= b_j for all j < i
+        b_i = E_(q_i)[g_i] + slack_i
+
+    So a principle below never raises the expectation of one above by more than that one's slack,
+    and changes no bound above. A single `project` on all bounds does not keep that: it holds every
+    bound, but a lower one that binds may push what a higher one leaves up to its bound.
+
+    Args:
+        log_rho: log-probabilities ``(R, K)`` before any stage.
+        shifts: ``(R, J + 1, K)``: of each principle, 0 for one that only binds others, and last
+            one that all bounds hold, such as what was learned.
+        g: how far each candidate violates each principle, ``(R, J, K)``.
+        slack: at least 0, ``(J,)`` or ``(R, J)``.
+        kappa: the KL budget of the last stage, from the stage before it.
+
+    Returns:
+        The J + 1 stages' projections, and the bounds ``(R, J)``.
+
+    Raises:
+        ValueError: as `project`, or for a slack that is negative or not finite.
+    """
+    if shifts.ndim != 3 or g.ndim != 3 or shifts.shape[1] != g.shape[1] + 1:
+        raise ValueError(
+            f"shifts must be (R, J + 1, K) with g (R, J, K), got {tuple(shifts.shape)} and "
+            f"{tuple(g.shape)}"
+        )
+    if not bool(((slack >= 0) & slack.isfinite()).all()):
+        raise ValueError(f"slack must be finite and at least 0, got {float(slack.min()):g}")
+    at, stages, principles = log_rho, list[Projection](), g.shape[1]
+    room = slack.to(g.device, torch.float64).expand(g.shape[:2])
+    bounds = g.new_empty(g.shape[:2], dtype=torch.float64)
+    for i in range(principles + 1):
+        budget = kappa if i == principles else math.inf
+        stages.append(project(at, shifts[:, i], g[:, :i], bounds[:, :i], budget))
+        at = stages[-1].log_q
+        if i < principles:
+            bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + room[:, i]
+    return stages, bounds
 
 
 def _projected(

@@ -32,13 +32,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
-ROUNDS = 100  # what is unfinished then is left to the repair
+ROUNDS = 200  # what is unfinished then is left to the repair
 HASTY = 25  # rounds in which the scale moves before the multipliers are found exactly
 CLOSE = 1e-13  # of an expectation to its bound, in widths of g, and of the KL to its budget in nats
 ROUNDING = 3e-16  # of sums of shifts, relative
 NATS = 12.0  # that the first scale, or the first step, may move a candidate
 GROWTH = 1.0  # of log s in a round
 LEFT = 0.1  # nats that twice D has still to fall where the scale may move
+JUMP = 5.0  # nats from a distribution to the next where the scale moves
+LONGER = 4.0  # may the next step be, after one that was cut short
 FALL = 1e-4  # Armijo's share of the fall that the gradient promises
 LEAST_KL, NEGLIGIBLE_KL = 1e-16, 1e-9  # nats; rounding may be all of a KL below
 RIDGE, TINIEST = 1e-13, 1e-300
@@ -82,7 +84,8 @@ class Family:
 
     def rounding(self, c: Floats) -> Floats:
         """What rounding may make of c . f ``(R,)``, in nats."""
-        return CLOSE + ROUNDING * (c[:, :-1].sum(-1) + c[:, -1] * self.reach)
+        nats: Floats = CLOSE + ROUNDING * (c[:, :-1].sum(-1) + c[:, -1] * self.reach)
+        return nats
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,8 @@ class Search:
         self.done: Truths = np.zeros(rows, bool)
         self._step, self._share = np.zeros_like(self.at), np.ones(rows)
         self._dual, self._slope = np.full(rows, math.inf), np.zeros(rows)
-        self._low, self._high = np.zeros(rows), np.ones(rows)  # between these lies the scale
+        self._fixed: Truths = np.ones(rows, bool)
+        self._low, self._high = np.zeros(rows), np.full(rows, 2.0)  # between these lies the scale
 
     def run(self) -> Floats:
         """c ``(R, J + 1)`` of the projection."""
@@ -160,22 +164,30 @@ class Search:
         return self.at
 
     def _judge(self, tried: Floats, found: Moments, rounding: Floats) -> Truths:
-        """Which rows ``(R,)`` have fallen far enough; of the others' step less is tried next."""
-        taken = found.dual <= self._dual + FALL * self._share * self._slope + rounding
+        """Which rows ``(R,)`` take the step; of the others' less is tried next.
+
+        Where the scale stays, D must fall enough. Where it moves D is another function, and what D
+        has above its tangent, the KL of the old distribution from the new, must not be too much.
+        """
+        straight = self._share * self._slope
+        fallen = found.dual <= self._dual + FALL * straight + rounding
+        near = found.dual <= self._dual + straight + JUMP
+        taken: Truths = np.where(self._fixed, fallen, near)
         if taken.all():
             self.at = tried
             return taken
         self.at = np.where(taken[:, None], tried, self.at)
-        slope = (found.room * self._step[:, :-1]).sum(-1)
-        lowest = self._share * self._slope / (self._slope - slope)  # of a parabola of both slopes
-        less = np.clip(np.nan_to_num(lowest), 0.1 * self._share, 0.5 * self._share)
-        self._share = np.where(taken, self._share, less)
+        slope = (found.mean * self._step).sum(-1)
+        lowest = self._slope / (self._slope - slope)  # of a parabola of both slopes
+        within = np.sqrt(JUMP / (found.dual - self._dual - straight))  # KL grows with the square
+        less = np.nan_to_num(np.where(self._fixed, lowest, within)).clip(0.1, 0.5)
+        self._share = np.where(taken, self._share, less * self._share)
         return taken
 
     def _meets(self, found: Moments, rounding: Floats) -> Truths:
         """In which rows ``(R,)`` the multipliers are those of the scale."""
         off = np.where(self.at[:, :-1] > 0, np.abs(found.room), -found.room)
-        result: Truths = (off <= rounding[:, None]).all(-1)
+        result: Truths = np.all(off <= rounding[:, None], axis=-1)
         return result
 
     def _end(self, found: Moments, met: Truths, rounding: Floats) -> None:
@@ -185,27 +197,29 @@ class Search:
         self._high = np.where(met & (above > 0), scale, self._high)
         narrow = self._high - self._low <= ROUNDING * self._high
         whole = (scale == 1) & (above <= 0)
-        self.done |= met & (whole | narrow | (np.abs(above) <= rounding))
+        ended = whole | narrow | (np.abs(above) <= rounding)
+        self.done = np.where(met & ended, True, self.done)
 
     def _aim(self, found: Moments, going: Truths, met: Truths, careful: bool) -> None:
         """The next step of the rows that are ``going``."""
         multipliers, newton = self.at[:, :-1], newton_step(found, self.at)
-        moving = going & (met if careful else newton.left <= LEFT)
+        moving = going & (met if careful else newton.left <= np.minimum(LEFT, self.family.budget))
         scale = self.at[:, -1]
-        further = np.where(moving, self._scale(newton, careful) - scale, 0.0)
+        further = np.where(moving, self._scale(newton) - scale, 0.0)
         pull = found.room + found.covariance[:, :-1, -1] * further[:, None]
         target = multipliers + newton.to_bounds + newton.along * further[:, None]
         target = model_minimum(target, newton.free, found, multipliers, pull, going)
         step = np.concatenate([target - multipliers, further[:, None]], 1)
         self._step = np.where(going[:, None], step, self._step * ~self.done[:, None])
-        # Where the scale moves, D is another function, and there is nothing to compare with.
-        fixed = further == 0
-        self._dual = np.where(going, np.where(fixed, found.dual, math.inf), self._dual)
+        self._fixed = np.where(going, further == 0, self._fixed)
+        self._dual = np.where(going, found.dual, self._dual)
         self._slope = np.where(going, (found.mean * step).sum(-1), self._slope)
         most = (NATS + 4 * multipliers.sum(-1)) / np.abs(step[:, :-1]).sum(-1)
-        self._share = np.where(going, np.where(fixed & (most < 1), most, 1.0), self._share)
+        share = np.minimum(1.0, LONGER * self._share)
+        share = np.where(self._fixed, np.fmin(most, share), share)
+        self._share = np.where(going, share, self._share)
 
-    def _scale(self, newton: Newton, careful: bool) -> Floats:
+    def _scale(self, newton: Newton) -> Floats:
         """A Newton step ``(R,)`` towards the scale at which KL meets the budget, at most 1."""
         scale, budget, kl = self.at[:, -1], self.family.budget, newton.kl
         growth = scale**2 * newton.spread  # of KL with log s
@@ -214,11 +228,10 @@ class Search:
         found = scale * np.exp(np.clip(power, -GROWTH, GROWTH))
         first = np.minimum(np.sqrt(2 * budget / newton.spread), NATS / self.family.reach)
         found = np.where(scale > 0, found, first)
-        if careful:
-            middle = np.sqrt(np.maximum(self._low, 1e-9 * self._high) * self._high)
-            outside = (found <= self._low) | (found >= self._high)
-            found = np.where(outside & (self._high < 1), middle, found)
-        return np.clip(found, self._low, self._high)
+        middle = np.sqrt(np.maximum(self._low, 1e-9 * self._high) * self._high)
+        outside = (found <= self._low) | (found >= self._high)
+        found = np.where(outside & (self._high <= 1), middle, found)
+        return np.clip(found, self._low, np.minimum(self._high, 1.0))
 
 
 def newton_step(found: Moments, at: Floats) -> Newton:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from plugalign.kernels.projection import project
+from plugalign.kernels.projection import project, project_in_order
 
 
 def problem(rows=6, k=12, j=2, strength=2.0, slack=0.0, seed=0):
@@ -79,7 +79,7 @@ def kl_to_target(log_q, log_rho, delta):
 @pytest.mark.parametrize("kappa", [math.inf, 0.05, 0.5])
 @pytest.mark.parametrize("j", [1, 2, 4])
 def test_it_finds_the_minimum(j, kappa):
-    parts = problem(j=j, slack=0.01, seed=j)
+    parts = problem(rows=3, j=j, slack=0.01, seed=j)
     found = project(*parts, kappa)
     got = kl_to_target(found.log_q, *parts[:2])
     for row in range(len(got)):
@@ -179,6 +179,52 @@ def test_a_budget_needs_no_bound():
     want = (log_rho + found.scale[:, None] * delta).log_softmax(-1)
     torch.testing.assert_close(found.log_q, want)
     assert float(found.scale[0]) < 1 and float(found.scale[-1]) == 1
+
+
+def ordered(slack, rows=12, k=20, j=3):
+    log_rho, _, g, _ = problem(rows=rows, k=k, j=j)
+    make = torch.Generator().manual_seed(5)
+    shifts = 4 * torch.randn(rows, j + 1, k, generator=make, dtype=torch.float64)
+    return log_rho, shifts, g, torch.full((j,), slack, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.02])
+def test_a_lower_principle_never_raises_a_higher_one(slack):
+    log_rho, shifts, g, slacks = ordered(slack)
+    stages, bounds = project_in_order(log_rho, shifts, g, slacks, 0.3)
+    expected = torch.stack([(g @ s.log_q.exp()[..., None])[..., 0] for s in stages], 1)
+    for i in range(3):
+        rise = expected[:, i + 1 :, i] - expected[:, i, i, None]
+        assert float(rise.max()) <= slack + 1e-9
+    fewer, above = project_in_order(log_rho, shifts[:, [0, 1, 3]], g[:, :2], slacks[:2], 0.3)
+    assert torch.equal(above, bounds[:, :2])
+    assert torch.equal(fewer[1].log_q, stages[1].log_q)
+
+
+def test_one_projection_lets_a_lower_bound_raise_a_higher_one_up_to_its_bound():
+    """Why there is an order: the candidate without either violation is unlikely."""
+    log_rho = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64).log()
+    g = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], dtype=torch.float64)
+    delta = torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64)
+    bounds = torch.tensor([[0.4, 0.4]], dtype=torch.float64)
+    one, both = project(log_rho, delta, g[:, :1], bounds[:, :1]), project(log_rho, delta, g, bounds)
+    assert float(one.expected[0, 0]) + 0.2 < float(both.expected[0, 0]) <= 0.4 + 1e-9
+
+
+def test_stages_without_shifts_are_one_projection():
+    log_rho, delta, g, _ = problem(j=2, strength=4.0)
+    shifts = torch.stack([0 * delta, 0 * delta, delta], 1)
+    stages, bounds = project_in_order(log_rho, shifts, g, torch.tensor([0.01, 0.02]), 0.3)
+    assert torch.equal(stages[-1].log_q, project(log_rho, delta, g, bounds, 0.3).log_q)
+    assert torch.equal(stages[1].log_q, log_rho)
+
+
+def test_stages_that_do_not_fit_are_refused():
+    log_rho, shifts, g, slacks = ordered(0.0)
+    with pytest.raises(ValueError, match=r"shifts must be \(R, J \+ 1, K\)"):
+        project_in_order(log_rho, shifts[:, 1:], g, slacks)
+    with pytest.raises(ValueError, match=r"slack must be finite and at least 0, got -0\.1"):
+        project_in_order(log_rho, shifts, g, slacks - 0.1)
 
 
 def test_rows_do_not_hang_together():
