@@ -18,8 +18,8 @@ from plugalign.commands.capabilities import capabilities
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
-from plugalign.commands.maxim import maxim
 from plugalign.commands.judge import judge
+from plugalign.commands.maxim import maxim
 from plugalign.commands.methods import methods
 from plugalign.commands.trace import trace
 from plugalign.commands.tune import tune
