@@ -17,6 +17,12 @@ from typing import Any
 import torch
 from rich.console import Group
 
+from plugalign.evaluation.comparison.alignment import (
+    HumanTexts,
+    judged_texts,
+    keep,
+    read_labels,
+)
 from plugalign.evaluation.comparison.decoding import Decoding, make_decoding
 from plugalign.evaluation.comparison.generation import Generator
 from plugalign.evaluation.comparison.progress import Progress
@@ -31,6 +37,7 @@ from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.exports import write_tables
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
+from plugalign.evaluation.run_folder.answers import read_answers
 from plugalign.evaluation.run_folder.folder import (
     GENERATIONS,
     MANIFEST,
@@ -101,6 +108,8 @@ def compare(
     scorer: Any = None,
     perplexity_model: Any = None,
     agreement: str | Path | Sequence[str | Path] | None = None,
+    human_texts: str | Path | None = None,
+    human_labels: str | Path | None = None,
     samples: int | None = None,
     max_new_tokens: int = 20,
     min_new_tokens: int = 0,
@@ -144,6 +153,8 @@ def compare(
         perplexity_model: an outside model for a second perplexity, in its own tokens: a hub id or
             folder, or a pair of a model and its tokenizer.
         agreement: files of texts with reference scores (`load_references`) to measure judges by.
+        human_texts: a file of texts to measure the gap to, see `judged_texts`.
+        human_labels: a file of labelled answers of this run, see `read_labels`; for a resumed one.
         samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts, and
             1 where nothing is drawn.
         max_new_tokens, min_new_tokens: the most and the fewest tokens of an answer.
@@ -197,13 +208,17 @@ def compare(
         perplexity_model=perplexity_model,
     )
     with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
-        return _run(study, decoding, study.agreements(agreement), Path(out), resume, command)
+        human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
+        agreements = study.agreements(agreement)
+        return _run(study, decoding, agreements, human, human_labels, Path(out), resume, command)
 
 
 def _run(
     study: Study,
     decoding: Decoding,
     agreements: list[AgreementSet],
+    human: HumanTexts | None,
+    human_labels: str | Path | None,
     out: Path,
     resume: bool,
     command: str | None,
@@ -221,6 +236,10 @@ def _run(
     methods = {**references.generators, **steered}
     generator = Generator(methods, study.tokenizer, encoded, decoding, study.ends, revisions)
     manifest = study.manifest(decoding, references, command)
+    labels = None
+    if human_labels is not None:
+        rows, prompts = manifest.settings.rows(), len(study.prompts.texts)
+        labels = read_labels(Path(human_labels), rows, prompts, decoding.samples)
     with locked(out):
         open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
         stored = read_manifest(out)
@@ -228,6 +247,7 @@ def _run(
             write_json(out / MANIFEST, merged.to_json())
         _write_prompts(out, study.prompts)
         _work(study, generator, out, manifest.run or "")
+        keep(out, human, labels, lambda: read_answers(out, manifest))
         summary = summarise(out, study.metrics.every)
         write_json(out / SUMMARY, summary.to_json())
         write_tables(out, summary)

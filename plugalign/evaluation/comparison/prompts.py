@@ -108,6 +108,8 @@ def encode(
             that the template refuses.
     """
     if chat is None:
+        if prompts.have_conversations:
+            raise ValueError("prompts of messages are read in a chat alone; give plain texts here")
         encoded = token_ids(tokenizer, prompts.texts)
     else:
         encoded = [chat.ids(each, f"prompt {i}") for i, each in enumerate(prompts.every)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plugalign.evaluation.comparison.references import BASE, PLAIN
+from plugalign.evaluation.report.alignment import alignment_notes, alignment_sections
 from plugalign.evaluation.report.charts import Estimate, Scatter, scatter
 from plugalign.evaluation.report.conditions import conditions_of, settings_line
 from plugalign.evaluation.report.headline import headline
@@ -62,6 +63,8 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         scatter=_scatter(summary),
         change_scale=_change_scale(summary),
         cost_scale=max(row.costs.ratio_per_step.quartiles[1] for row in summary.rows.values()),
+        aligned=alignment_sections(summary),
+        alignment_notes=list(alignment_notes(summary)),
         powered=_powered(summary),
         counts=COUNTS,
         pairs=_pairs(out, manifest, decode),
