@@ -108,7 +108,8 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
             arguments: what ``model.generate`` takes behind the prompts by position: a generation
                 config, logits processors, ...
-            trace: is filled with every controller's contribution to every token.
+            trace: is filled with what was changed at every token, by which controller. It costs
+                about one more step for each controller, and changes no token.
             speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
             capture: whether the steps are replays of one CUDA graph. "auto": where
@@ -132,11 +133,13 @@ class Steered:
             request = self._request(options, trace, speculation)
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
-            ids, mask = prompts_of(self.model, inputs, options, request)
-            read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, mask)
+            ids, given = prompts_of(self.model, inputs, options, request)
+            read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, given)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)
                 call = self._prepared(request, read, mask, trace, extra)
+                if trace is not None:
+                    trace.begin(ids, given)
                 why = obstacle(self.model, read, request)
                 output = call.generate(why, speculation, switch)
                 if revisers:
