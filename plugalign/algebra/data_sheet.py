@@ -20,10 +20,11 @@ from plugalign.files.text import read_text
 
 README, FIT = "README.md", "fit.json"
 UNSTATED = "not stated"
-TUNING_LIMIT = (
-    "The held-out texts come from the same sources as those that were learned from: on other texts "
-    "it may do worse. It steers whatever told the classes of its data apart."
+LEARNED_LIMIT = (
+    "What it learned holds for texts like those that it learned from, as do figures on texts held "
+    "out of these: on others it may do worse. It steers whatever told its data apart."
 )
+PARTS_LIMIT = "The limits of its parts are its own too."
 SETTINGS_LIMIT = (
     "Nothing was learned: what it does follows from its settings, the model and the prompt alone."
 )
@@ -75,6 +76,7 @@ class DataSheet:
         fitted_for: the model that it was fitted for, None where it fits any.
         provenance: where it comes from.
         parts: of a sum, or behind a gate: weights and data sheets.
+        learned: whether it has tensors or models of its own.
     """
 
     controller: str
@@ -83,6 +85,7 @@ class DataSheet:
     fitted_for: str | None = None
     provenance: Provenance = field(default_factory=Provenance)
     parts: tuple[tuple[float, DataSheet], ...] = ()
+    learned: bool = False
 
     @property
     def texts(self) -> dict[str, int]:
@@ -100,7 +103,9 @@ class DataSheet:
         stated = self.provenance.notes.limitations
         if stated != UNSTATED:
             return stated
-        return TUNING_LIMIT if self.provenance.fit or self.fitted_for else SETTINGS_LIMIT
+        if self.learned or self.provenance.fit is not None or self.fitted_for is not None:
+            return LEARNED_LIMIT
+        return PARTS_LIMIT if self.parts else SETTINGS_LIMIT
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

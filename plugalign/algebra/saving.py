@@ -147,7 +147,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
 
     def data_sheet(self) -> sheets.DataSheet:
         """What it was made of, how well it did, and what it is for."""
-        fitted = self.config().get("fitted_for")
+        fitted, parts = self.config().get("fitted_for"), self.saved_parts().values()
         return sheets.DataSheet(
             controller=self.name,
             kind=getattr(self, "display_name", type(self).__name__),
@@ -155,6 +155,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             fitted_for=fitted.get("name") if isinstance(fitted, Mapping) else None,
             provenance=self.provenance,
             parts=tuple((weight, part.data_sheet()) for weight, part in self.sheet_parts()),
+            learned=bool(self.tensors()) or any(not isinstance(p, Saveable) for p in parts),
         )
 
     def sheet_parts(self) -> Sequence[tuple[float, Saveable]]:
