@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
 
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.fingerprints import named_fingerprints
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
@@ -137,7 +138,7 @@ class Steered:
                 check_length(self.plan, self.model, mask, extra)
                 call = self._prepared(request, read, mask, trace, extra)
                 if trace is not None:
-                    trace.begin(ids, given)
+                    trace.begin(ids, given, self._fingerprints)
                 why = obstacle(self.model, read, request)
                 output = call.generate(why, speculation, switch)
                 if revisers:
@@ -246,6 +247,11 @@ class Steered:
 
     def _active(self) -> list[Controller]:
         return [part for weight, part in self.controller.parts() if weight != 0]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str | None]:
+        """Of every active controller, taken when a trace first asks."""
+        return named_fingerprints(self._active())
 
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]
