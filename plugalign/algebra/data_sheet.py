@@ -9,6 +9,7 @@ and is kept when the controller is saved again. What nobody has written down is 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -207,6 +208,17 @@ def read_provenance(folder: Path) -> Provenance:
         return Provenance(fit, Notes(**(_stated(path) if path.is_file() else {})))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; mend the line or remove it") from error
+
+
+def known_provenance(folder: Path) -> Provenance:
+    """`read_provenance` for a controller that is loaded, which works without: a fault is a
+    warning."""
+    try:
+        return read_provenance(folder)
+    except ValueError as error:
+        why = f"{error}; until then nothing is known of where the controller comes from"
+        warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return Provenance()
 
 
 def _stated(path: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import reprlib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +162,10 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return [(1.0, part) for part in self.saved_parts().values() if isinstance(part, Saveable)]
 
     def generate_model_card(self, *args: Any, **stated: Any) -> ModelCard:
-        """The data sheet as a model card, which ``save_pretrained`` writes as README.md where there
-        is none, and ``push_to_hub`` where the hub has none.
+        """The data sheet as a model card: README.md, where there is none.
 
         Args:
-            stated: the ``model_card_kwargs`` of these two: what
+            stated: ``model_card_kwargs`` of ``save_pretrained`` and ``push_to_hub``: what
                 `plugalign.algebra.data_sheet.Notes` has.
 
         Raises:
@@ -250,18 +248,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         # A controller may be a frozen dataclass, and where it comes from is none of its settings.
-        object.__setattr__(loaded, "provenance", _provenance(folder))
+        object.__setattr__(loaded, "provenance", sheets.known_provenance(folder))
         return loaded
-
-
-def _provenance(folder: Path) -> sheets.Provenance:
-    """Where a saved controller comes from. It works without, so faults in that are a warning."""
-    try:
-        return sheets.read_provenance(folder)
-    except ValueError as error:
-        why = f"{error}; until then nothing is known of where the controller comes from"
-        warnings.warn(why, RuntimeWarning, stacklevel=4)
-        return sheets.Provenance()
 
 
 def _hub_parts(

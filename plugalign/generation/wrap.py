@@ -107,8 +107,7 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
             arguments: what ``model.generate`` takes behind the prompts by position: a generation
                 config, logits processors, ...
-            trace: is filled with what was changed at every token, by which controller. It costs
-                about one more step for each controller, and changes no token.
+            trace: is filled with what was changed at every token, by which controller.
             speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
             capture: whether the steps are replays of one CUDA graph. "auto": where
@@ -250,7 +249,6 @@ class Steered:
 
     @cached_property
     def _fingerprints(self) -> dict[str, str | None]:
-        """Of every active controller, taken when a trace first asks."""
         return named_fingerprints(self._active())
 
     def _acting_on(self, surface: str) -> list[Controller]:
