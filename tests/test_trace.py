@@ -69,7 +69,6 @@ def some_controller(tiny):
 
 
 SAMPLED = [
-    {},
     {"do_sample": True, "num_return_sequences": 2},
     {"do_sample": True, "top_p": 0.8, "temperature": 1.5},
     {"cache_implementation": "static", "output_logits": True},
@@ -86,7 +85,7 @@ def test_a_traced_call_gives_the_same_output(path, options, tiny, tokenizer, pro
         found.append(
             steered.generate(
                 **prompts(rows=3),
-                max_new_tokens=6,
+                max_new_tokens=4,
                 trace=trace,
                 return_dict_in_generate=True,
                 output_scores=True,
