@@ -134,7 +134,8 @@ class Steered:
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
             ids, given = prompts_of(self.model, inputs, options, request)
-            read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, given)
+            rewording, pad = self._acting_on("prompt"), request.pad_token_id or 0
+            read, mask = reworded(rewording, self.tokenizer, ids, given, pad)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)
                 call = self._prepared(request, read, mask, trace, extra)
@@ -171,11 +172,12 @@ class Steered:
         switch = capture_switch(capture)
         options = by_name(arguments, options)
         request = self._request(options, trace, speculation)
+        attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
+        check_possible(request, trace is not None, speculation is not None, bool(revisers))
         if inputs is None and options.get("input_ids") is None:
             inputs = example_prompts(request.processors, self.model.device)
         ids, mask = prompts_of(self.model, inputs, options, request)
         call = self._prepared(request, ids, mask, trace)
-        attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
         return Explanation(call, attached, revisers, speculation, switch).text()
 
     @freeing
