@@ -101,7 +101,7 @@ def fit_dexperts(
     experts = _Experts(model, tokenizer, data.binary(settings.desired), settings, frame)
     method, about = "dexperts_lora" if settings.lora else "dexperts", frame.record()
     record = workspace.record(method, model, tokenizer, data, settings.recorded(), about)
-    workspace.make(out, record, experts.fit)
+    workspace.make(out, record, experts.fit, workspace.write_data_sheet)
     return DExperts.from_pretrained(out)
 
 

@@ -102,7 +102,7 @@ def fit_fudge(
 
     about = frame.record()
     record = workspace.record("fudge", model, tokenizer, data, settings.recorded(), about)
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return Fudge.from_pretrained(out)
 
 

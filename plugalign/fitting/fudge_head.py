@@ -108,7 +108,7 @@ def fit_fudge_head(
 
     about = frame.record()
     record = workspace.record("fudge_head", model, tokenizer, data, settings.recorded(), about)
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return FudgeHead.from_pretrained(out)
 
 

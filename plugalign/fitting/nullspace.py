@@ -120,7 +120,7 @@ def fit_nullspace(
 
     about = frame.record()
     record = workspace.record("nullspace", model, tokenizer, data, settings.recorded(), about)
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return Nullspace.from_pretrained(out)
 
 
