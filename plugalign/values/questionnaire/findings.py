@@ -15,13 +15,19 @@ from plugalign.evaluation.statistics.paired import (
     adjust,
     sign_flip_test,
 )
-from plugalign.values.instrument import Instrument
-from plugalign.values.questions import Format
-from plugalign.values.refusals import is_refusal
-from plugalign.values.reliability import Shares, alpha_of, variance_shares
-from plugalign.values.scoring import Readings, item_scores, run_scores
-from plugalign.values.validity import Catch, Contrast, catches, contrasts, dimensions_differ
-from plugalign.values.verdict import Verdict, judge
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.questions import Format
+from plugalign.values.questionnaire.refusals import is_refusal
+from plugalign.values.questionnaire.reliability import Shares, alpha_of, variance_shares
+from plugalign.values.questionnaire.scoring import Readings, item_scores, run_scores
+from plugalign.values.questionnaire.validity import (
+    Catch,
+    Contrast,
+    catches,
+    contrasts,
+    dimensions_differ,
+)
+from plugalign.values.questionnaire.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)

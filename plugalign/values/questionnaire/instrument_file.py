@@ -35,7 +35,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from plugalign.files.json_text import read_object
 from plugalign.files.shown import listed, printable, shown
 from plugalign.files.typed import validated
-from plugalign.values.instrument import Expected, Instrument, Item, Part, Wording
+from plugalign.values.questionnaire.instrument import Expected, Instrument, Item, Part, Wording
 
 FOLDER = Path(__file__).with_name("instruments")
 SHIPPED = {"foundations": "foundations.json", "basic-values": "basic_values.json"}

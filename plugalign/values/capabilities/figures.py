@@ -16,8 +16,8 @@ from plugalign.evaluation.statistics.paired import (
     adjust,
     sign_flip_test,
 )
-from plugalign.values.capability_data import CapabilityData
-from plugalign.values.capability_tasks import (
+from plugalign.values.capabilities.data import CapabilityData
+from plugalign.values.capabilities.tasks import (
     DIAGNOSIS,
     JUDGEMENT,
     NATS,

@@ -16,7 +16,7 @@ from plugalign.evaluation.run_folder.describe import describe_controller, descri
 from plugalign.files.shown import check_name, shown
 from plugalign.generation.wrap import Steered, wrap
 from plugalign.loading import resolve_model
-from plugalign.values.respondent import is_chat
+from plugalign.values.questionnaire.respondent import is_chat
 
 
 @dataclass(frozen=True)

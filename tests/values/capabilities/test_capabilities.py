@@ -13,10 +13,10 @@ from rich.console import Console
 
 from plugalign import cli, pocket
 from plugalign.evaluation.judging.judge import Judge
-from plugalign.values.capability_data import CapabilityData, Judgement, Task, load_data
-from plugalign.values.capability_figures import figures_of, gathered
-from plugalign.values.capability_table import capability_tables
-from plugalign.values.capability_tasks import NATS, Asked, Stages
+from plugalign.values.capabilities.data import CapabilityData, Judgement, Task, load_data
+from plugalign.values.capabilities.figures import figures_of, gathered
+from plugalign.values.capabilities.table import capability_tables
+from plugalign.values.capabilities.tasks import NATS, Asked, Stages
 
 N = 24
 RUDE = "you fool"

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from plugalign.evaluation.report.table import number, p_value
 from plugalign.evaluation.run_folder.folder import replace_text
-from plugalign.values.evidence import evidence
-from plugalign.values.findings import Profile
-from plugalign.values.instrument import Instrument
-from plugalign.values.radar import radar
+from plugalign.values.questionnaire.evidence import evidence
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.radar import radar
 
 TEMPLATE = "report.html.j2"
 
@@ -25,10 +25,10 @@ def write_report(
     """Writes the report.
 
     Args:
-        manifest: of the run, see `plugalign.values.measurement`.
+        manifest: of the run, see `plugalign.values.questionnaire.measurement`.
     """
     environment = Environment(
-        loader=PackageLoader("plugalign.values", "."),
+        loader=PackageLoader("plugalign.values.questionnaire", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

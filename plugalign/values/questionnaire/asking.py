@@ -10,10 +10,10 @@ from pathlib import Path
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.records import Addressed, Finite, Key
-from plugalign.values.instrument import Instrument
-from plugalign.values.questions import Format, Question, question, questions
-from plugalign.values.respondent import ROWS, Respondent
-from plugalign.values.scoring import Readings, tabulate
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.questions import Format, Question, question, questions
+from plugalign.values.questionnaire.respondent import ROWS, Respondent
+from plugalign.values.questionnaire.scoring import Readings, tabulate
 
 READINGS, ANSWERS = "readings.jsonl", "answers.jsonl"
 

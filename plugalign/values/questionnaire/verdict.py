@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugalign.evaluation.report.table import p_value
-from plugalign.values.reliability import Shares
-from plugalign.values.validity import Catch, Contrast
+from plugalign.values.questionnaire.reliability import Shares
+from plugalign.values.questionnaire.validity import Catch, Contrast
 
 ITEM_SHARE = 0.05
 CHANCE = 0.5

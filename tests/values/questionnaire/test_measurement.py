@@ -11,15 +11,15 @@ import pytest
 from respondents import ByLetter, Stub, oracle, profile_of, readings_of, small, table_of, written
 from rich.console import Console
 
-from plugalign.values.asking import READINGS, Survey, ask
-from plugalign.values.findings import Profile
-from plugalign.values.instrument import Instrument
-from plugalign.values.instrument_file import read_instrument
-from plugalign.values.measurement import summed_up
-from plugalign.values.refusals import is_refusal
-from plugalign.values.report import write_report
-from plugalign.values.scoring import item_scores
-from plugalign.values.table import values_table
+from plugalign.values.questionnaire.asking import READINGS, Survey, ask
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.instrument_file import read_instrument
+from plugalign.values.questionnaire.measurement import summed_up
+from plugalign.values.questionnaire.refusals import is_refusal
+from plugalign.values.questionnaire.report import write_report
+from plugalign.values.questionnaire.scoring import item_scores
+from plugalign.values.questionnaire.table import values_table
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from plugalign.evaluation.report.table import number, p_value, printable
 from plugalign.evaluation.statistics.paired import Interval
-from plugalign.values.capability_figures import Capability
+from plugalign.values.capabilities.figures import Capability
 
 SIGNIFICANT, CHANCE = 0.05, 0.5
 NOTES = (

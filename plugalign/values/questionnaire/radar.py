@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plugalign.values.findings import Profile
-from plugalign.values.instrument import Instrument
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.instrument import Instrument
 
 RADIUS, MARGIN, TOP = 190, 90, 60  # pixels; the margin holds the labels, and less of it above
 CENTRE = RADIUS + MARGIN

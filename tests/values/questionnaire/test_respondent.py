@@ -11,7 +11,7 @@ import torch
 import plugalign as pa
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
-from plugalign.values.respondent import ModelRespondent, is_chat
+from plugalign.values.questionnaire.respondent import ModelRespondent, is_chat
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"

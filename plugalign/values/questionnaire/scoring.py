@@ -17,8 +17,8 @@ import numpy as np
 from scipy.special import softmax
 
 from plugalign.evaluation.statistics.paired import FloatArray
-from plugalign.values.instrument import Instrument
-from plugalign.values.questions import Format, Question, orders
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.questions import Format, Question, orders
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from plugalign.values.instrument import Instrument
+from plugalign.values.questionnaire.instrument import Instrument
 
 Format = Literal["options", "letters"]
 FORMATS: tuple[Format, ...] = ("options", "letters")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plugalign.evaluation.statistics.paired import FloatArray
-from plugalign.values.scoring import Readings
+from plugalign.values.questionnaire.scoring import Readings
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from plugalign.evaluation.report.table import number, p_value, printable
 from plugalign.evaluation.statistics.paired import Interval
-from plugalign.values.evidence import evidence
-from plugalign.values.findings import Profile
-from plugalign.values.instrument import Instrument
-from plugalign.values.verdict import Level
+from plugalign.values.questionnaire.evidence import evidence
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.verdict import Level
 
 NARROW = 12  # columns that a respondent's name gets at least
 BESIDE = 2  # respondents of whom all figures fit beside each other

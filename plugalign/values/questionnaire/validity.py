@@ -8,7 +8,7 @@ from scipy import stats
 
 from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.evaluation.statistics.paired import FloatArray, Interval
-from plugalign.values.instrument import Instrument
+from plugalign.values.questionnaire.instrument import Instrument
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.records import Addressed, Count, Finite, Key
 from plugalign.sampling import CoupledSampler
-from plugalign.values.capability_data import CapabilityData
-from plugalign.values.respondent import ROWS, ModelRespondent
+from plugalign.values.capabilities.data import CapabilityData
+from plugalign.values.questionnaire.respondent import ROWS, ModelRespondent
 
 FACTS = "facts.jsonl"
 YES_NO = ("Yes", "No")

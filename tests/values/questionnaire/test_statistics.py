@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from respondents import Stub, readings_of, small, written
 
-from plugalign.values.instrument import Instrument
-from plugalign.values.instrument_file import read_instrument
-from plugalign.values.reliability import cronbach_alpha, variance_shares
-from plugalign.values.scoring import Readings
-from plugalign.values.validity import contrasts, dimensions_differ
-from plugalign.values.verdict import judge
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.instrument_file import read_instrument
+from plugalign.values.questionnaire.reliability import cronbach_alpha, variance_shares
+from plugalign.values.questionnaire.scoring import Readings
+from plugalign.values.questionnaire.validity import contrasts, dimensions_differ
+from plugalign.values.questionnaire.verdict import judge
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def test_dimensions_that_differ_are_found(instrument: Instrument) -> None:
 )
 def test_the_rule_of_the_verdict(instrument: Instrument, changes: Any, level: str) -> None:
     from plugalign.evaluation.statistics.paired import Interval
-    from plugalign.values.reliability import Shares
-    from plugalign.values.validity import Catch, Contrast
+    from plugalign.values.questionnaire.reliability import Shares
+    from plugalign.values.questionnaire.validity import Catch, Contrast
 
     given = {"alpha": 0.9, "refusal_rate": 0.0, "turned": None, "item": 0.3, "caught": True}
     given |= {"valid": (True, True)} | changes

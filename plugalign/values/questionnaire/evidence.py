@@ -7,8 +7,8 @@ from statistics import fmean
 
 from plugalign.evaluation.report.table import number, p_value, percent
 from plugalign.evaluation.statistics.paired import Interval
-from plugalign.values.findings import Profile
-from plugalign.values.questions import Format
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.questions import Format
 
 NONE = "-"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from respondents import small, written
 
-from plugalign.values.instrument_file import SHIPPED, VALIDITY, read_instrument
-from plugalign.values.questions import orders, question, questions
+from plugalign.values.questionnaire.instrument_file import SHIPPED, VALIDITY, read_instrument
+from plugalign.values.questionnaire.questions import orders, question, questions
 
 MFQ = Path(__file__).resolve().parents[3] / "shared" / "data" / "values" / "mfq30.json"
 ITEMS = small()["items"]
