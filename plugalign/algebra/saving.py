@@ -94,16 +94,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         Raises:
             ValueError: naming the tensor.
         """
-        known = {**cls.learned, **cls.optional}
-        for name in sorted(cls.learned.keys() - tensors.keys()):
-            raise ValueError(f"the tensor '{name}' is missing")
-        for name, tensor in tensors.items():
-            if name not in known:
-                raise ValueError(f"the tensor '{name}' is unknown")
-            if tensor.ndim != known[name]:
-                raise ValueError(
-                    f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}"
-                )
+        check_dimensions(tensors, cls.learned, cls.optional)
 
     @classmethod
     def build(
@@ -206,6 +197,28 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         return loaded
+
+
+def check_dimensions(
+    tensors: Mapping[str, Tensor], learned: Mapping[str, int], optional: Mapping[str, int]
+) -> None:
+    """Refuses tensors that are missing, unknown or of other dimensions.
+
+    Args:
+        learned: the dimensions of each tensor that must be there.
+        optional: of each that may be.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    known = {**learned, **optional}
+    for name in sorted(learned.keys() - tensors.keys()):
+        raise ValueError(f"the tensor '{name}' is missing")
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise ValueError(f"the tensor '{name}' is unknown")
+        if tensor.ndim != known[name]:
+            raise ValueError(f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}")
 
 
 def _hub_parts(
