@@ -18,7 +18,7 @@ LAYERS = (  # from the ground up; what stands in one line may know each other
     ("engine",),
     ("generation",),
     ("controllers",),
-    ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing"),
+    ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing", "values"),
     ("api",),
     ("cli", "commands"),
 )
