@@ -21,7 +21,7 @@ from plugalign.algebra.identity import Identity, model_name, vocabulary_hash
 from plugalign.algebra.shifts import CandidateShift, HeadAttribute, Shift
 from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
-from plugalign.files.shown import shown
+from plugalign.files.shown import listed
 from plugalign.kernels.head import entries
 from plugalign.kernels.terms.log_sigmoid import LogSigmoid
 
@@ -63,7 +63,7 @@ class TokenTable:
             if tokenizer.decode([token]).strip().casefold() in wanted:
                 values[token] = 1.0
         if not bool(values.any()):
-            raise ValueError(f"no token of the tokenizer is one of the words {shown(wanted)}")
+            raise ValueError(f"no token of the tokenizer is one of the words {listed(wanted)}")
         return cls(values, vocabulary_hash(tokenizer))
 
 

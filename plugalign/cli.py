@@ -1,4 +1,4 @@
-"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune`` and ``methods``.
+"""The command line: ``plugalign compare``, ``fit``, ``tune``, ``feedback`` and others.
 
 Each command is a module of `plugalign.commands`, which parses its options and hands over to what
 does the work. That is imported when the command runs: ``plugalign --help`` loads neither torch nor
@@ -15,6 +15,7 @@ from plugalign.commands import options
 from plugalign.commands.bench import bench
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
+from plugalign.commands.feedback import feedback
 from plugalign.commands.fit import fit
 from plugalign.commands.methods import methods
 from plugalign.commands.tune import tune
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, bench, methods):
+for command in (compare, fit, tune, feedback, bench, methods):
     app.command()(command)
 
 
