@@ -26,7 +26,7 @@ from torch import Tensor
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
-from plugalign.algebra.supports import RankSupport, Support, intersection
+from plugalign.algebra.supports import RankSupport, Support, TopK, intersection
 from plugalign.controllers.principles_scorers import Probability
 from plugalign.engine.readers.candidates import best_candidates
 from plugalign.kernels import steer
@@ -163,7 +163,8 @@ class SituationReader:
         """Of each principle, the scores ``(R, K)`` under the reference and the principles' own
         controllers up to this one's."""
         row = torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])
-        allowed = allowed_by(self._top_down.supports, step).gather(-1, ids)
+        narrower = [s for s in self._top_down.supports if not self._holds_all(s)]
+        allowed = allowed_by(narrower, step).gather(-1, ids) if narrower else ids >= 0
         found, shifts = list[Tensor](), list(self._top_down.reference.shifts)
         for principle in self._top_down.principles:
             shifts += principle.stage.shifts
@@ -173,6 +174,10 @@ class SituationReader:
             z = mix_at(step.alone(shifts), row, ids.flatten()).view(ids.shape).double()
             found.append(z.masked_fill(~allowed, -math.inf))
         return found
+
+    def _holds_all(self, support: Support) -> bool:
+        """Whether all candidates are among the best tokens that a support leaves."""
+        return isinstance(support, TopK) and support.k >= self._top_down.k
 
     def _bounded(self, stages: Sequence[Tensor], g: Tensor) -> tuple[Tensor, Tensor]:
         """log rho ``(R, K)`` and the bounds ``(R, J)``, from log-probabilities ``(R, K)`` of each

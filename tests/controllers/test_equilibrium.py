@@ -244,6 +244,29 @@ def test_a_lower_principle_never_raises_a_higher_one(tiny, tokenizer):
 
 
 @torch.no_grad()
+def test_without_supports_other_tokens_are_as_likely_as_under_the_reference(tiny, tokenizer):
+    """The candidates keep the mass that they have there, so that perplexities can be compared."""
+    model, head = tiny(), make_head(seed=20)
+    texts = [f"w{n} w{n + 1} w{n + 2} w{n + 3}" for n in range(5, 35, 5)]
+    mine, theirs = (
+        torch.cat(pa.wrap(model, tokenizer, each).log_probs(texts, supports=False))
+        for each in (equilibrium(head, (-30.0, 9.0)), head)
+    )
+    inside = torch.cat(pa.wrap(model, tokenizer, head).log_probs(texts)) > -math.inf
+    assert bool(inside.any()) and bool((~inside).any())
+    torch.testing.assert_close(mine[~inside], theirs[~inside], atol=1e-4, rtol=1e-4)
+    assert float((mine - theirs)[inside].abs().max()) > 0.1
+
+
+def test_a_model_that_gives_nan_is_named(tiny, tokenizer, prompts):
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, equilibrium(make_head(seed=20)))
+    model.lm_head.weight.data[5, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"the base model '.*' gave NaN logits at step 0"):
+        steered.generate(**prompts(), max_new_tokens=2)
+
+
+@torch.no_grad()
 def test_the_certificate_says_what_the_engine_does(tiny, tokenizer):
     mine = equilibrium(make_head(seed=20), (-30.0, 9.0))
     run, step = step_of(mine, tiny(), tokenizer)
