@@ -11,7 +11,8 @@ probable their violation may be; bottom-up, weights that feedback teaches move i
     g_j(t)   = P(violates v_j | x, t)     delta(t) = theta . phi(t)
 
 so the bounds are a sum of shifts. They hold at every prefix and for every theta, also one that was
-learned from feedback in bad faith. What no g sees is held by the budget: by Pinsker's inequality
+learned from feedback in bad faith; over a text the expected violations are at most the sum of the
+bounds at the prefixes that it visits. What no g sees is held by the budget: by Pinsker's inequality
 ``|E_q f - E_rho f| <= sqrt(kappa / 2)`` for every f in [0, 1] (Csiszar 1975 for the projection).
 """
 
@@ -56,6 +57,14 @@ NUMBERS = ("epsilon", "kappa", "strength", "confidence", "k")
 
 class Equilibrium(Controller):
     """Steers by learned preferences, as far as principles and a KL budget allow.
+
+    It is made of fitted parts, and taught afterwards::
+
+        civil, warm = plugalign.load("civil"), plugalign.load("warm")  # of plugalign fit fudge_head
+        rule = plugalign.Principle("civil", civil)
+        learned = plugalign.Preferences({"warm": warm})
+        plugalign.Equilibrium(civil, [rule], learned).save_pretrained("mine")
+        # plugalign feedback mine --add pairs.jsonl --model ...
 
     With theta 0 it is the top-down reference on its candidates, bit for bit. The bounds hold of
     this controller's own distribution: what is added to it in a sum, a weight other than 1, and a
