@@ -170,7 +170,7 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 10,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
-    tried: Annotated[int, typer.Option(min=2, help="Theta that the search tries.")] = 120,
+    tried: Annotated[int, typer.Option(min=2, help="Theta that the search tries.")] = 40,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for heads.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
@@ -198,7 +198,7 @@ def main(
 
     found = once(
         work / "search.json",
-        lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen, tried),
+        lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen[::2], tried),
     )
     rows = variants(start, taught)
     worst = torch.tensor(found["theta"], dtype=torch.float64)
