@@ -26,7 +26,6 @@ from typing import Any, Self
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.saving import check_dimensions
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
 from plugalign.controllers.equilibrium_saving import (
@@ -50,6 +49,7 @@ from plugalign.controllers.principles_scorers import (
     declared,
 )
 from plugalign.controllers.principles_scorers import TokenTable as TokenTable
+from plugalign.files.saved import check_dimensions
 from plugalign.kernels.projection import MOST_BOUNDS, MOST_CANDIDATES
 
 NUMBERS = ("epsilon", "kappa", "strength", "confidence", "k")

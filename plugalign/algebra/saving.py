@@ -2,28 +2,38 @@
 
 A saved controller is a folder: config.json (the controller's name, its settings, what it was
 fitted for), model.safetensors (its learned tensors), and a subfolder for each nested controller
-or model. ``Controller.from_pretrained`` reads the name and builds the right class: one of the
-package's, or any that has been imported. Nothing else in the folder is looked at, and nothing
-outside of it is read but models on the hub that the caller allows.
+or model. Its README.md is a data sheet (`plugalign.algebra.data_sheet`).
+``Controller.from_pretrained`` reads the name and builds the right class: one of the package's, or
+any that has been imported. Nothing outside of the folder is read but models on the hub that the
+caller allows.
 """
 
 from __future__ import annotations
 
 import json
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plugalign.algebra import data_sheet as sheets
 from plugalign.algebra.class_names import CONTROLLERS, check_named, class_of
-from plugalign.files.saved import check_inside, copy_model, read_settings, read_tensors
+from plugalign.files.saved import (
+    check_dimensions,
+    check_inside,
+    copy_model,
+    read_settings,
+    read_tensors,
+)
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 AGAIN = "save or fit the controller again"
@@ -55,6 +65,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         optional: the same of those that it may have.
         hub_parts: parts that may be models on the hub; `config` then has the id under that name.
         runs_models: whether parts are models, which may come with code.
+        provenance: where it comes from, for its data sheet.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +74,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
     optional: ClassVar[Mapping[str, int]] = {}
     hub_parts: ClassVar[Sequence[str]] = ()
     runs_models: ClassVar[bool] = False
+    provenance: sheets.Provenance = sheets.Provenance()
 
     def config(self) -> dict[str, Any]:
         """The settings, as JSON values."""
@@ -121,11 +133,48 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         if tensors := self.tensors():
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(contiguous, save_directory / TENSORS)
+        if (fit := self.provenance.fit) is not None:
+            text = json.dumps(fit, indent=2, sort_keys=True)
+            (save_directory / sheets.FIT).write_text(text + "\n", encoding="utf-8")
         for folder, part in parts.items():
             if isinstance(part, (str, Path)):
                 copy_model(Path(part), save_directory / folder)
             else:
                 part.save_pretrained(save_directory / folder)
+
+    def data_sheet(self) -> sheets.DataSheet:
+        """What it was made of, how well it did, and what it is for."""
+        fitted = self.config().get("fitted_for")
+        return sheets.DataSheet(
+            controller=self.name,
+            kind=getattr(self, "display_name", type(self).__name__),
+            summary=" ".join((type(self).__doc__ or "").partition("\n\n")[0].split()),
+            fitted_for=fitted.get("name") if isinstance(fitted, Mapping) else None,
+            provenance=self.provenance,
+            parts=tuple((weight, part.data_sheet()) for weight, part in self.sheet_parts()),
+        )
+
+    def sheet_parts(self) -> Sequence[tuple[float, Saveable]]:
+        """The weighted parts that have data sheets of their own."""
+        return [(1.0, part) for part in self.saved_parts().values() if isinstance(part, Saveable)]
+
+    def generate_model_card(self, *args: Any, **stated: Any) -> ModelCard:
+        """The data sheet as a model card, which ``save_pretrained`` writes as README.md where there
+        is none, and ``push_to_hub`` where the hub has none.
+
+        Args:
+            stated: the ``model_card_kwargs`` of these two: what
+                `plugalign.algebra.data_sheet.Notes` has.
+
+        Raises:
+            TypeError: for one that is unknown.
+            ValueError: for one that is no text.
+        """
+        sheet = self.data_sheet()
+        if stated:
+            notes = replace(sheet.provenance.notes, **stated)
+            sheet = replace(sheet, provenance=replace(sheet.provenance, notes=notes))
+        return ModelCard(sheet.markdown())
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # takes no arguments for a constructor
@@ -196,29 +245,19 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             loaded: Self = target.build(config, tensors, parts)
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
+        # A controller may be a frozen dataclass, and where it comes from is none of its settings.
+        object.__setattr__(loaded, "provenance", _provenance(folder))
         return loaded
 
 
-def check_dimensions(
-    tensors: Mapping[str, Tensor], learned: Mapping[str, int], optional: Mapping[str, int]
-) -> None:
-    """Refuses tensors that are missing, unknown or of other dimensions.
-
-    Args:
-        learned: the dimensions of each tensor that must be there.
-        optional: of each that may be.
-
-    Raises:
-        ValueError: naming the tensor.
-    """
-    known = {**learned, **optional}
-    for name in sorted(learned.keys() - tensors.keys()):
-        raise ValueError(f"the tensor '{name}' is missing")
-    for name, tensor in tensors.items():
-        if name not in known:
-            raise ValueError(f"the tensor '{name}' is unknown")
-        if tensor.ndim != known[name]:
-            raise ValueError(f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}")
+def _provenance(folder: Path) -> sheets.Provenance:
+    """Where a saved controller comes from. It works without, so faults in that are a warning."""
+    try:
+        return sheets.read_provenance(folder)
+    except ValueError as error:
+        why = f"{error}; until then nothing is known of where the controller comes from"
+        warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return sheets.Provenance()
 
 
 def _hub_parts(

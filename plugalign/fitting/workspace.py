@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.data_sheet import README
 from plugalign.algebra.identity import identify
 from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
@@ -75,6 +77,8 @@ def make(
             _remove(folder)  # it holds nothing to continue from
         raise
     _write(result / RECORD, {**fit, "measured": dict(measured)})
+    if (result / README).is_file():  # written before anything was measured
+        Controller.from_pretrained(result).generate_model_card().save(result / README)
     _write(folder / RECORD, {**fit, FINISHED: True})
     if out.is_dir():
         out.rmdir()  # it is empty

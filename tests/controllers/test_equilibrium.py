@@ -281,6 +281,20 @@ def test_the_certificate_says_what_the_engine_does(tiny, tokenizer):
     assert all(value.shape == (8,) for value in told.values())
 
 
+def test_a_trace_holds_the_certificates_of_every_token(tiny, tokenizer, prompts):
+    model, batch, trace = tiny(), prompts(), pa.Trace()
+    model.generation_config.eos_token_id = None
+    mine = equilibrium(make_head(seed=20), (-30.0, 9.0))
+    pa.wrap(model, tokenizer, mine).generate(
+        **batch, do_sample=True, top_k=0, max_new_tokens=5, trace=trace
+    )
+    assert len(trace.certificates) == 5
+    for step in trace.certificates:
+        told = step["Equilibrium"]
+        assert float(told["excess"].max()) <= 1e-6 and float(told["kl"].max()) <= 0.05 + 1e-6
+        assert set(told) >= {"scale", "repair", "active", "expected.words", "bound.civil"}
+
+
 # ------------------------------------------------------------------ scorers
 
 
