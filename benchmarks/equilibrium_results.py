@@ -12,9 +12,9 @@ The data folder holds, as JSON lines::
 
 Two crowds choose between two answers of the top-down reference: one likes what is polite and
 positive, the other what is rude, each by judges that no part of the equilibrium and no figure of
-ours has seen. What they teach (``plugalign feedback``, in lessons) steers inside the bounds, inside
-them four times as strongly, and freely. A third party looks for the worst theta there is. What
-takes long is kept in the work folder, where the same command goes on after a kill.
+ours has seen. What they teach (``plugalign feedback``, in lessons) steers inside the bounds, and
+without them. A third party looks for the worst theta there is. What takes long is kept in the work
+folder, where the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ from plugalign.loading import load_model
 from plugalign.trace import Trace
 from plugalign.values.feedback_learning import load_taught
 
+STRENGTH = 4.0  # of what the crowds taught, at its confidence bound
+
 
 def variants(start: Equilibrium, taught: Mapping[str, Equilibrium]) -> dict[str, Equilibrium]:
-    """What is compared: each crowd inside the bounds, four times as strong, and free."""
+    """What is compared: each crowd inside the bounds, and the rude one free."""
     found = {"top_down": start}
     for crowd, one in taught.items():
-        found[crowd] = one
-        found[f"{crowd}_x4"] = one.with_settings(strength=4.0)
-        found[f"{crowd}_x4_free"] = free(one.with_settings(strength=4.0))
+        found[crowd] = one.with_settings(strength=STRENGTH)
+    found["rude_free"] = free(found["rude"])
     return found
 
 
@@ -238,6 +239,7 @@ def main(
         "prompts": len(chosen),
         "samples": samples,
         "new_tokens": new_tokens,
+        "strength": STRENGTH,
         "epsilon": start.epsilon,
         "kappa": start.kappa,
         "judged": judged(read, ["base", *rows], len(chosen)),
