@@ -5,9 +5,9 @@
 
 DATA holds toxicity/jigsaw.jsonl, toxicity/paradetox.jsonl, values/ethics_justice_train.jsonl and
 values/ethics_deontology_train.jsonl. Of each 128 texts teach a head, 128 calibrate it and 256 are
-held out; both classes are equally many. The states of texts are kept in WORK, so that a run that
-was killed continues. It writes results.json and README.md, and ends with exit code 1 where a bar is
-missed.
+held out; both classes are equally many. States and what was measured are kept in WORK, so that a
+run that was killed continues. It writes results.json and README.md, and ends with exit code 1
+where a bar is missed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,8 +39,8 @@ from plugalign.values.discriminator.sheet import ranged
 
 LEARNED, CALIBRATED, HELD_OUT = 128, 128, 256
 SPLITS = 20  # for what is a mean over splits: coverage, shuffled labels
-EXPLAINED = 100  # texts whose top word is looked up in a human's rewrite
-CONTRASTED = 128  # texts that are judged without labels
+EXPLAINED = 60  # texts whose top word is looked up in a human's rewrite
+CONTRASTED = 64  # texts that are judged without labels
 MAX_TOKENS = 128
 Reader = CausalReader | EncoderReader
 Labels = NDArray[np.bool_]
@@ -257,15 +258,25 @@ def measure(reader: Reader, sets: Sequence[DataSet], work: Path, say: Callable[[
     found = {}
     for data, states in kept:
         say(f"{reader.model_name}: heads of {data.name}")
-        judge = judges[data.name]
-        found[data.name] = {
-            "head": headed(data, judge, states, reader.layers),
-            "unseen": unseen(data, judges, states, reader.layers),
-            "without labels": without_labels(reader, data),
+        judge, layers, name = judges[data.name], reader.layers, f"{reader.model_name}-{data.name}"
+        parts: dict[str, Callable[[], Any]] = {
+            "head": partial(headed, data, judge, states, layers),
+            "unseen": partial(unseen, data, judges, states, layers),
+            "without labels": partial(without_labels, reader, data),
         }
         if data.rewrites:
-            found[data.name]["occlusion"] = occluded(data, judge)
+            parts["occlusion"] = partial(occluded, data, judge)
+        found[data.name] = {
+            part: once(work / f"{name}-{part}.json", make) for part, make in parts.items()
+        }
     return found
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What was measured before, or is now."""
+    if not path.is_file():
+        path.write_text(json.dumps(make()) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def page(found: dict[str, Any], checked: dict[str, list[Bar]]) -> str:

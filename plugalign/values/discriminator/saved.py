@@ -26,7 +26,7 @@ def load_discriminators(folders: Mapping[str, str | Path]) -> dict[str, Discrimi
     models: dict[tuple[str, str], tuple[Any, Any]] = {}
     for name, folder in folders.items():
         kind = kind_of(Path(folder))
-        if kind not in KINDS:
+        if kind is None or kind not in KINDS:
             raise ValueError(
                 f"{shown(str(folder))} holds no value discriminator; plugalign fit value makes one"
             )

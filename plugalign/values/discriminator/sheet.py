@@ -99,9 +99,10 @@ class Sheet(_Part):
         found, said = self.held_out, f"{self.statement!r} by {self.model}: {self.finding}"
         if found is None:
             return said
-        plain = "texts share too few words" if found.tfidf is None else ranged(found.tfidf)
+        if found.tfidf is not None and "TF-IDF" not in said:
+            said += f" (TF-IDF: {ranged(found.tfidf)})"
         return (
-            f"{said}, on {found.texts} held-out texts (TF-IDF: {plain}). Verdict sets at "
+            f"{said}, on {found.texts} held-out texts. Verdict sets at "
             f"{self.level:.0%} hold the label of {found.coverage.value:.0%}, "
             f"{found.decided.value:.0%} of texts have a single verdict"
         )
