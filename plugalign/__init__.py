@@ -28,6 +28,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.contrastive import ContrastiveDecoding as ContrastiveDecoding
     from plugalign.controllers.contrastive import proxy_tuning as proxy_tuning
     from plugalign.controllers.dexperts import DExperts as DExperts
+    from plugalign.controllers.equilibrium import Equilibrium as Equilibrium
+    from plugalign.controllers.equilibrium import Preferences as Preferences
+    from plugalign.controllers.equilibrium import Principle as Principle
+    from plugalign.controllers.equilibrium import TokenTable as TokenTable
     from plugalign.controllers.fudge import Fudge as Fudge
     from plugalign.controllers.fudge_head import FudgeHead as FudgeHead
     from plugalign.controllers.gedi import GeDi as GeDi

@@ -124,6 +124,16 @@ METHODS = (
         untrained=_untrained("dexperts", "dexperts_lora"),
     ),
     Method(
+        "equilibrium",
+        "plugalign.controllers.equilibrium",
+        "Equilibrium",
+        "steer",
+        "after Rawls 1971; Csiszar 1975 for the projection",
+        "principles and features as scorers of candidates, and people's feedback",
+        untrained=_untrained("equilibrium"),
+        exports=("Preferences", "Principle", "TokenTable"),
+    ),
+    Method(
         "fudge",
         "plugalign.controllers.fudge",
         "Fudge",

@@ -23,6 +23,7 @@ from plugalign.catalogue import UNTRAINED
 from plugalign.controllers.args import ARGS
 from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.dexperts import DExperts
+from plugalign.controllers.equilibrium import Equilibrium, Preferences, Principle
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.controllers.gedi import GeDi
@@ -83,6 +84,12 @@ def dexperts(model: Any, config: Any) -> DExperts:
 
 def dexperts_lora(model: Any, config: Any) -> DExperts:
     return DExperts(_adapted(model, 1), _adapted(model, 2))
+
+
+def equilibrium(model: Any, config: Any) -> Equilibrium:
+    head = fudge_head(model, config)
+    preferences = Preferences({"positive": head}, torch.tensor([-3.0]))
+    return Equilibrium(None, [Principle("civil", head)], preferences)
 
 
 def fudge(model: Any, config: Any) -> Fudge:
