@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from plugalign.kernels.product import float32_product
+from plugalign.kernels.product import float32_product, one_row
 from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
@@ -62,10 +62,11 @@ class Head:
         return self.hidden.device
 
     def full(self) -> Tensor:
-        """All logits ``(B, V)``, as the linear layer itself gives them but for ``float32``."""
+        """All logits ``(B, V)``, as the linear layer itself gives them, up to rounding."""
         if self.float32:
             return float32_product(self.hidden, self.weight, self.bias)
-        return linear(self.hidden, self.weight, self.bias)
+        with one_row(len(self.hidden), self.weight):
+            return linear(self.hidden, self.weight, self.bias)
 
     def at(self, row: Tensor, token: Tensor) -> Tensor:
         """The logits ``(N,)`` of some entries, in float32.

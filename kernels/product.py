@@ -1,6 +1,10 @@
-"""Products of half precision matrices, summed up and kept in float32."""
+"""Products of half precision matrices: kept in float32, and of a single row on a CPU."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,3 +33,44 @@ def float32_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
             here = slice(start, start + rows)
             found[:, here] = linear(x, weight[here].float())
     return found if bias is None else found.add_(bias)
+
+
+class OneRow:
+    """Products of a single bfloat16 row with weights on a CPU, at the speed of its memory.
+
+    oneDNN, which torch asks for bfloat16, is made for many rows; for one it reads weights at half
+    the speed of torch's own product. Both sum in float32 and round once, so their results differ
+    where sums of another order round differently. Which one torch takes is a setting of the
+    process: it is changed while any thread is in the block, and counted, so that it is afterwards
+    what it was. A product of another thread meanwhile is right and may take longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    @contextmanager
+    def __call__(self, rows: int, weight: Tensor) -> Iterator[None]:
+        """Inside, products of so many ``rows`` with weights like this one are fast."""
+        if rows != 1 or weight.dtype != torch.bfloat16 or not weight.is_cpu:
+            yield
+            return
+        with self._lock:
+            if not self._inside:
+                self._before = _use_onednn(False)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    _use_onednn(self._before)
+
+
+def _use_onednn(wanted: bool) -> bool:
+    """Whether torch asked oneDNN before; from now on as wanted."""
+    before, *_ = torch.backends.mkldnn.set_flags(wanted)  # type: ignore[no-untyped-call]
+    return bool(before)
+
+
+one_row = OneRow()  # one, since the setting is one

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from plugalign.kernels import product as module
-from plugalign.kernels.product import float32_product
+from plugalign.kernels.product import float32_product, one_row
 
 
 def layer(shape=(3, 16), outputs=24, dtype=torch.float32):
@@ -27,3 +29,54 @@ def test_a_float32_product_is_not_rounded_to_half_precision(dtype, biased, monke
     want = linear(x.double(), weight.double(), bias.double() if biased else None)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
+
+
+def weights(dtype=torch.bfloat16):
+    return torch.zeros(2, 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_one_row_leaves_the_process_as_it_was(before):
+    setting = torch.backends.mkldnn
+    kept, setting.enabled = setting.enabled, before
+    try:
+        with pytest.raises(KeyError), one_row(1, weights()), one_row(1, weights()):
+            assert not setting.enabled
+            raise KeyError
+        assert setting.enabled is before
+    finally:
+        setting.enabled = kept
+
+
+def test_one_row_of_several_threads_ends_with_the_last():
+    setting, before = torch.backends.mkldnn, torch.backends.mkldnn.enabled
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with one_row(1, weights()):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with one_row(1, weights()):
+        thread.start()
+        inside.wait()
+    assert not setting.enabled  # the other is still inside
+    leave.set()
+    thread.join()
+    assert setting.enabled is before
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.bfloat16), (1, torch.float32)])
+def test_other_products_are_left_to_torch(rows, dtype):
+    before = torch.backends.mkldnn.enabled
+    with one_row(rows, weights(dtype)):
+        assert torch.backends.mkldnn.enabled is before
+
+
+def test_a_product_of_one_row_is_the_product():
+    x, weight, bias = layer((1, 64), outputs=512, dtype=torch.bfloat16)
+    with one_row(1, weight):
+        got = linear(x, weight, bias)
+    want = linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-6)

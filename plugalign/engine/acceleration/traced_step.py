@@ -24,6 +24,7 @@ from plugalign.engine.acceleration.tracing import (
     read,
     record,
 )
+from plugalign.kernels.product import one_row
 
 PATIENCE = 128  # steps before a recording is made, which costs about as much as it saves in these
 PROOFS = 3  # steps at which a recording and the body run side by side
@@ -107,6 +108,7 @@ class Reading:
         recorder: where recordings are kept.
         static: whether forwards over a static cache are compiled, and how.
         exact: whether recordings compute what the body does bit for bit.
+        models: how many models the body is made of, each of which reads its share of the rows.
     """
 
     def __init__(
@@ -115,9 +117,11 @@ class Reading:
         recorder: Recorder,
         static: StaticDecoding | None = None,
         exact: bool = False,
+        models: int = 1,
     ):
-        self._body, self._recorder, self._exact = body, recorder, exact
+        self._body, self._recorder, self._exact, self._models = body, recorder, exact, models
         self._options = None if static is None else static.options
+        self._weight = next(body.parameters())
         self._recordings: dict[Any, Recording] | None = None  # looked up when a token is read
 
     def last(self, inputs: dict[str, Any]) -> Tensor:
@@ -136,7 +140,10 @@ class Reading:
         if recording is None:
             _make_room(self._recordings)
             recording = self._recordings[form] = self._recorder.recording(self._body, self._exact)
-        return recording.last(inputs)
+        if self._exact:
+            return recording.last(inputs)
+        with one_row(len(ids) // self._models, self._weight):
+            return recording.last(inputs)
 
 
 class Recording:

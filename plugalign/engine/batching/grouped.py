@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from plugalign.adapters.layers import LINEAR, LoraLinear
 from plugalign.engine.acceleration.traced_step import Recorder
 from plugalign.engine.acceleration.tracing import is_tampered_with
-from plugalign.engine.batching.grouped_layers import GroupedNorm, StackedLinear, leaf_for, shared
+from plugalign.engine.batching.grouped_layers import (
+    GroupedNorm,
+    StackedLinear,
+    leaf_for,
+    reads_apart,
+    shared,
+)
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.kernels.head import Head
 
@@ -67,7 +73,8 @@ class GroupedModels:
     @property
     def split(self) -> SplitModel:
         """The tree under the base's head."""
-        return SplitModel(self.tree, self.base, self.recorder, float32=self.float32)
+        apart = len(self.models) if reads_apart(self.tree) else 1
+        return SplitModel(self.tree, self.base, self.recorder, float32=self.float32, models=apart)
 
     @property
     def has_one_head(self) -> bool:

@@ -64,11 +64,25 @@ class GroupedRows(nn.Module):
         super().__init__()
         self._leaves, self._blocks = nn.ModuleList(leaves), blocks
 
+    @property
+    def is_of_single_blocks(self) -> bool:
+        """Whether every leaf reads one block of rows."""
+        return self._blocks == 1
+
     def forward(self, x: Tensor) -> Tensor:
         groups = len(self._leaves) - 1
         each = rows_of_a_block(x, self._blocks + groups)
         parts = x.split_with_sizes([each * self._blocks] + [each] * groups)
         return torch.cat([leaf(part) for leaf, part in zip(self._leaves, parts, strict=True)])
+
+
+def reads_apart(tree: nn.Module) -> bool:
+    """Whether each linear layer of the models reads the rows of its own model alone."""
+    if isinstance(tree, GroupedRows):
+        return tree.is_of_single_blocks
+    if type(tree) in (*LINEAR, StackedLinear, GroupedLora):
+        return False
+    return all(map(reads_apart, tree.children()))
 
 
 class StackedLinear(nn.Module):

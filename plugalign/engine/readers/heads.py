@@ -35,6 +35,7 @@ class SplitModel:
         static: see `Reading`.
         exact: whether recordings compute what the body does bit for bit.
         float32: whether logits are left in float32, see `Head`.
+        models: see `Reading`.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class SplitModel:
         static: StaticDecoding | None = None,
         exact: bool = False,
         float32: bool = False,
+        models: int = 1,
     ):
-        self.body, self.linear, self.float32 = body, linear, float32
+        self.body, self.linear, self.float32, self._models = body, linear, float32, models
         self._recorder, self._static, self._attached = recorder, static, attached
-        self._reading = Reading(body, recorder, static, exact)
+        self._reading = Reading(body, recorder, static, exact, models)
 
     def exactly(self) -> SplitModel:
         """The same with ``exact``."""
@@ -61,6 +63,7 @@ class SplitModel:
             self._static,
             exact=True,
             float32=self.float32,
+            models=self._models,
         )
 
     def last(self, inputs: dict[str, Any], positions: int = 1, further: bool = False) -> Head:

@@ -22,6 +22,7 @@ from plugalign.engine.readers.prefix_cache import on_device
 from plugalign.engine.readers.prefix_hook import prefixes_in
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head, Logits
+from plugalign.kernels.product import one_row
 
 MASK_GROWTH = 64  # columns
 
@@ -66,6 +67,7 @@ class IncrementalModel:
         self._flash = is_flash_attention_requested(model.config)
         self._prefix_columns = 0  # of the cache, in front of those of ids
         self._position = torch.empty(0)
+        self._weight = next(model.parameters())
         accepts = inspect.signature(model.forward).parameters
         self._positioned = "position_ids" in accepts
         self._options: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
@@ -172,7 +174,8 @@ class IncrementalModel:
             return self._split.last(inputs, positions, further)
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = positions
-        logits: Tensor = self.model(**inputs).logits[:, -positions:].flatten(0, 1)
+        with one_row(ids.numel(), self._weight):
+            logits: Tensor = self.model(**inputs).logits[:, -positions:].flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
 
     @property

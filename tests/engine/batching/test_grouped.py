@@ -18,6 +18,7 @@ from plugalign.engine.batching.grouped_layers import (
     GroupedNorm,
     GroupedRows,
     StackedLinear,
+    reads_apart,
 )
 from plugalign.engine.readers.heads import SplitModels
 
@@ -107,6 +108,7 @@ def test_rows_are_those_of_separate_models(
         if small and blocks == 1
         else {GroupedRows, GroupedNorm}
     )
+    assert reads_apart(group.tree) is (blocks == 1 and not small)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -117,6 +119,7 @@ def test_rows_are_those_of_adapters_by_themselves(blocks, trained, adapter, prom
     group = ExpertGroups().group(model, experts, SplitModels(), blocks)
     assert_alike(group, [model, *experts.values()], prompts, blocks)
     assert kinds(group) == {GroupedLora}
+    assert not reads_apart(group.tree)
     own = {id(parameter) for parameter in model.parameters()}
     assert {id(p) for p in group.tree.parameters()} <= own
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
