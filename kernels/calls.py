@@ -59,6 +59,24 @@ class CandidateDraw:
 
 
 @dataclass(frozen=True, eq=False)
+class BoundedShift:
+    """Arguments of `plugalign.kernels.projection`, without gaps in memory; of any type of float.
+
+    Attributes:
+        log_rho, delta: ``(R, K)``.
+        g: ``(R, J, K)``.
+        bounds: ``(R, J)``.
+        budget: float64 ``(R,)``.
+    """
+
+    log_rho: Tensor
+    delta: Tensor
+    g: Tensor
+    bounds: Tensor
+    budget: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Verification:
     """Checked arguments of `plugalign.kernels.spec_verify`.
 

@@ -142,6 +142,8 @@ BUDGETS: dict[tuple[str, str], Budget] = {
     ("group_lora odd", "any"): Budget(108, 14336, load=2, instructions=7),
     ("group_lora float32", "any"): Budget(170, 18432, load=16, instructions=35),
     ("group_lora odd float32", "any"): Budget(202, 18432, load=4, instructions=39),
+    ("projection.solve J=2", "any"): Budget(255, 256),
+    ("projection.solve J=4", "any"): Budget(255, 2304),
 }
 
 # By version of Triton. 3.6 sums a ladder's pivots in half the instructions, and scans through

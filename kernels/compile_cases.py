@@ -26,6 +26,7 @@ SHORT = {
     "spec.accept",
     "spec.follow",
     "group_lora",
+    "projection.solve",
 }
 
 
@@ -258,6 +259,21 @@ def group_lora(inputs: Inputs) -> Iterator[Case]:
         yield inputs.case(f"{name}{kind}", launch, 1)
 
 
+def projection(inputs: Inputs) -> Iterator[Case]:
+    """Bounds on 200 candidates; the arithmetic is float64 whatever the sources are."""
+    from plugalign.kernels.calls import BoundedShift
+    from plugalign.kernels.projection_triton import fields, plan
+
+    if inputs.dtype != torch.bfloat16:
+        return
+    log_rho = unreal(ROWS * 200, torch.float64).view(ROWS, 200)
+    for count in (2, 4):
+        g = unreal(ROWS * count * 200, torch.float64).view(ROWS, count, 200)
+        call = BoundedShift(log_rho, log_rho, g, g[..., 0].contiguous(), log_rho[:, 0].contiguous())
+        (launch,) = plan(call, fields(call), nvidia=inputs.nvidia)
+        yield inputs.case(f"projection.solve J={count}", launch, 1)
+
+
 GROUPS = (
     gumbel,
     row_lse,
@@ -269,4 +285,5 @@ GROUPS = (
     candidate_sample,
     spec_verify,
     group_lora,
+    projection,
 )

@@ -26,13 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plugalign.kernels.projection_search import Family, Floats, Search
+from plugalign.kernels.backend import Backend, use_triton
+from plugalign.kernels.calls import BoundedShift
+from plugalign.kernels.projection_search import (
+    NORMALISED,
+    SLACK,
+    TINIEST,
+    Family,
+    Floats,
+    Search,
+)
 
-MOST_CANDIDATES = 1024
-MOST_BOUNDS = 8
-SLACK = 1e-10  # above a bound or the budget that rounding may leave
-NORMALISED = 1e-13  # a logarithm of a sum of probabilities that is 0 but for rounding
-TINIEST = 1e-300
+MOST_CANDIDATES, MOST_BOUNDS = 1024, 8
+KERNEL_CANDIDATES, KERNEL_BOUNDS = 256, 4  # what one program of the kernel holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +63,17 @@ class Projection:
 
 
 def project(
-    log_rho: Tensor, delta: Tensor, g: Tensor, bounds: Tensor, kappa: Tensor | float = math.inf
+    log_rho: Tensor,
+    delta: Tensor,
+    g: Tensor,
+    bounds: Tensor,
+    kappa: Tensor | float = math.inf,
+    *,
+    backend: Backend = "auto",
 ) -> Projection:
-    """Projects ``rho e^delta`` on the bounds, row by row.
+    """Projects ``rho e^delta`` on the bounds, row by row, in float64 and without gradients.
 
-    Where nothing is shifted, ``log_q`` is ``log_rho`` bit for bit, as float64. It is computed on
-    the host, and without gradients.
+    Where nothing is shifted, ``log_q`` is ``log_rho`` bit for bit, if that is normalised.
 
     Args:
         log_rho: log-probabilities of the candidates ``(R, K)``, normalised over them or not; -inf
@@ -71,12 +82,22 @@ def project(
         g: of each candidate ``(R, J, K)``, finite; how far it violates a principle, for instance.
         bounds: ``(R, J)``, none below the expectation of g under rho.
         kappa: the budget in nats, a number or ``(R,)``; infinity for none.
+        backend: "torch" is the specification, which computes on the host; "auto" takes Triton for
+            CUDA tensors with at most 256 candidates and 4 bounds.
 
     Raises:
         ValueError: for shapes that do not fit, a row without a candidate, values that are not
-            finite, a bound that rho itself exceeds, or a negative budget.
+            finite, a bound that rho itself exceeds, or a negative budget. The kernel reads no
+            values beforehand, which would wait for the device: such rows become NaN there, and
+            bounds that rho exceeds are lifted.
     """
     _check_shapes(log_rho, delta, g, bounds)
+    if _takes_triton(backend, g):
+        from plugalign.kernels.projection_triton import project_triton
+
+        nats = torch.as_tensor(kappa, dtype=torch.float64, device=g.device).expand(len(g))
+        given = (log_rho, delta, g, bounds, nats)
+        return Projection(**project_triton(BoundedShift(*(x.contiguous() for x in given))))
     budget = _on_host(torch.as_tensor(kappa, dtype=torch.float64)) + np.zeros(len(log_rho))
     rho, shift, scores = _log_normalised(_on_host(log_rho)), _on_host(delta), _on_host(g)
     lifted = _check_values(rho, shift, scores, _on_host(bounds), budget)
@@ -130,6 +151,18 @@ def project_in_order(
         if i < principles:
             bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + room[:, i]
     return stages, bounds
+
+
+def _takes_triton(backend: Backend, g: Tensor) -> bool:
+    if not use_triton(backend, g):
+        return False
+    fits = g.shape[1] <= KERNEL_BOUNDS and g.shape[2] <= KERNEL_CANDIDATES
+    if backend == "triton" and not fits:
+        raise ValueError(
+            f'backend="triton" takes at most {KERNEL_BOUNDS} bounds and {KERNEL_CANDIDATES} '
+            f'candidates, got {g.shape[1]} and {g.shape[2]}; take "auto" or "torch"'
+        )
+    return fits
 
 
 def _projected(

@@ -44,6 +44,8 @@ LONGER = 4.0  # may the next step be, after one that was cut short
 FALL = 1e-4  # Armijo's share of the fall that the gradient promises
 LEAST_KL, NEGLIGIBLE_KL = 1e-16, 1e-9  # nats; rounding may be all of a KL below
 RIDGE, TINIEST = 1e-13, 1e-300
+SLACK = 1e-10  # above a bound or the budget that rounding may leave
+NORMALISED = 1e-13  # a logarithm of a sum of probabilities that is 0 but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,8 @@ class Family:
     def log_q(self, c: Floats) -> Floats:
         """Their logarithms ``(R, K)`` for c ``(R, J + 1)``."""
         tilted = self.rho + (c[:, None] @ self.parts)[:, 0]
-        top = tilted.max(-1, keepdims=True)
-        log_q: Floats = tilted - (top + np.log(np.exp(tilted - top).sum(-1, keepdims=True)))
-        return log_q
+        centred: Floats = tilted - tilted.max(-1, keepdims=True)
+        return np.subtract(centred, np.log(np.exp(centred).sum(-1, keepdims=True)))
 
     def moments(self, c: Floats) -> Moments:
         """What the search reads at c ``(R, J + 1)``."""
@@ -269,19 +270,18 @@ def model_minimum(
     slope = pull + (curvature @ (target - at)[:, :, None])[..., 0]
     wrong = going & ((target < 0) | (~free & (slope < -CLOSE))).any(-1)
     if wrong.any():
-        curvature, at, pull = curvature[wrong], at[wrong], pull[wrong]
-        target[wrong] = best_of_sets(curvature, pull - (curvature @ at[:, :, None])[..., 0])
-    result: Floats = np.maximum(target, 0.0)
-    return result
+        target[wrong] = best_of_sets(curvature[wrong], at[wrong], pull[wrong])
+    return np.maximum(target, 0.0)
 
 
-def best_of_sets(curvature: Floats, linear: Floats) -> Floats:
-    """The x >= 0 ``(R, J)`` that minimises ``linear . x + x curvature x / 2``: the best minimum of
-    all 2^J sets of entries that may differ from 0."""
-    rows, count = linear.shape
+def best_of_sets(curvature: Floats, at: Floats, pull: Floats) -> Floats:
+    """The same, as the best minimum of all 2^J sets of multipliers that may differ from 0."""
+    rows, count = at.shape
+    full = curvature.copy()
+    _diagonal(full)[...] += _ridge(curvature)
+    linear = pull - (full @ at[:, :, None])[..., 0]
     sets = np.array(list(product((False, True), repeat=count)))
-    matrix = np.where(sets[:, :, None] & sets[:, None, :], curvature[:, None], 0.0)
-    _diagonal(matrix)[...] += np.where(sets, _ridge(curvature)[:, None], 1.0)
+    matrix = np.where(sets[:, :, None] & sets[:, None, :], full[:, None], np.eye(count))
     side = np.where(sets, -linear[:, None], 0.0)
     x = np.linalg.solve(matrix, side[..., None])[..., 0]
     value = np.where((x >= 0).all(-1), -(x * side).sum(-1), math.inf)

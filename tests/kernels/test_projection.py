@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from plugalign.kernels import projection_search
 from plugalign.kernels.projection import project, project_in_order
 
 
@@ -135,6 +136,16 @@ def test_no_shift_passes_a_bound_or_the_budget(strength, dtype, kappa):
     kl = (q * (found.log_q - log_rho.double().log_softmax(-1))).sum(-1)
     assert float(kl.max()) <= kappa + 1e-9
     torch.testing.assert_close(q.sum(-1), torch.ones(25, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kappa", [math.inf, 0.02])
+def test_what_a_search_leaves_unfinished_is_repaired(kappa, monkeypatch):
+    monkeypatch.setattr(projection_search, "ROUNDS", 2)
+    parts = problem(rows=20, slack=0.01, strength=5.0)
+    found = project(*parts, kappa)
+    assert bool((found.repair > 0).any())
+    assert float((found.expected - parts[-1]).max()) <= 1e-9
+    assert float(found.kl.max()) <= kappa + 1e-9
 
 
 def test_without_a_shift_it_is_the_reference():

@@ -12,13 +12,14 @@ from plugalign.kernels import (
     candidate_sample_triton,
     group_lora_triton,
     gumbel_triton,
+    projection_triton,
     row_lse_triton,
     scores_triton,
     spec_verify_triton,
     steer_triton,
     topk_select_triton,
 )
-from plugalign.kernels.calls import CandidateDraw, Draw, Verification
+from plugalign.kernels.calls import BoundedShift, CandidateDraw, Draw, Verification
 from plugalign.kernels.launch import Launch
 from plugalign.kernels.mixture import Mixture, weighted
 from plugalign.kernels.terms.damping import Damping
@@ -130,6 +131,11 @@ def listed(shape: Shape, whole: bool) -> Plans:
         values, ids, values, temperature, temperature, temperature, number, number, number, SEED
     )
     yield "candidates", candidate_sample_triton.plan(call, number, torch.empty(rows, 200))
+    if whole:
+        log_rho, g = torch.empty(rows, 200).double(), torch.empty(rows, 3, 200).double()
+        bounded = BoundedShift(log_rho, log_rho, g, torch.empty(rows, 3), log_rho[:, 0].clone())
+        fields = projection_triton.fields(bounded)
+        yield "projection", projection_triton.plan(bounded, fields, nvidia=True)
     for places in (1, 4) if whole else (3,):
         target = shape.logits(rows * (places + 1)).view(rows, places + 1, -1)
         draft = shape.logits(rows * places).view(rows, places, -1)

@@ -15,6 +15,7 @@ from plugalign.kernels.calls import CandidateDraw, Draw
 from plugalign.kernels.candidate_sample import candidate_sample
 from plugalign.kernels.group_lora import group_lora
 from plugalign.kernels.mixture import Mixture, mix, weighted
+from plugalign.kernels.projection import project
 from plugalign.kernels.row_lse import row_lse
 from plugalign.kernels.spec_verify import _checked, spec_verify
 from plugalign.kernels.terms.damping import Damping
@@ -278,6 +279,21 @@ def adapted(at: At) -> Operation:
     )
 
 
+def projected(at: At) -> Operation:
+    """Three bounds on the best candidates, and a budget."""
+    count = min(at.vocab, 8 if INTERPRETED else 200)
+    log_rho = topk_select(at.logits(0), count, backend="torch")[0].double().log_softmax(-1)
+    shift = at.normal(at.rows, count, seed=1, dtype=at.dtype) * 3
+    g = at.normal(at.rows, 3, count, seed=2).sigmoid().to(at.dtype)
+    bounds = (g.double() @ log_rho.exp()[..., None])[..., 0] + 0.01
+
+    def same(found: Any, expected: Any) -> None:
+        near(found.log_q, expected.log_q, rtol=1e-6, atol=1e-6)
+        assert float((found.expected - bounds).max()) <= 1e-9
+
+    return Operation(lambda backend: project(log_rho, shift, g, bounds, 0.1, backend=backend), same)
+
+
 OPERATIONS: dict[str, Callable[[At], Operation]] = {
     "gumbel.sample": plain,
     "row_lse": partial(of_logits, row_lse, near),
@@ -300,4 +316,5 @@ OPERATIONS: dict[str, Callable[[At], Operation]] = {
     "spec_verify": partial(verified, False),
     "spec_verify-certain": partial(verified, True),
     "group_lora": adapted,
+    "projection": projected,
 }
