@@ -6,8 +6,8 @@
 DATA holds toxicity/jigsaw.jsonl, toxicity/paradetox.jsonl, values/ethics_justice_train.jsonl and
 values/ethics_deontology_train.jsonl. Of each 128 texts teach a head, 128 calibrate it and 256 are
 held out; both classes are equally many. States and what was measured are kept in WORK, so that a
-run that was killed continues. It writes results.json and README.md, and ends with exit code 1 where a bar is
-missed.
+run that was killed continues. It writes results.json and README.md, and ends with exit code 1
+where a bar is missed.
 """
 
 from __future__ import annotations

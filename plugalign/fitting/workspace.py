@@ -77,13 +77,21 @@ def make(
             _remove(folder)  # it holds nothing to continue from
         raise
     _write(result / RECORD, {**fit, "measured": dict(measured)})
-    if (result / README).is_file():  # written before anything was measured
+    if _is_controller(result):  # its card was written before anything was measured
         Controller.from_pretrained(result).generate_model_card().save(result / README)
     _write(folder / RECORD, {**fit, FINISHED: True})
     if out.is_dir():
         out.rmdir()  # it is empty
     os.replace(result, out)
     _remove(folder)
+
+
+def _is_controller(result: Path) -> bool:
+    """Whether a result with a README.md is a controller, and not a discriminator, whose README.md
+    is its own."""
+    config = result / "config.json"
+    there = (result / README).is_file() and config.is_file()
+    return there and "controller" in json.loads(config.read_text("utf-8"))
 
 
 def _check_free(out: Path) -> None:
