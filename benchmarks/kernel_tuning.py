@@ -63,12 +63,12 @@ def tuned(
     for kernel, name in TIMED_BY.items():
         try:
             calls = _calls(name, case, watch, backend)
-            medians = _medians(kernel, architecture, row, calls, watch, rounds, tried)
+            times = medians(kernel, architecture, row, calls, watch, rounds, tried)
         except FAILURES as error:
             found["failed"][kernel] = reason(error)
         else:
-            found["microseconds"][kernel] = medians
-            row[kernel] = int(min(medians, key=medians.__getitem__))
+            found["microseconds"][kernel] = times
+            row[kernel] = int(min(times, key=times.__getitem__))
         yield found
 
 
@@ -82,7 +82,7 @@ def _calls(
     return [partial(operation.build(one).ours, backend) for _ in range(sets)]
 
 
-def _medians(
+def medians(
     kernel: str,
     architecture: str,
     row: dict[str, int],

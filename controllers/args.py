@@ -28,15 +28,11 @@ class ARGS(RewardGuided):
     """Steers by a reward model over the base's top-k candidates.
 
     Args:
-        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one, see
-            `plugalign.controllers.reward_guided.RewardGuided`.
-        k: number of the base's best tokens that stay possible and are scored.
+        reward, k, options: see `plugalign.controllers.reward_guided.RewardGuided`.
         weight: w, which is 1 in the paper.
-        options: ``tokenizer``, ``label`` and ``trust_remote_code``, see there.
 
     Raises:
-        TypeError: for a reward that is neither a sequence classifier nor a name.
-        ValueError: for k below 1 or a weight that is not finite.
+        TypeError, ValueError: as `RewardGuided` does.
     """
 
     name = "args"

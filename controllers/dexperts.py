@@ -56,7 +56,8 @@ class DExperts(Controller):
         trust_remote_code: whether code that comes with an expert's folder or hub id may run.
 
     Raises:
-        ValueError: if both experts are missing, or ``top_p`` lies outside [0, 1].
+        ValueError: if both experts are missing, ``alpha`` is not finite, or ``top_p`` lies outside
+            [0, 1].
     """
 
     name = "dexperts"

@@ -9,6 +9,7 @@ looks back, the candidates of a step cost one forward over a cached prefix.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -94,6 +95,9 @@ class Fudge(Controller):
         k: number of the base's best tokens that stay possible and are scored.
         weight: lambda; 1 is Bayes' rule, more steers harder.
         fitted_for: the model whose token ids the predictor reads.
+
+    Raises:
+        ValueError: for k below 1 or a weight that is not finite.
     """
 
     name = "fudge"
@@ -107,6 +111,8 @@ class Fudge(Controller):
         weight: float = 1.0,
         fitted_for: Identity | None = None,
     ):
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight must be finite, got {weight}")
         self.predictor = predictor.eval()
         self.support, self.weight = TopK(k), float(weight)
         self.fitted_for = fitted_for

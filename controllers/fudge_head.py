@@ -11,6 +11,7 @@ This is Yang and Klein's (2021) equation 2 with a predictor of low rank r.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -45,6 +46,10 @@ class FudgeHead(Controller):
         k: number of the base's best tokens that stay possible.
         weight: lambda; 1 is Bayes' rule, more steers harder.
         fitted_for: the model whose hidden states the head reads.
+
+    Raises:
+        ValueError: for shapes that do not fit each other, k below 1, or a weight or offset that is
+            not finite.
     """
 
     name = "fudge_head"
@@ -74,6 +79,9 @@ class FudgeHead(Controller):
                 f"left {tuple(left.shape)}, right {tuple(right.shape)} and state "
                 f"{tuple(state.shape)} must be (D, r), (D, r) and (D,)"
             )
+        for what, number in (("weight", weight), ("offset", offset)):
+            if not math.isfinite(number):
+                raise ValueError(f"the {what} must be finite, got {number}")
         self.left, self.right, self.token_bias = left, right, token_bias
         self.state, self.offset = state, float(offset)
         self.support, self.weight = TopK(k), float(weight)

@@ -8,6 +8,7 @@ call; `PrefixContrast` runs the base behind both prefixes beside itself and adds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
@@ -127,7 +128,8 @@ class PrefixContrast(Controller):
         fitted_for: the model that the prefixes were trained for.
 
     Raises:
-        ValueError: for tensors of another shape, or ``top_p`` outside [0, 1].
+        ValueError: for tensors of another shape, ``alpha`` that is not finite, or ``top_p`` outside
+            [0, 1].
     """
 
     name = "prefix_contrast"
@@ -144,6 +146,8 @@ class PrefixContrast(Controller):
         fitted_for: Identity | None = None,
     ):
         _check_shape(desired, contrast)
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
         self.desired, self.contrast, self.fitted_for = desired, contrast, fitted_for
         self.alpha, self.support = float(alpha), TopP(top_p)
 

@@ -29,16 +29,12 @@ class RAD(RewardGuided):
     """Steers by a reward in [0, 1] over the base's top-k candidates.
 
     Args:
-        reward: a Hugging Face sequence classifier in eval mode, or a folder or hub id of one, see
-            `plugalign.controllers.reward_guided.RewardGuided`.
-        k: number of the base's best tokens that stay possible and are scored.
+        reward, k, options: see `plugalign.controllers.reward_guided.RewardGuided`.
         beta: strength; the paper takes 10 to 50.
         invert: whether 1 - r is the reward: less is better.
-        options: ``tokenizer``, ``label`` and ``trust_remote_code``, see there.
 
     Raises:
-        TypeError: for a reward that is neither a sequence classifier nor a name.
-        ValueError: for k below 1 or a beta that is not finite.
+        TypeError, ValueError: as `RewardGuided` does.
     """
 
     name = "rad"

@@ -31,6 +31,7 @@ from plugalign.controllers.reward_models import (
     tokenizer_beside,
 )
 from plugalign.controllers.with_models import ModelSettings, WithModels
+from plugalign.files.pretrained import loading
 
 Reward = Any  # a sequence classifier, or a folder or hub id of one
 
@@ -98,7 +99,7 @@ class RewardGuided(WithModels):
         """``w link(r(x, t))`` on the base's top-k tokens.
 
         Raises:
-            ValueError: if the reward model cannot be loaded or read; names it.
+            ValueError: if the reward model or its tokenizer cannot be loaded or read; names it.
         """
         reward, own = self._loaded(model)
         name, k = f"the reward model {model_name(reward)}", self.support.k
@@ -122,7 +123,8 @@ class RewardGuided(WithModels):
             own = tokenizer_beside(reward) if own is None else own
             reward = load_reward(reward, base, trust_remote_code=trust)
         if isinstance(own, (str, Path)):
-            own = AutoTokenizer.from_pretrained(own, trust_remote_code=trust)
+            with loading("the reward model's tokenizer", own):
+                own = AutoTokenizer.from_pretrained(own, trust_remote_code=trust)
         return reward, own
 
     def models(self) -> dict[str, Any]:

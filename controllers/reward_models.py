@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from plugalign.algebra.identity import model_name
 from plugalign.engine.context_length import context_length_of
+from plugalign.files.pretrained import loading
 
 TEXTS = 32  # read in one forward
 
@@ -121,13 +121,10 @@ def load_reward(reward: str | Path, base: Any, *, trust_remote_code: bool) -> An
         ValueError: if it cannot be loaded, or lacks weights: any model loads as a classifier, with
             a random head.
     """
-    try:
+    with loading("the reward model", reward):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             reward, dtype=base.dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        reason = shorten(str(error), 400)
-        raise ValueError(f"the reward model '{reward}' cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"'{reward}' is no trained reward model: it lacks {', '.join(missing)}; give the "

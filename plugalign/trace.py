@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.revisions import Revision
+from plugalign.files.versions import versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,9 @@ class Trace:
         times: per step when its token was known, in seconds since 1970.
         prompts: of each prompt, the SHA-256 of its token ids (see `hash_of`). Row r continues
             prompt ``r // (R // B)``.
+        fingerprints: by controller, whatever it acts on, a hash of its settings, tensors and parts;
+            None where there is no such hash, as of an adapter in memory.
+        versions: of plugalign, torch and transformers.
         seed: of the noise that tokens were drawn with, where the decoding loop drew them with noise
             of its own or of a `plugalign.sampling.CoupledSampler`; None elsewhere.
     """
@@ -80,6 +84,8 @@ class Trace:
     certificates: list[Mapping[str, Mapping[str, Tensor]]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     prompts: tuple[str, ...] = ()
+    fingerprints: Mapping[str, str | None] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     _pending: tuple[int, StepRecord] | None = field(default=None, repr=False)
 
@@ -114,10 +120,11 @@ class Trace:
         self.certificates.append(step.certificates)
         self.times.append(time.time())
 
-    def begin(self, ids: Tensor, mask: Tensor) -> None:
-        """Notes the prompts ``(B, T)`` of a call."""
+    def begin(self, ids: Tensor, mask: Tensor, fingerprints: Mapping[str, str | None]) -> None:
+        """Notes the prompts ``(B, T)`` of a call, and under what it runs."""
         rows = zip(ids, mask.bool(), strict=True)
         self.prompts = tuple(hash_of(row[keep].tolist()) for row, keep in rows)
+        self.fingerprints, self.versions = fingerprints, versions()
 
     def forget(self, steps: int) -> None:
         """Forgets the last steps, which were made after all rows had ended."""
@@ -142,6 +149,13 @@ def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     inside = log_q.isfinite()
     each = torch.where(inside, log_q.exp() * (log_q - log_p).masked_fill(~inside, 0), 0)
     return each.sum(-1).clamp_min(0)
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of which equal ones are numbered from the second on."""
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    pairs = zip(names, counts, strict=True)
+    return tuple(name if count == 1 else f"{name} ({count})" for name, count in pairs)
 
 
 def hash_of(ids: list[int]) -> str:

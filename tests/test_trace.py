@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import kl_div
 from transformers import GenerationConfig, StoppingCriteria
 
@@ -19,6 +20,7 @@ from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopP
 from plugalign.kernels.terms.linear import Linear
 from plugalign.sampling import CoupledSampler
+from plugalign.trace import hash_of
 
 
 @pytest.fixture(params=["loop", "processor"])
@@ -67,7 +69,6 @@ def some_controller(tiny):
 
 
 SAMPLED = [
-    {},
     {"do_sample": True, "num_return_sequences": 2},
     {"do_sample": True, "top_p": 0.8, "temperature": 1.5},
     {"cache_implementation": "static", "output_logits": True},
@@ -84,7 +85,7 @@ def test_a_traced_call_gives_the_same_output(path, options, tiny, tokenizer, pro
         found.append(
             steered.generate(
                 **prompts(rows=3),
-                max_new_tokens=6,
+                max_new_tokens=4,
                 trace=trace,
                 return_dict_in_generate=True,
                 output_scores=True,
@@ -183,6 +184,25 @@ def test_the_seed_of_the_noise_is_recorded(tiny, tokenizer, prompts):
         steered.generate(**batch, max_new_tokens=2, trace=trace, **options)
         seeds.append(trace.seed)
     assert seeds[0] == 7 and seeds[1] not in (None, 7) and seeds[2] is None
+
+
+def test_it_says_under_what_a_call_ran(tiny, tokenizer, prompts, make):
+    model, batch = tiny(), prompts(rows=2)
+    twice = pa.SelfDebias(["w5"]) + pa.SelfDebias(["w6"]) + make("lora", model, tiny, None)
+    found = []
+    for controller in (twice, twice, pa.SelfDebias(["w5"], decay=3.0)):
+        trace = pa.Trace()
+        pa.wrap(model, tokenizer, controller).generate(**batch, max_new_tokens=1, trace=trace)
+        found.append(trace)
+    first, again, other = found
+    assert (
+        list(first.fingerprints) == ["DExperts", "SelfDebias", "SelfDebias (2)"] == [*first.names]
+    )
+    assert first.fingerprints == again.fingerprints and first.prompts == again.prompts
+    assert first.fingerprints["DExperts"] is None  # adapters in memory
+    assert other.fingerprints["SelfDebias"] not in [None, *first.fingerprints.values()]
+    assert first.versions["transformers"] == transformers.__version__
+    assert first.prompts[0] == hash_of(batch["input_ids"][0].tolist()) != first.prompts[1]
 
 
 # ------------------------------------------------------------------ certificates

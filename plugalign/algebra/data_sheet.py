@@ -9,6 +9,7 @@ and is kept when the controller is saved again. What nobody has written down is 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,10 +21,11 @@ from plugalign.files.text import read_text
 
 README, FIT = "README.md", "fit.json"
 UNSTATED = "not stated"
-TUNING_LIMIT = (
-    "The held-out texts come from the same sources as those that were learned from: on other texts "
-    "it may do worse. It steers whatever told the classes of its data apart."
+LEARNED_LIMIT = (
+    "What it learned holds for texts like those that it learned from, as do figures on texts held "
+    "out of these: on others it may do worse. It steers whatever told its data apart."
 )
+PARTS_LIMIT = "The limits of its parts are its own too."
 SETTINGS_LIMIT = (
     "Nothing was learned: what it does follows from its settings, the model and the prompt alone."
 )
@@ -75,6 +77,7 @@ class DataSheet:
         fitted_for: the model that it was fitted for, None where it fits any.
         provenance: where it comes from.
         parts: of a sum, or behind a gate: weights and data sheets.
+        learned: whether it has tensors or models of its own.
     """
 
     controller: str
@@ -83,6 +86,7 @@ class DataSheet:
     fitted_for: str | None = None
     provenance: Provenance = field(default_factory=Provenance)
     parts: tuple[tuple[float, DataSheet], ...] = ()
+    learned: bool = False
 
     @property
     def texts(self) -> dict[str, int]:
@@ -100,7 +104,9 @@ class DataSheet:
         stated = self.provenance.notes.limitations
         if stated != UNSTATED:
             return stated
-        return TUNING_LIMIT if self.provenance.fit or self.fitted_for else SETTINGS_LIMIT
+        if self.learned or self.provenance.fit is not None or self.fitted_for is not None:
+            return LEARNED_LIMIT
+        return PARTS_LIMIT if self.parts else SETTINGS_LIMIT
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -202,6 +208,17 @@ def read_provenance(folder: Path) -> Provenance:
         return Provenance(fit, Notes(**(_stated(path) if path.is_file() else {})))
     except ValueError as error:
         raise ValueError(f"{path}: {error}; mend the line or remove it") from error
+
+
+def known_provenance(folder: Path) -> Provenance:
+    """`read_provenance` for a controller that is loaded, which works without: a fault is a
+    warning."""
+    try:
+        return read_provenance(folder)
+    except ValueError as error:
+        why = f"{error}; until then nothing is known of where the controller comes from"
+        warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return Provenance()
 
 
 def _stated(path: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import reprlib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +146,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
 
     def data_sheet(self) -> sheets.DataSheet:
         """What it was made of, how well it did, and what it is for."""
-        fitted = self.config().get("fitted_for")
+        fitted, parts = self.config().get("fitted_for"), self.saved_parts().values()
         return sheets.DataSheet(
             controller=self.name,
             kind=getattr(self, "display_name", type(self).__name__),
@@ -155,6 +154,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             fitted_for=fitted.get("name") if isinstance(fitted, Mapping) else None,
             provenance=self.provenance,
             parts=tuple((weight, part.data_sheet()) for weight, part in self.sheet_parts()),
+            learned=bool(self.tensors()) or any(not isinstance(p, Saveable) for p in parts),
         )
 
     def sheet_parts(self) -> Sequence[tuple[float, Saveable]]:
@@ -162,11 +162,10 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         return [(1.0, part) for part in self.saved_parts().values() if isinstance(part, Saveable)]
 
     def generate_model_card(self, *args: Any, **stated: Any) -> ModelCard:
-        """The data sheet as a model card, which ``save_pretrained`` writes as README.md where there
-        is none, and ``push_to_hub`` where the hub has none.
+        """The data sheet as a model card: README.md, where there is none.
 
         Args:
-            stated: the ``model_card_kwargs`` of these two: what
+            stated: ``model_card_kwargs`` of ``save_pretrained`` and ``push_to_hub``: what
                 `plugalign.algebra.data_sheet.Notes` has.
 
         Raises:
@@ -249,18 +248,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
         # A controller may be a frozen dataclass, and where it comes from is none of its settings.
-        object.__setattr__(loaded, "provenance", _provenance(folder))
+        object.__setattr__(loaded, "provenance", sheets.known_provenance(folder))
         return loaded
-
-
-def _provenance(folder: Path) -> sheets.Provenance:
-    """Where a saved controller comes from. It works without, so faults in that are a warning."""
-    try:
-        return sheets.read_provenance(folder)
-    except ValueError as error:
-        why = f"{error}; until then nothing is known of where the controller comes from"
-        warnings.warn(why, RuntimeWarning, stacklevel=4)
-        return sheets.Provenance()
 
 
 def _hub_parts(

@@ -11,14 +11,14 @@ stands in for one: the same models are batched in the same forwards, and the hos
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 
+from plugalign.benchmarking.floors import now
 from plugalign.engine.acceleration import captured_step
 from plugalign.engine.batching.batched_base import BatchedBase
 from plugalign.engine.run import Run
@@ -49,12 +49,16 @@ WRAPPED_CALLS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
 
 
 class Stopwatch:
-    """Seconds by part; what runs inside another part counts for itself."""
+    """Seconds by part; what runs inside another part counts for itself.
 
-    def __init__(self, device: torch.device):
+    Args:
+        clock: gives the seconds; by default once ``device`` has done what it was given.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] | None = None):
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._device, self._running = device, [HOST]
-        self._since = self._now()
+        self._clock = clock or partial(now, device)
+        self._running, self._since = [HOST], self._clock()
 
     def enter(self, part: str) -> None:
         """Goes on with ``part``. A forward of the base for another source is an auxiliary one."""
@@ -67,14 +71,8 @@ class Stopwatch:
         self._running.pop()
 
     def _lap(self) -> None:
-        now = self._now()
-        self.seconds[self._running[-1]] += now - self._since
-        self._since = now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        before, self._since = self._since, self._clock()
+        self.seconds[self._running[-1]] += self._since - before
 
 
 @contextmanager

@@ -30,11 +30,15 @@ def check_length(plan: Plan, model: Any, mask: Tensor, extra: int) -> None:
         extra: cache positions that attachments put in front of them.
 
     Raises:
-        ValueError: naming the model, or for a prompt without tokens.
+        ValueError: naming the model, or the row of a prompt that was reworded to nothing.
     """
-    longest = int(mask.sum(-1).max())
-    if longest == 0:
-        raise ValueError("a prompt has no tokens: its attention mask is all zeros")
+    lengths = mask.sum(-1)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest == 0:
+        raise ValueError(
+            f"a controller's prompt() left no tokens of the prompt in row {int(lengths.argmin())}; "
+            "it must return a text"
+        )
     for each, more, name in readers(plan, model, extra):
         context = context_length_of(each)
         if context is not None and longest + more >= context:

@@ -31,7 +31,7 @@ from plugalign.engine.sources import ModelReader, ReaderKind, SourceRunner
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import LiveRows
 from plugalign.kernels import steer
-from plugalign.trace import StepRecord, Trace
+from plugalign.trace import StepRecord, Trace, told_apart
 
 
 class Run:
@@ -72,7 +72,7 @@ class Run:
         self.extra_positions = extra_positions
         self._sources = self.sources(self._cached)
         if trace is not None:
-            trace.names = _told_apart([name for name, _ in plan.steerings])
+            trace.names = told_apart([name for name, _ in plan.steerings])
 
     @contextmanager
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:
@@ -255,13 +255,6 @@ class Run:
                 "and ends texts; pass attention_mask= to tell padding from text"
             )
         return torch.ones_like(ids)
-
-
-def _told_apart(names: list[str]) -> tuple[str, ...]:
-    """Names of which equal ones are numbered from the second on."""
-    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    pairs = zip(names, counts, strict=True)
-    return tuple(name if count == 1 else f"{name} ({count})" for name, count in pairs)
 
 
 class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]

@@ -45,7 +45,10 @@ def record(
 
 
 def make(
-    out: Path, fit: Mapping[str, Any], work: Callable[[Path, Path], Mapping[str, Any]]
+    out: Path,
+    fit: Mapping[str, Any],
+    work: Callable[[Path, Path], Mapping[str, Any]],
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Makes a result in ``out``, which must be free, or continues where a killed fit stopped.
 
@@ -53,6 +56,7 @@ def make(
         fit: what is fitted, see `record`.
         work: gets a folder for checkpoints, which may hold some, and an empty folder for the
             result; fills the latter and returns what was measured.
+        finish: gets the result once its fit.json is there.
 
     Raises:
         ValueError: if ``out`` holds something, or the folder beside it another fit's checkpoints.
@@ -77,8 +81,8 @@ def make(
             _remove(folder)  # it holds nothing to continue from
         raise
     _write(result / RECORD, {**fit, "measured": dict(measured)})
-    if _is_controller(result):  # its card was written before anything was measured
-        Controller.from_pretrained(result).generate_model_card().save(result / README)
+    if finish is not None:
+        finish(result)
     _write(folder / RECORD, {**fit, FINISHED: True})
     if out.is_dir():
         out.rmdir()  # it is empty
@@ -86,12 +90,9 @@ def make(
     _remove(folder)
 
 
-def _is_controller(result: Path) -> bool:
-    """Whether a result with a README.md is a controller, and not a discriminator, whose README.md
-    is its own."""
-    config = result / "config.json"
-    there = (result / README).is_file() and config.is_file()
-    return there and "controller" in json.loads(config.read_text("utf-8"))
+def write_data_sheet(result: Path) -> None:
+    """Writes a controller's data sheet again: at first nothing had been measured."""
+    Controller.from_pretrained(result).generate_model_card().save(result / README)
 
 
 def _check_free(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from plugalign.algebra.controller import Controller
 from plugalign.generation.arguments import check_cache, checked_mask, prompt_ids
@@ -46,10 +47,14 @@ def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:
 
 
 def reworded(
-    parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor
+    parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor, pad_token_id: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Prompts ``(B, T)`` after every controller's ``prompt``, which of a chat is given what the
-    user says last; the same tensors if there is none."""
+    user says last; the same tensors if there is none.
+
+    Args:
+        pad_token_id: of the call; the tokenizer need not have a pad token.
+    """
     if not parts:
         return ids, mask
     chat = chat_of(tokenizer)
@@ -61,8 +66,11 @@ def reworded(
         else:
             text = tokenizer.decode(row[keep], skip_special_tokens=True)
             rows.append(list(tokenizer(_rewritten(parts, text))["input_ids"]))
-    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left")
-    return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+    texts = [torch.tensor(row, dtype=torch.long, device=ids.device) for row in rows]
+    masks = [torch.ones_like(text) for text in texts]
+    options: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+    padded = pad_sequence(texts, padding_value=pad_token_id, **options)
+    return padded, pad_sequence(masks, **options)
 
 
 def _rewritten(parts: Sequence[Controller], text: str) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
 
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.fingerprints import named_fingerprints
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
@@ -108,8 +109,7 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
             arguments: what ``model.generate`` takes behind the prompts by position: a generation
                 config, logits processors, ...
-            trace: is filled with what was changed at every token, by which controller. It costs
-                about one more step for each controller, and changes no token.
+            trace: is filled with what was changed at every token, by which controller.
             speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
             capture: whether the steps are replays of one CUDA graph. "auto": where
@@ -134,12 +134,13 @@ class Steered:
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
             ids, given = prompts_of(self.model, inputs, options, request)
-            read, mask = reworded(self._acting_on("prompt"), self.tokenizer, ids, given)
+            rewording, pad = self._acting_on("prompt"), request.pad_token_id or 0
+            read, mask = reworded(rewording, self.tokenizer, ids, given, pad)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)
                 call = self._prepared(request, read, mask, trace, extra)
                 if trace is not None:
-                    trace.begin(ids, given)
+                    trace.begin(ids, given, self._fingerprints)
                 why = obstacle(self.model, read, request)
                 output = call.generate(why, speculation, switch)
                 if revisers:
@@ -171,11 +172,12 @@ class Steered:
         switch = capture_switch(capture)
         options = by_name(arguments, options)
         request = self._request(options, trace, speculation)
+        attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
+        check_possible(request, trace is not None, speculation is not None, bool(revisers))
         if inputs is None and options.get("input_ids") is None:
             inputs = example_prompts(request.processors, self.model.device)
         ids, mask = prompts_of(self.model, inputs, options, request)
         call = self._prepared(request, ids, mask, trace)
-        attached, revisers = bool(self._acting_on("attach")), self._acting_on("revise")
         return Explanation(call, attached, revisers, speculation, switch).text()
 
     @freeing
@@ -251,6 +253,10 @@ class Steered:
 
     def _active(self) -> list[Controller]:
         return [part for weight, part in self.controller.parts() if weight != 0]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str | None]:
+        return named_fingerprints(self._active())
 
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]

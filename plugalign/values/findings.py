@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Refusals:
 
     @property
     def rate(self) -> float:
+        """The share of items that are declined."""
         return self.refused / self.asked
 
 
@@ -97,6 +98,7 @@ class Profile:
         return self.verdict.level == "measured"
 
     def to_json(self) -> dict[str, Any]:
+        """The profile as JSON values."""
         return asdict(self)
 
 
@@ -200,7 +202,3 @@ def _means(instrument: Instrument, runs: FloatArray) -> dict[str, float]:
         dimension: float(np.nanmean(runs[instrument.of(dimension)]))
         for dimension in instrument.dimensions
     }
-
-
-def by_name(profiles: Sequence[Profile]) -> dict[str, Profile]:
-    return {each.name: each for each in profiles}

@@ -10,18 +10,16 @@ from typing import Any
 
 from rich.console import Group
 
+from plugalign.engine.context_length import context_length_of
 from plugalign.evaluation.comparison.variants import varied
-from plugalign.evaluation.run_folder.describe import (
-    conditions,
-    versions,
-)
+from plugalign.evaluation.run_folder.describe import conditions, versions
 from plugalign.evaluation.run_folder.folder import MANIFEST, REPORT, locked, open_run, write_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import shown
-from plugalign.loading import check_context, load_controllers
+from plugalign.loading import load_controllers
 from plugalign.values.asking import Answered, Survey, ask
-from plugalign.values.findings import Profile, by_name, profile
+from plugalign.values.findings import Profile, profile
 from plugalign.values.instrument import Instrument
 from plugalign.values.instrument_file import read_instrument
 from plugalign.values.questions import FORMATS, Format
@@ -110,7 +108,7 @@ def measure(
         manifest = _manifest(survey, rows, system)
         open_run(folder, manifest, resume=resume)
         answered = ask(survey, respondents, folder, manifest["run"])
-        found = by_name(summed_up(survey, answered, {n: r.reference for n, r in rows.items()}))
+        found = summed_up(survey, answered, {n: r.reference for n, r in rows.items()})
         write_json(folder / VALUES, _content(given, manifest, found))
         write_report(folder / REPORT, given, list(found.values()), manifest)
     return Measurement(folder, given, found)
@@ -118,8 +116,8 @@ def measure(
 
 def summed_up(
     survey: Survey, answered: Mapping[str, Answered], references: Mapping[str, str | None]
-) -> list[Profile]:
-    """The profiles of all rows.
+) -> dict[str, Profile]:
+    """The profiles of all rows, by their names.
 
     Args:
         references: by row, that of the same model without controllers, which stands before it.
@@ -129,16 +127,16 @@ def summed_up(
         reference = references[name]
         beside = None if reference is None else found[reference]
         found[name] = profile(name, each.readings, survey.scored, each.words, beside)
-    return list(found.values())
+    return found
 
 
 def _checked_formats(formats: Sequence[str]) -> tuple[Format, ...]:
-    known = {name: name for name in FORMATS}
     if isinstance(formats, str) or not formats or len(set(formats)) < len(formats):
         raise ValueError(f"formats are {' and '.join(FORMATS)}, each once; got {shown(formats)}")
-    if unknown := [name for name in formats if name not in known]:
+    if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"formats are {' and '.join(FORMATS)}, got {shown(unknown[0])}")
-    return tuple(known[name] for name in formats)  # type: ignore[index]
+    known: dict[str, Format] = {name: name for name in FORMATS}
+    return tuple(known[name] for name in formats)
 
 
 def _check_lengths(
@@ -147,12 +145,18 @@ def _check_lengths(
     """Refuses questions that are longer than a model's context.
 
     Raises:
-        ValueError: see `plugalign.loading.check_context`.
+        ValueError: naming the model and both numbers.
     """
     for name, respondent in respondents.items():
-        if rows[name].reference is None:
-            longest = max(len(respondent.ids(question.prompt)) for question in survey.asked)
-            check_context(rows[name].steered.model, longest + NEW_TOKENS)
+        context = context_length_of(rows[name].steered.model)
+        if rows[name].reference is not None or context is None:
+            continue
+        longest = NEW_TOKENS + max(len(respondent.ids(each.prompt)) for each in survey.asked)
+        if longest > context:
+            raise ValueError(
+                f"a question and its answer take {longest} tokens, more than the context of "
+                f"{shown(name)} ({context}); ask in the format options alone, or shorten wordings"
+            )
 
 
 def _manifest(survey: Survey, rows: Mapping[str, Row], system: str | None) -> dict[str, Any]:

@@ -118,9 +118,14 @@ def _name(name: str) -> Text:
 
 
 def _interval(interval: Interval) -> Text:
+    """A figure above its interval, which is short so that five stand beside a name."""
     text = Text(number(interval.value))
-    dash = " to " if interval.low < 0 else "-"
-    return text.append(f"\n{number(interval.low)}{dash}{number(interval.high)}", style="dim")
+    low, high = (number(end) for end in (interval.low, interval.high))
+    if interval.low < 0:
+        low, high = (
+            end.replace("0.", ".", 1) if abs(float(end)) < 1 else end for end in (low, high)
+        )
+    return text.append(f"\n{low}{', ' if interval.low < 0 else '-'}{high}", style="dim")
 
 
 def _notes(instrument: Instrument, profiles: Sequence[Profile]) -> Iterator[str]:

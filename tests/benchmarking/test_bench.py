@@ -273,10 +273,8 @@ def test_the_command_tells_what_failed(tiny, tokenizer, tmp_path):
     assert done.exit_code == 0 and "failed" not in done.output
 
 
-def test_time_counts_for_the_innermost_part(monkeypatch):
-    clock = iter([0, 1, 3, 6, 10, 15, 21])
-    monkeypatch.setattr(Stopwatch, "_now", lambda _: next(clock))
-    watch = Stopwatch(torch.device("cpu"))
+def test_time_counts_for_the_innermost_part():
+    watch = Stopwatch(torch.device("cpu"), iter([0, 1, 3, 6, 10, 15, 21]).__next__)
     watch.enter("tail")  # at 1
     watch.enter("auxiliary")  # at 3
     watch.enter("base")  # at 6, for a source
@@ -315,7 +313,7 @@ def test_watching_leaves_experts_in_the_forward_of_the_base(tiny, tokenizer, mon
     model = tiny()
     call = generation(untrained("dexperts", model), model, tokenizer)
     alone = "an expert ran by itself"
-    monkeypatch.setattr(SourceRunner, "_logits", lambda *_: pytest.fail(alone))
+    monkeypatch.setattr(SourceRunner, "read", lambda *_: pytest.fail(alone))
     assert call.parts(random_prompts(model, 2, 4), 6)["path"] == "loop"
 
 

@@ -278,7 +278,7 @@ def test_a_ratio_is_marked_where_one_side_was_not_captured(suite):
 
 def test_tuning_goes_on_behind_a_kernel_that_fails(suite, tmp_path, monkeypatch, capsys):
     tuning = importlib.import_module("kernel_tuning")
-    real, saved = tuning._medians, []
+    real, saved = tuning.medians, []
 
     def broken(kernel, *rest):
         if kernel == "topk.sweep":
@@ -286,7 +286,7 @@ def test_tuning_goes_on_behind_a_kernel_that_fails(suite, tmp_path, monkeypatch,
         saved.append(json.loads(out.read_text()) if out.exists() else None)
         return real(kernel, *rest)
 
-    monkeypatch.setattr(tuning, "_medians", broken)
+    monkeypatch.setattr(tuning, "medians", broken)
     out, case = tmp_path / "tuning.json", partial(suite.Case, 2, 50, torch.float32, CPU, 1.3)
     watch = suite.Stopwatch(CPU, 1)
     assert not tuning.save_tuned(lambda: tuning.tuned(case, watch, 1, (1, 2)), {}, out)

@@ -138,3 +138,8 @@ def test_settings_out_of_range_are_named() -> None:
         Predictor(WORDS, width=20, heads=4)
     with pytest.raises(ValueError, match="top-k must be at least 1, got 0"):
         Fudge(make_predictor(), k=0)
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="the weight must be finite, got inf"):
+        Fudge(make_predictor(), weight=float("inf"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,13 @@ def test_another_model_is_refused(tiny: Any, tokenizer: Any) -> None:
         controller.steer(tiny(seed=1), tokenizer)
     with pytest.raises(ValueError, match=r"fitted for \(120, 32\) tokens .* has \(90, 32\)"):
         make_head().steer(tiny(vocab=90), tokenizer)
+
+
+@pytest.mark.parametrize("setting", ["weight", "offset"])
+def test_numbers_that_are_not_finite_are_refused(setting: str) -> None:
+    parts = [torch.ones(s) for s in ((4, 2), (4, 2), (9,), (4,))]
+    with pytest.raises(ValueError, match=f"the {setting} must be finite, got nan"):
+        FudgeHead(*parts, **{"offset": 0.0, setting: math.nan})
 
 
 def test_parts_of_different_width_are_refused() -> None:

@@ -389,6 +389,8 @@ def test_wrong_shapes_are_refused(make):
         PrefixTuning(prefix).against()
     with pytest.raises(ValueError, match="top-p"):
         PrefixContrast(prefix, prefix, top_p=1.5)
+    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+        PrefixContrast(prefix, prefix, alpha=float("nan"))
 
 
 def test_a_model_without_keys_and_values_is_refused():

@@ -265,10 +265,20 @@ def test_refuses_what_is_no_reward_model(tiny, tokenizer, tmp_path):
         RAD(make_reward(), k=0)
     with pytest.raises(ValueError, match="weight must be finite, got inf"):
         RAD(make_reward(), beta=float("inf"))
-    with pytest.raises(ValueError, match="'no/such' cannot be loaded: "):
+    with pytest.raises(ValueError, match="cannot load the reward model 'no/such': "):
         pa.wrap(tiny(), tokenizer, RAD("no/such", tokenizer=tokenizer))
+    with pytest.raises(ValueError, match="cannot load the reward model's tokenizer 'no/such': "):
+        pa.wrap(tiny(), tokenizer, RAD(make_reward(), tokenizer="no/such"))
     tiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no trained reward model: it lacks score\.weight"):
+        pa.wrap(tiny(), tokenizer, RAD(tmp_path))
+
+
+def test_a_damaged_reward_model_is_named(tiny, tokenizer, tmp_path):
+    make_reward().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"cannot load the reward model '{tmp_path}': "):
         pa.wrap(tiny(), tokenizer, RAD(tmp_path))
 
 

@@ -159,6 +159,11 @@ REFUSED = {
     "half a beam": ({"num_beams": 1.5}, ValueError, "at least 1, got 1.5"),
     "no token": ({"max_new_tokens": 0}, ValueError, "max_new_tokens"),
     "a trace": ({"trace": []}, TypeError, r"a plugalign.Trace or None, got \[\]"),
+    "a trace of beams": (
+        {"trace": pa.Trace(), "num_beams": 2},
+        ValueError,
+        "rows that grow by one token",
+    ),
     "a mask": ({"attention_mask": torch.ones(2, 4)}, ValueError, r"the prompts have \(2, 3\)"),
 }
 

@@ -93,7 +93,7 @@ def profile_of(
     """What is found of a stub."""
     out.mkdir(exist_ok=True)
     survey = Survey(instrument, formats)
-    return summed_up(survey, ask(survey, {"stub": stub}, out, "run"), {"stub": None})[0]
+    return summed_up(survey, ask(survey, {"stub": stub}, out, "run"), {"stub": None})["stub"]
 
 
 def small(**changes: Any) -> dict[str, Any]:

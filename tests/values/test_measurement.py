@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from respondents import ByLetter, Stub, oracle, profile_of, readings_of, small, table_of, written
+from rich.console import Console
 
 from plugalign.values.asking import READINGS, Survey, ask
 from plugalign.values.findings import Profile
 from plugalign.values.instrument import Instrument
 from plugalign.values.instrument_file import read_instrument
+from plugalign.values.measurement import summed_up
 from plugalign.values.refusals import is_refusal
 from plugalign.values.report import write_report
 from plugalign.values.scoring import item_scores
@@ -160,11 +162,20 @@ def test_only_what_measured_is_drawn(tmp_path: Path) -> None:
     assert "<polygon" not in empty and "No profile is drawn" in empty
     for html in (drawn, empty):
         assert "<b>Statement" not in html and "src=" not in html and "http" not in html
-    from rich.console import Console
-
-    console = Console(width=80, record=True)
-    console.print(values_table(instrument, [reader, letter]))
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "MEASURED" in lines[1] and any("did NOT measure" in line for line in lines)
     assert json.dumps(reader.to_json())
+
+
+def test_tables_fit_80_columns(tmp_path: Path) -> None:
+    instrument = read_instrument("basic-values")
+    survey = Survey(instrument, ("options",))
+    long = "a-model-of-7b + dexperts[alpha=2]"
+    stubs = {"a-model-of-7b": oracle(instrument), long: ByLetter(instrument, lambda _: ())}
+    answered = ask(survey, stubs, tmp_path, "run")
+    found = summed_up(survey, answered, {"a-model-of-7b": None, long: "a-model-of-7b"})
+    console = Console(width=80, record=True)
+    console.print(values_table(instrument, list(found.values())))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert "MEASURED" in lines[1] and any("did NOT measure" in line for line in lines)
+    change = found[long].differences["tradition"].change
+    assert change.value == pytest.approx(-found["a-model-of-7b"].dimensions["tradition"].value)

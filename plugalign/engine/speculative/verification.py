@@ -96,7 +96,7 @@ class Speculator:
         step, logits = self._read(draft, prefix)
         target = self._selection.target(prefix, step.mixture(), self._plan.truncation)
         accepted, following = self.verified(ids, draft, target)
-        kept, failed = self._counted(draft, accepted, following)
+        kept, failed = self.counted(draft, accepted, following)
         self._rewind(ids.shape[1] + kept)
         last = following
         if kept < count:
@@ -126,22 +126,7 @@ class Speculator:
             draft_temperature=selection.temperature or 1.0,
         )
 
-    def forget(self) -> None:
-        """Frees the drafter's keys and values."""
-        self._drafter.forget()
-
-    def _read(self, draft: Draft, prefix: Prefix) -> tuple[Step, Tensor]:
-        """The step at the last token and each drafted one, and the base's logits
-        ``(R * (G + 1), V)`` there."""
-        output = draft.base
-        if output is None:
-            name = self._plan.forward_name(self._base.batched_keys)
-            with Running(f"{name} at {self._sources.where(prefix.ids)}"):
-                output = self._base.read(prefix)
-        base = self._selection.base(prefix, output.base)
-        return Step(self._plan, self._sources, prefix, base, output), output.base
-
-    def _counted(self, draft: Draft, accepted: Tensor, following: Tensor) -> tuple[int, bool]:
+    def counted(self, draft: Draft, accepted: Tensor, following: Tensor) -> tuple[int, bool]:
         """The number of drafted tokens that all unfinished rows accept, and whether a row has no
         token behind them. All numbers of a round come to the host here, at once.
 
@@ -164,6 +149,21 @@ class Speculator:
         speculation.accepted += total
         speculation.emitted += rows * (count + 1)
         return count, bool(is_missing)
+
+    def forget(self) -> None:
+        """Frees the drafter's keys and values."""
+        self._drafter.forget()
+
+    def _read(self, draft: Draft, prefix: Prefix) -> tuple[Step, Tensor]:
+        """The step at the last token and each drafted one, and the base's logits
+        ``(R * (G + 1), V)`` there."""
+        output = draft.base
+        if output is None:
+            name = self._plan.forward_name(self._base.batched_keys)
+            with Running(f"{name} at {self._sources.where(prefix.ids)}"):
+                output = self._base.read(prefix)
+        base = self._selection.base(prefix, output.base)
+        return Step(self._plan, self._sources, prefix, base, output), output.base
 
     def _rewind(self, length: int) -> None:
         """Forgets what was read behind ``length`` columns."""

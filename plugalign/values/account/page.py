@@ -84,13 +84,24 @@ def environment() -> Any:
         from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     except ImportError as error:
         raise ImportError("the report needs jinja2: pip install 'plugalign[report]'") from error
-    return Environment(
+    made = Environment(
         loader=PackageLoader("plugalign.values.account", "."),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["cell"] = in_markdown
+    return made
+
+
+def in_markdown(value: Any) -> str:
+    """A text as a part of a line or of a table's cell in Markdown, none of it obeyed."""
+    line = " ".join(str(value).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    for character in "|`[*":
+        line = line.replace(character, f"\\{character}")
+    return line
 
 
 def _shown(each: TracedAnswer) -> Shown:

@@ -157,7 +157,7 @@ def test_what_people_state_later_is_in_the_report(copy):
     [controller] = account([where / "run"]).runs[0].controllers
     assert controller.status == "as in the run" and controller.sheet["license"] == "apache-2.0"
     assert controller.sheet["intended_use"] == "demonstrations"
-    assert "held-out texts" in controller.sheet["limitations"]
+    assert "held out" in controller.sheet["limitations"]
 
 
 def test_strata_can_be_named_afterwards(copy):
@@ -274,6 +274,19 @@ def test_a_comparison_is_accounted_for_by_method_and_stratum(compared, tmp_path)
     [controller] = made.runs[0].controllers
     assert controller.status == "as in the run" and controller.sheet["n"] == 4000
     assert "Methods by stratum" in made.page.read_text(encoding="utf-8")
+
+
+def test_what_users_write_is_shown_and_not_obeyed(tmp_path):
+    rows = [{"text": text, "group": "a|b <i>"} for text in TEXTS[:2]]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    traced = trace(prompts=path, stratum="group", max_new_tokens=2, out=tmp_path / "out")
+    made = account([traced.out], incidents=["<script>alert(1)</script>\n# a | heading"])
+    pages = [made.page, traced.page, made.out / "account.md"]
+    html, page, markdown = (each.read_text(encoding="utf-8") for each in pages)
+    assert "<script>" not in html + markdown and "<i>" not in html + page + markdown
+    assert "&lt;script&gt;alert(1)" in html and "a|b &lt;i&gt;" in page
+    assert "a\\|b &lt;i> (few)" in markdown and "\n# a" not in markdown
 
 
 BAD = {

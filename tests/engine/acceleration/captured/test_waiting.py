@@ -75,7 +75,7 @@ def test_a_row_of_scores_is_spoiled_as_a_whole():
 
 @pytest.mark.parametrize("draft", ["base", "model"])
 def test_a_round_looks_once_at_what_it_found(draft, tiny, tokenizer, prompts, monkeypatch):
-    looks, found = [], Speculator._counted
+    looks, found = [], Speculator.counted
     lists, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(1) or tolist(x))
 
@@ -86,7 +86,7 @@ def test_a_round_looks_once_at_what_it_found(draft, tiny, tokenizer, prompts, mo
         looks.append((len(lists), seen.count))
         return answer
 
-    monkeypatch.setattr(Speculator, "_counted", counted)
+    monkeypatch.setattr(Speculator, "counted", counted)
     steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
     told = pa.Speculation(tiny(seed=3) if draft == "model" else draft, 3)
     generate(steered, prompts(), speculation=told)
