@@ -244,7 +244,14 @@ def bars(found: dict[str, Any], model: str) -> list[Bar]:
     return listed
 
 
-def measure(reader: Reader, sets: Sequence[DataSet], work: Path, say: Callable[[str], None]) -> Any:
+def measure(
+    reader: Reader,
+    sets: Sequence[DataSet],
+    work: Path,
+    say: Callable[[str], None],
+    *,
+    contrast: bool = True,
+) -> Any:
     """All of one model."""
     kept = []
     for data in sets:
@@ -262,8 +269,9 @@ def measure(reader: Reader, sets: Sequence[DataSet], work: Path, say: Callable[[
         parts: dict[str, Callable[[], Any]] = {
             "head": partial(headed, data, judge, states, layers),
             "unseen": partial(unseen, data, judges, states, layers),
-            "without labels": partial(without_labels, reader, data),
         }
+        if contrast:
+            parts["without labels"] = partial(without_labels, reader, data)
         if data.rewrites:
             parts["occlusion"] = partial(occluded, data, judge)
         found[data.name] = {
@@ -297,7 +305,7 @@ def page(found: dict[str, Any], checked: dict[str, list[Bar]]) -> str:
             f"head, {LEARNED} labels": [_cell(by_set[n]["head"]["auc"]) for n in names],
             "TF-IDF, the same labels": [_cell(by_set[n]["head"]["tfidf"]) for n in names],
             "no label: statement against negation": [
-                _cell(by_set[n]["without labels"]) for n in names
+                _cell(by_set[n].get("without labels")) for n in names
             ],
         }
         table |= {
@@ -340,6 +348,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Where results.json and README.md go.")],
     causal: Annotated[str | None, typer.Option(help="A causal language model.")] = None,
     encoder: Annotated[str | None, typer.Option(help="A sentence encoder.")] = None,
+    contrast: Annotated[
+        bool, typer.Option(help="Whether a causal model judges without labels too, which is slow.")
+    ] = True,
 ) -> None:
     """Measure value discriminators on real text."""
     work.mkdir(parents=True, exist_ok=True)
@@ -348,7 +359,9 @@ def main(
     for kind, name in (("causal", causal), ("encoder", encoder)):
         if name is not None:
             reader = load_reader(kind, name, max_tokens=MAX_TOKENS)  # type: ignore[arg-type]
-            found[reader.model_name] = measure(reader, sets, work, print)
+            found[reader.model_name] = measure(
+                reader, sets, work, print, contrast=contrast or kind == "encoder"
+            )
     checked = {model: bars(found, model) for model in found}
     text = json.dumps(found, indent=1)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")

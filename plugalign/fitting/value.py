@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plugalign.algebra.data_sheet import UNSTATED, Notes, Provenance
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.files.fingerprint import file_hash, fingerprint
 from plugalign.fitting import workspace
@@ -24,7 +25,7 @@ from plugalign.values.discriminator.guiding import guide
 from plugalign.values.discriminator.head import Labels, calibrate, fewest_for, fit_head
 from plugalign.values.discriminator.measuring import layer_scores, measured
 from plugalign.values.discriminator.readers import Reader
-from plugalign.values.discriminator.sheet import DataFile, Sheet
+from plugalign.values.discriminator.sheet import INTENDED, LIMITS, DataFile, Sheet
 
 FEWEST, CALIBRATED, HELD_OUT = 128, 64, 32  # different texts: in all, to calibrate, to measure
 SHARE = 0.25  # of all texts, for either of the latter, where that is more
@@ -98,6 +99,16 @@ def fit_value(
     texts, conforms = distinct(data, desired)
     parts = split(texts, conforms, level, seed)
 
+    record = {
+        "method": "value",
+        "model": {"name": reader.model_name, "weights": fingerprint(reader.identity.probe)[:16]},
+        "data": {
+            "texts": {"conforms": int(conforms.sum()), "breaks": int((~conforms).sum())},
+            "sha256": fingerprint(texts, conforms.tolist()),
+        },
+        "settings": {"statement": statement, "licence": licence, "level": level, "seed": seed},
+    }
+
     def work(folder: Path, result: Path) -> dict[str, Any]:
         states = keep_pooled_states(reader, texts, statement, folder / "states")
         about = {
@@ -108,17 +119,25 @@ def fit_value(
         found.sheet = found.sheet.model_copy(update=about)
         found.save(result)
         if reader.kind == "causal":
-            guide(found).save_pretrained(result / GUIDE)
+            steering = guide(found)
+            steering.provenance = _provenance(record, found.sheet)
+            steering.save_pretrained(result / GUIDE)
         return {}
 
-    record = {
-        "method": "value",
-        "model": {"name": reader.model_name, "weights": fingerprint(reader.identity.probe)[:16]},
-        "data": {"texts": len(texts), "sha256": fingerprint(texts, conforms.tolist())},
-        "settings": {"statement": statement, "licence": licence, "level": level, "seed": seed},
-    }
     workspace.make(out, record, work)
     return FittedValue(Sheet.load(out), out)
+
+
+def _provenance(record: dict[str, Any], sheet: Sheet) -> Provenance:
+    """What the guide's own data sheet says."""
+    measured = {} if sheet.held_out is None else {"held_out": {"auc": sheet.held_out.auc.value}}
+    notes = Notes(
+        license=sheet.licence or "unknown",
+        training_data=", ".join(file.name for file in sheet.files) or UNSTATED,
+        intended_use=INTENDED,
+        limitations=LIMITS,
+    )
+    return Provenance({**record, "measured": measured}, notes)
 
 
 def distinct(data: Labelled, desired: str | None) -> tuple[list[str], Labels]:

@@ -113,6 +113,8 @@ def test_the_data_sheet_says_what_it_is_worth(saved: Path) -> None:
     page = (saved / "kind" / "README.md").read_text()
     assert "held-out AUC" in page and "AUC of TF-IDF" in page and "better than chance" in page
     controller = Controller.from_pretrained(saved / "kind" / "guide")
+    card = (saved / "kind" / "guide" / "README.md").read_text()
+    assert "license: CC0" in card and "training_data: data.jsonl" in card
     assert isinstance(controller, ValueGuide) and controller.head.statement == STATEMENT
     assert sorted(path.name for path in (saved / "kind").iterdir()) == [
         "README.md",
