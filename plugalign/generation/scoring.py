@@ -86,7 +86,7 @@ class Passage:
 
     Args:
         ids, mask: ``(R, T)``. keys_values: a trained prefix in front, see `PrefixCache`.
-        front: so many first columns are no columns of the texts.
+        before: so many first columns are no columns of the texts.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Passage:
         mask: Tensor,
         *,
         keys_values: Tensor | None = None,
-        front: int = 0,
+        before: int = 0,
     ):
         if keys_values is not None:
             keys_values = keys_values.to(model.device, model.dtype)
@@ -107,14 +107,14 @@ class Passage:
         if not self._prefix.spec.columns:
             ids, mask = packed(ids, mask)
         self._ids, self._mask = ids.to(model.device), mask.to(model.device)
-        self._front, self._read = front, 0
+        self._before, self._read = before, 0
         self.hidden: Tensor | None = None
 
     def logits(self, stop: int, row: Tensor, column: Tensor) -> Logits:
         """The logits ``(N, V)`` behind some places ``(N,)`` before column ``stop``, which is behind
         that of the last call. What the head reads there, ``(N, D)``, is kept in ``hidden``."""
-        device, stop = row.device, stop + self._front
-        back = column.to(self._model.device) + self._front - stop  # counted from the end
+        device, stop = row.device, stop + self._before
+        back = column.to(self._model.device) + self._before - stop  # counted from the end
         row, first = row.to(self._model.device), self._read
         if first == 0 or not self._prefix.spec.columns:  # then all is read again
             first = self._prefix.align(self._ids[:, :stop], self._mask[:, :stop], spare=stop)
@@ -152,12 +152,12 @@ class Sources:
                 behind,
                 shown[:, layout.depth :],
                 keys_values=context.keys_values,
-                front=layout.width,
+                before=layout.width,
             )
         self._names = {key: plan.sources[key].name for key in self._others}
 
     def read(self, stop: int, row: Tensor, column: Tensor) -> BaseOutput:
-        """What all models tell of these places; see `Passage.logits`."""
+        """What all models give at these places; see `Passage.logits`."""
         base = self._base.logits(stop, row, column)
         known: dict[Hashable, Logits] = {}
         for key, passage in self._others.items():
@@ -255,16 +255,16 @@ def asked(
         whole = tokenized(texts, tokenizer)
         _check_each("text", whole, least=2)
         return [text[:1] for text in whole], [text[1:] for text in whole]
-    front = tokenized(prompts, tokenizer)
+    before = tokenized(prompts, tokenizer)
     scored = tokenized(texts, tokenizer, add_special_tokens=False)
     _check_each("text", scored)
-    _check_each("prompt", front)
-    if len(front) != len(scored):
-        raise ValueError(f"{len(scored)} texts need as many prompts, got {len(front)}")
+    _check_each("prompt", before)
+    if len(before) != len(scored):
+        raise ValueError(f"{len(scored)} texts need as many prompts, got {len(before)}")
     if rewording:
-        batch = left_padded(front, [[] for _ in front], 0, "cpu")
-        front = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
-    return front, scored
+        batch = left_padded(before, [[] for _ in before], 0, "cpu")
+        before = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
+    return before, scored
 
 
 def _check_each(kind: str, texts: list[list[int]], least: int = 1) -> None:
