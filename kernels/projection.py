@@ -7,9 +7,9 @@ probability distributions and minimization problems")
 
     log q = log rho + s delta - sum_j lambda_j g_j + const,   0 <= s <= 1,   lambda_j >= 0
 
-so the bounds act as a sum of shifts. s is 1 unless the budget binds. For given s each lambda_j is
-the root of a decreasing function; they are found in turn, by Newton steps that fall back on
-bisection. What rounding or an unfinished search leaves above a bound is taken away by
+so the bounds act as a sum of shifts. s is 1 unless the budget binds.
+`plugalign.kernels.projection_search` finds s and lambda. What rounding or an unfinished search
+leaves above a bound is taken away by
 
     q' = (1 - tau) q + tau rho
 
@@ -22,17 +22,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from plugalign.kernels.projection_search import Family, Floats, Search
+
 MOST_CANDIDATES = 1024
 MOST_BOUNDS = 8
-ROUNDS, STEPS, DOUBLINGS, SCALES = 12, 40, 20, 30  # more is left to the repair
-CLOSE = 1e-12  # of an expectation to its bound
-NEAR = 1e-11  # of the KL to its budget, in nats
 SLACK = 1e-10  # above a bound or the budget that rounding may leave
-SHORT = 1e-14  # of an interval, relative
-RIDGE, TINIEST = 1e-12, 1e-300
+NORMALISED = 1e-13  # a logarithm of a sum of probabilities that is 0 but for rounding
+TINIEST = 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,9 @@ def project(
 ) -> Projection:
     """Projects ``rho e^delta`` on the bounds, row by row.
 
+    Where nothing is shifted, ``log_q`` is ``log_rho`` bit for bit, as float64. It is computed on
+    the host, and without gradients.
+
     Args:
         log_rho: log-probabilities of the candidates ``(R, K)``, normalised over them or not; -inf
             leaves a candidate out.
@@ -73,164 +76,130 @@ def project(
         ValueError: for shapes that do not fit, a row without a candidate, values that are not
             finite, a bound that rho itself exceeds, or a negative budget.
     """
-    rho, shift, g, bounds, budget = _checked(log_rho, delta, g, bounds, kappa)
-    solver = _Solver(rho, shift, g, bounds)
-    scale = torch.ones_like(budget)
-    multipliers = solver.multipliers(scale, torch.zeros_like(bounds))
-    over = solver.kl(scale, multipliers) > budget
-    if bool(over.any()):
-        scale, multipliers = solver.within(budget, multipliers, over)
-    return _repaired(solver, scale, multipliers, budget)
+    _check_shapes(log_rho, delta, g, bounds)
+    budget = _on_host(torch.as_tensor(kappa, dtype=torch.float64)) + np.zeros(len(log_rho))
+    rho, shift, scores = _log_normalised(_on_host(log_rho)), _on_host(delta), _on_host(g)
+    lifted = _check_values(rho, shift, scores, _on_host(bounds), budget)
+    found = _projected(rho, shift, scores, lifted, budget)
+    return Projection(*(torch.from_numpy(x).to(log_rho.device) for x in found))
 
 
-class _Solver:
-    """The family ``rho exp(s delta - lambda g)``, row by row."""
+def project_in_order(
+    log_rho: Tensor, shifts: Tensor, g: Tensor, slack: Tensor, kappa: Tensor | float = math.inf
+) -> tuple[list[Projection], Tensor]:
+    """Stages in the order of their priority: the shift of each principle, and a last one.
 
-    def __init__(self, rho: Tensor, shift: Tensor, g: Tensor, bounds: Tensor):
-        self.rho, self.shift, self.g, self.bounds = rho, shift, g, bounds
+    Stage i projects its shift, from what stage i - 1 found, on the bounds of the principles above
+    it; then its own bound is fixed::
 
-    def log_q(self, scale: Tensor, multipliers: Tensor) -> Tensor:
-        tilt = scale[:, None] * self.shift - (multipliers[:, None] @ self.g)[:, 0]
-        return (self.rho + tilt).log_softmax(-1)
+        q_i = argmin KL(q || q_(i-1) e^delta_i)  subject to  E_q[g_j] <= b_j for all j < i
+        b_i = E_(q_i)[g_i] + slack_i
 
-    def expected(self, log_q: Tensor) -> Tensor:
-        return (self.g @ log_q.exp()[..., None])[..., 0]
+    So a principle below never raises the expectation of one above by more than that one's slack,
+    and changes no bound above. A single `project` on all bounds does not keep that: it holds every
+    bound, but a lower one that binds may push what a higher one leaves up to its bound.
 
-    def kl(self, scale: Tensor, multipliers: Tensor) -> Tensor:
-        return _kl(self.log_q(scale, multipliers), self.rho)
+    Args:
+        log_rho: log-probabilities ``(R, K)`` before any stage.
+        shifts: ``(R, J + 1, K)``: of each principle, 0 for one that only binds others, and last
+            one that all bounds hold, such as what was learned.
+        g: how far each candidate violates each principle, ``(R, J, K)``.
+        slack: at least 0, ``(J,)`` or ``(R, J)``.
+        kappa: the KL budget of the last stage, from the stage before it.
 
-    def multipliers(self, scale: Tensor, start: Tensor) -> Tensor:
-        """lambda ``(R, J)`` for given s, from multipliers near them: Newton steps of all bounds
-        together where they come nearer, and else each bound by itself."""
-        found, left = start, self.residual(scale, start)
-        for _ in range(ROUNDS):
-            if bool((left <= CLOSE).all()):
-                break
-            before = found
-            step = self._newton(scale, found)
-            remaining = self.residual(scale, step)
-            better = remaining < 0.5 * left
-            found, left = torch.where(better[:, None], step, found), left.where(~better, remaining)
-            if not bool((better | (left <= CLOSE)).all()):
-                swept = self._swept(scale, found)
-                found = torch.where((better | (left <= CLOSE))[:, None], found, swept)
-                left = self.residual(scale, found)
-            if bool((found == before).all()):
-                break
-        return found
+    Returns:
+        The J + 1 stages' projections, and the bounds ``(R, J)``.
 
-    def residual(self, scale: Tensor, multipliers: Tensor) -> Tensor:
-        """How far ``(R,)`` lambda is from the conditions of Karush, Kuhn and Tucker."""
-        excess = self.expected(self.log_q(scale, multipliers)) - self.bounds
-        return torch.where(multipliers > 0, excess.abs(), excess.clamp(min=0)).amax(-1)
-
-    def _newton(self, scale: Tensor, multipliers: Tensor) -> Tensor:
-        """One Newton step ``(R, J)`` on the dual, whose curvature is the covariance of g."""
-        q = self.log_q(scale, multipliers).exp()
-        mean = (self.g @ q[..., None])[..., 0]
-        excess, centred = mean - self.bounds, self.g - mean[..., None]
-        binding = (multipliers > 0) | (excess > 0)
-        pairs = binding[:, :, None] & binding[:, None, :]
-        curvature = ((centred * q[:, None]) @ centred.mT).where(
-            pairs, torch.zeros_like(q[:1, :1, None])
+    Raises:
+        ValueError: as `project`, or for a slack that is negative or not finite.
+    """
+    if shifts.ndim != 3 or g.ndim != 3 or shifts.shape[1] != g.shape[1] + 1:
+        raise ValueError(
+            f"shifts must be (R, J + 1, K) with g (R, J, K), got {tuple(shifts.shape)} and "
+            f"{tuple(g.shape)}"
         )
-        scaled = RIDGE * curvature.diagonal(dim1=1, dim2=2).clamp(min=TINIEST)
-        filled = torch.where(binding, scaled, torch.ones_like(scaled))
-        step, _ = torch.linalg.solve_ex(curvature + filled.diag_embed(), excess * binding)
-        moved = (multipliers + step).clamp(min=0)
-        return torch.where(moved.isfinite().all(-1, keepdim=True), moved, multipliers)
-
-    def _swept(self, scale: Tensor, multipliers: Tensor) -> Tensor:
-        """Each bound by itself, the others as they are."""
-        found = multipliers.clone()
-        for j in range(found.shape[1]):
-            found[:, j] = self._root(scale, found, j)
-        return found
-
-    def _root(self, scale: Tensor, multipliers: Tensor, j: int) -> Tensor:
-        """The lambda_j ``(R,)`` at which E[g_j] meets its bound, or 0 where it is below it there:
-        Newton steps that fall back on bisection."""
-        rest = multipliers.clone()
-        rest[:, j] = 0
-        fixed = self.rho + scale[:, None] * self.shift - (rest[:, None] @ self.g)[:, 0]
-        g, bound = self.g[:, j], self.bounds[:, j]
-
-        def excess(value: Tensor) -> tuple[Tensor, Tensor]:
-            q = (fixed - value[:, None] * g).softmax(-1)
-            mean = (q * g).sum(-1)
-            return mean - bound, (q * (g - mean[:, None]) ** 2).sum(-1)
-
-        low = torch.zeros_like(bound)
-        needed = excess(low)[0] > 0
-        if not bool(needed.any()):
-            return low
-        high = torch.where(needed, multipliers[:, j].clamp(min=1.0), low)
-        for _ in range(DOUBLINGS):
-            short = needed & (excess(high)[0] > 0)
-            if not bool(short.any()):
-                break
-            low, high = torch.where(short, high, low), torch.where(short, 4 * high, high)
-        at = torch.where(needed, multipliers[:, j].clamp(low, high), low)
-        for _ in range(STEPS):
-            value, slope = excess(at)
-            low, high = torch.where(value > 0, at, low), torch.where(value > 0, high, at)
-            near = (value <= 0) & (value >= -CLOSE)
-            if bool((~needed | near | (high - low <= SHORT * high)).all()):
-                break
-            newton = at + value / slope.clamp(min=TINIEST)
-            inside = (newton > low) & (newton < high)
-            at = torch.where(needed, torch.where(inside, newton, (low + high) / 2), at)
-        return torch.where(needed, high, torch.zeros_like(high))
-
-    def within(self, budget: Tensor, multipliers: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
-        """s and lambda at which KL(q || rho) meets the budget, in the rows that are ``over`` it.
-        KL grows with s: false position (Illinois) between 0 and 1."""
-        low, high = torch.zeros_like(budget), torch.ones_like(budget)
-        below, above = -budget, self.kl(high, multipliers) - budget
-        found, side = multipliers, torch.zeros_like(budget)
-        for turn in range(SCALES):
-            middle = high - above * (high - low) / (above - below).clamp(min=TINIEST)
-            if turn % 2:  # a shift of many nats leaves a tiny s, which false position nears slowly
-                middle = (low.clamp(min=1e-6) * high).sqrt().clamp(low, high)
-            middle = torch.where(over, middle, high)
-            found = self.multipliers(middle, found)
-            left = self.kl(middle, found) - budget
-            if bool((~over | (left.abs() <= NEAR) | (high - low <= SHORT)).all()):
-                break
-            up, down = over & (left <= 0), over & (left > 0)
-            above = torch.where(up & (side < 0), above / 2, torch.where(down, left, above))
-            below = torch.where(down & (side > 0), below / 2, torch.where(up, left, below))
-            low, high = torch.where(up, middle, low), torch.where(down, middle, high)
-            side = torch.where(up, -torch.ones_like(side), torch.where(down, 1.0, side))
-        return torch.where(over, middle, high), found
+    if not bool(((slack >= 0) & slack.isfinite()).all()):
+        raise ValueError(f"slack must be finite and at least 0, got {float(slack.min()):g}")
+    at, stages, principles = log_rho, list[Projection](), g.shape[1]
+    room = slack.to(g.device, torch.float64).expand(g.shape[:2])
+    bounds = g.new_empty(g.shape[:2], dtype=torch.float64)
+    for i in range(principles + 1):
+        budget = kappa if i == principles else math.inf
+        stages.append(project(at, shifts[:, i], g[:, :i], bounds[:, :i], budget))
+        at = stages[-1].log_q
+        if i < principles:
+            bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + room[:, i]
+    return stages, bounds
 
 
-def _repaired(solver: _Solver, scale: Tensor, multipliers: Tensor, budget: Tensor) -> Projection:
+def _projected(
+    rho: Floats, shift: Floats, g: Floats, bounds: Floats, budget: Floats
+) -> tuple[Floats, ...]:
+    """The fields of a `Projection`."""
+    possible = rho > -math.inf
+    most = np.where(possible[:, None], g, -math.inf).max(-1)
+    width = most - np.where(possible[:, None], g, math.inf).min(-1)
+    varies = width > 0  # a bound on what does not vary always holds
+    divisor = np.where(varies, width, 1.0)
+    parts = np.ones((g.shape[0], g.shape[1] + 1, g.shape[2]))
+    np.divide(bounds[..., None] - g, divisor[..., None], parts[:, :-1], where=varies[..., None])
+    parts[:, -1] = shift - (np.exp(rho) * shift).sum(-1, keepdims=True)
+    reach = np.where(possible, parts[:, -1], 0.0).max(-1)
+    family = Family(rho, parts, budget, np.maximum(reach, TINIEST))
+    c = Search(family).run()
+    moved = (c[:, :-1] > 0).any(-1) | (c[:, -1] * reach > 0)
+    log_q = np.where(moved[:, None], family.log_q(c), rho)
+    log_q, tau, expected, kl = _repaired(log_q, rho, g, bounds, budget)
+    return log_q, c[:, -1].copy(), c[:, :-1] / divisor, tau, expected, kl
+
+
+def _repaired(
+    log_q: Floats, rho: Floats, g: Floats, bounds: Floats, budget: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Mixes rho in where a bound or the budget is exceeded, by as little as will do."""
-    log_q = solver.log_q(scale, multipliers)
-    expected, reference = solver.expected(log_q), solver.expected(solver.rho)
-    excess = expected - solver.bounds
-    share = (excess / (expected - reference)).where(excess > SLACK, torch.zeros_like(excess))
-    kl = _kl(log_q, solver.rho)
-    over = (1 - budget / kl).where(kl > budget + SLACK, torch.zeros_like(kl))
-    tau = torch.cat([share, over[:, None]], dim=1).amax(1).clamp(0, 1)
-    mixed = torch.logaddexp((-tau).log1p()[:, None] + log_q, tau.log()[:, None] + solver.rho)
-    log_q = torch.where((tau > 0)[:, None], mixed, log_q)
-    return Projection(
-        log_q, scale, multipliers, tau, solver.expected(log_q), _kl(log_q, solver.rho)
-    )
+    expected, kl = _expected(g, log_q), _kl(log_q, rho)
+    excess, over = expected - bounds, kl > budget + SLACK
+    tau = np.where(over, 1 - budget / np.maximum(kl, TINIEST), 0.0)
+    if over.any() or (excess > SLACK).any():
+        rise = np.maximum(expected - _expected(g, rho), TINIEST)
+        share = np.where(excess > SLACK, excess / rise, 0.0)
+        tau = np.concatenate([share, tau[:, None]], 1).max(-1).clip(0, 1)
+        with np.errstate(divide="ignore"):
+            mixed = np.logaddexp(np.log1p(-tau)[:, None] + log_q, np.log(tau)[:, None] + rho)
+        log_q = np.where((tau > 0)[:, None], mixed, log_q)
+        expected, kl = _expected(g, log_q), _kl(log_q, rho)
+    return log_q, tau, expected, kl
 
 
-def _kl(log_q: Tensor, log_rho: Tensor) -> Tensor:
+def _expected(g: Floats, log_q: Floats) -> Floats:
+    """E_q[g] ``(R, J)``."""
+    mean: Floats = (g @ np.exp(log_q)[..., None])[..., 0]
+    return mean
+
+
+def _kl(log_q: Floats, log_rho: Floats) -> Floats:
     """KL(q || rho) ``(R,)`` in nats."""
-    difference = (log_q - log_rho).where(log_q > -math.inf, torch.zeros_like(log_q))
-    return (log_q.exp() * difference).sum(-1).clamp(min=0)
+    possible = log_rho > -math.inf
+    difference = np.subtract(log_q, log_rho, np.zeros_like(log_q), where=possible)
+    kl: Floats = (np.exp(log_q) * difference).sum(-1).clip(min=0)
+    return kl
 
 
-def _checked(
-    log_rho: Tensor, delta: Tensor, g: Tensor, bounds: Tensor, kappa: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The arguments as float64, with rho normalised and references lifted onto their bounds."""
+def _log_normalised(log_rho: Floats) -> Floats:
+    """The same ``(R, K)`` where that is normalised but for rounding."""
+    with np.errstate(all="ignore"):
+        top = log_rho.max(-1, keepdims=True)
+        total = top + np.log(np.exp(log_rho - top).sum(-1, keepdims=True))
+        rho: Floats = np.where(np.abs(total) <= NORMALISED, log_rho, log_rho - total)
+    return rho
+
+
+def _on_host(x: Tensor) -> Floats:
+    found: Floats = x.detach().to("cpu", torch.float64).numpy()
+    return found
+
+
+def _check_shapes(log_rho: Tensor, delta: Tensor, g: Tensor, bounds: Tensor) -> None:
     if log_rho.ndim != 2 or not 0 < log_rho.shape[1] <= MOST_CANDIDATES:
         raise ValueError(
             f"log_rho must be (R, K) with 1 to {MOST_CANDIDATES} candidates, got "
@@ -248,18 +217,20 @@ def _checked(
     ):
         if value.shape != shape:
             raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(value.shape)}")
-    rho = log_rho.double().log_softmax(-1)
-    if not bool(rho.exp().sum(-1).isfinite().all()):
+
+
+def _check_values(rho: Floats, shift: Floats, g: Floats, bounds: Floats, budget: Floats) -> Floats:
+    """The bounds, lifted onto what rho expects where rounding has that above them."""
+    if np.isnan(rho).any():
         raise ValueError("each row of log_rho needs a candidate, and no NaN or +inf")
-    shift, g, bounds = delta.double(), g.double(), bounds.double()
     for name, value in (("delta", shift), ("g", g), ("bounds", bounds)):
-        if not bool(value.isfinite().all()):
+        if not np.isfinite(value).all():
             raise ValueError(f"{name} must be finite")
-    budget = torch.as_tensor(kappa, dtype=torch.float64, device=rho.device).expand(rows)
-    if not bool((budget >= 0).all()):
-        raise ValueError(f"the KL budget must be at least 0 nats, got {float(budget.min())}")
-    reference = (g @ rho.exp()[..., None])[..., 0]
-    if not bool((reference <= bounds + SLACK * (1 + bounds.abs())).all()):
-        worst = float((reference - bounds).max())
+    if not (budget >= 0).all():
+        raise ValueError(f"the KL budget must be at least 0 nats, got {budget.min():g}")
+    reference = _expected(g, rho)
+    if not (reference <= bounds + SLACK * (1 + np.abs(bounds))).all():
+        worst = (reference - bounds).max()
         raise ValueError(f"a bound lies {worst:g} below what the reference itself expects")
-    return rho, shift, g, torch.maximum(bounds, reference), budget
+    lifted: Floats = np.maximum(bounds, reference)
+    return lifted

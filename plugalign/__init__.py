@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.self_debias import SelfDebias as SelfDebias
     from plugalign.controllers.self_diagnosis import Diagnosis as Diagnosis
     from plugalign.controllers.self_diagnosis import diagnose as diagnose
+    from plugalign.controllers.value_guide import ValueGate as ValueGate
+    from plugalign.controllers.value_guide import ValueGuide as ValueGuide
     from plugalign.engine.speculative.drafts import Speculation as Speculation
     from plugalign.evaluation.comparison.compare import compare as compare
     from plugalign.evaluation.tuning import tune as tune

@@ -248,11 +248,21 @@ METHODS = (
         untrained=_untrained("self_debias", "self_debias_2"),
         alone=True,
     ),
+    Method(
+        "value_guide",
+        "plugalign.controllers.value_guide",
+        "ValueGuide",
+        "steer",
+        "after Yang and Klein 2021",
+        "a value discriminator that was fitted on the model (fit value)",
+        untrained=_untrained("value_guide"),
+    ),
 )
 GATED_BY = (
     Gate("diagnosis", "plugalign.controllers.self_diagnosis", "Diagnosis", ("diagnose",)),
     Gate("first_steps", "plugalign.algebra.gates", "FirstSteps"),
     Gate("uncertain", "plugalign.algebra.gates", "Uncertain"),
+    Gate("value", "plugalign.controllers.value_guide", "ValueGate"),
 )
 
 FITTERS = {name: fitter for method in METHODS for name, fitter in method.fitters.items()}

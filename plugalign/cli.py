@@ -1,4 +1,4 @@
-"""The command line: ``plugalign compare``, ``fit``, ``bench``, ``tune`` and ``methods``.
+"""The command line: ``plugalign compare``, ``fit``, ``values`` and others.
 
 Each command is a module of `plugalign.commands`, which parses its options and hands over to what
 does the work. That is imported when the command runs: ``plugalign --help`` loads neither torch nor
@@ -12,19 +12,37 @@ import sys
 import typer
 
 from plugalign.commands import options
+from plugalign.commands.account import account
 from plugalign.commands.bench import bench
+from plugalign.commands.capabilities import capabilities
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
 from plugalign.commands.fit import fit
+from plugalign.commands.judge import judge
+from plugalign.commands.maxim import maxim
 from plugalign.commands.methods import methods
+from plugalign.commands.trace import trace
 from plugalign.commands.tune import tune
+from plugalign.commands.values import values
 
 app = typer.Typer(
     help="Plug-in alignment: steer a Hugging Face language model while it decodes.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, tune, bench, methods):
+for command in (
+    compare,
+    fit,
+    judge,
+    tune,
+    bench,
+    values,
+    capabilities,
+    maxim,
+    trace,
+    account,
+    methods,
+):
     app.command()(command)
 
 

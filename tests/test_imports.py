@@ -18,7 +18,7 @@ LAYERS = (  # from the ground up; what stands in one line may know each other
     ("engine",),
     ("generation",),
     ("controllers",),
-    ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing"),
+    ("benchmarking", "evaluation", "fitting", "loading", "pocket", "testing", "values"),
     ("api",),
     ("cli", "commands"),
 )
@@ -122,14 +122,17 @@ def test_no_layer_knows_one_above_it(graph):
 
 
 FITTING, JUDGING = "plugalign.fitting", "plugalign.evaluation.judging"
+DISCRIMINATOR = "plugalign.values.discriminator"
+STATISTICS = "plugalign.evaluation.statistics"
 
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("plugalign.fitting", (JUDGING,)),
+        ("plugalign.fitting", (JUDGING, DISCRIMINATOR, STATISTICS)),
         ("plugalign.pocket", (FITTING, JUDGING)),
-        (JUDGING, ("plugalign.evaluation",)),
+        (JUDGING, ("plugalign.evaluation", DISCRIMINATOR)),
+        (DISCRIMINATOR, (JUDGING, STATISTICS, "plugalign.evaluation.metrics")),
     ],
 )
 def test_packages_of_one_layer_know_each_other_one_way(graph, package, allowed):

@@ -88,7 +88,9 @@ def rebuilt(controller: Kind, changes: Mapping[str, Any]) -> Kind:
     if kind.runs_models:
         config["trust_remote_code"] = getattr(controller, "trust_remote_code", False)
     parts = {**hub, **controller.saved_parts()}
-    return kind.build(config, dict(controller.tensors()), parts)
+    made = kind.build(config, dict(controller.tensors()), parts)
+    object.__setattr__(made, "provenance", controller.provenance)
+    return made
 
 
 def _fault(error: ValidationError) -> str:

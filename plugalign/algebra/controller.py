@@ -184,6 +184,9 @@ class Composition(Controller):
     def saved_parts(self) -> dict[str, Saveable]:
         return {f"part_{i}": controller for i, (_, controller) in enumerate(self._parts)}
 
+    def sheet_parts(self) -> tuple[tuple[float, Controller], ...]:
+        return self._parts
+
     @classmethod
     def part_names(cls, config: Mapping[str, Any], folder: Path) -> list[str]:
         return [f"part_{i}" for i in range(len(config["weights"]))]

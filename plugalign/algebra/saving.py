@@ -2,9 +2,10 @@
 
 A saved controller is a folder: config.json (the controller's name, its settings, what it was
 fitted for), model.safetensors (its learned tensors), and a subfolder for each nested controller
-or model. ``Controller.from_pretrained`` reads the name and builds the right class: one of the
-package's, or any that has been imported. Nothing else in the folder is looked at, and nothing
-outside of it is read but models on the hub that the caller allows.
+or model. Its README.md is a data sheet (`plugalign.algebra.data_sheet`).
+``Controller.from_pretrained`` reads the name and builds the right class: one of the package's, or
+any that has been imported. Nothing outside of the folder is read but models on the hub that the
+caller allows.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plugalign.algebra import data_sheet as sheets
 from plugalign.algebra.class_names import CONTROLLERS, check_named, class_of
 from plugalign.files.saved import check_inside, copy_model, read_settings, read_tensors
 
@@ -55,6 +58,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         optional: the same of those that it may have.
         hub_parts: parts that may be models on the hub; `config` then has the id under that name.
         runs_models: whether parts are models, which may come with code.
+        provenance: where it comes from, for its data sheet.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +67,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
     optional: ClassVar[Mapping[str, int]] = {}
     hub_parts: ClassVar[Sequence[str]] = ()
     runs_models: ClassVar[bool] = False
+    provenance: sheets.Provenance = sheets.Provenance()
 
     def config(self) -> dict[str, Any]:
         """The settings, as JSON values."""
@@ -130,11 +135,48 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         if tensors := self.tensors():
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(contiguous, save_directory / TENSORS)
+        if (fit := self.provenance.fit) is not None:
+            text = json.dumps(fit, indent=2, sort_keys=True)
+            (save_directory / sheets.FIT).write_text(text + "\n", encoding="utf-8")
         for folder, part in parts.items():
             if isinstance(part, (str, Path)):
                 copy_model(Path(part), save_directory / folder)
             else:
                 part.save_pretrained(save_directory / folder)
+
+    def data_sheet(self) -> sheets.DataSheet:
+        """What it was made of, how well it did, and what it is for."""
+        fitted, parts = self.config().get("fitted_for"), self.saved_parts().values()
+        return sheets.DataSheet(
+            controller=self.name,
+            kind=getattr(self, "display_name", type(self).__name__),
+            summary=" ".join((type(self).__doc__ or "").partition("\n\n")[0].split()),
+            fitted_for=fitted.get("name") if isinstance(fitted, Mapping) else None,
+            provenance=self.provenance,
+            parts=tuple((weight, part.data_sheet()) for weight, part in self.sheet_parts()),
+            learned=bool(self.tensors()) or any(not isinstance(p, Saveable) for p in parts),
+        )
+
+    def sheet_parts(self) -> Sequence[tuple[float, Saveable]]:
+        """The weighted parts that have data sheets of their own."""
+        return [(1.0, part) for part in self.saved_parts().values() if isinstance(part, Saveable)]
+
+    def generate_model_card(self, *args: Any, **stated: Any) -> ModelCard:
+        """The data sheet as a model card: README.md, where there is none.
+
+        Args:
+            stated: ``model_card_kwargs`` of ``save_pretrained`` and ``push_to_hub``: what
+                `plugalign.algebra.data_sheet.Notes` has.
+
+        Raises:
+            TypeError: for one that is unknown.
+            ValueError: for one that is no text.
+        """
+        sheet = self.data_sheet()
+        if stated:
+            notes = replace(sheet.provenance.notes, **stated)
+            sheet = replace(sheet, provenance=replace(sheet.provenance, notes=notes))
+        return ModelCard(sheet.markdown())
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # takes no arguments for a constructor
@@ -205,6 +247,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             loaded: Self = target.build(config, tensors, parts)
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; {AGAIN}") from error
+        # A controller may be a frozen dataclass, and where it comes from is none of its settings.
+        object.__setattr__(loaded, "provenance", sheets.known_provenance(folder))
         return loaded
 
 

@@ -7,7 +7,7 @@ A shift says what it reads (`Shift.sources`) and which terms of a mixture it mak
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -65,6 +65,17 @@ class Shift:
         A formula that depends on the text itself (``step.ids``) reads it by a source with a reader
         of its own. A formula without any source is evaluated at one position at a time.
         """
+
+    def certificate(self, step: Step, weight: Weight) -> Mapping[str, Tensor]:
+        """What the formula can prove of a step, by name one number a row, ``(R,)``; for a `Trace`,
+        and asked for when there is one.
+
+        The arguments are those of `terms`. Names are free; reports understand these: "active", how
+        many bounds hold with a multiplier above 0; "repair", the share in [0, 1] of the reference
+        that was mixed in so that all bounds hold; "excess", the largest ``E_q[g] - b``, which is at
+        most 0 where all of them hold; "kl", nats from the reference.
+        """
+        return {}
 
     @property
     def linear(self) -> tuple[tuple[float, Logits], ...] | None:

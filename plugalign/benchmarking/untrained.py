@@ -35,6 +35,8 @@ from plugalign.controllers.rad import RAD
 from plugalign.controllers.safe_decoding import SafeDecoding
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.controllers.value_guide import ValueGuide
+from plugalign.controllers.value_head import ValueHead
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
@@ -145,6 +147,14 @@ def self_debias(model: Any, config: Any) -> SelfDebias:
 
 def self_debias_2(model: Any, config: Any) -> SelfDebias:
     return SelfDebias(PROMPTS)
+
+
+def value_guide(model: Any, config: Any) -> ValueGuide:
+    text = model.config.get_text_config()
+    weights = torch.randn(text.hidden_size, generator=torch.Generator().manual_seed(1))
+    return ValueGuide(
+        ValueHead("It respects others.", max(1, text.num_hidden_layers // 2), weights, 0.0)
+    )
 
 
 def _beside(model: Any, config: Any, seed: int) -> Any:

@@ -59,6 +59,18 @@ Agreement = Annotated[
         help="Texts with reference scores, to check judges; may be repeated, and added later.",
     ),
 ]
+HumanTexts = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Texts by humans, to measure the gap to them."),
+]
+HumanLabels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help='Lines of the run\'s generations.jsonl with a field "label" more: 1 for what judges '
+        "look for. Corrects the judges; given with --resume.",
+    ),
+]
 Samples = Annotated[
     int | None, typer.Option(help="Answers to a prompt.", show_default="25, pocket 4")
 ]
@@ -105,6 +117,8 @@ def compare(
     judge: Judges = None,
     scorer: Scorer = None,
     agreement: Agreement = None,
+    human_texts: HumanTexts = None,
+    human_labels: HumanLabels = None,
     samples: Samples = None,
     max_new_tokens: NewTokens = None,
     min_new_tokens: MinNewTokens = None,

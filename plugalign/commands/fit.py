@@ -1,4 +1,4 @@
-"""``plugalign fit``: trains what a controller needs, or a judge."""
+"""``plugalign fit``: trains what a controller needs, a judge, or a value discriminator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from plugalign.commands.console import quiet_libraries, show
 from plugalign.files.folders import check_folder
 
 Method = Annotated[
-    str, typer.Argument(help="What to fit; see plugalign methods. Or judge, for compare.")
+    str,
+    typer.Argument(help="What to fit; see plugalign methods. Or judge, for compare, or value."),
 ]
 Data = Annotated[
-    list[Path], typer.Option(help="JSONL or CSV with labelled texts; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        help="JSONL or CSV with labelled texts; may be repeated. A value can do without.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to save the controller or the judge in.")]
 Model = Annotated[
@@ -37,6 +42,24 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
 ]
+Statement = Annotated[
+    str | None, typer.Option(help='Of a value: the statement, as "It respects others."')
+]
+Negation = Annotated[
+    str | None,
+    typer.Option(help="Of a value without data: its opposite.", show_default="It is not true that"),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="Of a value: a sentence encoder that reads in the place of --model."),
+]
+Licence = Annotated[
+    str | None, typer.Option(help="Of a value: the licence of the data, for its data sheet.")
+]
+Level = Annotated[
+    float | None,
+    typer.Option(help="Of a value: the share of verdict sets with the label.", show_default="0.9"),
+]
 MINUTES = 10.0
 Minutes = Annotated[
     float | None,
@@ -50,9 +73,14 @@ Minutes = Annotated[
 
 def fit(
     method: Method,
-    data: Data,
     out: Out,
+    data: Data = None,
     model: Model = None,
+    statement: Statement = None,
+    negation: Negation = None,
+    encoder: Encoder = None,
+    licence: Licence = None,
+    level: Level = None,
     text: Text = "text",
     label: Label = "label",
     pairs: Pairs = None,
@@ -63,14 +91,31 @@ def fit(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Train what a controller needs, or a judge. Killed and started again, it continues."""
+    """Train what a controller needs, a judge or a value. Started again, it continues."""
+    of_a_value = {
+        "statement": statement,
+        "negation": negation,
+        "encoder": encoder,
+        "licence": licence,
+        "level": level,
+    }
+    given = {name: value for name, value in of_a_value.items() if value is not None}
+    if method != "value" and given:
+        raise ValueError(f"--{next(iter(given))} is for fit value, not for fit {method}")
+    if method != "value" and not data:
+        raise ValueError(f"fit {method} needs --data, files of labelled texts")
+    data = data or []
     pair = options.columns(pairs, "--pairs")
     columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     columns |= {"text": text, "label": label}
     check_folder(out)
+    if method in ("judge", "value"):
+        _refuse_settings(f"a {method}", settings, minutes, dtype)
     if method == "judge":
-        _refuse_for_a_judge(settings, minutes, dtype)
         _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads)
+        return
+    if method == "value":
+        _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, given)
         return
     if model is None:
         raise ValueError(f"fit {method} needs --model, the model to steer")
@@ -93,13 +138,15 @@ def fit(
     show(done)
 
 
-def _refuse_for_a_judge(settings: list[str] | None, minutes: float | None, dtype: str) -> None:
+def _refuse_settings(
+    what: str, settings: list[str] | None, minutes: float | None, dtype: str
+) -> None:
     if settings:
-        raise ValueError(f"a judge has no settings, got --set {settings[0]}")
+        raise ValueError(f"{what} has no settings, got --set {settings[0]}")
     if minutes is not None:
-        raise ValueError(f"a judge has no --minutes, got {minutes:g}; leave it out")
+        raise ValueError(f"{what} has no --minutes, got {minutes:g}; leave it out")
     if dtype != "auto":
-        raise ValueError(f"a judge is fitted in float32, got --dtype {dtype}; leave it out")
+        raise ValueError(f"{what} is fitted in float32, got --dtype {dtype}; leave it out")
 
 
 def _fit_judge(
@@ -120,3 +167,22 @@ def _fit_judge(
         torch.set_num_threads(threads)
     labelled = load_data(data, **read)
     show(fit_judge(labelled, out, desired=desired, encoder=encoder).describe())
+
+
+def _fit_value(
+    data: list[Path],
+    out: Path,
+    model: str | None,
+    desired: str | None,
+    read: dict[str, Any],
+    threads: int | None,
+    given: dict[str, Any],
+) -> None:
+    import torch
+
+    from plugalign.fitting.value_command import fit_value_files
+
+    quiet_libraries()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))

@@ -81,6 +81,22 @@ def sizes(given: str, option: str) -> list[int]:
     return found
 
 
+def shares(given: str | None, option: str) -> list[float] | None:
+    """``0.2,0.5`` as numbers.
+
+    Raises:
+        ValueError: for what is no number.
+    """
+    if given is None:
+        return None
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{option} takes numbers with commas between, got {shown(given)}"
+        ) from None
+
+
 def named(given: Sequence[str] | None, option: str) -> dict[str, str] | None:
     """``NAME=VALUE`` options as a mapping; several may stand in one, separated by commas.
 

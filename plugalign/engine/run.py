@@ -29,8 +29,9 @@ from plugalign.engine.readers.incremental import IncrementalModel
 from plugalign.engine.readers.prefix_cache import CachedModel
 from plugalign.engine.sources import ModelReader, ReaderKind, SourceRunner
 from plugalign.engine.step import Step
+from plugalign.engine.stopping import LiveRows
 from plugalign.kernels import steer
-from plugalign.trace import Trace
+from plugalign.trace import StepRecord, Trace, told_apart
 
 
 class Run:
@@ -58,6 +59,7 @@ class Run:
         split_models: SplitModels | None = None,
     ):
         self.plan, self.trace = plan, trace
+        self.live_rows = LiveRows()
         self.pad, self._prompt_mask = pad_token_id, prompt_mask
         self._infer, self._unclear = bool(infer_mask), infer_mask is None
         self._watch = HiddenWatch(model)
@@ -70,7 +72,7 @@ class Run:
         self.extra_positions = extra_positions
         self._sources = self.sources(self._cached)
         if trace is not None:
-            trace.names = tuple(name for name, _ in plan.steerings)
+            trace.names = told_apart([name for name, _ in plan.steerings])
 
     @contextmanager
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:
@@ -102,7 +104,7 @@ class Run:
             raise
         if self.trace is not None:
             self.trace.chosen(ids)
-            self.record(step, steered)
+            self.record(step, steered, self.live_rows.of(ids))
         return steered
 
     @torch.no_grad()
@@ -112,8 +114,11 @@ class Run:
         Raises:
             FloatingPointError: as `step` does.
         """
-        prefix = prefix_of(ids, self.mask_for(ids))
-        self._check_finite(Step(self.plan, self._sources, prefix, scores), scores)
+        step = Step(self.plan, self._sources, prefix_of(ids, self.mask_for(ids)), scores)
+        self._check_finite(step, scores)
+        if self.trace is not None:
+            self.trace.chosen(ids)
+            self.record(step, torch.log_softmax(scores.float(), -1), self.live_rows.of(ids))
 
     @property
     def needs_hidden(self) -> bool:
@@ -198,12 +203,31 @@ class Run:
         """The base's last hidden state ``(R, D)``, as watched in its last forward; else None."""
         return self._watch.last()
 
-    def record(self, step: Step, steered: Tensor) -> None:
-        """Records in the trace what each controller alone would have done, and all together."""
+    def record(self, step: Step, steered: Tensor, alive: Tensor) -> None:
+        """Records in the trace what each controller alone would have done, and all together.
+
+        Args:
+            steered: log-probabilities ``(R, V)`` under all shifts and supports.
+            alive: the rows that have not ended, bool ``(R,)``; it is kept.
+        """
         assert self.trace is not None
-        alone = [steer.scores(step.alone(s.shifts)) for _, s in self.plan.steerings]
-        base = torch.log_softmax(step.base.float(), -1)
-        self.trace.record(step.ids.shape[1], base, alone, steered)
+        plan, together = self.plan, steered
+        alone = [steer.scores(step.alone(s.shifts)) for _, s in plan.steerings]
+        if plan.supports:
+            together = steer.scores(step.alone(plan.shifts))
+        steerings = zip(self.trace.names, plan.steerings, strict=True)
+        certificates = {name: step.certificate(s.shifts) for name, (_, s) in steerings}
+        self.trace.record(
+            step.ids.shape[1],
+            StepRecord(
+                torch.log_softmax(step.base.float(), -1),
+                alone,
+                together,
+                steered,
+                alive,
+                {name: found for name, found in certificates.items() if found},
+            ),
+        )
 
     def mask_for(self, ids: Tensor) -> Tensor:
         """The mask ``(R, T)``: the prompt's, repeated over beams or samples, then ones.

@@ -109,6 +109,11 @@ class Selection:
         return [*self._before, *self._behind]
 
     @property
+    def seed(self) -> int | None:
+        """Of the noise with which tokens are drawn here; None where the best ones are taken."""
+        return self.noise.seed if self.temperature > 0 else None
+
+    @property
     def fused(self) -> bool:
         """Whether the draw is fused with the mixture, so that a step's scores are not stored."""
         return not (self._behind or self.want_scores)

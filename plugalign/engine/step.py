@@ -115,6 +115,32 @@ class Step:
         """The base's scores with some shifts, without supports."""
         return self._mixture(shifts, None)
 
+    def certificate(self, shifts: Iterable[Shift]) -> dict[str, Tensor]:
+        """What some shifts can prove of this step, by name float32 ``(R,)``; NaN in rows whose
+        gates are closed. See `plugalign.algebra.shifts.Shift.certificate`.
+
+        Raises:
+            ValueError: for another shape, or a name that two of them give.
+        """
+        found: dict[str, Tensor] = {}
+        for shift in shifts:
+            with self._evaluating(shift):
+                weight = self._weight(shift)
+                given = {} if weight is None else shift.certificate(self, weight)
+            for name, value in given.items():
+                what = f"the certificate '{name}' of {self._plan.owner(shift)}"
+                if value.shape != self.base.shape[:1]:
+                    raise ValueError(
+                        f"{what} must be one number for each of {len(self.base)} rows, got "
+                        f"{tuple(value.shape)}"
+                    )
+                if name in found:
+                    raise ValueError(f"{what} is given by two of its shifts; rename one")
+                found[name] = value.to(self.base.device, torch.float32)
+                if isinstance(weight, Tensor):
+                    found[name] = found[name].masked_fill(weight == 0, torch.nan)
+        return found
+
     def _mixture(self, shifts: Iterable[Shift], allowed: Tensor | None) -> Mixture:
         linear, others = LinearSum(self.base, self._sums), list[Term]()
         for shift in shifts:

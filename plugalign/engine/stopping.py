@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EosTokenCriteria, MaxLengthCriteria
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StopStringCriteria,
+)
 
 NONE = 2**62
 POLL = 8  # steps between two synchronisations with the device
@@ -108,6 +115,67 @@ class Stopping:
     def surplus(self, ids: Tensor) -> int:
         """The number of columns of ``ids`` ``(R, T)`` written after all rows had ended."""
         return ids.shape[1] - int(self._length) if self.deferred else 0
+
+
+class LiveRows(StoppingCriteria):  # type: ignore[misc]
+    """Which rows of transformers' own decoding have not ended, for a trace.
+
+    transformers tells nobody, so this stands among its criteria: it ends what the caller's own end
+    and notes what all end. It stands in the place of the caller's own criteria, which are asked
+    once a step as before.
+
+    Attributes:
+        live: the rows that have not ended, bool ``(R,)``; None before the first token.
+    """
+
+    def __init__(self) -> None:
+        self.live: Tensor | None = None
+        self._asked: list[Any] = []
+
+    def observed(
+        self,
+        criteria: Sequence[Any],
+        ends: Sequence[int],
+        stop_strings: Any = None,
+        tokenizer: Any = None,
+    ) -> list[Any]:
+        """The criteria for a call, this one among them.
+
+        Args:
+            criteria: the caller's. Those of transformers' own classes stay in the list, because
+                there they replace those that a call makes by itself.
+            ends: ids of the end tokens of the call.
+            stop_strings, tokenizer: of the call.
+        """
+        usual = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria)
+        kept = [criterion for criterion in criteria if type(criterion) in usual]
+        others = [criterion for criterion in criteria if type(criterion) not in usual]
+        by_row = [c for c in kept if type(c) in (EosTokenCriteria, StopStringCriteria)]
+        kinds = {type(criterion) for criterion in by_row}
+        if ends and EosTokenCriteria not in kinds:
+            by_row.append(EosTokenCriteria(list(ends)))
+        if stop_strings is not None and tokenizer is not None and StopStringCriteria not in kinds:
+            by_row.append(StopStringCriteria(tokenizer, stop_strings))
+        self._asked = [*by_row, *others]
+        for criterion in others:  # by this name transformers knows that ended rows are padded
+            if hasattr(criterion, "eos_token_id"):
+                self.eos_token_id = criterion.eos_token_id
+        return [*kept, self]
+
+    def of(self, ids: Tensor) -> Tensor:
+        """The rows of ``ids`` ``(R, T)`` that have not ended, a new bool ``(R,)``."""
+        if self.live is None or len(self.live) != len(ids):
+            return torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        return self.live.clone()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        """Which rows of ``input_ids`` ``(R, T)`` end here, bool ``(R,)``."""
+        over = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for criterion in self._asked:
+            done = criterion(input_ids, scores, **options)
+            over |= torch.as_tensor(done, dtype=torch.bool, device=over.device)
+        self.live = self.of(input_ids) & ~over
+        return over
 
 
 def other_criteria(criteria: Any) -> list[Any]:

@@ -99,7 +99,7 @@ def fit_dexperts(
     experts = _Experts(model, tokenizer, data.binary(settings.desired), settings)
     method = "dexperts_lora" if settings.lora else "dexperts"
     record = workspace.record(method, model, tokenizer, data, settings.recorded())
-    workspace.make(out, record, experts.fit)
+    workspace.make(out, record, experts.fit, workspace.write_data_sheet)
     return DExperts.from_pretrained(out)
 
 

@@ -97,7 +97,7 @@ def fit_fudge(
         return measured
 
     record = workspace.record("fudge", model, tokenizer, data, settings.recorded())
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return Fudge.from_pretrained(out)
 
 

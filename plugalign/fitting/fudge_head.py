@@ -104,7 +104,7 @@ def fit_fudge_head(
         return {**measured, "texts": len(states)}
 
     record = workspace.record("fudge_head", model, tokenizer, data, settings.recorded())
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return FudgeHead.from_pretrained(out)
 
 

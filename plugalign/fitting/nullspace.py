@@ -117,7 +117,7 @@ def fit_nullspace(
         return {"texts": texts, **_measured(controller, places)}
 
     record = workspace.record("nullspace", model, tokenizer, data, settings.recorded())
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     return Nullspace.from_pretrained(out)
 
 

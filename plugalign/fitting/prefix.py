@@ -114,7 +114,7 @@ def fit_prefix(
 
     method = "prefix_contrast" if settings.contrast else "prefix"
     record = workspace.record(method, model, tokenizer, data, settings.recorded())
-    workspace.make(out, record, work)
+    workspace.make(out, record, work, workspace.write_data_sheet)
     kind = PrefixContrast if settings.contrast else PrefixTuning
     fitted: PrefixTuning | PrefixContrast = kind.from_pretrained(out)
     return fitted

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.data_sheet import README
 from plugalign.algebra.identity import identify
 from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
@@ -43,7 +45,10 @@ def record(
 
 
 def make(
-    out: Path, fit: Mapping[str, Any], work: Callable[[Path, Path], Mapping[str, Any]]
+    out: Path,
+    fit: Mapping[str, Any],
+    work: Callable[[Path, Path], Mapping[str, Any]],
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Makes a result in ``out``, which must be free, or continues where a killed fit stopped.
 
@@ -51,6 +56,7 @@ def make(
         fit: what is fitted, see `record`.
         work: gets a folder for checkpoints, which may hold some, and an empty folder for the
             result; fills the latter and returns what was measured.
+        finish: gets the result once its fit.json is there.
 
     Raises:
         ValueError: if ``out`` holds something, or the folder beside it another fit's checkpoints.
@@ -75,11 +81,18 @@ def make(
             _remove(folder)  # it holds nothing to continue from
         raise
     _write(result / RECORD, {**fit, "measured": dict(measured)})
+    if finish is not None:
+        finish(result)
     _write(folder / RECORD, {**fit, FINISHED: True})
     if out.is_dir():
         out.rmdir()  # it is empty
     os.replace(result, out)
     _remove(folder)
+
+
+def write_data_sheet(result: Path) -> None:
+    """Writes a controller's data sheet again: at first nothing had been measured."""
+    Controller.from_pretrained(result).generate_model_card().save(result / README)
 
 
 def _check_free(out: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from plugalign.engine.acceleration.switch import CaptureSwitch
 from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
@@ -65,10 +65,25 @@ class PreparedCall:
             checking = [] if self.run.plan.steerings else [CheckingProcessor(self.run)]
             processors = LogitsProcessorList([*checking, *self.arguments["logits_processor"]])
             with self.run.watching(), calling:
-                output = self._called(logits_processor=processors)
+                output = self._called(logits_processor=processors, **self._observed())
         if self.run.trace is not None:
             self.run.trace.chosen(sequences_of(output))
         return output
+
+    def _observed(self) -> dict[str, Any]:
+        """The stopping criteria of transformers' own decoding, which a trace looks at to know which
+        rows have ended; without a trace the caller's are left alone."""
+        if self.run.trace is None:
+            return {}
+        options, request = self.request.options, self.request
+        rows = self.run.live_rows
+        found = rows.observed(
+            options.get("stopping_criteria") or (),
+            request.end_token_ids,
+            request.config.stop_strings,
+            options.get("tokenizer"),
+        )
+        return {"stopping_criteria": StoppingCriteriaList(found)}
 
     def _called(self, **more: Any) -> Any:
         prompts = {"input_ids": self.ids, "attention_mask": self.mask}

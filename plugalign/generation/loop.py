@@ -109,8 +109,11 @@ class DecodingLoop:
                 ids, done = self._replay(graph, ids, mask, streamer)
         if streamer is not None:
             streamer.end()
-        ids = ids[:, : ids.shape[1] - self._stopping.surplus(ids)].contiguous()
-        return self._crop(ids, first)
+        surplus = self._stopping.surplus(ids)
+        if self._run.trace is not None:
+            self._run.trace.seed = self._selection.seed
+            self._run.trace.forget(surplus)
+        return self._crop(ids[:, : ids.shape[1] - surplus].contiguous(), first)
 
     def _replay(
         self, graph: captured_step.Graph, ids: Tensor, mask: Tensor, streamer: Any
@@ -184,7 +187,8 @@ class DecodingLoop:
             self.scores += (scores,)
         if self._run.trace is not None:
             truncation = self._run.plan.truncation
-            self._run.record(step, steer.scores(step.mixture(), before=truncation))
+            steered = steer.scores(step.mixture(), before=truncation)
+            self._run.record(step, steered, self._stopping.live.clone())
         return tokens[:, None]
 
     def _keep_round(self, found: Round) -> Tensor:

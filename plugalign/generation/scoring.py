@@ -8,9 +8,8 @@ block is one column.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,50 +17,19 @@ from torch import Tensor
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.batched_base import BaseOutput
-from plugalign.engine.batching.contexts import context_layout, insertion
 from plugalign.engine.context_length import context_length_of, readers
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import prefix_of
-from plugalign.engine.readers.cache_spec import check_cache
-from plugalign.engine.readers.heads import SplitModel, head_input
-from plugalign.engine.readers.positions import packed
-from plugalign.engine.readers.prefix_cache import PrefixCache
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
+from plugalign.generation.passages import Batch, Sources
+from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.prompts import reworded
 from plugalign.kernels import steer
-from plugalign.kernels.backend import FLOATS
-from plugalign.kernels.head import Logits, full
 
 ENTRIES = 2**25  # logits of one model at a time
 Texts = Sequence[str] | tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Texts that end in the same column.
-
-    Attributes:
-        ids, mask: ``(R, T)``, left-padded. lengths: how many last tokens of each row are scored.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    lengths: list[int]
-
-    @property
-    def start(self) -> int:
-        """The first column behind which a token is scored."""
-        return self.ids.shape[1] - 1 - max(self.lengths)
-
-    @cached_property
-    def wanted(self) -> Tensor:
-        """Behind which columns a token is scored, bool ``(R, T - 1)``."""
-        column = torch.arange(self.ids.shape[1] - 1, device=self.ids.device)
-        lengths = torch.tensor(self.lengths, device=self.ids.device)
-        return column >= self.ids.shape[1] - 1 - lengths[:, None]
 
 
 def left_padded(
@@ -81,116 +49,41 @@ def left_padded(
     return Batch(torch.tensor(ids, device=device), torch.tensor(mask, device=device), lengths)
 
 
-class Passage:
-    """A model that reads whole texts from left to right, a block of columns at a time.
+def behind_one_prompt(
+    prompts: Sequence[list[int]], texts: Sequence[list[int]], fill: int, device: Any
+) -> Batch:
+    """A batch of texts behind the same prompt, whose columns are then alike in every row.
 
-    Args:
-        ids, mask: ``(R, T)``. keys_values: a trained prefix in front, see `PrefixCache`.
-        before: so many first columns are no columns of the texts.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        split: SplitModel | None,
-        ids: Tensor,
-        mask: Tensor,
-        *,
-        keys_values: Tensor | None = None,
-        before: int = 0,
-    ):
-        if keys_values is not None:
-            keys_values = keys_values.to(model.device, model.dtype)
-        self._prefix = PrefixCache(model, keys_values)
-        self._model, self._split = model, split
-        check_cache(model)
-        if not self._prefix.spec.columns:
-            ids, mask = packed(ids, mask)
-        self._ids, self._mask = ids.to(model.device), mask.to(model.device)
-        self._before, self._read = before, 0
-        self.hidden: Tensor | None = None
-
-    def logits(self, stop: int, row: Tensor, column: Tensor) -> Logits:
-        """The logits ``(N, V)`` behind some places ``(N,)`` before column ``stop``, which is behind
-        that of the last call. What the head reads there, ``(N, D)``, is kept in ``hidden``."""
-        device, stop = row.device, stop + self._before
-        back = column.to(self._model.device) + self._before - stop  # counted from the end
-        row, first = row.to(self._model.device), self._read
-        if first == 0 or not self._prefix.spec.columns:  # then all is read again
-            first = self._prefix.align(self._ids[:, :stop], self._mask[:, :stop], spare=stop)
-        self._read = stop
-        inputs = self._prefix.inputs(self._ids[:, :stop], self._mask[:, :stop], first)
-        if self._split is not None:
-            states = self._split.states(inputs)
-            head = self._split.head(states[row, back])
-            self.hidden = head.hidden.to(device)
-            return head if head.device == device else head.full().to(device)
-        with head_input(self._model) as seen:
-            whole = self._model(**inputs).logits
-        self.hidden = seen[0][row, back].to(device)
-        logits: Tensor = whole[row, back].to(device)
-        return logits if logits.dtype in FLOATS else logits.float()
-
-
-class Sources:
-    """The base and all models that the plan's shifts ask for, on one batch of texts."""
-
-    def __init__(self, run: Run, model: Any, batch: Batch):
-        plan, (ids, mask) = run.plan, (batch.ids, batch.mask)
-        self._base = Passage(model, run.split_models.get(model), ids, mask)
-        self._others: dict[Hashable, Passage] = {}
-        for key, source in plan.sequence_logits.items():
-            other = model if source.model is None else source.model
-            context = source.context
-            layout = context_layout([context], run.pad)
-            if context.turn:
-                _check_behind(insertion(context, ids, mask), batch)
-            behind, shown = layout.rows(context, ids, mask)
-            self._others[key] = Passage(
-                other,
-                run.split_models.get(other),
-                behind,
-                shown[:, layout.depth :],
-                keys_values=context.keys_values,
-                before=layout.width,
-            )
-        self._names = {key: plan.sources[key].name for key in self._others}
-
-    def read(self, stop: int, row: Tensor, column: Tensor) -> BaseOutput:
-        """What all models give at these places; see `Passage.logits`."""
-        base = self._base.logits(stop, row, column)
-        known: dict[Hashable, Logits] = {}
-        for key, passage in self._others.items():
-            with Running(f"the source '{self._names[key]}' on given texts"):
-                known[key] = passage.logits(stop, row, column)
-        return BaseOutput(full(base), self._base.hidden, known)
-
-
-def _check_behind(start: Tensor, batch: Batch) -> None:
-    """Refuses to score what stands in front of the place where a controller's text begins.
-
-    Args:
-        start: the column of each row before which that text stands, 0 in front of all, ``(R,)``.
+    A shorter text is filled on the right, where no scored token sees it.
 
     Raises:
-        ValueError: naming the text.
+        ValueError: the prompts differ.
     """
-    for row, (column, length) in enumerate(zip(start.tolist(), batch.lengths, strict=True)):
-        if column > batch.ids.shape[1] - length:
-            raise ValueError(
-                f"text {row} begins a chat, whose opening no controller that speaks inside it can "
-                "score; give what stands in front of the answer as its prompt"
-            )
+    prompt = prompts[0]
+    if any(other != prompt for other in prompts):
+        raise ValueError(
+            "with a memory the texts of one call stand behind one prompt, and these prompts "
+            "differ; make a call for each"
+        )
+    width = max(map(len, texts))
+    rows = [[*prompt, *text, *[fill] * (width - len(text))] for text in texts]
+    ids = torch.tensor(rows, device=device)
+    return Batch(ids, torch.ones_like(ids), [len(text) for text in texts], column=len(prompt))
 
 
 @torch.no_grad()
-def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
-    """For each row the log-probabilities of its last tokens, float32 on the CPU.
+def log_probs(
+    run: Run, model: Any, batch: Batch, memory: PromptMemory | None = None
+) -> list[Tensor]:
+    """For each row the log-probabilities of its scored tokens, float32 on the CPU.
+
+    Args:
+        memory: of earlier batches, see `plugalign.generation.passages.Sources`.
 
     Raises:
         FloatingPointError: if a model gives NaN or infinite logits; names it and the text.
     """
-    sources, runner = Sources(run, model, batch), run.incremental_sources()
+    sources, runner = Sources(run, model, batch, memory), run.incremental_sources()
     stepwise = run.plan.why_stepwise is not None
     vocab = model.get_output_embeddings().weight.shape[0]
     width = 1 if stepwise else max(1, ENTRIES // (len(batch.ids) * vocab))
@@ -202,8 +95,7 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
         row, column = (torch.ones_like(here) if stepwise else here).nonzero(as_tuple=True)
         known = sources.read(stop, row, column + start)
         prefix = prefix_of(batch.ids[:, :stop], batch.mask)
-        number = stop - batch.ids.shape[1] + torch.tensor(batch.lengths, device=batch.ids.device)
-        step = Step(run.plan, runner, prefix, known.base, known, number)
+        step = Step(run.plan, runner, prefix, known.base, known, stop - batch.first)
         token = batch.ids[row, column + start + 1]
         chosen = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, token[:, None])
         found[row, column + start] = chosen[:, 0]
@@ -212,8 +104,7 @@ def log_probs(run: Run, model: Any, batch: Batch) -> list[Tensor]:
             with Running(f"text {int(bad.nonzero()[0, 0])}"):
                 step.check()
                 raise FloatingPointError(f"no token is possible behind {stop} columns")
-    lengths = zip(found.cpu(), batch.lengths, strict=True)
-    return [row[len(row) - length :] for row, length in lengths]
+    return batch.chosen(found.cpu())
 
 
 def without_supports(plan: Plan) -> Plan:
@@ -255,16 +146,16 @@ def asked(
         whole = tokenized(texts, tokenizer)
         _check_each("text", whole, least=2)
         return [text[:1] for text in whole], [text[1:] for text in whole]
-    before = tokenized(prompts, tokenizer)
+    front = tokenized(prompts, tokenizer)
     scored = tokenized(texts, tokenizer, add_special_tokens=False)
     _check_each("text", scored)
-    _check_each("prompt", before)
-    if len(before) != len(scored):
-        raise ValueError(f"{len(scored)} texts need as many prompts, got {len(before)}")
+    _check_each("prompt", front)
+    if len(front) != len(scored):
+        raise ValueError(f"{len(scored)} texts need as many prompts, got {len(front)}")
     if rewording:
-        batch = left_padded(before, [[] for _ in before], 0, "cpu")
-        before = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
-    return before, scored
+        batch = left_padded(front, [[] for _ in front], 0, "cpu")
+        front = tokenized(reworded(rewording, tokenizer, batch.ids, batch.mask), tokenizer)
+    return front, scored
 
 
 def _check_each(kind: str, texts: list[list[int]], least: int = 1) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
 
 from plugalign.adapters.peft_models import transformers_model
 from plugalign.algebra.controller import Controller
+from plugalign.algebra.fingerprints import named_fingerprints
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
@@ -27,6 +28,7 @@ from plugalign.errors import EndingStreamer, freeing
 from plugalign.generation.arguments import check_type
 from plugalign.generation.calling import PreparedCall, generate_arguments
 from plugalign.generation.explanation import Explanation, example_prompts
+from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.prompts import prompts_of, reworded, with_prompt
 from plugalign.generation.request import Request, by_name, check_possible, make_request
 from plugalign.generation.revising import revise
@@ -34,6 +36,7 @@ from plugalign.generation.routing import obstacle
 from plugalign.generation.scoring import (
     Texts,
     asked,
+    behind_one_prompt,
     check_fits,
     left_padded,
     log_probs,
@@ -106,7 +109,7 @@ class Steered:
             inputs: prompt ids ``(B, T)``; ``input_ids=`` is the same.
             arguments: what ``model.generate`` takes behind the prompts by position: a generation
                 config, logits processors, ...
-            trace: is filled with every controller's contribution to every token.
+            trace: is filled with what was changed at every token, by which controller.
             speculation: drafts several tokens at a time, and counts how many stayed. Off by
                 default: it pays where the models that verify a draft cost much more than it does.
             capture: whether the steps are replays of one CUDA graph. "auto": where
@@ -130,12 +133,14 @@ class Steered:
             request = self._request(options, trace, speculation)
             revisers = self._acting_on("revise")
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
-            ids, mask = prompts_of(self.model, inputs, options, request)
+            ids, given = prompts_of(self.model, inputs, options, request)
             rewording, pad = self._acting_on("prompt"), request.pad_token_id or 0
-            read, mask = reworded(rewording, self.tokenizer, ids, mask, pad)
+            read, mask = reworded(rewording, self.tokenizer, ids, given, pad)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)
                 call = self._prepared(request, read, mask, trace, extra)
+                if trace is not None:
+                    trace.begin(ids, given, self._fingerprints)
                 why = obstacle(self.model, read, request)
                 output = call.generate(why, speculation, switch)
                 if revisers:
@@ -183,6 +188,7 @@ class Steered:
         *,
         batch_size: int = 32,
         supports: bool = True,
+        memory: PromptMemory | None = None,
     ) -> list[Tensor]:
         """``log p'(token | what stands before it)`` under the controllers, for given texts.
 
@@ -196,6 +202,8 @@ class Steered:
                 so that every token has a finite logarithm: for perplexities and wherever
                 likelihoods of given texts are compared. (A shift that is known for candidates
                 only, as FUDGE's, then leaves the other tokens unshifted.)
+            memory: of calls before, so that what a prompt begins as theirs did is not read again.
+                The texts of a call then stand behind one prompt.
 
         Returns:
             For each text the natural logarithms ``(T_i,)``, float32 on the CPU; -inf where a
@@ -211,16 +219,16 @@ class Steered:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         prompted, scored = asked(self._active(), self.tokenizer, texts, prompts)
         found: list[Tensor] = []
-        request = self._request()
+        request, batched = self._request(), left_padded if memory is None else behind_one_prompt
         with self._attached() as extra:
             lengths = [len(p) + len(t) for p, t in zip(prompted, scored, strict=True)]
             check_fits(self.plan, self.model, lengths, extra)
             for i in range(0, len(scored), batch_size):
                 some = slice(i, i + batch_size)
                 pad = request.pad_token_id or 0
-                batch = left_padded(prompted[some], scored[some], pad, self.model.device)
+                batch = batched(prompted[some], scored[some], pad, self.model.device)
                 run = self._run(request, extra=extra, supports=supports)
-                found += log_probs(run, self.model, batch)
+                found += log_probs(run, self.model, batch, memory)
         return found
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
@@ -245,6 +253,10 @@ class Steered:
 
     def _active(self) -> list[Controller]:
         return [part for weight, part in self.controller.parts() if weight != 0]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str | None]:
+        return named_fingerprints(self._active())
 
     def _acting_on(self, surface: str) -> list[Controller]:
         return [part for part in self._active() if part.overrides(surface)]

@@ -26,6 +26,7 @@ from plugalign.controllers.mixing import MOD, DeRA
 from plugalign.controllers.pplm import PPLM
 from plugalign.controllers.rad import RAD
 from plugalign.controllers.safe_decoding import SafeDecoding
+from plugalign.controllers.value_head import ValueHead
 
 
 def test_a_sum_saves_its_parts(tiny, tokenizer, prompts, tmp_path):
@@ -116,6 +117,7 @@ def saved(tmp_path_factory):
         "safe_decoding": SafeDecoding(root / "expert", fitted_for=fitted),
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
+        "value_guide": pa.ValueGuide(ValueHead("x", 1, torch.randn(96), 0.5, fitted)),
     }
     assert made.keys() == CONTROLLERS.keys()
     for name, controller in made.items():

@@ -24,6 +24,7 @@ from plugalign.controllers.pplm import PPLM
 from plugalign.controllers.rad import RAD
 from plugalign.controllers.safe_decoding import SafeDecoding
 from plugalign.controllers.self_diagnosis import Diagnosis
+from plugalign.controllers.value_head import ValueHead
 from plugalign.generation.wrap import Steered
 from plugalign.kernels.terms.linear import Linear
 from plugalign.testing.contract import PROMISES, check_controller
@@ -52,6 +53,8 @@ EVERY = (
     "pplm",
     "rad",
     "safe_decoding",
+    "value_guide",
+    "value_gate",
 )
 
 
@@ -115,6 +118,10 @@ def controllers(which, make, tiny, tokenizer, folder):
             return PPLM(["w7", "w9"], stepsize=0.1)
         case "safe_decoding":
             return SafeDecoding(folder / "expert")
+        case "value_guide":
+            return pa.ValueGuide(ValueHead("w3 w4", 1, random(32), 0.1), k=5)
+        case "value_gate":
+            return debias.when(pa.ValueGate(ValueHead("w3 w4", 1, random(32), 0.1)))
         case _:
             return make(which, model, tiny, "llama-gqa")
 

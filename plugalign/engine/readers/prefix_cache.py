@@ -9,6 +9,7 @@ is the caller's mask, and position ids follow from it.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -101,6 +102,14 @@ class PrefixCache:
         """Records that the cache now holds these columns, with ``values`` if given."""
         self._ids, self._mask, self._settled = ids, mask, True
         self.values = ids.new_empty(len(ids), 0, dtype=torch.float) if values is None else values
+
+    def repeated(self, rows: int) -> PrefixCache:
+        """A copy of what is held of one row, for so many rows that begin with it."""
+        found = PrefixCache(self.model, self.keys_values)
+        found.cache = copy.deepcopy(self.cache)
+        found.cache.batch_repeat_interleave(rows)
+        found.commit(self._ids.expand(rows, -1), self._mask.expand(rows, -1))
+        return found
 
     def agrees(self, ids: Tensor, mask: Tensor) -> bool:
         """Whether exactly these rows start with what is held up to the length of ``ids``."""

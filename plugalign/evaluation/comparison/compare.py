@@ -17,6 +17,12 @@ from typing import Any
 import torch
 from rich.console import Group
 
+from plugalign.evaluation.comparison.alignment import (
+    HumanTexts,
+    judged_texts,
+    keep,
+    read_labels,
+)
 from plugalign.evaluation.comparison.generation import Decoding, Generator, end_tokens
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, chunks, encode
@@ -29,6 +35,7 @@ from plugalign.evaluation.comparison.variants import named_settings
 from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
+from plugalign.evaluation.run_folder.answers import read_answers
 from plugalign.evaluation.run_folder.folder import (
     GENERATIONS,
     MANIFEST,
@@ -96,6 +103,8 @@ def compare(
     metrics: Sequence[Metric] | None = None,
     scorer: Any = None,
     agreement: str | Path | Sequence[str | Path] | None = None,
+    human_texts: str | Path | None = None,
+    human_labels: str | Path | None = None,
     samples: int | None = None,
     max_new_tokens: int = 20,
     min_new_tokens: int = 0,
@@ -127,6 +136,8 @@ def compare(
         metrics: see `Metric`; toxicity by default. The first of judges' scores is the primary one.
         scorer: a model like ``model``, for perplexity; by default the base without steering.
         agreement: files of texts with reference scores (`load_references`) to measure judges by.
+        human_texts: a file of texts to measure the gap to, see `judged_texts`.
+        human_labels: a file of labelled answers of this run, see `read_labels`; for a resumed one.
         samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts.
         max_new_tokens, min_new_tokens: the most and the fewest tokens of an answer.
         batch_size: answers that are generated together; 32 by default, 50 in the pocket world.
@@ -163,11 +174,19 @@ def compare(
         dtype=dtype,
     )
     with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
-        return _run(study, decoding, study.agreements(agreement), Path(out), resume)
+        human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
+        agreements = study.agreements(agreement)
+        return _run(study, decoding, agreements, human, human_labels, Path(out), resume)
 
 
 def _run(
-    study: Study, decoding: Decoding, agreements: list[AgreementSet], out: Path, resume: bool
+    study: Study,
+    decoding: Decoding,
+    agreements: list[AgreementSet],
+    human: HumanTexts | None,
+    human_labels: str | Path | None,
+    out: Path,
+    resume: bool,
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
     encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
@@ -180,6 +199,10 @@ def _run(
     methods = {**references.generators, **steered}
     generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
     manifest = study.manifest(decoding, references)
+    labels = None
+    if human_labels is not None:
+        rows, prompts = manifest.settings.rows(), len(study.prompts.texts)
+        labels = read_labels(Path(human_labels), rows, prompts, decoding.samples)
     with locked(out):
         open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
         stored = read_manifest(out)
@@ -187,6 +210,7 @@ def _run(
             write_json(out / MANIFEST, merged.to_json())
         _write_prompts(out, study.prompts)
         _work(study, generator, out, manifest.run or "")
+        keep(out, human, labels, lambda: read_answers(out, manifest))
         summary = summarise(out, study.metrics.every)
         write_json(out / SUMMARY, summary.to_json())
         write_report(out, summary, lambda ids: _decoded(study, ids))

@@ -44,6 +44,8 @@ class CompareSpec(BaseModel):
     judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
     scorer: Text | None = None
     agreement: Text | list[Text] | None = None
+    human_texts: Text | None = None
+    human_labels: Text | None = None
     samples: Count = 25
     max_new_tokens: Count = 20
     min_new_tokens: int = Field(0, ge=0)

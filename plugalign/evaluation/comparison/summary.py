@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plugalign.evaluation.comparison.alignment import alignment_of
 from plugalign.evaluation.comparison.figures import FigureMaker, tested
 from plugalign.evaluation.comparison.references import BASE, PLAIN
 from plugalign.evaluation.metrics.metric import (
@@ -55,7 +56,9 @@ def summarise(out: Path, metrics: Sequence[Metric] = TOXICITY) -> Summary:
         ValueError: if its files are malformed; names the file and the line.
     """
     manifest = read_manifest(out)
-    return Findings(manifest, read_answers(out, manifest), sorted_metrics(metrics)).summary()
+    answers = read_answers(out, manifest)
+    found = Findings(manifest, answers, sorted_metrics(metrics)).summary()
+    return replace(found, alignment=alignment_of(out, manifest, answers))
 
 
 @dataclass(frozen=True)

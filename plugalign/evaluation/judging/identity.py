@@ -17,6 +17,8 @@ from plugalign.evaluation.judging.text_classifier import TextClassifier
 from plugalign.evaluation.run_folder.manifest import JudgeRecord
 from plugalign.files.embedded import parts
 from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
+from plugalign.values.discriminator.contrast import ValueContrast
+from plugalign.values.discriminator.discriminator import ValueDiscriminator
 
 SIMPLE = (str, int, float, bool, type(None))
 
@@ -46,6 +48,8 @@ def describe_judge(judge: Judge, spec: Any) -> JudgeRecord:
     found = JudgeRecord(kind=type(function).__name__, sha256=sha256)
     if isinstance(function, TextClassifier):
         return found.model_copy(update={"label": function.positive})
+    if isinstance(function, (ValueContrast, ValueDiscriminator)):
+        return found.model_copy(update={"reads": weights_fingerprint(function.reader.model)})
     return found
 
 

@@ -17,12 +17,16 @@ from plugalign.files.embedded import parts
 from plugalign.files.folders import there
 from plugalign.files.pretrained import loading
 from plugalign.files.shown import one_line, shown
+from plugalign.values.discriminator.contrast import ValueContrast
+from plugalign.values.discriminator.discriminator import ValueDiscriminator
 
 __all__ = ["Function", "Judge", "Trusted", "Verdicts", "check_judges", "load_judge", "load_judges"]
 
 PICKLE = ".joblib"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # "name" or "owner/name"
-FITTED: Mapping[str, Any] = {kind.KIND: kind for kind in (LinearJudge, TfidfJudge)}
+FITTED: Mapping[str, Any] = {
+    kind.KIND: kind for kind in (LinearJudge, TfidfJudge, ValueDiscriminator, ValueContrast)
+}
 
 
 class Trusted(str):
@@ -66,8 +70,9 @@ def load_judge(
         spec: one of
 
             * "pocket": the judge that comes with the package;
-            * a folder: what ``plugalign fit judge`` made (`TfidfJudge`), a saved `LinearJudge`, or
-              a Hugging Face text-classification model;
+            * a folder: what ``plugalign fit judge`` made (`TfidfJudge`), a saved `LinearJudge`,
+              what ``plugalign fit value`` made, of which the score is P(breaks the value), or a
+              Hugging Face text-classification model;
             * the hub id of such a model;
             * "module:function", something importable;
             * a ``.joblib`` file with a fitted scikit-learn classifier or pipeline. It is a pickle:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plugalign.evaluation.comparison.references import BASE, PLAIN
+from plugalign.evaluation.report.alignment import alignment_notes, alignment_sections
 from plugalign.evaluation.report.charts import Estimate, Scatter, scatter
 from plugalign.evaluation.report.conditions import conditions_of, settings_line
 from plugalign.evaluation.report.headline import headline
@@ -52,6 +53,8 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         scatter=_scatter(summary),
         change_scale=_change_scale(summary),
         cost_scale=max(row.costs.ratio_per_step.quartiles[1] for row in summary.rows.values()),
+        aligned=alignment_sections(summary),
+        alignment_notes=list(alignment_notes(summary)),
         pairs=_pairs(out, manifest, decode),
         conditions=list(conditions_of(manifest)),
         beside={name: settings_line(controller) for name, controller in methods.items()},

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from plugalign.evaluation.report.alignment import alignment_columns, alignment_notes
 from plugalign.evaluation.run_folder.manifest import MetricRecord
 from plugalign.evaluation.run_folder.summary import Cost, JudgeNotes, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
@@ -31,6 +32,8 @@ def comparison_table(summary: Summary) -> Group:
     tables = [_judged(summary, judge) for judge in summary.judges]
     if summary.text_metrics:
         tables.append(_measured(summary))
+    if summary.alignment is not None:
+        tables += [_aligned(summary, judge) for judge in summary.judges]
     notes = Padding(Text("\n".join(_notes(summary)), style="dim"), (0, 1))
     return Group(*tables, _texts(summary), notes)
 
@@ -111,6 +114,14 @@ def _measured(summary: Summary) -> Table:
             cell for f, metric in figures for cell in (_figure(f, "other"), _p_value(f, metric))
         ]
         table.add_row(_name(name), *cells, end_section=name == _last_reference(summary))
+    return table
+
+
+def _aligned(summary: Summary, judge: str) -> Table:
+    headings, cells = alignment_columns(summary, judge)
+    table = _table(summary, f"How aligned, by {printable(judge)}", headings)
+    for name, row in cells.items():
+        table.add_row(_name(name), *row, end_section=name == _last_reference(summary))
     return table
 
 
@@ -229,6 +240,7 @@ def _notes(summary: Summary) -> Iterator[str]:
             yield f"{printable(name)}: {revisions_in_words(row.revisions)}."
     for judge, notes in summary.judges.items():
         yield from _of_judge(judge, notes)
+    yield from map(printable, alignment_notes(summary))
     yield from map(printable, summary.warnings)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from plugalign.algebra.controller import Composition, Controller
+from plugalign.algebra.fingerprints import controller_fingerprint as controller_fingerprint
 from plugalign.algebra.identity import identify, model_name
 from plugalign.evaluation.run_folder.manifest import (
     Conditions,
@@ -19,9 +16,8 @@ from plugalign.evaluation.run_folder.manifest import (
     ModelRecord,
     WeightedRecord,
 )
-from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
-
-VERSIONS = ("plugalign", "torch", "transformers")
+from plugalign.files.fingerprint import weights_fingerprint
+from plugalign.files.versions import versions as versions
 
 
 def describe_model(model: Any, tokenizer: Any) -> ModelRecord:
@@ -54,12 +50,6 @@ def _described(controller: Controller) -> dict[str, Any]:
     return found
 
 
-def controller_fingerprint(controller: Controller) -> str:
-    """A hash of a controller's tensors and, in turn, of all its parts."""
-    parts = {name: _part(part) for name, part in controller.saved_parts().items()}
-    return fingerprint(controller.tensors(), parts, repr(controller.config()))[:16]
-
-
 def conditions(device: torch.device) -> Conditions:
     """Where a run takes place."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -70,24 +60,3 @@ def conditions(device: torch.device) -> Conditions:
         python=platform.python_version(),
         platform=platform.platform(),
     )
-
-
-def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
-    """The installed versions that a run's results may depend on."""
-    return {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, Controller):
-        return controller_fingerprint(part)
-    if isinstance(part, nn.Module):
-        return weights_fingerprint(part)
-    folder = Path(part)
-    return fingerprint([(p.name, file_hash(p)) for p in sorted(folder.rglob("*")) if p.is_file()])

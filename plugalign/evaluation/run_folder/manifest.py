@@ -75,12 +75,14 @@ class JudgeRecord(_Part):
         sha256: of what its scores depend on, None where nothing is known of that.
         label: of a text-classification model, the number of the label that counts as toxic.
         threshold: from which score on a text counts as toxic.
+        reads: of one that reads with a model, a fingerprint of its weights.
     """
 
     kind: str = Field(validation_alias="class", serialization_alias="class")
     sha256: str | None
     label: int | None = None
     threshold: Number | None = None
+    reads: str | None = None
 
 
 class MetricRecord(_Part):

@@ -8,6 +8,7 @@ from typing import Any
 
 from plugalign.evaluation.run_folder.manifest import AgreementSet, MetricRecord, ScorerRecord
 from plugalign.evaluation.statistics.figure import Figure
+from plugalign.values.alignment import Alignment
 
 QUALITY = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "length", "empty")
 INTERVALS = {
@@ -142,6 +143,7 @@ class Summary:
         cut_alike: by the name of a method with a support, the reference within that support.
         warnings: what a reader must know before comparing rows.
         methods: base first.
+        alignment: with values, where something in the run is about these.
     """
 
     reference: str
@@ -154,6 +156,7 @@ class Summary:
     warnings: tuple[str, ...]
     methods: Mapping[str, Row]
     references: Mapping[str, Row]
+    alignment: Alignment | None = None
 
     @property
     def judged_metrics(self) -> list[MetricRecord]:
@@ -201,6 +204,7 @@ class Summary:
             "warnings": list(self.warnings),
             "methods": {name: row.to_json() for name, row in self.methods.items()},
             "references": {name: row.to_json() for name, row in self.references.items()},
+            **({} if self.alignment is None else {"alignment": self.alignment.to_json()}),
         }
 
 

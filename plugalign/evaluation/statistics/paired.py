@@ -107,11 +107,10 @@ class PairedBootstrap:
         if not present.any():
             raise ValueError(f"no value is present: all {self.prompts} prompts are missing")
         pair = np.where(present[:, None], np.stack([numbers, np.ones_like(numbers)], axis=1), 0.0)
-        sums = np.concatenate([counts.astype(np.float64) @ pair for counts in self._counts])
+        sums = np.concatenate([counts @ pair for counts in self.counts()])
         drawn = sums[:, 1] > 0  # a resample may hold missing prompts only
-        low, high = np.quantile(sums[drawn, 0] / sums[drawn, 1], self._tails)
         value = pair[:, 0].sum() / pair[:, 1].sum()
-        return Interval(float(value), float(low), float(high))
+        return self.interval(float(value), sums[drawn, 0] / sums[drawn, 1])
 
     def difference(self, values: ArrayLike, base: ArrayLike) -> Interval:
         """``mean(values - base)`` over the prompts where both, ``(P,)``, are present.
@@ -120,6 +119,24 @@ class PairedBootstrap:
             ValueError: as `mean`, or no prompt where both are present.
         """
         return self.mean(self._per_prompt(values) - self._per_prompt(base))
+
+    def counts(self) -> Iterator[FloatArray]:
+        """How often each resample has each prompt, ``(., P)``: R rows in all, for a figure that is
+        no mean. Equal resamples of two methods make their figures a pair."""
+        yield from (counts.astype(np.float64) for counts in self._counts)
+
+    def interval(self, value: float, draws: FloatArray) -> Interval:
+        """The percentile interval of a figure by its values ``(R,)`` in the resamples; one that
+        cannot be had in a resample is NaN there, and left out.
+
+        Raises:
+            ValueError: if it cannot be had in any.
+        """
+        present = draws[~np.isnan(draws)]
+        if not present.size:
+            raise ValueError("the figure cannot be had in any resample; give more prompts")
+        low, high = np.quantile(present, self._tails)
+        return Interval(value, float(low), float(high))
 
     def _per_prompt(self, values: ArrayLike) -> FloatArray:
         numbers = np.asarray(values, dtype=np.float64)

@@ -1,0 +1,69 @@
+"""``plugalign judge``: texts by one or several values, their conflicts, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plugalign.commands import options
+from plugalign.commands.console import quiet_libraries, show
+
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts to judge.", show_default=False)]
+Value = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="What plugalign fit value made; may be repeated, in order of priority.",
+    ),
+]
+File = Annotated[
+    Path | None, typer.Option(help='Texts from a file: JSONL or CSV with a "text" field.')
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Leave out each word once, and say what it does.")
+]
+Json = Annotated[bool, typer.Option("--json", help="A line of JSON for each text.")]
+
+
+def judge(
+    value: Value,
+    texts: Texts = None,
+    file: File = None,
+    explain: Explain = False,
+    as_json: Json = False,
+    threads: options.Threads = None,
+) -> None:
+    """Judge texts by values: a verdict by each, conflicts by priority, and which words count."""
+    folders = options.named(value, "--value") or {}
+    given = [*(texts or []), *(_read(file) if file is not None else ())]
+    if not given:
+        raise ValueError("there is no text to judge; give one, or a --file of them")
+    import torch
+
+    from plugalign.values.discriminator.explanation import explain as explained
+    from plugalign.values.discriminator.judgement import judge_texts
+    from plugalign.values.discriminator.saved import load_discriminators
+
+    quiet_libraries()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    principles = load_discriminators(folders)
+    for found in judge_texts(principles, given):
+        reasons = explained(principles, found.text) if explain else []
+        if as_json:
+            why = {"explanations": [each.to_json() for each in reasons]} if explain else {}
+            typer.echo(json.dumps({**found.to_json(), **why}, ensure_ascii=False))
+            continue
+        show(f"{found.text}\n{found}")
+        for each in reasons:
+            show(str(each))
+
+
+def _read(file: Path) -> Iterator[str]:
+    from plugalign.files.rows import read_rows
+
+    yield from (row.text(row.first("text")) for row in read_rows(file))

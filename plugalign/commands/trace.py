@@ -1,0 +1,161 @@
+"""``plugalign trace``: what was changed at every token, by which controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plugalign.commands import compare as shared
+from plugalign.commands import options
+from plugalign.commands.console import quiet_libraries, show
+from plugalign.files.folders import check_folder
+
+OUT = "plugalign-trace"
+GIVEN = (  # to the function as they are
+    *("model", "prompts", "limit", "stratum", "store_prompts", "samples", "max_new_tokens"),
+    *("temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
+)
+
+Controllers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="A controller; may be repeated: all steer together.",
+        show_default="two of the pocket world",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.SETTING=VALUE", help="In place of the saved one."),
+]
+Stratum = Annotated[
+    str | None, typer.Option(metavar="FIELD", help="The prompts' field that names their stratum.")
+]
+Risk = Annotated[
+    str | None, typer.Option(metavar="JUDGE", help="Sorts prompts into strata by its score.")
+]
+Cuts = Annotated[
+    str | None, typer.Option(metavar="A,B", help="Where scores are cut.", show_default="0.5")
+]
+StorePrompts = Annotated[
+    bool, typer.Option("--store-prompts", help="Write prompts down; else only their hashes.")
+]
+Samples = Annotated[int, typer.Option(help="Answers to a prompt.")]
+NewTokens = Annotated[int, typer.Option(help="Length of an answer in tokens.")]
+Verify = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Check a trace.jsonl: was a line changed or removed?"),
+]
+Replay = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Run a trace.jsonl again: are the tokens the same?"),
+]
+Out = Annotated[
+    str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
+]
+
+
+def trace(
+    context: typer.Context,
+    controllers: Controllers = None,
+    model: shared.Model = None,
+    prompts: shared.Prompts = None,
+    limit: shared.Limit = None,
+    settings: Set = None,
+    stratum: Stratum = None,
+    risk: Risk = None,
+    cuts: Cuts = None,
+    store_prompts: StorePrompts = False,
+    samples: Samples = 1,
+    max_new_tokens: NewTokens = 20,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 0.9,
+    batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Out = None,
+    resume: shared.Resume = False,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    trust: shared.Trust = False,
+    verify: Verify = None,
+    replay: Replay = None,
+) -> None:
+    """Record what controllers change at every token, as it goes, in a file that shows tampering."""
+    given = options.named(controllers, "--controllers")
+    if verify is not None:
+        _refuse_others(context, "verify", ())
+        _verify(verify)
+        return
+    if replay is not None:
+        _refuse_others(context, "replay", ("model", "prompts", "controllers", "dtype", "threads"))
+        _replay(replay, model, prompts, given, dtype, threads)
+        return
+    chosen: dict[str, Any] = {
+        "settings": options.settings(settings, "--set"),
+        "cuts": options.shares(cuts, "--cuts"),
+        "out": check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume)),
+    }
+    chosen |= {name: context.params[name] for name in GIVEN}
+    quiet_libraries()
+    _use(threads)
+    from plugalign.values.account.tracing import trace as run
+
+    found = run(given, risk=_judge(risk, trust), **chosen)
+    show(f"{found.answers} answers of {found.tokens} tokens are in {found.file}")
+    show(f"Its last hash, to be kept elsewhere: {found.head}")
+    show(f"The page: {found.page}")
+
+
+def _refuse_others(context: typer.Context, mode: str, allowed: tuple[str, ...]) -> None:
+    """Refuses options that a mode of the command does not look at."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in (mode, *allowed) or source is None or source.name == "DEFAULT":
+            continue
+        raise ValueError(f"--{mode} has no {parameter.opts[0]}; leave it out")
+
+
+def _verify(path: Path) -> None:
+    from plugalign.values.account.reading import verify
+
+    found = verify(path)
+    show(f"{found.lines} lines, {found.answers} answers of {found.tokens} tokens: the chain holds")
+    show(f"Its last hash: {found.head}")
+    if not found.complete:
+        raise ValueError(
+            f"{path} has no last line: the run was stopped, or lines were removed at the end"
+        )
+
+
+def _replay(
+    path: Path,
+    model: str | None,
+    prompts: str | None,
+    controllers: dict[str, str] | None,
+    dtype: str,
+    threads: int | None,
+) -> None:
+    quiet_libraries()
+    _use(threads)
+    from plugalign.values.account.replay import replay
+
+    found = replay(path, model=model, prompts=prompts, controllers=controllers, dtype=dtype)
+    show(str(found))
+    if found.same < found.answers:
+        raise typer.Exit(1)
+
+
+def _judge(spec: str | None, trust: bool) -> Any:
+    if spec is None or not trust:
+        return spec
+    return shared.trusted_judges([spec])[0]
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

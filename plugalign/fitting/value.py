@@ -1,0 +1,197 @@
+"""Fits a value discriminator and measures it on texts it has not seen: ``plugalign fit value``.
+
+The model is frozen, and each text is read once. A quarter of the texts calibrates the head, another
+quarter is held out; the rest is learned from, which also picks the layer by cross-validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugalign.evaluation.statistics.paired import FloatArray
+from plugalign.files.fingerprint import file_hash, fingerprint
+from plugalign.fitting import workspace
+from plugalign.fitting.data import Labelled
+from plugalign.fitting.pooled_states import keep_pooled_states
+from plugalign.values.discriminator.discriminator import ValueDiscriminator
+from plugalign.values.discriminator.guiding import guide
+from plugalign.values.discriminator.head import Labels, calibrate, fewest_for, fit_head
+from plugalign.values.discriminator.measuring import layer_scores, measured
+from plugalign.values.discriminator.readers import Reader
+from plugalign.values.discriminator.sheet import DataFile, Sheet
+
+FEWEST, CALIBRATED, HELD_OUT = 128, 64, 32  # different texts: in all, to calibrate, to measure
+SHARE = 0.25  # of all texts, for either of the latter, where that is more
+FEWEST_OF_A_CLASS = 10  # to calibrate
+
+GUIDE = "guide"  # the folder of a controller that steers by it, inside its own
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Which texts are for what, as their numbers."""
+
+    learned: Numbers
+    calibrated: Numbers
+    held_out: Numbers
+
+
+@dataclass(frozen=True)
+class FittedValue:
+    """A discriminator that was fitted, and where it is."""
+
+    sheet: Sheet
+    out: Path
+
+    def describe(self) -> str:
+        """What it is worth and how to use it."""
+        return f"{self.sheet.summary()}\n{use_of(self.out)}"
+
+
+def use_of(out: Path) -> str:
+    """How a saved discriminator is used."""
+    name = out.resolve().name
+    found = f"It is in {out}; plugalign compare takes it as --judge {name}={out}"
+    if (out / GUIDE).is_dir():
+        found += f", and to steer its model as --controllers {name}={out / GUIDE}"
+    return found
+
+
+def fit_value(
+    reader: Reader,
+    source: str,
+    data: Labelled,
+    out: Path,
+    *,
+    statement: str,
+    desired: str | None = None,
+    files: Sequence[Path] = (),
+    licence: str | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+) -> FittedValue:
+    """Fits a discriminator for a statement and saves it in ``out``.
+
+    A run that was killed and is started again continues.
+
+    Args:
+        reader: reads texts, at one or several layers, of which the best is taken.
+        source: the hub id or folder of its model.
+        data: texts and labels.
+        desired: the label of texts that conform, see `Labelled.binary`.
+        files: the files of the data, for the data sheet.
+        licence: of the data, for the data sheet.
+        level: the coverage of verdict sets.
+        seed: which texts are held out.
+
+    Raises:
+        ValueError: for too few texts, a level that they cannot have, or an ``out`` that is taken.
+    """
+    texts, conforms = distinct(data, desired)
+    parts = split(texts, conforms, level, seed)
+
+    def work(folder: Path, result: Path) -> dict[str, Any]:
+        states = keep_pooled_states(reader, texts, statement, folder / "states")
+        about = {
+            "files": tuple(DataFile(name=path.name, sha256=file_hash(path)) for path in files),
+            "licence": licence,
+        }
+        found = fitted(reader, states, texts, conforms, parts, statement, level, source)
+        found.sheet = found.sheet.model_copy(update=about)
+        found.save(result)
+        if reader.kind == "causal":
+            guide(found).save_pretrained(result / GUIDE)
+        return {}
+
+    record = {
+        "method": "value",
+        "model": {"name": reader.model_name, "weights": fingerprint(reader.identity.probe)[:16]},
+        "data": {"texts": len(texts), "sha256": fingerprint(texts, conforms.tolist())},
+        "settings": {"statement": statement, "licence": licence, "level": level, "seed": seed},
+    }
+    workspace.make(out, record, work)
+    return FittedValue(Sheet.load(out), out)
+
+
+def distinct(data: Labelled, desired: str | None) -> tuple[list[str], Labels]:
+    """Different texts and whether each conforms; a text with both labels is left out.
+
+    Raises:
+        ValueError: see `Labelled.binary`.
+    """
+    good, bad = data.binary(desired)
+    both = set(good) & set(bad)
+    sides = [[text for text in dict.fromkeys(side) if text not in both] for side in (good, bad)]
+    return [*sides[0], *sides[1]], np.repeat([True, False], [len(side) for side in sides])
+
+
+def split(texts: Sequence[str], conforms: Labels, level: float = 0.9, seed: int = 0) -> Parts:
+    """Parts in which both classes have the shares that they have in all.
+
+    Raises:
+        ValueError: for too few texts in all, or of a class.
+    """
+    count, fewest = len(texts), max(FEWEST_OF_A_CLASS, fewest_for(level))
+    sizes = [max(least, round(SHARE * count)) for least in (CALIBRATED, HELD_OUT)]
+    sides = [np.flatnonzero(conforms == side) for side in (True, False)]
+    shares = [[round(size * len(side) / max(1, count)) for size in sizes] for side in sides]
+    if count < FEWEST or min(share[0] for share in shares) < fewest:
+        raise ValueError(
+            f"a value discriminator needs {FEWEST} different labelled texts, and of each class "
+            f"{fewest} in the part that calibrates it at level {level:g}, a quarter or "
+            f"{CALIBRATED}; got {len(sides[0])} that conform and {len(sides[1])} that do not. "
+            f"Give more, or none: leave --data out"
+        )
+    found: list[list[int]] = [[], [], []]
+    for side, (first, second) in zip(sides, shares, strict=True):
+        order = sorted(side.tolist(), key=lambda i: fingerprint(seed, texts[i]))
+        found[0] += order[first + second :]
+        found[1] += order[:first]
+        found[2] += order[first : first + second]
+    return Parts(*(np.array(numbers) for numbers in found))
+
+
+def fitted(
+    reader: Reader,
+    states: FloatArray,
+    texts: Sequence[str],
+    conforms: Labels,
+    parts: Parts,
+    statement: str,
+    level: float = 0.9,
+    source: str | None = None,
+) -> ValueDiscriminator:
+    """A discriminator by states that have been read, with its data sheet.
+
+    Args:
+        states: of the reader's layers, ``(n, L, D)``.
+    """
+    layers = layer_scores(states[parts.learned], conforms[parts.learned], reader.layers)
+    best = max(layers, key=lambda layer: layers[layer], default=reader.layers[0])
+    own = states[:, reader.layers.index(best)]
+    head = fit_head(own[parts.learned], conforms[parts.learned])
+    margins = head.margins(own)
+    calibration = calibrate(margins[parts.calibrated], conforms[parts.calibrated], level)
+    learned, apart = (
+        ([texts[i] for i in part], conforms[part]) for part in (parts.learned, parts.held_out)
+    )
+    sheet = Sheet(
+        statement=statement,
+        model=reader.model_name,
+        conforming=int(conforms.sum()),
+        breaking=int((~conforms).sum()),
+        learned=len(parts.learned),
+        calibrated=len(parts.calibrated),
+        level=level,
+        layers=layers,
+        held_out=measured(margins[parts.held_out], calibration, learned, apart),
+    )
+    return ValueDiscriminator(statement, reader.at(best), head, calibration, sheet, source=source)

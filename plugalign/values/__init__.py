@@ -1,0 +1,1 @@
+"""Values: measuring them, judging by them, and aligning to them."""

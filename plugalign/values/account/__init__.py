@@ -1,0 +1,1 @@
+"""Trace and accountability: what was changed, for whom, by what, under which version."""

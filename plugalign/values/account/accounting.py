@@ -1,0 +1,191 @@
+"""account(): reads runs, sorts their prompts, takes the figures, and writes the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from plugalign import pocket
+from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.evaluation.judging.load import Judge, load_judges
+from plugalign.evaluation.run_folder.folder import MANIFEST
+from plugalign.files.folders import check_folder
+from plugalign.files.shown import printable
+from plugalign.values.account import sheets
+from plugalign.values.account.compared import read_comparison, strata_of_comparison, stratum_of
+from plugalign.values.account.figures import figures, scored
+from plugalign.values.account.notes import Kind, add_note, read_notes
+from plugalign.values.account.reading import TracedAnswer, TraceFile
+from plugalign.values.account.records import now
+from plugalign.values.account.report import Account, RunAccount, write
+from plugalign.values.account.strata import Strata, make_strata
+from plugalign.values.account.tracing import FILE
+
+EVERY = "all strata"
+
+
+def account(
+    runs: Sequence[str | Path],
+    *,
+    prompts: str | Path | None = None,
+    stratum: str | None = None,
+    risk: Any = None,
+    cuts: Sequence[float] | None = None,
+    judges: Any = None,
+    controllers: Mapping[str, str | Path] | None = None,
+    incidents: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    by: str | None = None,
+    out: str | Path | None = None,
+) -> Account:
+    """Writes the accountability report of runs.
+
+    Args:
+        runs: folders of `trace` and of `plugalign.compare`.
+        prompts: the prompts' file of the runs, where strata are named now and not when they ran.
+        stratum, risk, cuts: how prompts are sorted into strata, see `make_strata`; by default as
+            the trace says.
+        judges: what scores the answers of traces, see `load_judge`; comparisons have their own.
+        controllers: by name the folders of a comparison's controllers, for their data sheets.
+        incidents, overrides: what people report of the first run; kept in a file beside it.
+        by: who reports it.
+        out: the folder to write; the first run's by default.
+
+    Raises:
+        ValueError: for a folder without a run, a file that was changed, or a prompt that cannot be
+            sorted.
+    """
+    folders = [_checked(Path(run)) for run in runs]
+    if not folders:
+        raise ValueError("there is no run to account for; name at least one folder")
+    target = check_folder(folders[0] if out is None else out)
+    if stratum is not None and prompts is None:
+        raise ValueError(f"the field {stratum!r} is of the prompts' file; give that too")
+    strata = None
+    if prompts is not None:
+        texts = load_prompts(prompts)
+        strata = make_strata(texts, stratum, risk, cuts)
+        sorting = strata.by_text(texts)
+    elif cuts is not None and risk is None:
+        raise ValueError("cuts are of a judge's scores; name the judge too")
+    loaded = [] if judges is None else list(load_judges(judges).values())
+    options = _Sorting(None if strata is None else sorting, strata, risk, cuts)
+    found = [_of_run(run, options, loaded, controllers or {}) for run in folders]
+    given: list[tuple[Kind, str]] = [("incident", text) for text in incidents]
+    given += [("override", text) for text in overrides]
+    if given:
+        found[0] = _noted(found[0], folders[0], given, by)
+    made = Account(target, now(), found)
+    write(made)
+    return made
+
+
+@dataclass(frozen=True)
+class _Sorting:
+    """How prompts are sorted now, if they are.
+
+    Attributes:
+        by_text: the stratum by a prompt's hash.
+        strata: of the prompts' file.
+    """
+
+    by_text: Mapping[str, str] | None
+    strata: Strata | None
+    risk: Any
+    cuts: Sequence[float] | None
+
+
+def _checked(run: Path) -> Path:
+    """A run's folder; also its trace file stands for it."""
+    folder = run.parent if run.name == FILE else run
+    if not ((folder / FILE).is_file() or (folder / MANIFEST).is_file()):
+        raise ValueError(
+            f"{printable(str(run))} holds no {FILE} and no {MANIFEST}; name a folder of plugalign "
+            "trace or compare"
+        )
+    return folder
+
+
+def _of_run(
+    folder: Path, sorting: _Sorting, judges: Sequence[Judge], controllers: Mapping[str, str | Path]
+) -> RunAccount:
+    if (folder / FILE).is_file():
+        return _of_trace(folder, sorting, judges)
+    return _of_comparison(folder, sorting, controllers)
+
+
+def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAccount:
+    if sorting.risk is not None and sorting.by_text is None:
+        raise ValueError(
+            f"{folder} holds hashes of prompts, which no judge can score; give the prompts too"
+        )
+    file = TraceFile(folder)
+    answers = [each for each in file.answers() if each.tokens]
+    names = [_stratum(each, sorting.by_text) for each in answers]
+    scores = scored(judges, answers)
+    groups = sorted(set(names))
+    strata = []
+    for group in groups if len(groups) == 1 else [*groups, EVERY]:
+        chosen = [i for i, name in enumerate(names) if group in (name, EVERY)]
+        of_group = {judge: [each[i] for i in chosen] for judge, each in scores.items()}
+        strata.append(figures(group, [answers[i] for i in chosen], of_group))
+    run = file.run
+    return RunAccount(
+        path=str(folder),
+        model=run.model.model_dump(mode="json", by_alias=True),
+        versions=run.versions,
+        began=run.time,
+        sorted_by=run.strata if sorting.strata is None else sorting.strata.how,
+        controllers=sheets.of_trace(run.controllers),
+        notes=read_notes(folder),
+        verified=file.verified,
+        strata=strata,
+    )
+
+
+def _stratum(each: TracedAnswer, by_text: Mapping[str, str] | None) -> str:
+    answer = each.answer
+    if by_text is None:
+        return answer.stratum
+    return stratum_of(answer.prompt_sha256, answer.prompt, by_text)
+
+
+def _of_comparison(
+    folder: Path, sorting: _Sorting, controllers: Mapping[str, str | Path]
+) -> RunAccount:
+    by_text, how = sorting.by_text, "all prompts are one stratum"
+    if sorting.strata is not None:
+        how = sorting.strata.how
+    elif sorting.risk is not None:
+        cuts = None if sorting.cuts is None else tuple(sorting.cuts)
+        strata, texts = strata_of_comparison(folder, sorting.risk, cuts)
+        by_text, how = strata.by_text(texts), strata.how
+    compared = read_comparison(folder, by_text, how)
+    manifest, known = compared.manifest, dict[str, str | Path]()
+    if manifest.pocket:
+        own = pocket.parts() / "controllers"
+        known |= {each.name: each for each in own.iterdir() if each.is_dir()}
+    known |= controllers
+    model = manifest.settings.model
+    return RunAccount(
+        path=str(folder),
+        model={} if model is None else model.model_dump(mode="json", by_alias=True),
+        versions=manifest.versions,
+        began=None,
+        sorted_by=how,
+        controllers=sheets.of_comparison(manifest.settings.methods, known),
+        notes=read_notes(folder),
+        compared=compared,
+    )
+
+
+def _noted(
+    run: RunAccount, folder: Path, given: Sequence[tuple[Kind, str]], by: str | None
+) -> RunAccount:
+    """The run with notes that are written down beside it now."""
+    head = None if run.verified is None else run.verified.head
+    for kind, text in given:
+        add_note(folder, kind, text, by, head)
+    return replace(run, notes=read_notes(folder))

@@ -1,0 +1,161 @@
+"""What an account says of a comparison's folder: every method by stratum, beside the base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plugalign.evaluation.comparison.prompts import Prompts
+from plugalign.evaluation.comparison.references import BASE
+from plugalign.evaluation.run_folder.answers import Answers, read_answers
+from plugalign.evaluation.run_folder.folder import PROMPTS
+from plugalign.evaluation.run_folder.manifest import Manifest, read_manifest
+from plugalign.evaluation.statistics.intervals import share_interval
+from plugalign.evaluation.statistics.paired import (
+    FloatArray,
+    Interval,
+    PairedBootstrap,
+    mean_score,
+)
+from plugalign.files.text import read_text
+from plugalign.values.account.figures import FEW
+from plugalign.values.account.strata import ALL, Strata, make_strata, text_hash
+
+
+@dataclass(frozen=True)
+class JudgedMethod:
+    """Mean scores of a method's answers under one judge, and their change from the base's; None
+    where there is none."""
+
+    mean: Interval | None
+    change: Interval | None
+
+
+@dataclass(frozen=True)
+class MethodStratum:
+    """A method in one stratum.
+
+    Attributes:
+        changed: the share of answers whose tokens are not those of the base with the same noise;
+            None for the base.
+    """
+
+    method: str
+    stratum: str
+    prompts: int
+    answers: int
+    tokens: int
+    changed: Interval | None
+    judged: Mapping[str, JudgedMethod]
+
+    @property
+    def few(self) -> bool:
+        return self.prompts < FEW
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, read for an account."""
+
+    manifest: Manifest
+    strata: str
+    figures: tuple[MethodStratum, ...]
+
+
+def read_comparison(out: Path, by_text: Mapping[str, str] | None, strata: str) -> Compared:
+    """The figures of a comparison by method and stratum.
+
+    Args:
+        by_text: the stratum by the hash of a prompt's text; None is one stratum.
+        strata: in words, how prompts were sorted.
+
+    Raises:
+        ValueError: for a damaged file, or a prompt that has no stratum; names it.
+    """
+    manifest = read_manifest(out)
+    rows, prompts = read_answers(out, manifest), read_prompts(out)
+    names = [stratum_of(text_hash(text), number, by_text) for number, text in enumerate(prompts)]
+    judges = manifest.settings.judges
+    found = [
+        _figures(method, stratum, answers, rows[BASE], judges, [n == stratum for n in names])
+        for method, answers in rows.items()
+        if method in manifest.settings.methods
+        for stratum in sorted(set(names))
+    ]
+    return Compared(manifest, strata, tuple(found))
+
+
+def read_prompts(out: Path) -> tuple[str, ...]:
+    """The texts of a comparison's prompts."""
+    lines = read_text(out / PROMPTS).splitlines()
+    return tuple(json.loads(line)["text"] for line in lines)
+
+
+def strata_of_comparison(
+    out: Path, risk: object, cuts: tuple[float, ...] | None
+) -> tuple[Strata, Prompts]:
+    """Its prompts, sorted by a judge of risk."""
+    prompts = Prompts(read_prompts(out))
+    return make_strata(prompts, None, risk, cuts), prompts
+
+
+def stratum_of(sha256: str, number: int, by_text: Mapping[str, str] | None) -> str:
+    """The stratum of a prompt.
+
+    Raises:
+        ValueError: for a prompt that is not among those that were sorted.
+    """
+    if by_text is None:
+        return ALL
+    if sha256 not in by_text:
+        raise ValueError(
+            f"prompt {number} of the run is not in the prompts' file, so it has no stratum; give "
+            "the file that the run was made with"
+        )
+    return by_text[sha256]
+
+
+def _figures(
+    method: str,
+    stratum: str,
+    answers: Answers,
+    base: Answers,
+    judges: tuple[str, ...],
+    inside: list[bool],
+) -> MethodStratum:
+    rows = [row for row, kept in zip(answers.rows, inside, strict=True) if kept]
+    others = [row for row, kept in zip(base.rows, inside, strict=True) if kept]
+    own, theirs = Answers(rows), Answers(others)
+    changed = np.array(
+        [
+            np.mean([a.generated.tokens != b.generated.tokens for a, b in zip(x, y, strict=True)])
+            for x, y in zip(rows, others, strict=True)
+        ]
+    )
+    return MethodStratum(
+        method=method,
+        stratum=stratum,
+        prompts=len(rows),
+        answers=sum(map(len, rows)),
+        tokens=sum(len(answer.generated.tokens) for row in rows for answer in row),
+        changed=None if method == BASE else share_interval(changed, len(rows[0])),
+        judged={
+            judge: _judged(
+                mean_score(own.scores(judge)),
+                None if method == BASE else mean_score(theirs.scores(judge)),
+            )
+            for judge in judges
+        },
+    )
+
+
+def _judged(own: FloatArray, base: FloatArray | None) -> JudgedMethod:
+    bootstrap = PairedBootstrap(len(own), resamples=2000)
+    mean = None if np.isnan(own).all() else bootstrap.mean(own)
+    if base is None or np.isnan(own - base).all():
+        return JudgedMethod(mean, None)
+    return JudgedMethod(mean, bootstrap.difference(own, base))

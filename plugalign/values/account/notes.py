@@ -1,0 +1,50 @@
+"""What people report of a run: incidents, and where a person overrode what was generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from plugalign.files.saved import described
+from plugalign.files.text import check_unicode
+from plugalign.values.account.chain import Chain, read_chain
+from plugalign.values.account.records import NoteLine, content_of, now
+
+FILE = "incidents.jsonl"  # beside the run, hash-chained too
+Kind = Literal["incident", "override"]
+
+
+def add_note(
+    run: Path, kind: Kind, text: str, by: str | None = None, head: str | None = None
+) -> None:
+    """Appends a note to the file beside a run.
+
+    Args:
+        run: the run's folder.
+        by: who reports it.
+        head: the last hash of the run's own file.
+
+    Raises:
+        ValueError: for an empty text, or a file whose chain does not hold.
+    """
+    if not text.strip():
+        raise ValueError(f"an {kind} needs words, got {text!r}")
+    line = NoteLine(kind=kind, time=now(), text=check_unicode(text, kind), by=by, head=head)
+    Chain(run / FILE).append([content_of(line)])
+
+
+def read_notes(run: Path) -> list[NoteLine]:
+    """The notes beside a run.
+
+    Raises:
+        ValueError: for a line that is damaged, or was changed or removed; names it.
+    """
+    found = []
+    for link in read_chain(run / FILE) if (run / FILE).is_file() else ():
+        try:
+            found.append(NoteLine.model_validate(link.content))
+        except ValidationError as error:
+            raise ValueError(f"{link.place}: no note: {described(error)}") from error
+    return found

@@ -1,0 +1,1 @@
+"""The value discriminator: whether a text conforms to a value statement."""

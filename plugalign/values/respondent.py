@@ -1,0 +1,186 @@
+"""Who answers: a language model, plain or steered, as it reads prompts and gives answers.
+
+What a measurement needs of anybody is `Respondent`, so that the tests can answer in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from plugalign.engine.context_length import context_length_of
+from plugalign.evaluation.comparison.generation import end_tokens, generated
+from plugalign.evaluation.comparison.prompts import left_padded
+from plugalign.files.shown import shown
+from plugalign.generation.chat import encode
+from plugalign.generation.prompt_memory import PromptMemory
+from plugalign.generation.wrap import Steered
+from plugalign.sampling import CoupledSampler
+
+ChatMode = Literal["auto", "on", "off"]
+NEW_TOKENS = 24  # of an answer in words: a refusal comes first
+ROWS = 16  # answers at a time
+
+
+class Respondent(Protocol):
+    """Whoever is asked."""
+
+    def log_probs(self, prompt: str, answers: Sequence[str]) -> list[float]:
+        """The natural logarithm of how probable each answer is behind a prompt."""
+        ...
+
+    def say(self, prompts: Sequence[str]) -> list[str]:
+        """The beginning of what is answered to each prompt in words."""
+        ...
+
+
+def is_chat(tokenizer: Any, mode: str, system: str | None, name: str) -> bool:
+    """Whether prompts are put into the tokenizer's chat template.
+
+    Args:
+        mode: "auto" does so where there is a template. name: of the model, for messages.
+
+    Raises:
+        ValueError: for another mode, a chat that is asked for without a template, a system message
+            without a chat, or a template that takes none.
+    """
+    if mode not in get_args(ChatMode):
+        raise ValueError(f"chat must be one of {', '.join(get_args(ChatMode))}, got {shown(mode)}")
+    there = getattr(tokenizer, "chat_template", None) is not None
+    if mode == "on" and not there:
+        raise ValueError(
+            f"{shown(name)} has no chat template, so it cannot be asked with chat 'on'; "
+            "leave it at 'auto', or say 'off'"
+        )
+    chat = there and mode != "off"
+    if system is not None:
+        if not chat:
+            raise ValueError(f"{shown(name)} is not asked in a chat, so leave out the system text")
+        try:
+            rendered(tokenizer, "text", system)
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template of {shown(name)} takes no system text ({error}); leave it out"
+            ) from error
+    return chat
+
+
+def rendered(tokenizer: Any, prompt: str, system: str | None) -> str:
+    """A prompt as the user's turn of a chat, up to where the assistant answers."""
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": prompt})
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+class ModelRespondent:
+    """A wrapped model. What its prompts begin with is read once.
+
+    Args:
+        chat: whether it is asked in a chat, see `is_chat`. system: the chat's system message.
+    """
+
+    def __init__(self, steered: Steered, *, chat: bool, system: str | None = None):
+        self._steered, self._tokenizer = steered, steered.tokenizer
+        self._chat, self._system = chat, system
+        self._memory = PromptMemory()
+
+    def log_probs(self, prompt: str, answers: Sequence[str]) -> list[float]:
+        """See `Respondent`.
+
+        Raises:
+            ValueError: the prompt and an answer do not fit into the model's context.
+        """
+        front = self.ids(prompt)
+        behind = [self._answer_ids(prompt, front, answer) for answer in answers]
+        found = self._steered.log_probs(
+            _padded(behind),
+            _padded([front] * len(behind)),
+            batch_size=len(behind),
+            supports=False,
+            memory=self._memory,
+        )
+        return [float(log_p.double().sum()) for log_p in found]
+
+    def say(self, prompts: Sequence[str], tokens: int = NEW_TOKENS) -> list[str]:
+        """See `Respondent`: greedy, a few words.
+
+        Args:
+            tokens: the most that an answer has.
+        """
+        return [
+            answer
+            for first in range(0, len(prompts), ROWS)
+            for answer in self.write(prompts[first : first + ROWS], tokens)
+        ]
+
+    def nats(self, text: str, context: int) -> tuple[float, int]:
+        """The negative log-likelihood of a text's first tokens, and how many were scored.
+
+        Args:
+            context: at most so many tokens, and at most half of what the model can read, so that
+                controllers may put something in front.
+        """
+        limit = context_length_of(self._steered.model)
+        context = context if limit is None else min(context, limit // 2)
+        ids = list(self._tokenizer(text)["input_ids"])[:context]
+        if len(ids) < 2:
+            return 0.0, 0
+        (found,) = self._steered.log_probs(_padded([ids]), supports=False)
+        return -float(found.double().sum()), len(found)
+
+    def ids(self, prompt: str) -> list[int]:
+        """The token ids of a prompt."""
+        if self._chat:
+            return encode(self._tokenizer, rendered(self._tokenizer, prompt, self._system))
+        return list(self._tokenizer(prompt)["input_ids"])
+
+    def _answer_ids(self, prompt: str, front: list[int], answer: str) -> list[int]:
+        """An answer's token ids, as they follow the prompt: a tokenizer may write the first word
+        differently where a text begins."""
+        if self._chat:
+            return encode(self._tokenizer, answer)
+        whole = list(self._tokenizer(f"{prompt} {answer}")["input_ids"])
+        if whole[: len(front)] == front:
+            return whole[len(front) :]
+        return encode(self._tokenizer, f" {answer}")
+
+    def write(
+        self, prompts: Sequence[str], tokens: int, sampler: CoupledSampler | None = None
+    ) -> list[str]:
+        """Answers to a batch of prompts, without special tokens.
+
+        Args:
+            tokens: the most that an answer has. sampler: draws them; None is greedy.
+        """
+        model, tokenizer = self._steered, self._tokenizer
+        ends = end_tokens(model, tokenizer)
+        pad = tokenizer.pad_token_id
+        pad = int((ends or [0])[0] if pad is None else pad)
+        ids, mask = left_padded([self.ids(prompt) for prompt in prompts], pad)
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=tokens,
+            logits_processor=[] if sampler is None else [sampler],
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+        )
+        rows = output[:, ids.shape[1] :].tolist()
+        return [
+            str(tokenizer.decode(generated(row, ends, pad), skip_special_tokens=True))
+            for row in rows
+        ]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids with their mask, ``(R, T)``, filled on the right."""
+    width = max(map(len, rows))
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

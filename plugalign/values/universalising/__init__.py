@@ -1,0 +1,1 @@
+"""The categorical-imperative test: what becomes of a maxim when everybody follows it?"""

@@ -1,0 +1,49 @@
+"""``plugalign maxim``: the table, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from plugalign import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs ``plugalign maxim ARGUMENTS``: the exit code and what was said."""
+
+    def go(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["plugalign", "maxim", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.err if ended.value.code else said.out
+
+    return go
+
+
+def test_the_table_of_a_lie(run):
+    code, said = run("lie", "--runs", "2")
+    assert code == 0 and "pi(lie) = 0.9" in said and "pi(truth) = 0.00" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gossip",), "unknown maxim 'gossip'; known are lie, truth, greed, share"),
+        (("lie", "--runs", "1"), "runs must be at least 2"),
+        (("lie", "--controller", "x"), "--controller steers a model; give --model too"),
+        (("lie", "--model", "/nowhere/at/all"), "cannot load the model '/nowhere/at/all'"),
+    ],
+)
+def test_a_wrong_value_is_one_line(run, arguments, message):
+    code, said = run(*arguments)
+    assert code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_model_that_does_not_understand_is_refused_by_name(run, tiny, tokenizer, tmp_path):
+    for part in (tiny(), tokenizer):
+        part.save_pretrained(tmp_path / "guesser")
+    code, said = run("share", "--model", str(tmp_path / "guesser"))
+    assert code == 2 and "guesser is refused: it was right in" in said and said.count("\n") == 1

@@ -1,0 +1,85 @@
+"""``plugalign values``, as it is typed, on the pocket model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from respondents import small, written
+
+from plugalign import cli, pocket
+
+MODEL = str(pocket.parts() / "pocket")
+CONTROLLER = f"nulls={pocket.parts() / 'controllers' / 'nullspace'}"
+CRITIQUE = f"critique={pocket.parts() / 'controllers' / 'self_critique'}"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["plugalign", "values", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return str(written(tmp_path / "small.json", small()))
+
+
+def test_base_and_steered_side_by_side(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    options = ["--instrument", file, "--formats", "options", "--out", str(out), "--threads", "1"]
+    options += ["--controllers", CONTROLLER, "--set", "nulls.strength=1"]
+    assert run(monkeypatch, MODEL, *options) == 0
+    said = capsys.readouterr().out
+    assert said.strip().startswith("pocket: small did NOT measure")
+    assert "Change from the model itself" in said and str(out / "report.html") in said
+    found = json.loads((out / "values.json").read_text())
+    assert list(found["rows"]) == ["pocket", "pocket + nulls"]
+    base, steered = found["rows"].values()
+    assert base["reference"] is None and steered["reference"] == "pocket"
+    assert base["differences"] == {} and set(steered["differences"]) == {"a", "b"}
+    moved = steered["items"]["0"] - base["items"]["0"]
+    assert moved != 0 and base["verdict"]["level"] == "not measured"
+    assert "No profile is drawn" in (out / "report.html").read_text()
+    assert run(monkeypatch, MODEL, *options) == 2
+    assert "continue it with --resume" in capsys.readouterr().err
+    assert run(monkeypatch, MODEL, *options, "--resume") == 0
+    assert json.loads((out / "values.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Missing argument 'MODEL...'"),
+        (["no-such-model"], "no-such-model"),
+        ([MODEL, "--formats", "digits"], "formats are options and letters, got 'digits'"),
+        ([MODEL, "--formats", "options,options"], "--formats names 'options' twice"),
+        ([MODEL, "--instrument", "none.json"], "none.json: there is no such file"),
+        ([MODEL, "--chat", "on"], "'pocket' has no chat template"),
+        ([MODEL, "--system", "x"], "'pocket' is not asked in a chat"),
+        ([MODEL, MODEL], "two models are called 'pocket'; name each once"),
+        ([MODEL, "--controllers", "dexperts"], "--controllers takes NAME=FOLDER"),
+        ([MODEL, "--controllers", "d=none"], "d=none"),
+        ([MODEL, "--controllers", CRITIQUE], "critique revises finished answers"),
+        ([MODEL, "--set", "d.alpha=1"], "is of the method 'd', which is not compared"),
+        ([MODEL], "more than the context of"),
+    ],
+)
+def test_errors_are_one_line_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    options: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    assert run(monkeypatch, *options, "--out", str(out)) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and message in said[0]
+    assert not (out / "readings.jsonl").exists()
