@@ -2,12 +2,12 @@
 
     python benchmarks/bench_kernels.py --out kernels.json
 
-On a GPU this takes less than eight minutes; on a CPU, where the torch twins run in place of the
-kernels, about one. Each operation is first compared with its twin and, where nothing is drawn, with
-the eager formula. Times are medians over interleaved rounds. The floor is what an operation's least
-memory traffic takes at the speed of a large copy on the same device. On a GPU, calls are captured
-in a graph; those marked * are not. The file is valid JSON whenever the run is stopped. ``--tune``
-measures a GPU's row of `plugalign.kernels.occupancy.PROGRAMS` instead.
+On a GPU this takes less than eight minutes; on a CPU, where the torch references run in place of
+the kernels, about one. Each operation is first compared with its reference and, where nothing is
+drawn, with the eager formula. Times are medians over interleaved rounds. The floor is what an
+operation's least memory traffic takes at the speed of a large copy on the same device. On a GPU,
+calls are captured in a graph; those marked * are not. The file is valid JSON whenever the run is
+stopped. ``--tune`` measures a GPU's row of `plugalign.kernels.occupancy.PROGRAMS` instead.
 """
 
 from __future__ import annotations

@@ -61,11 +61,11 @@ def main(
     for name, folder in (entry.split("=", 1) for entry in controllers):
         steered = wrap(base, tokenizer, Controller.from_pretrained(folder))
         for kind in draft.split(","):
-            told = Speculation(kind, tokens)
+            speculation = Speculation(kind, tokens)
             batches = [tokenizer(text, return_tensors="pt").to(base.device) for text in texts]
-            times = measured(steered, batches, told, new_tokens, f"{name}, {kind}")
-            emitted = told.emitted / max(told.rounds, 1)
-            rows.append(Row(name, kind, told.acceptance, emitted, times[0] / times[1]))
+            times = measured(steered, batches, speculation, new_tokens, f"{name}, {kind}")
+            emitted = speculation.emitted / max(speculation.rounds, 1)
+            rows.append(Row(name, kind, speculation.acceptance, emitted, times[0] / times[1]))
         conditions = {"tokens": tokens, "prompts": limit, "new_tokens": new_tokens}
         conditions |= {"model": Path(model).name, "threads": threads}
         written = {"conditions": conditions, "rows": [asdict(row) for row in rows]}
@@ -74,12 +74,12 @@ def main(
 
 
 def measured(
-    steered: Steered, batches: list[Any], told: Speculation, new_tokens: int, what: str
+    steered: Steered, batches: list[Any], speculation: Speculation, new_tokens: int, what: str
 ) -> tuple[float, float]:
     """Seconds per token with a draft and without."""
     seconds, counts = [0.0, 0.0], [0, 0]
     for seed, batch in enumerate(track(batches, what, console=Console(stderr=True))):
-        for turn, options in enumerate(({"speculation": told}, {})):
+        for turn, options in enumerate(({"speculation": speculation}, {})):
             torch.manual_seed(seed)
             start = time.process_time()
             ids = steered.generate(

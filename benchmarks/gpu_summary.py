@@ -79,10 +79,10 @@ def _steps(folder: Path) -> list[list[str]]:
 
 def _of_steps(steps: Sequence[Sequence[str]]) -> Iterator[str]:
     words = {"0": "ok", "124": "cut", "137": "cut", "skipped": "no time", "missing": "no such tool"}
-    told = [f"{name} {words.get(code, f'FAILED ({code})')} {s} s" for name, code, s, _ in steps]
-    yield f"steps: {', '.join(told[:4])}"
-    if told[4:]:
-        yield f"       {', '.join(told[4:])}"
+    shown = [f"{name} {words.get(code, f'FAILED ({code})')} {s} s" for name, code, s, _ in steps]
+    yield f"steps: {', '.join(shown[:4])}"
+    if shown[4:]:
+        yield f"       {', '.join(shown[4:])}"
 
 
 def _of_tests(tests: Sequence[Row]) -> Iterator[str]:
@@ -129,8 +129,8 @@ def _of_kernels(rows: Sequence[Row]) -> Iterator[str]:
 def _times(row: Row, name: str) -> str:
     if (found := row.get(f"times_{name}")) is None:
         return "failed" if "error" in row.get(name, {}) else "-"
-    star = "*" if False in (row[name]["captured"], row["ours"]["captured"]) else ""
-    return f"{found['median']:.1f}{star}"
+    mark = "*" if False in (row[name]["captured"], row["ours"]["captured"]) else ""
+    return f"{found['median']:.1f}{mark}"
 
 
 def _cells(values: Sequence[Any], widths: Sequence[int]) -> str:
@@ -179,15 +179,15 @@ def _of_tuning(found: Any) -> Iterator[str]:
 
 def _of_goals(kernels: Sequence[Row], methods: Sequence[Row]) -> Iterator[str]:
     """Which goals are met, missed or open."""
-    told: dict[str, list[str]] = {"met": [], "missed": [], "not measured": []}
+    goals_by: dict[str, list[str]] = {"met": [], "missed": [], "not measured": []}
     for name, value, limit, below in (*_kernel_goals(kernels), *_method_goals(methods)):
         if value is None:
-            told["not measured"].append(name)
+            goals_by["not measured"].append(name)
             continue
         met = value <= limit if below else value >= limit
         sign = "<=" if below else ">="
-        told["met" if met else "missed"].append(f"{name} {value:.2f} ({sign} {limit:g})")
-    for verdict, goals in told.items():
+        goals_by["met" if met else "missed"].append(f"{name} {value:.2f} ({sign} {limit:g})")
+    for verdict, goals in goals_by.items():
         lines = _wrapped(goals) or ["-"]
         yield f"goals {verdict}: {lines[0]}"
         yield from (f"    {line}" for line in lines[1:])

@@ -1,4 +1,4 @@
-"""How far an operation agrees with its torch twin and with the eager formula."""
+"""How far an operation agrees with its torch reference and with the eager formula."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_GAP = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 def correctness(
     operation: Operation, case: Callable[[], Case], backend: Backend = "auto"
 ) -> Result:
-    """How far the operation agrees with its torch twin and, where that is not random, with the
+    """How far the operation agrees with its torch reference and, where that is not random, with the
     eager formula."""
 
     def fresh() -> Call:

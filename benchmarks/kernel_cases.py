@@ -73,11 +73,11 @@ class Case:
     def address(self) -> dict[str, Any]:
         """Seed, and the rest of each row's address in tensors, as a decoding loop keeps them."""
         rows = torch.arange(self.batch, device=self.device)
-        heat = torch.ones(self.batch, device=self.device)
+        temperature = torch.ones(self.batch, device=self.device)
         return {
             "seed": 7,
             "prompt": rows,
             "sample": rows + 1,
             "step": rows + 2,
-            "temperature": heat,
+            "temperature": temperature,
         }

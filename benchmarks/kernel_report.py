@@ -59,8 +59,8 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
 
@@ -94,7 +94,7 @@ def table(results: Sequence[Result]) -> Table:
         "eager",
         "x eager",
         "x compiled",
-        "= twin",
+        "= torch",
     )
     for column in columns:
         grid.add_column(column, justify="right")
@@ -123,7 +123,7 @@ def table(results: Sequence[Result]) -> Table:
 def _median(found: Result) -> str:
     if "error" in found:
         return "failed"
-    return f"{found['median']:.1f}{_star(found)}"
+    return f"{found['median']:.1f}{_mark(found)}"
 
 
 def ratio(row: Result, name: str) -> str:
@@ -131,9 +131,9 @@ def ratio(row: Result, name: str) -> str:
     was launched by the host."""
     if (times := row.get(f"times_{name}")) is None:
         return "-"
-    star = _star(row[name]) or _star(row["ours"])
-    return f"{times['median']:.2f}{star} [{times['low']:.2f}, {times['high']:.2f}]"
+    mark = _mark(row[name]) or _mark(row["ours"])
+    return f"{times['median']:.2f}{mark} [{times['low']:.2f}, {times['high']:.2f}]"
 
 
-def _star(found: Result) -> str:
+def _mark(found: Result) -> str:
     return "*" if found["captured"] is False else ""

@@ -93,8 +93,8 @@ def cache_bytes(device: torch.device) -> int:
     """The last cache in front of memory: a GPU's L2, a CPU's L3 where Linux tells."""
     if on_gpu(device):
         return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 2**26))
-    told = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    size = told.read_text().strip() if told.is_file() else ""
+    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    size = path.read_text().strip() if path.is_file() else ""
     return int(size[:-1]) * 1024 if size[:-1].isdigit() and size.endswith("K") else CPU_CACHE
 
 

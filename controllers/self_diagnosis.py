@@ -94,9 +94,9 @@ class Diagnosis(Gate):
             ValueError: if the tokenizer has no chat template and one is asked for, or cannot tell
                 the answers apart.
         """
-        front, behind = self._around(tokenizer)
+        before, behind = self._around(tokenizer)
         lead, *answers = _answers(tokenizer, behind, "" if self.chat else " ")
-        context = replace(_context(tokenizer, front, special=not self.chat), after=tuple(lead))
+        context = replace(_context(tokenizer, before, special=not self.chat), after=tuple(lead))
         name = f"the base asked about {self.attribute!r}"
         plain = Question(Logits(name, context=context), *answers)
         chat = chat_of(tokenizer)
@@ -119,8 +119,8 @@ class Diagnosis(Gate):
                 raise ValueError("this tokenizer has no chat template; leave chat=False")
             turn = [{"role": "user", "content": whole}]
             whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        front, behind = (part.replace(ATTRIBUTE, self.attribute) for part in whole.split(TEXT))
-        return front, behind
+        before, behind = (part.replace(ATTRIBUTE, self.attribute) for part in whole.split(TEXT))
+        return before, behind
 
     def config(self) -> dict[str, Any]:
         return asdict(self)
@@ -258,13 +258,13 @@ def _check_room(model: Any, mask: Tensor, first: int) -> None:
         )
 
 
-def _context(tokenizer: Any, front: str, special: bool) -> Context:
+def _context(tokenizer: Any, before: str, special: bool) -> Context:
     """The text in front as tokens, with the start token of the tokenizer where it puts one there
     (``special``) or the text names it; the row's own is then hidden."""
-    ids, start = encode(tokenizer, front), tokenizer.bos_token_id
+    ids, start = encode(tokenizer, before), tokenizer.bos_token_id
     if start is None:
         return Context(tuple(ids))
-    if special and list(tokenizer(front)["input_ids"])[:1] == [start] != ids[:1]:
+    if special and list(tokenizer(before)["input_ids"])[:1] == [start] != ids[:1]:
         ids = [start, *ids]
     return Context(tuple(ids), start if ids[:1] == [start] else None)
 

@@ -68,7 +68,8 @@ class Family:
         """Their logarithms ``(R, K)`` for c ``(R, J + 1)``."""
         tilted = self.rho + (c[:, None] @ self.parts)[:, 0]
         centred: Floats = tilted - tilted.max(-1, keepdims=True)
-        return np.subtract(centred, np.log(np.exp(centred).sum(-1, keepdims=True)))
+        log_q: Floats = centred - np.log(np.exp(centred).sum(-1, keepdims=True))
+        return log_q
 
     def moments(self, c: Floats) -> Moments:
         """What the search reads at c ``(R, J + 1)``."""

@@ -239,9 +239,9 @@ def test_beside_dexperts_it_equals_the_formula(mode, tiny, tokenizer, prompts, a
 
 def test_what_it_asks_for_is_named(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, FreshWords("w50 w51"))
-    told = steered.explain(max_new_tokens=3)
-    assert "the base behind 'w50 w51', the counts of tokens" in told
-    assert "kept by a mask: NotAgain" in told
+    explained = steered.explain(max_new_tokens=3)
+    assert "the base behind 'w50 w51', the counts of tokens" in explained
+    assert "kept by a mask: NotAgain" in explained
     with pytest.raises(ValueError, match="'the counts of tokens' is read at one place at a time"):
         steered.generate(**prompts(), max_new_tokens=3, speculation=pa.Speculation())
 

@@ -55,7 +55,7 @@ def adapter_folder(expert: str | Path) -> Path | None:
         if not (path / "config.json").is_file():
             raise ValueError(_neither(path))
         return None
-    with _told(expert):
+    with _loading(expert):
         if find_adapter_config_file(str(expert)) is None:
             return None
         return Path(snapshot_download(str(expert), allow_patterns=["adapter_*"]))
@@ -80,10 +80,10 @@ def load_model(expert: str | Path, base: Any, tokenizer: Any, *, trust_remote_co
     path, options = Path(expert), {"trust_remote_code": trust_remote_code}
     if path.is_dir():
         read_settings(path / "config.json", ModelConfig, AGAIN)
-    with _told(expert):
+    with _loading(expert):
         own = AutoTokenizer.from_pretrained(expert, **options)
     check_tokenizer(expert, own, base, tokenizer)
-    with _told(expert):
+    with _loading(expert):
         model, found = AutoModelForCausalLM.from_pretrained(
             expert, dtype=base.dtype, output_loading_info=True, **options
         )
@@ -96,7 +96,7 @@ def load_model(expert: str | Path, base: Any, tokenizer: Any, *, trust_remote_co
 
 
 @contextmanager
-def _told(expert: str | Path) -> Iterator[None]:
+def _loading(expert: str | Path) -> Iterator[None]:
     """One clear error where a model cannot be loaded."""
     try:
         yield

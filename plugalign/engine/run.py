@@ -243,9 +243,9 @@ class Run:
                     f"the attention_mask of shape {tuple(given.shape)} is of other prompts than "
                     f"texts of shape {tuple(ids.shape)}; make a processor for each call"
                 )
-            front = given.to(ids.device).repeat_interleave(rows // len(given), 0)
-            tail = front.new_ones(rows, length - front.shape[1])
-            return torch.cat([front, tail], 1)
+            prompt = given.to(ids.device).repeat_interleave(rows // len(given), 0)
+            tail = prompt.new_ones(rows, length - prompt.shape[1])
+            return torch.cat([prompt, tail], 1)
         begins = ids[:, 0] == self.pad
         if self._infer:
             return (ids != self.pad).long().cumsum(-1).clamp_max(1)

@@ -145,13 +145,13 @@ def _check_same(folder: Path, known: Mapping[str, Any] | None, fit: Mapping[str,
         )
 
 
-def _flat(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """``a.b`` and its value for each entry of nested mappings."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{front}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{front}{name}", value
+            yield f"{prefix}{name}", value
 
 
 def _read(path: Path) -> dict[str, Any] | None:

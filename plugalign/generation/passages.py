@@ -156,7 +156,7 @@ class Sources:
         self._names = {key: plan.sources[key].name for key in self._others}
 
     def read(self, stop: int, row: Tensor, column: Tensor) -> BaseOutput:
-        """What all models tell of these places; see `Passage.logits`."""
+        """What all models give at these places; see `Passage.logits`."""
         base = self._base.logits(stop, row, column)
         known: dict[Hashable, Logits] = {}
         for key, passage in self._others.items():

@@ -95,8 +95,8 @@ def _can_move(cache: Cache | None) -> bool:
 
 def _moved(cache: Any, rows: Tensor, columns: Tensor, prefix: int) -> DynamicCache:
     """A new cache whose column j of row i is the old column ``columns[i, j]`` of ``rows[i]``."""
-    front = torch.arange(prefix, device=columns.device).expand(len(rows), -1)
-    index = (rows[:, None], torch.cat([front, columns + prefix], dim=1))
+    first = torch.arange(prefix, device=columns.device).expand(len(rows), -1)
+    index = (rows[:, None], torch.cat([first, columns + prefix], dim=1))
     moved = [[x.transpose(1, 2)[index].transpose(1, 2) for x in layer[:2]] for layer in cache]
     new = DynamicCache(moved)
     if hasattr(cache, "prefixes"):  # a prefix knows its caches by this note

@@ -50,7 +50,7 @@ def test_a_base_that_was_resized_for_new_tokens(
     assert_is(base, folder, by_peft(resized(tiny(architecture)), folder))
 
 
-def test_a_base_that_was_not_resized_is_told_so(tiny, tokenizer, save_adapter):
+def test_an_adapter_of_a_resized_vocabulary_says_so(tiny, tokenizer, save_adapter):
     folder = save_adapter(
         resized(tiny()), target_modules=["q_proj"], kept={"save_embedding_layers": True}
     )

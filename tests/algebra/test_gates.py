@@ -30,7 +30,7 @@ class Declared(Controller):
 
 
 class Says(Gate):
-    """What it is told to say at each step."""
+    """What it is to say at each step."""
 
     def __init__(self, *steps):
         self.steps = [torch.as_tensor(step, dtype=torch.float32) for step in steps]
@@ -363,9 +363,9 @@ def test_explain_names_what_runs_only_behind_a_gate(tiny, tokenizer):
         tokenizer,
         pa.DExperts(tiny(seed=1)) + pa.SelfDebias(["w5"]).when(pa.Uncertain(0.5)),
     )
-    told = steered.explain(max_new_tokens=3)
-    assert "run where a gate is open: the base behind 'w5'" in told
-    [always] = re.findall("run at every step: (.*)", told)
+    explained = steered.explain(max_new_tokens=3)
+    assert "run where a gate is open: the base behind 'w5'" in explained
+    [always] = re.findall("run at every step: (.*)", explained)
     assert "w5" not in always and "expert" in always
 
 

@@ -374,7 +374,7 @@ def test_a_snapshot_of_the_hubs_cache_is_read_and_copied(saved, tmp_path):
     pa.Controller.from_pretrained(tmp_path / "copy")
 
 
-def test_neither_a_folder_nor_an_id_is_told(tmp_path):
+def test_what_is_neither_a_folder_nor_an_id_is_named(tmp_path):
     with pytest.raises(ValueError, match="nothing here is no folder, and no id of the hub"):
         pa.Controller.from_pretrained(str(tmp_path / "nothing here"))
 

@@ -49,9 +49,9 @@ def test_an_adapter_is_the_merged_model_and_the_base_stays(
 
 def test_an_adapter_shares_the_rest_of_the_weights(tiny):
     model = tiny()
-    twin = shared_copy(model)
+    copied = shared_copy(model)
     own = {p.data_ptr() for p in model.parameters()}
-    assert {p.data_ptr() for p in twin.parameters()} == own
+    assert {p.data_ptr() for p in copied.parameters()} == own
 
 
 def test_saves_and_decides_alike(adapter, tiny, tokenizer, prompts, tmp_path, architecture):

@@ -299,7 +299,7 @@ def test_a_broken_guide_is_named_with_the_step(tiny, tokenizer, prompts):
         pa.wrap(tiny(), tokenizer, GeDi(*CODES, model=own)).generate(**prompts(), max_new_tokens=2)
 
 
-def test_a_text_that_the_guide_has_no_room_for_is_refused(tiny, tokenizer):
+def test_a_text_longer_than_the_class_models_context_is_refused(tiny, tokenizer):
     batch = {"input_ids": torch.full((1, 125), 5), "attention_mask": torch.ones(1, 125).long()}
     steered = pa.wrap(tiny(), tokenizer, GeDi(*CODES))
     with pytest.raises(ValueError, match="125 tokens and 3 tokens that controllers put in front"):

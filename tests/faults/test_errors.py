@@ -140,7 +140,7 @@ def attention_breaks(monkeypatch):
     return go
 
 
-ABOARD = {
+BATCHED = {
     "dexperts": ("expert LlamaForCausalLM", "antiexpert LlamaForCausalLM"),
     "lora": ("expert 1", "antiexpert 2"),
     "self-debias": ("the base behind 'w5 w6 w7'", "the base behind 'w8'"),
@@ -154,7 +154,7 @@ def test_the_bases_forward_raises(kind, path, wrapped, broken, attention_breaks)
     (note,) = broken(steered, torch.OutOfMemoryError, {}, mend).__notes__
     assert note.startswith("while running the base model") and note.endswith(" at step 1")
     if kind != "sum":
-        names = ABOARD.get(kind, ()) if path == "loop" else ()
+        names = BATCHED.get(kind, ()) if path == "loop" else ()
         assert all(f"'{name}" in note for name in names)
         assert ("with the rows of" in note) == bool(names)
 

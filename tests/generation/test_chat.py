@@ -1,4 +1,4 @@
-"""Chats are told by the template's own turns, whatever the template is."""
+"""Chats are found by the template's own turns, whatever the template is."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_text_inside_the_first_turn_is_where_the_template_would_put_it(chat):
         "<turn>{{ messages[-1]['content'] }}{{ messages[-1]['content'] }}</turn>",
     ],
 )
-def test_no_turns_to_be_told(template):
+def test_a_template_without_turns_gives_no_chat(template):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     assert chat_of(tokenizer) is None

@@ -410,7 +410,7 @@ def forwards(model):
     return seen, handle
 
 
-def test_prompts_and_prefixes_ride_with_the_base(tiny, tokenizer, prompts, make):
+def test_prompts_and_prefixes_are_batched_with_the_base(tiny, tokenizer, prompts, make):
     model = tiny()
     batched = pa.SelfDebias(["w5 w6", "w7"]) + make("prefix-contrast", model, tiny, "llama-gqa")
     steered = pa.wrap(model, tokenizer, batched)
@@ -512,18 +512,18 @@ def test_explain_names_who_revises(tiny, tokenizer):
     critic = pa.SelfCritique(critique="w5", refine="w6", fault=" w7", fine=" w8")
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]) + critic)
     for beams in (1, 2):
-        told = steered.explain(max_new_tokens=3, num_beams=beams)
-        assert told.endswith("\nfinished answers are revised by SelfCritique")
+        explained = steered.explain(max_new_tokens=3, num_beams=beams)
+        assert explained.endswith("\nfinished answers are revised by SelfCritique")
     plain = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
     assert "revised" not in plain.explain(max_new_tokens=3)
 
 
 def test_explain_takes_what_generate_takes(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
-    told = steered.explain(**prompts(), trace=pa.Trace(), max_new_tokens=3)
-    assert told.startswith("the owned loop")
-    told = steered.explain(prompts()["input_ids"], GenerationConfig(num_beams=2))
-    assert told.startswith("the processor path: beam search")
+    explained = steered.explain(**prompts(), trace=pa.Trace(), max_new_tokens=3)
+    assert explained.startswith("the owned loop")
+    explained = steered.explain(prompts()["input_ids"], GenerationConfig(num_beams=2))
+    assert explained.startswith("the processor path: beam search")
 
 
 def test_a_folder_named_by_its_role_is_named_once(tiny, tokenizer, tmp_path):
@@ -531,5 +531,5 @@ def test_a_folder_named_by_its_role_is_named_once(tiny, tokenizer, tmp_path):
         tiny(seed=1).save_pretrained(tmp_path / role)
         tokenizer.save_pretrained(tmp_path / role)
     controller = pa.DExperts(tmp_path / "expert", tmp_path / "antiexpert")
-    told = pa.wrap(tiny(), tokenizer, controller).explain(max_new_tokens=3)
-    assert "run at every step: the base, expert, antiexpert\n" in told
+    explained = pa.wrap(tiny(), tokenizer, controller).explain(max_new_tokens=3)
+    assert "run at every step: the base, expert, antiexpert\n" in explained

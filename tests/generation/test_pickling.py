@@ -23,8 +23,8 @@ def test_a_pickled_one_decides_alike(steered, prompts):
     again = pickle.loads(pickle.dumps(steered))
     assert type(again).__name__ == type(steered).__name__ == "LlamaForCausalLM"
     assert again.generate(**prompts(), max_new_tokens=5).tolist() == want
-    for twin in (copy.copy(steered), copy.deepcopy(steered)):
-        assert twin.generate(**prompts(), max_new_tokens=5).tolist() == want
+    for copied in (copy.copy(steered), copy.deepcopy(steered)):
+        assert copied.generate(**prompts(), max_new_tokens=5).tolist() == want
 
 
 def test_a_spawned_worker_decides_alike(tiny, tokenizer, prompts):

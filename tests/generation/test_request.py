@@ -114,10 +114,10 @@ def test_what_is_no_setting_goes_to_the_forward(steered, tokenizer):
 def test_the_path_follows_from_all_settings(place, settings, reason, steered):
     if place == "model":
         steered.model.generation_config.update(**settings)
-        told = steered.explain()
+        explained = steered.explain()
     else:
-        told = steered.explain(generation_config=GenerationConfig(**settings))
-    assert told.startswith("the processor path") and reason in told
+        explained = steered.explain(generation_config=GenerationConfig(**settings))
+    assert explained.startswith("the processor path") and reason in explained
 
 
 def test_a_tensor_of_end_tokens(steered, prompts):

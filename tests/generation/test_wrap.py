@@ -249,7 +249,7 @@ def test_controllers_that_share_an_expert_share_its_forwards(tiny, tokenizer, pr
     assert len(calls) == 4
 
 
-def test_prompts_of_the_base_ride_in_one_forward(tiny, tokenizer, prompts):
+def test_prompts_of_the_base_share_one_forward(tiny, tokenizer, prompts):
     model, rows = tiny(), []
     both = pa.SelfDebias(["w5 w6", "w7"]) + pa.SelfDebias(["w7", "w8 w9 w10"])
     steered = pa.wrap(model, tokenizer, both)

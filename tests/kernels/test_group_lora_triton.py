@@ -120,7 +120,7 @@ def test_the_padding_of_a_nan_row_is_left_alone():
     assert call["y"][2:].isnan().all() and (buffer[:, 50:] == 300).all()
 
 
-def test_the_first_product_is_rounded_as_the_twin_rounds_it():
+def test_the_first_product_is_rounded_as_the_reference_rounds_it():
     call = make_call(1, 1, 2, 3, 1, torch.bfloat16)
     call["x"][:], call["a"][:] = 1.0, torch.tensor([[1.0], [2.0**-9]], device=DEVICE)
     call["y"][:], call["b"][:] = -512.0, 512.0

@@ -40,7 +40,7 @@ def run(*sources, **choices):
     ("vocab", "stride"),
     [(1, 1), (2, 2), (7, 16), (127, 127), (257, 272), (1000, 1003), (50257, 50304)],
 )
-def test_is_as_close_to_float64_as_the_twin(vocab, stride, dtype):
+def test_is_as_close_to_float64_as_the_reference(vocab, stride, dtype):
     generator = torch.Generator().manual_seed(vocab)
     buffer = torch.full((2, stride), NAN, dtype=dtype)
     buffer[:, :vocab] = (torch.randn(2, vocab, generator=generator) * 6).to(dtype)

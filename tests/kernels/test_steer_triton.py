@@ -269,7 +269,7 @@ def test_a_threshold_among_ties_keeps_the_smaller_tokens(cut):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "one"])
 @pytest.mark.parametrize("before", [ALL, NUCLEUS], ids=["all", "top-p"])
-def test_scores_are_those_of_the_twin(kind, before):
+def test_scores_are_those_of_the_reference(kind, before):
     from plugalign.kernels.scores_triton import plan
 
     m = mixture(3, 257, torch.bfloat16, 272, kind)

@@ -77,9 +77,9 @@ def test_a_pair_tells_the_same_event_and_only_one_side_is_rude():
     acts = "|".join(act for job in JOBS for act in (*job.good, *job.bad))
     event = re.compile(rf".*?(?:{acts})(?:[\w ]*)(?:\.|, and) ")
     pairs = world.pairs(300, 2)
-    told = [pair for pair in pairs if event.match(pair[0])]
-    assert len(told) > 100
-    for rude, polite in told:
+    matching = [pair for pair in pairs if event.match(pair[0])]
+    assert len(matching) > 100
+    for rude, polite in matching:
         assert event.match(rude)[0] == event.match(polite)[0]
     insulting = [
         [bool(RUDE_WORDS.search(text)) for text in side] for side in zip(*pairs, strict=True)

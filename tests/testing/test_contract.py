@@ -364,7 +364,7 @@ def test_a_good_one_keeps_it(tiny, tokenizer):
 
 
 @pytest.mark.parametrize(("kind", "promise"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
-def test_what_breaks_a_promise_is_told(kind, promise, tiny, tokenizer):
+def test_what_breaks_a_promise_is_named(kind, promise, tiny, tokenizer):
     with pytest.raises(AssertionError, match=f"{kind.__name__} breaks a promise: .*{promise}"):
         check_controller(kind(), tiny(), tokenizer, prompts=PROMPTS)
 
@@ -392,7 +392,7 @@ def test_a_path_that_changes_something_is_named(option, promise, tiny, tokenizer
         check_controller(Good(), tiny(), tokenizer, prompts=PROMPTS)
 
 
-def test_a_refusal_without_a_name_is_told(tiny, tokenizer, monkeypatch):
+def test_a_refusal_without_a_name_is_reported(tiny, tokenizer, monkeypatch):
     def refuse(steered, attention_mask=None):
         raise ValueError("not here")
 

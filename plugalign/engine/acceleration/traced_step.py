@@ -227,10 +227,10 @@ def _make_room(kept: dict[Any, Any]) -> None:
 
 
 def _flat(inputs: dict[str, Any]) -> list[Tensor]:
-    front = [inputs["input_ids"], inputs["position_ids"]]
+    leading = [inputs["input_ids"], inputs["position_ids"]]
     if "attention_mask" in inputs:
-        front.append(inputs["attention_mask"])
-    return front + keys_values(inputs)
+        leading.append(inputs["attention_mask"])
+    return leading + keys_values(inputs)
 
 
 def _is_same(found: Tensor, wanted: Tensor) -> bool:

@@ -46,7 +46,7 @@ class LikelihoodReader:
         rows = [layout.rows(context, step.ids, step.mask) for context in contexts]
         ids = torch.cat([x for x, _ in rows]).to(self._model.device)
         mask = torch.cat([x for _, x in rows]).to(self._model.device)
-        # Padding goes to the very front, so that every token stands behind the one it follows.
+        # Padding goes to the left end, so that every token stands behind the one it follows.
         order = mask.argsort(dim=1, stable=True)
         # Which columns are the text's own: a prompt may stand inside it.
         origin = torch.cat([layout.order(c, step.ids, step.mask) for c in contexts])

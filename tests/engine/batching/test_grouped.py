@@ -147,7 +147,7 @@ def test_changes_are_added_to_the_experts_rows(time, blocks, on_cpu, monkeypatch
     torch.testing.assert_close(got, torch.cat(want))
 
 
-def test_an_adapter_rides_beside_a_separate_expert(trained, adapter, prompts):
+def test_an_adapter_is_grouped_beside_a_separate_expert(trained, adapter, prompts):
     model, other = trained(), trained(seed=2)
     merged = with_adapter(model, adapter("llama-gqa", 3, targets=["q_proj"]))
     group = ExpertGroups().group(model, {"a": merged, "b": other}, SplitModels(), 1)
@@ -167,7 +167,7 @@ def test_an_adapter_of_the_head_runs_apart_and_holds_nobody_up(trained, adapter,
 
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes biases for broken matrices
 @pytest.mark.parametrize("option", [{"bias": "all"}, {"lora_bias": True}])
-def test_an_adapter_with_biases_of_its_own_rides(option, trained, adapter, prompts):
+def test_an_adapter_with_biases_of_its_own_is_grouped(option, trained, adapter, prompts):
     model = trained("neox")
     with_biases = with_adapter(model, adapter("neox", 3, **option))
     group = ExpertGroups().group(model, {"a": with_biases}, SplitModels(), 1)
@@ -228,7 +228,7 @@ def test_a_layer_that_is_replaced_is_seen(trained, prompts):
     assert_alike(groups.group(model, {"a": expert}, SplitModels(), 1), [model, expert], prompts)
 
 
-# ------------------------------------------------------------------ what cannot ride
+# ------------------------------------------------------------------ what is not grouped
 
 
 def test_models_that_differ_in_more_than_weights_stay_apart(trained, tiny):
@@ -277,7 +277,7 @@ def test_a_model_whose_rows_mix_is_found_out(trained):
     assert "does not treat its rows alike" in groups.why_not_grouped(model, expert)
 
 
-def test_only_those_that_fit_ride(trained, prompts):
+def test_only_experts_of_the_base_s_dtype_are_grouped(trained, prompts):
     model, fit = trained(), trained(seed=1)
     group = ExpertGroups().group(
         model, {"a": trained(seed=2).bfloat16(), "b": fit}, SplitModels(), 1

@@ -185,8 +185,8 @@ def some(rows, count, seed):
 
 def test_each_backbone_is_read_the_way_it_can_be():
     kinds = ("a plain Llama", "another backbone")
-    stars = [type(tree_attention_for(predictor_of(kind).backbone)) for kind in kinds]
-    assert stars == [LlamaTreeAttention, MaskedTreeAttention]
+    found = [type(tree_attention_for(predictor_of(kind).backbone)) for kind in kinds]
+    assert found == [LlamaTreeAttention, MaskedTreeAttention]
     grouped = LlamaConfig(
         vocab_size=9,
         hidden_size=16,

@@ -52,32 +52,32 @@ def test_greedy_texts_are_those_without_a_draft(
     model = tiny(architecture)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, architecture))
     for inputs in (prompts(rows=3), repeating(1)):
-        told = speculation(draft, tiny, architecture)
-        got = generate(steered, inputs, speculation=told)
+        spec = speculation(draft, tiny, architecture)
+        got = generate(steered, inputs, speculation=spec)
         assert torch.equal(got, generate(steered, inputs))
-        assert told.rounds > 0 or draft == "prompt"
+        assert spec.rounds > 0 or draft == "prompt"
 
 
 @pytest.mark.parametrize("which", ["nothing", "dexperts", "self-debias"])
 def test_sampled_texts_are_the_same_where_a_draft_is_no_draw(which, tiny, tokenizer, make):
-    model, told = tiny(), pa.Speculation("prompt", 3)
+    model, spec = tiny(), pa.Speculation("prompt", 3)
     steered = pa.wrap(model, tokenizer, make(which, model, tiny, "llama-gqa"))
     for rows, seed in itertools.product((1, 2), range(4)):
         options = {"do_sample": True, "top_p": 0.9, "temperature": 0.1, "max_new_tokens": 30 + seed}
         inputs = repeating(rows)
-        got = generate(steered, inputs, speculation=told, **options)
+        got = generate(steered, inputs, speculation=spec, **options)
         assert torch.equal(got, generate(steered, inputs, **options))
-    assert told.accepted > 0
+    assert spec.accepted > 0
 
 
 def test_nothing_is_rejected_where_the_target_is_the_draft(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, 0 * pa.SelfDebias(["w5"]))
-    told = pa.Speculation("base", 5)
+    spec = pa.Speculation("base", 5)
     options = {"do_sample": True, "top_p": 0.8, "max_new_tokens": 19}
-    got = generate(steered, prompts(rows=3), speculation=told, **options)
+    got = generate(steered, prompts(rows=3), speculation=spec, **options)
     assert torch.equal(got, generate(steered, prompts(rows=3), **options))
-    assert told.acceptance == 1 and told.rounds == 3  # 19 = the first + 3 x (5 + 1)
-    assert told.emitted == 3 * 18 and told.drafted == 3 * 15
+    assert spec.acceptance == 1 and spec.rounds == 3  # 19 = the first + 3 x (5 + 1)
+    assert spec.emitted == 3 * 18 and spec.drafted == 3 * 15
 
 
 def joint(steered, inputs, length, options):
@@ -106,7 +106,7 @@ def joint(steered, inputs, length, options):
 def test_sampled_texts_are_distributed_as_without_a_draft(draft, tiny, tokenizer):
     model = tiny("gpt2-tied")
     steered = pa.wrap(model, tokenizer, pa.DExperts(tiny("gpt2-tied", seed=1), alpha=0.4))
-    told = speculation(draft, tiny, "gpt2-tied", tokens=2)
+    spec = speculation(draft, tiny, "gpt2-tied", tokens=2)
     options = {"do_sample": True, "top_k": 3, "temperature": 3.0}
     inputs, length, calls = repeating(1, 5), 4, 400
     # The first token and two rounds of one to three tokens; two rows hold each other up.
@@ -116,11 +116,11 @@ def test_sampled_texts_are_distributed_as_without_a_draft(draft, tiny, tokenizer
     for seed in range(calls):
         torch.manual_seed(seed)
         texts = steered.generate(
-            **pair, max_new_tokens=length, pad_token_id=0, speculation=told, **options
+            **pair, max_new_tokens=length, pad_token_id=0, speculation=spec, **options
         )
         for text in texts[:, 5:].tolist():
             seen[tuple(text)] += 1
-    assert 0.05 < told.acceptance < 0.95
+    assert 0.05 < spec.acceptance < 0.95
     expected, counts = np.array(list(want.values())) * 2 * calls, np.array(list(seen.values()))
     order = np.argsort(expected)
     rare = max(1, int(np.searchsorted(expected[order].cumsum(), 5)) + 1)  # as one bin
@@ -148,8 +148,8 @@ def test_processors_see_each_prefix(tiny, tokenizer, prompts, make):
     options = {"repetition_penalty": 1.3, "min_new_tokens": 13, "do_sample": False}
     plain, drafted = NoTwice(), NoTwice()
     want = generate(steered, prompts(), logits_processor=[plain], **options)
-    told = speculation("model", tiny)
-    got = generate(steered, prompts(), logits_processor=[drafted], speculation=told, **options)
+    spec = speculation("model", tiny)
+    got = generate(steered, prompts(), logits_processor=[drafted], speculation=spec, **options)
     assert torch.equal(got, want)
     assert set(plain.lengths) <= set(drafted.lengths)
 
@@ -184,9 +184,9 @@ def test_a_text_ends_where_it_would_have(draft, stop, tiny, tokenizer, make):
         {"stopping_criteria": [Until(9 + stop)]},
         {"eos_token_id": whole[stop - 1]},
     ):
-        heard, told = Heard(), speculation(draft, tiny)
+        heard, spec = Heard(), speculation(draft, tiny)
         want = generate(steered, inputs, **options)
-        got = generate(steered, inputs, speculation=told, streamer=heard, **options)
+        got = generate(steered, inputs, speculation=spec, streamer=heard, **options)
         assert torch.equal(got, want)
         assert heard.tokens == want[0].tolist() and heard.ended
 
@@ -209,8 +209,8 @@ def test_what_generate_returns_beside_the_text(draft, tiny, tokenizer, prompts, 
     options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     for length in (5, 6, 7, 8):
         want = generate(steered, prompts(), max_new_tokens=length, **options)
-        told = speculation(draft, tiny)
-        got = generate(steered, prompts(), max_new_tokens=length, speculation=told, **options)
+        spec = speculation(draft, tiny)
+        got = generate(steered, prompts(), max_new_tokens=length, speculation=spec, **options)
         for name in ("scores", "logits"):
             ours, theirs = getattr(got, name), getattr(want, name)
             assert len(ours) == len(theirs) == length
@@ -239,8 +239,8 @@ def test_coupled_samples_do_not_hang_on_the_batch(draft, tiny, tokenizer):
     both = generate(steered, repeating(2), logits_processor=[sampler])
     one = pa.sampling.CoupledSampler(9, [5], [0], temperature=0.8)
     alone = {name: x[1:] for name, x in repeating(2).items()}
-    told = pa.Speculation("base", 4)
-    got = generate(steered, alone, logits_processor=[one], speculation=told)
+    spec = pa.Speculation("base", 4)
+    got = generate(steered, alone, logits_processor=[one], speculation=spec)
     assert torch.equal(got, both[1:])
 
 
@@ -279,16 +279,16 @@ class TestBadInput:
             pa.Speculation("prompt", ngram=0)
 
     def test_what_cannot_be_verified(self, tiny, tokenizer, prompts, make):
-        model, told = tiny(), pa.Speculation()
+        model, spec = tiny(), pa.Speculation()
         fudge = pa.wrap(model, tokenizer, make("fudge", model, tiny, "llama-gqa"))
-        self.refused(fudge, prompts(), "read at one place at a time", speculation=told)
+        self.refused(fudge, prompts(), "read at one place at a time", speculation=spec)
         plain = pa.wrap(model, tokenizer, pa.SelfDebias(["w5"]))
-        self.refused(plain, prompts(), "moves rows", num_beams=2, speculation=told)
-        static = {"cache_implementation": "static", "speculation": told}
+        self.refused(plain, prompts(), "moves rows", num_beams=2, speculation=spec)
+        static = {"cache_implementation": "static", "speculation": spec}
         named = "forgets no columns: a StaticCache; leave cache_implementation"
         self.refused(plain, prompts(), named, **static)
-        self.refused(plain, prompts(), "trace", speculation=told, trace=pa.Trace())
-        assert told.rounds == 0
+        self.refused(plain, prompts(), "trace", speculation=spec, trace=pa.Trace())
+        assert spec.rounds == 0
 
     def test_models_whose_caches_forget_nothing(self, tiny, tokenizer, prompts):
         config = MistralConfig(
@@ -333,10 +333,10 @@ class TestBadInput:
 
 
 def test_a_draft_model_may_know_fewer_tokens(tiny, tokenizer, prompts):
-    model, told = tiny(), pa.Speculation(tiny("gpt2-tied", vocab=40))
+    model, spec = tiny(), pa.Speculation(tiny("gpt2-tied", vocab=40))
     steered = pa.wrap(model, tokenizer, pa.DExperts(tiny(seed=1)))
-    got = generate(steered, prompts(), speculation=told)
-    assert torch.equal(got, generate(steered, prompts())) and told.rounds
+    got = generate(steered, prompts(), speculation=spec)
+    assert torch.equal(got, generate(steered, prompts())) and spec.rounds
 
 
 def test_criteria_see_the_scores_of_what_is_written(tiny, tokenizer, prompts):
@@ -347,16 +347,16 @@ def test_criteria_see_the_scores_of_what_is_written(tiny, tokenizer, prompts):
 
     steered = pa.wrap(tiny(), tokenizer, 0 * pa.SelfDebias(["w5"]))
     options = {"output_scores": True, "return_dict_in_generate": True}
-    told = pa.Speculation("base", 5)
-    generate(steered, prompts(), stopping_criteria=[Counts()], speculation=told, **options)
-    assert told.acceptance == 1
+    spec = pa.Speculation("base", 5)
+    generate(steered, prompts(), stopping_criteria=[Counts()], speculation=spec, **options)
+    assert spec.acceptance == 1
 
 
 @pytest.mark.parametrize("spoiled", ["expert", "base", "draft"])
 def test_nan_names_source_and_step(spoiled, tiny, tokenizer, prompts):
     model, expert, small = tiny(), tiny(seed=1), tiny(seed=2)
     steered = pa.wrap(model, tokenizer, pa.DExperts(expert))
-    told = pa.Speculation(small, 3)
+    spec = pa.Speculation(small, 3)
     bad = {"expert": expert, "base": model, "draft": small}[spoiled]
 
     calls = []
@@ -371,4 +371,4 @@ def test_nan_names_source_and_step(spoiled, tiny, tokenizer, prompts):
     step = 2 if spoiled == "draft" else 1  # it reads the prompts when the first draft is due
     match = rf"{who[spoiled]}.* gave NaN logits at step {step} \(row 0\)"
     with pytest.raises(FloatingPointError, match=match):
-        generate(steered, prompts(), speculation=told)
+        generate(steered, prompts(), speculation=spec)

@@ -46,7 +46,7 @@ def generate(steered, inputs, static=True, **options):
 
 @pytest.fixture
 def steered(tiny, tokenizer):
-    """A model with experts whose rows ride with its own."""
+    """A model with experts that are batched with it."""
     return pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
 
 
@@ -379,5 +379,5 @@ def test_explain_says_what_is_captured(steered, prompts, tapes):
     assert "steps: the third is captured" in explained
     assert "expert LlamaForCausalLM: rows of the base's forward" in explained
     assert "cache_implementation" in steered.explain(**prompts(), max_new_tokens=NEW)
-    told = pa.Speculation("prompt")
-    assert "a draft" in steered.explain(**prompts(), speculation=told, **ASKED)
+    spec = pa.Speculation("prompt")
+    assert "a draft" in steered.explain(**prompts(), speculation=spec, **ASKED)

@@ -128,7 +128,7 @@ def test_a_void_capture_is_tidied_up_and_the_last(version, late, cuda, monkeypat
     assert not cuda_graph.CAPTURING.locked()
 
 
-def test_a_step_that_would_wait_is_told(cuda, monkeypatch):
+def test_a_step_that_would_wait_is_reported(cuda, monkeypatch):
     monkeypatch.setattr(cuda_graph, "HostSyncDetector", partial(HostSyncDetector, "cpu"))
     why = CudaGraph(FIRST).warm(lambda: torch.ones(3).sum().item())
     assert "_local_scalar_dense waits for the device" in why

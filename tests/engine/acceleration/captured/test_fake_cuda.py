@@ -40,7 +40,7 @@ CONTROLLERS = (
 )
 NEW = 5
 GPU = "cuda:0"  # with its number: where CUDA is not built in, nobody knows the current one
-# What the host would be told outside of captured steps, where it may ask.
+# What the host would read outside of captured steps, where it may wait.
 ANSWERS = {torch.bool: True, torch.float32: 0.0, torch.int64: 7}
 SYNCS = {
     aten._local_scalar_dense.default,

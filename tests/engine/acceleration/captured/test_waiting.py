@@ -88,7 +88,7 @@ def test_a_round_looks_once_at_what_it_found(draft, tiny, tokenizer, prompts, mo
 
     monkeypatch.setattr(Speculator, "counted", counted)
     steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), tiny(seed=2)))
-    told = pa.Speculation(tiny(seed=3) if draft == "model" else draft, 3)
-    generate(steered, prompts(), speculation=told)
-    assert told.rounds > 0
+    spec = pa.Speculation(tiny(seed=3) if draft == "model" else draft, 3)
+    generate(steered, prompts(), speculation=spec)
+    assert spec.rounds > 0
     assert set(looks) == {(1, 0)}
