@@ -22,6 +22,7 @@ from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
 
 RECORD, FINISHED = "fit.json", "finished"
+HALF = ".half"  # ends the name of a file that is being written
 
 
 def record(
@@ -125,7 +126,8 @@ def _check_free(out: Path) -> None:
 
 def _check_same(folder: Path, known: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> None:
     if known is None:
-        if folder.exists() and any(folder.iterdir()):
+        # Half a record is what a fit leaves that was killed before it had begun.
+        if folder.exists() and {path.name for path in folder.iterdir()} - {RECORD + HALF}:
             raise ValueError(
                 f"{folder} does not say what is being fitted in it; remove it to start anew"
             )
@@ -167,7 +169,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a file that is complete or as it was."""
-    half = path.with_name(path.name + ".half")
+    half = path.with_name(path.name + HALF)
     half.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
     os.replace(half, path)
 
