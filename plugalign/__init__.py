@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.self_diagnosis import diagnose as diagnose
     from plugalign.controllers.value_guide import ValueGate as ValueGate
     from plugalign.controllers.value_guide import ValueGuide as ValueGuide
+    from plugalign.controllers.value_statement import ValueStatement as ValueStatement
     from plugalign.engine.speculative.drafts import Speculation as Speculation
     from plugalign.evaluation.comparison.compare import compare as compare
     from plugalign.evaluation.tuning import tune as tune

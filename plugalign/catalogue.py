@@ -267,6 +267,16 @@ METHODS = (
         "a value discriminator that was fitted on the model (fit value)",
         untrained=_untrained("value_guide"),
     ),
+    Method(
+        "value_statement",
+        "plugalign.controllers.value_statement",
+        "ValueStatement",
+        "prompt",
+        "Ganguli et al. 2023",
+        "nothing",
+        untrained=_untrained("value_statement"),
+        alone=True,
+    ),
 )
 GATED_BY = (
     Gate("diagnosis", "plugalign.controllers.self_diagnosis", "Diagnosis", ("diagnose",)),

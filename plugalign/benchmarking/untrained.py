@@ -38,6 +38,7 @@ from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.controllers.value_guide import ValueGuide
 from plugalign.controllers.value_head import ValueHead
+from plugalign.controllers.value_statement import ValueStatement
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
@@ -162,6 +163,10 @@ def value_guide(model: Any, config: Any) -> ValueGuide:
     return ValueGuide(
         ValueHead("It respects others.", max(1, text.num_hidden_layers // 2), weights, 0.0)
     )
+
+
+def value_statement(model: Any, config: Any) -> ValueStatement:
+    return ValueStatement()
 
 
 def _beside(model: Any, config: Any, seed: int) -> Any:

@@ -53,6 +53,7 @@ ADJUSTABLE = {
         "max_new_tokens",
     },
     "self_debias": {"decay", "floor"},
+    "value_statement": {"statement"},
 }
 
 

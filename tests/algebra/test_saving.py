@@ -126,6 +126,7 @@ def saved(tmp_path_factory):
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
         "value_guide": pa.ValueGuide(ValueHead("x", 1, torch.randn(96), 0.5, fitted)),
+        "value_statement": pa.ValueStatement("x"),
     }
     assert made.keys() == CONTROLLERS.keys()
     for name, controller in made.items():

@@ -56,6 +56,7 @@ EVERY = (
     "safe_decoding",
     "value_guide",
     "value_gate",
+    "value_statement",
 )
 
 
@@ -136,6 +137,8 @@ def controllers(which, make, tiny, tokenizer, folder):
             return pa.ValueGuide(ValueHead("w3 w4", 1, random(32), 0.1), k=5)
         case "value_gate":
             return debias.when(pa.ValueGate(ValueHead("w3 w4", 1, random(32), 0.1)))
+        case "value_statement":
+            return pa.ValueStatement("w5 w6")
         case _:
             return make(which, model, tiny, "llama-gqa")
 
