@@ -28,6 +28,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.contrastive import ContrastiveDecoding as ContrastiveDecoding
     from plugalign.controllers.contrastive import proxy_tuning as proxy_tuning
     from plugalign.controllers.dexperts import DExperts as DExperts
+    from plugalign.controllers.equilibrium import Equilibrium as Equilibrium
+    from plugalign.controllers.equilibrium import Preferences as Preferences
+    from plugalign.controllers.equilibrium import Principle as Principle
+    from plugalign.controllers.equilibrium import TokenTable as TokenTable
     from plugalign.controllers.fudge import Fudge as Fudge
     from plugalign.controllers.fudge_head import FudgeHead as FudgeHead
     from plugalign.controllers.gedi import GeDi as GeDi
@@ -49,6 +53,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it against
     from plugalign.controllers.self_diagnosis import diagnose as diagnose
     from plugalign.controllers.value_guide import ValueGate as ValueGate
     from plugalign.controllers.value_guide import ValueGuide as ValueGuide
+    from plugalign.controllers.value_statement import ValueStatement as ValueStatement
     from plugalign.engine.speculative.drafts import Speculation as Speculation
     from plugalign.evaluation.comparison.compare import compare as compare
     from plugalign.evaluation.tuning import tune as tune

@@ -124,6 +124,16 @@ METHODS = (
         untrained=_untrained("dexperts", "dexperts_lora"),
     ),
     Method(
+        "equilibrium",
+        "plugalign.controllers.equilibrium",
+        "Equilibrium",
+        "steer",
+        "after Rawls 1971; Csiszar 1975 for the projection",
+        "principles and features as scorers of candidates, and people's feedback",
+        untrained=_untrained("equilibrium"),
+        exports=("Preferences", "Principle", "TokenTable"),
+    ),
+    Method(
         "fudge",
         "plugalign.controllers.fudge",
         "Fudge",
@@ -256,6 +266,16 @@ METHODS = (
         "after Yang and Klein 2021",
         "a value discriminator that was fitted on the model (fit value)",
         untrained=_untrained("value_guide"),
+    ),
+    Method(
+        "value_statement",
+        "plugalign.controllers.value_statement",
+        "ValueStatement",
+        "prompt",
+        "Ganguli et al. 2023",
+        "nothing",
+        untrained=_untrained("value_statement"),
+        alone=True,
     ),
 )
 GATED_BY = (

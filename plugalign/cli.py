@@ -17,6 +17,7 @@ from plugalign.commands.bench import bench
 from plugalign.commands.capabilities import capabilities
 from plugalign.commands.compare import compare
 from plugalign.commands.console import fail, message_of
+from plugalign.commands.feedback import feedback
 from plugalign.commands.fit import fit
 from plugalign.commands.judge import judge
 from plugalign.commands.maxim import maxim
@@ -35,6 +36,7 @@ for command in (
     fit,
     judge,
     tune,
+    feedback,
     bench,
     values,
     capabilities,

@@ -26,7 +26,13 @@ from torch import Tensor
 
 from plugalign.algebra import data_sheet as sheets
 from plugalign.algebra.class_names import CONTROLLERS, check_named, class_of
-from plugalign.files.saved import check_inside, copy_model, read_settings, read_tensors
+from plugalign.files.saved import (
+    check_dimensions,
+    check_inside,
+    copy_model,
+    read_settings,
+    read_tensors,
+)
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 AGAIN = "save or fit the controller again"
@@ -99,16 +105,7 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         Raises:
             ValueError: naming the tensor.
         """
-        known = {**cls.learned, **cls.optional}
-        for name in sorted(cls.learned.keys() - tensors.keys()):
-            raise ValueError(f"the tensor '{name}' is missing")
-        for name, tensor in tensors.items():
-            if name not in known:
-                raise ValueError(f"the tensor '{name}' is unknown")
-            if tensor.ndim != known[name]:
-                raise ValueError(
-                    f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}"
-                )
+        check_dimensions(tensors, cls.learned, cls.optional)
 
     @classmethod
     def build(

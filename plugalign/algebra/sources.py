@@ -7,11 +7,16 @@ of its own (`Source.reader`), which reads one step at a time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
+
+from plugalign.kernels.mixture import Mixture
+
+if TYPE_CHECKING:
+    from plugalign.algebra.shifts import Shift
 
 BASE = "base"  # the key of the base's own logits
 HIDDEN = "hidden"  # the key of the base's last hidden state
@@ -39,6 +44,10 @@ class Step(Protocol):
 
     def read(self, source: Source) -> Any:
         """The source's value after the prefixes."""
+
+    def alone(self, shifts: Iterable[Shift]) -> Mixture:
+        """The base's scores with some shifts, without supports, for a formula over other shifts;
+        it declares what these read."""
 
 
 class Reader(Protocol):

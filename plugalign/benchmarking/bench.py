@@ -28,6 +28,7 @@ from plugalign.benchmarking.floors import copy_bandwidth, step_bytes
 from plugalign.benchmarking.memory import freed, peak_gib
 from plugalign.benchmarking.settings import PLAIN_STATIC, Settings
 from plugalign.benchmarking.timed_call import (
+    Around,
     Generation,
     generation,
     interleaved,
@@ -37,6 +38,8 @@ from plugalign.benchmarking.timed_call import (
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import UNTRAINED
 from plugalign.engine.plan import Plan
+from plugalign.generation.chat_format import choose_chat
+from plugalign.loading import check_context
 
 PLAIN, NONE = "plain generate", "none"
 WATCHED = 24  # tokens of the run that is watched, at most
@@ -59,6 +62,8 @@ def run_bench(
     captures: Sequence[str] = ("auto",),
     expert_config: Any | None = None,
     threads: int | None = None,
+    chat: str = "auto",
+    system: str | None = None,
     out: Path | None = None,
 ) -> list[Cost | Failed]:
     """Times every method at every batch size, sampling with top-p 0.9.
@@ -75,23 +80,31 @@ def run_bench(
             or "off", or several, which are rows of their own.
         expert_config: the configuration of models beside the base; by default the model's.
         threads: CPU threads of torch for the length of the run; None leaves them.
+        chat: whether prompts are what a user says in the tokenizer's chat template: "on", "off",
+            or "auto", see `plugalign.generation.chat_format`.
+        system: a system message in front of them.
         out: a JSON file, rewritten after every method and batch size.
 
     Returns:
         By batch size, then method, then capture: a cost, or why there is none.
 
     Raises:
-        ValueError: for an unknown method, cache or capture, or counts that are not positive.
+        ValueError: for an unknown method, cache or capture, counts that are not positive, prompts
+            that are longer than the context, or a chat that cannot be.
     """
     methods = list(UNTRAINED) if methods is None else list(methods)
     counts = tuple(batches), new_tokens, prompt_tokens, rounds
     caches = cache, plain_cache, compiled, tuple(captures)
     settings = Settings(*counts, draft, draft_tokens, *caches)
     settings.check(methods)
+    choice = choose_chat(model, tokenizer, chat, system)
+    around = Around() if choice.format is None else Around(*choice.format.around())
+    check_context(model, len(around) + prompt_tokens + new_tokens)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return _rows(Bench(model, tokenizer, settings, expert_config), methods, out)
+        bench = Bench(model, tokenizer, settings, expert_config, around)
+        return _rows(bench, methods, out)
     finally:
         torch.set_num_threads(before)
 
@@ -122,9 +135,16 @@ def _rows(bench: Bench, methods: Sequence[str], out: Path | None) -> list[Cost |
 class Bench:
     """A model, how it is timed, and what is known of its bare loop."""
 
-    def __init__(self, model: Any, tokenizer: Any, settings: Settings, expert_config: Any | None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: Settings,
+        expert_config: Any | None,
+        around: Around,
+    ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self._expert_config = expert_config
+        self._expert_config, self._around = expert_config, around
         plain = generation(None, model, tokenizer)
         self._plain = plain.behind(settings.plain_cache, settings.compiled)
         self._bandwidth = copy_bandwidth(model.device)
@@ -134,6 +154,7 @@ class Bench:
             "dtype": str(model.dtype).split(".")[-1],
             "device": device_name(model.device),
             "threads": torch.get_num_threads(),
+            "chat": len(around) > 0,
         }
         self._warm: set[int] = set()  # batch sizes at which plain generate has been warmed up
         if settings.draft is not None:
@@ -174,7 +195,7 @@ class Bench:
     def _timed(self, method: str, batch: int, calls: dict[str, Generation]) -> list[Cost | Failed]:
         """A row for each call."""
         settings, rows = self.settings, list[Cost | Failed]()
-        prompts = random_prompts(self.model, batch, settings.prompt_tokens)
+        prompts = random_prompts(self.model, batch, settings.prompt_tokens, self._around)
         warming = dict.fromkeys(calls, warming_rounds(settings.new_tokens, self.model.device))
         warming[PLAIN] = 0 if batch in self._warm else 1
         peak_gib(self.model.device)
@@ -249,7 +270,7 @@ class Bench:
 
     def _floor(self, call: Generation, batch: int) -> float | None:
         """The least milliseconds of a step in the middle of a call."""
-        columns = self.settings.prompt_tokens + self.settings.new_tokens // 2
+        columns = len(self._around) + self.settings.prompt_tokens + self.settings.new_tokens // 2
         plan = call.generator.plan if call.steered else Plan(())
         if call.acts_beyond_steps:
             return None

@@ -39,6 +39,7 @@ class Cost:
             the speed of a large copy; None where that depends on the text.
         floor_share: of the time of a step.
         peak_gib: the most GPU memory that was allocated, in GiB.
+        chat: whether prompts were turns of a chat, whose own tokens ``prompt_tokens`` leaves out.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Cost:
     floor_ms: float | None = None
     floor_share: float | None = None
     peak_gib: float | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _caption(timed: Sequence[Cost]) -> str:
         lines.append(
             f"plain: generate with a {first.plain_cache} cache; medians of {first.rounds} rounds "
             f"of {first.new_tokens} tokens, after {warmed} that warmed each call up"
+            f"{'; prompts are turns of a chat' if first.chat else ''}"
         )
     return "\n".join(map(escape, lines))
 

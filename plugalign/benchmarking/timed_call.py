@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ class Generation:
     def acts_beyond_steps(self) -> bool:
         """Whether a controller does more than change the distribution of the next token."""
         parts = self.generator.controller.parts() if self.steered else []
-        surfaces = ("attach", "revise")
+        surfaces = ("prompt", "attach", "revise")
         return any(w != 0 and part.overrides(s) for w, part in parts for s in surfaces)
 
     def acceptance(self) -> float | None:
@@ -151,10 +151,32 @@ def interleaved(
     return found
 
 
-def random_prompts(model: Any, batch: int, length: int) -> dict[str, Tensor]:
-    """Token ids ``(batch, length)`` without padding; the low ids, often special, are left out."""
+@dataclass(frozen=True)
+class Around:
+    """The token ids of a chat in front of what the user says, and behind it; none of a text."""
+
+    front: Sequence[int] = ()
+    behind: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.front) + len(self.behind)
+
+
+def random_prompts(
+    model: Any, batch: int, length: int, around: Around | None = None
+) -> dict[str, Tensor]:
+    """Token ids ``(batch, T)`` without padding, of which ``length`` are drawn for each row; the low
+    ids, often special, are left out.
+
+    Args:
+        around: what stands around them in a chat.
+    """
     vocab = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(vocab // 10, vocab, (batch, length), generator=generator)
+    if around is not None:
+        sides = (torch.tensor(list(x), dtype=torch.long) for x in (around.front, around.behind))
+        front, behind = (side.expand(batch, -1) for side in sides)
+        ids = torch.cat([front, ids, behind], 1)
     ids = ids.to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -23,6 +23,7 @@ from plugalign.catalogue import UNTRAINED
 from plugalign.controllers.args import ARGS
 from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.dexperts import DExperts
+from plugalign.controllers.equilibrium import Equilibrium, Preferences, Principle
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.controllers.gedi import GeDi
@@ -37,6 +38,7 @@ from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.controllers.value_guide import ValueGuide
 from plugalign.controllers.value_head import ValueHead
+from plugalign.controllers.value_statement import ValueStatement
 
 RANK = 16  # of adapters, heads and removed subspaces
 PREFIX_LENGTH = 10
@@ -82,6 +84,12 @@ def dexperts(model: Any, config: Any) -> DExperts:
 
 def dexperts_lora(model: Any, config: Any) -> DExperts:
     return DExperts(_adapted(model, 1), _adapted(model, 2))
+
+
+def equilibrium(model: Any, config: Any) -> Equilibrium:
+    head = fudge_head(model, config)
+    preferences = Preferences({"positive": head}, torch.tensor([-3.0]))
+    return Equilibrium(None, [Principle("civil", head)], preferences)
 
 
 def fudge(model: Any, config: Any) -> Fudge:
@@ -155,6 +163,10 @@ def value_guide(model: Any, config: Any) -> ValueGuide:
     return ValueGuide(
         ValueHead("It respects others.", max(1, text.num_hidden_layers // 2), weights, 0.0)
     )
+
+
+def value_statement(model: Any, config: Any) -> ValueStatement:
+    return ValueStatement()
 
 
 def _beside(model: Any, config: Any, seed: int) -> Any:

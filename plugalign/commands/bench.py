@@ -16,7 +16,9 @@ Model = Annotated[str | None, typer.Option(help="Hub id or folder. [default: the
 Methods = Annotated[str | None, typer.Option(metavar="A,B", help="Which to time. [default: all]")]
 Batch = Annotated[str, typer.Option(metavar="N,M", help="Batch sizes.")]
 NewTokens = Annotated[int, typer.Option(help="New tokens a row.")]
-PromptTokens = Annotated[int, typer.Option(help="Length of the prompts.")]
+PromptTokens = Annotated[
+    int, typer.Option(help="Length of the prompts, without a chat's own tokens.")
+]
 Rounds = Annotated[int, typer.Option(help="Times everything so often, in turn.")]
 Draft = Annotated[
     str | None, typer.Option(help="Speculate: base (without controllers) or prompt (look up).")
@@ -59,6 +61,8 @@ def bench(
     capture: Capture = "auto",
     expert_config: ExpertConfig = None,
     random_weights: RandomWeights = False,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     out: Out = None,
@@ -71,11 +75,9 @@ def bench(
 
     from plugalign.benchmarking.bench import run_bench
     from plugalign.benchmarking.costs import failures, table
-    from plugalign.loading import check_context
 
     quiet_libraries()
     loaded, tokenizer = _loaded(model, dtype, random_weights=random_weights)
-    check_context(loaded, prompt_tokens + new_tokens)
     costs = run_bench(
         loaded,
         tokenizer,
@@ -92,6 +94,8 @@ def bench(
         captures=capture.split(","),
         expert_config=None if expert_config is None else AutoConfig.from_pretrained(expert_config),
         threads=threads,
+        chat=chat,
+        system=system,
         out=out,
     )
     show(table(costs))

@@ -64,8 +64,8 @@ def capabilities(
     given = options.named(controllers, "--controllers")
     chosen = options.settings(settings, "--set")
     folder = check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume))
-    from plugalign.values.capabilities import measure_capabilities
-    from plugalign.values.capability_data import load_data
+    from plugalign.values.capabilities.data import load_data
+    from plugalign.values.capabilities.measurement import measure_capabilities
 
     quiet_libraries()
     found = measure_capabilities(

@@ -20,7 +20,17 @@ Model = Annotated[
     str | None, typer.Option(help="Hub id or folder.", show_default="the pocket model")
 ]
 Prompts = Annotated[
-    str | None, typer.Option(help='JSONL or CSV with a "text" field, or text file.')
+    str | None,
+    typer.Option(help='JSONL or CSV with a "text" or "messages" field, or text file.'),
+]
+Chat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|on|off",
+        help="Prompts as the user's turn of the tokenizer's chat template; auto: for instruct "
+        "models, and for messages.",
+        show_default="auto",
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
 Methods = Annotated[
@@ -52,6 +62,9 @@ Judges = Annotated[
 Scorer = Annotated[
     str | None, typer.Option(help="For perplexity.", show_default="the unsteered base")
 ]
+PerplexityModel = Annotated[
+    str | None, typer.Option(help="Hub id or folder of an outside model: a second perplexity.")
+]
 Agreement = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,7 +85,8 @@ HumanLabels = Annotated[
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(help="Answers to a prompt.", show_default="25, pocket 4")
+    int | None,
+    typer.Option(help="Answers to a prompt.", show_default="25, pocket 4, 1 where none is drawn"),
 ]
 NewTokens = Annotated[
     int | None, typer.Option(help="Length of an answer in tokens.", show_default="20")
@@ -83,6 +97,14 @@ MinNewTokens = Annotated[
 ]
 Temperature = Annotated[float | None, typer.Option(show_default="1.0")]
 TopP = Annotated[float | None, typer.Option(show_default="0.9")]
+TopK = Annotated[int | None, typer.Option(help="0 keeps all tokens.", show_default="0")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="The most probable token, none is drawn.")]
+NumBeams = Annotated[
+    int | None, typer.Option(help="Beams of a beam search; none is drawn.", show_default="1")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1: against repetition.", show_default="1.0")
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Answers at a time.", show_default="32, pocket 50")
 ]
@@ -111,11 +133,14 @@ def compare(
     model: Model = None,
     prompts: Prompts = None,
     limit: Limit = None,
+    chat: Chat = None,
+    system: options.System = None,
     methods: Methods = None,
     controllers: Controllers = None,
     settings: Set = None,
     judge: Judges = None,
     scorer: Scorer = None,
+    perplexity_model: PerplexityModel = None,
     agreement: Agreement = None,
     human_texts: HumanTexts = None,
     human_labels: HumanLabels = None,
@@ -124,6 +149,10 @@ def compare(
     min_new_tokens: MinNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
+    top_k: TopK = None,
+    greedy: Greedy = False,
+    num_beams: NumBeams = None,
+    repetition_penalty: RepetitionPenalty = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     out: Out = None,
@@ -139,6 +168,7 @@ def compare(
         "controllers": options.named(controllers, "--controllers"),
         "settings": options.settings(settings, "--set"),
         "judges": options.judges(judge),
+        "greedy": greedy or None,
         "resume": resume or None,
     }
     for name in ("spec", "judge", "trust"):
@@ -147,7 +177,7 @@ def compare(
     from plugalign.evaluation.comparison.compare import compare as run
 
     quiet_libraries()
-    comparison = run(**chosen)
+    comparison = run(**chosen, command=options.command_line())
     show(comparison.table())
     show(f"The report: {comparison.report}")
 

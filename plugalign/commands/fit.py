@@ -88,6 +88,8 @@ def fit(
     limit: Limit = None,
     settings: Set = None,
     minutes: Minutes = None,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -110,11 +112,18 @@ def fit(
     columns |= {"text": text, "label": label}
     check_folder(out)
     if method in ("judge", "value"):
-        _refuse_settings(f"a {method}", settings, minutes, dtype)
+        _refuse_settings(f"a {method}", settings, dtype, chat, system)
     if method == "judge":
-        _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads)
+        if model is None and minutes is not None:
+            raise ValueError(
+                f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
+            )
+        bound = MINUTES if minutes is None else minutes
+        _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads, bound)
         return
     if method == "value":
+        if minutes is not None:
+            raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
         _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, given)
         return
     if model is None:
@@ -134,17 +143,19 @@ def fit(
         minutes=MINUTES if minutes is None else minutes,
         dtype=dtype,
         threads=threads,
+        chat=chat,
+        system=system,
     )
     show(done)
 
 
 def _refuse_settings(
-    what: str, settings: list[str] | None, minutes: float | None, dtype: str
+    what: str, settings: list[str] | None, dtype: str, chat: str, system: str | None
 ) -> None:
     if settings:
         raise ValueError(f"{what} has no settings, got --set {settings[0]}")
-    if minutes is not None:
-        raise ValueError(f"{what} has no --minutes, got {minutes:g}; leave it out")
+    if chat != "auto" or system is not None:
+        raise ValueError(f"{what} reads texts without a chat; leave --chat and --system out")
     if dtype != "auto":
         raise ValueError(f"{what} is fitted in float32, got --dtype {dtype}; leave it out")
 
@@ -156,6 +167,7 @@ def _fit_judge(
     desired: str | None,
     read: dict[str, Any],
     threads: int | None,
+    minutes: float,
 ) -> None:
     import torch
 
@@ -166,7 +178,8 @@ def _fit_judge(
     if threads is not None:
         torch.set_num_threads(threads)
     labelled = load_data(data, **read)
-    show(fit_judge(labelled, out, desired=desired, encoder=encoder).describe())
+    fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
+    show(fitted.describe())
 
 
 def _fit_value(

@@ -5,6 +5,8 @@ Nothing here imports torch or transformers: ``plugalign --help`` must not wait f
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -20,7 +22,20 @@ Dtype = Annotated[
     str,
     typer.Option(metavar="auto|bfloat16|float16|float32", help="The precision of the model."),
 ]
+Chat = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|on|off",
+        help="Texts inside the tokenizer's chat template; auto: for instruct models.",
+    ),
+]
+System = Annotated[str | None, typer.Option(help="A system message in front of each chat.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of torch.")]
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["plugalign", *sys.argv[1:]])
 
 
 def check_arguments(arguments: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ Set = Annotated[
 ]
 Prompts = Annotated[
     str | None,
-    typer.Option(help="Held-out ones: JSONL or CSV with a text field, or text file."),
+    typer.Option(help="Held-out ones, as for compare."),
 ]
 MaxPerplexity = Annotated[float, typer.Option(help="The largest perplexity, over the base's.")]
 MaxLengthChange = Annotated[
@@ -43,14 +43,21 @@ def tune(
     model: shared.Model = None,
     prompts: Prompts = None,
     limit: shared.Limit = None,
+    chat: shared.Chat = None,
+    system: options.System = None,
     judge: shared.Judges = None,
     scorer: shared.Scorer = None,
     max_perplexity: MaxPerplexity = 1.15,
     max_length_change: MaxLengthChange = 0.2,
     samples: shared.Samples = None,
     max_new_tokens: shared.NewTokens = None,
+    min_new_tokens: shared.MinNewTokens = None,
     temperature: shared.Temperature = None,
     top_p: shared.TopP = None,
+    top_k: shared.TopK = None,
+    greedy: shared.Greedy = False,
+    num_beams: shared.NumBeams = None,
+    repetition_penalty: shared.RepetitionPenalty = None,
     batch_size: shared.BatchSize = None,
     seed: shared.Seed = None,
     out: Out = None,
@@ -64,6 +71,7 @@ def tune(
         "controllers": options.named([controller], "tune"),
         "settings": options.settings(settings, "--set"),
         "judges": options.judges(judge),
+        "greedy": greedy or None,
         "resume": resume or None,
     }
     for name in ("controller", "judge", "max_perplexity", "max_length_change", "trust"):
@@ -73,7 +81,8 @@ def tune(
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
-    tuning = run(**chosen, budgets=Budgets(max_perplexity, max_length_change))
+    budgets = Budgets(max_perplexity, max_length_change)
+    tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")
     if tuning.chosen is None:

@@ -70,7 +70,7 @@ def values(
     chosen = options.settings(settings, "--set")
     asked = options.names(formats, "--formats")
     folder = check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume))
-    from plugalign.values.measurement import measure
+    from plugalign.values.questionnaire.measurement import measure
 
     quiet_libraries()
     measurement = measure(

@@ -62,8 +62,10 @@ class Plan:
         return f"the base model with the rows of {names}" if names else "the base model"
 
     def owner(self, shift: Shift) -> str:
-        """The name of the controller that declared a shift."""
-        return next(name for name, s in self.steerings if any(x is shift for x in s.shifts))
+        """The name of the controller that declared a shift; of one inside another's formula, its
+        own."""
+        found = (name for name, s in self.steerings if any(x is shift for x in s.shifts))
+        return next(found, type(shift).__name__)
 
     @cached_property
     def shifts(self) -> tuple[Shift, ...]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plugalign.files.messages import Prompt
+
 FEWEST = 8  # prompts of a round, where there are so many
 GROWTH = 4  # of the prompts from one round to the next; settings are halved
 
@@ -89,7 +91,7 @@ class Search:
     """
 
     def __init__(
-        self, rows: Mapping[str, dict[str, Any]], budgets: Budgets, prompts: Sequence[str]
+        self, rows: Mapping[str, dict[str, Any]], budgets: Budgets, prompts: Sequence[Prompt]
     ):
         self.rows, self.budgets, self.prompts = rows, budgets, prompts
         self.summaries: list[Mapping[str, Any]] = []

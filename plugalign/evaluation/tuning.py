@@ -75,7 +75,7 @@ def tune(
     *,
     model: Any = None,
     tokenizer: Any = None,
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: str | Path | Sequence[Any] | None = None,
     limit: int | None = None,
     budgets: Budgets | None = None,
     seed: int = 0,
@@ -112,7 +112,7 @@ def tune(
         raise ValueError(f"there is nothing to choose from; give {name}.SETTING several values")
     candidates = {row: changed(name, controller, changes) for row, changes in rows.items()}
     texts = _prompts(model, prompts, limit)
-    search = Search(rows, budgets, Random(seed).sample(texts.texts, len(texts.texts)))
+    search = Search(rows, budgets, Random(seed).sample(texts.every, len(texts.every)))
     options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
     runs = _searched(search, candidates, out, options)
     found = _evidence(search, runs, controller, texts, seed)
@@ -179,13 +179,14 @@ def _evidence(
         "model": settings["model"],
         "scorer": settings["scorer"],
         "prompts": {
-            "count": len(prompts.texts),
+            "count": len(prompts.every),
             "path": prompts.path,
             "sha256": prompts.fingerprint(),
             "seed": seed,
         },
         "samples": settings["samples"],
         "max_new_tokens": settings["max_new_tokens"],
+        "chat": settings["chat"],
         "base": summary["methods"][summary["reference"]],
         "trials": [asdict(trial) for trial in search.ranked()],
         "rounds": [

@@ -9,12 +9,12 @@ import torch
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-def chosen_dtype(precision: str, *, frozen: bool = True) -> torch.dtype | None:
-    """The dtype to load a model in; None is the one that its weights are stored in.
+def chosen_dtype(precision: str, *, frozen: bool = True) -> torch.dtype:
+    """The dtype to load a model in.
 
     Args:
-        precision: "auto" takes the stored one on a GPU, and on a CPU bfloat16 where the processor
-            multiplies it by itself, else float32: emulated half precision is many times slower.
+        precision: "auto" takes bfloat16 where the processor or the GPU multiplies it by itself,
+            else float32: emulated half precision is many times slower.
         frozen: whether the model only runs. One that is tuned as a whole is not rounded first.
 
     Raises:
@@ -27,13 +27,26 @@ def chosen_dtype(precision: str, *, frozen: bool = True) -> torch.dtype | None:
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
-    if torch.cuda.is_available():
-        return None
     return torch.bfloat16 if frozen and multiplies_bfloat16() else torch.float32
 
 
+def explained(precision: str, *, frozen: bool = True) -> str:
+    """The dtype that `chosen_dtype` gives, and the reason, for logs."""
+    name = str(chosen_dtype(precision, frozen=frozen)).removeprefix("torch.")
+    if precision != "auto":
+        return f"{name}, as asked for"
+    if not frozen:
+        return f"{name}, since it is tuned as a whole"
+    where = "GPU" if torch.cuda.is_available() else "processor"
+    able = "multiplies bfloat16 by itself" if name == "bfloat16" else "does not multiply bfloat16"
+    return f"{name}, since this {where} {able}"
+
+
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products (AVX512_BF16 or AMX)."""
+    """Whether this machine has instructions for bfloat16 products: its GPU, if it has one, else its
+    processor (AVX512_BF16 or AMX)."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch names these checks with an underscore, and not every version has them.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)

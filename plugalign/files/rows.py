@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plugalign.files.json_text import parse_object
+from plugalign.files.messages import Conversation, conversation_of
 from plugalign.files.shown import listed, printable, shown
 from plugalign.files.text import check_unicode, read_text
 from plugalign.files.values import label_of, opened, share_of, text_of
@@ -62,6 +63,15 @@ class Row:
         found, value = self._value(name)
         several = value if isinstance(value, list) else [value]
         return [text_of(one, f"{self.place}: {found!r}") for one in several]
+
+    def conversation(self, name: str) -> Conversation:
+        """The messages in a field.
+
+        Raises:
+            ValueError: see `plugalign.files.messages.conversation_of`.
+        """
+        found, value = self._value(name)
+        return conversation_of(value, f"{self.place}: {found!r}")
 
     def label(self, name: str) -> str:
         """The label in a field.

@@ -7,6 +7,7 @@ read or copied that lies outside a folder, also not through a link.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +76,28 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); {cure}") from error
     return tensors
+
+
+def check_dimensions(
+    tensors: Mapping[str, Tensor], learned: Mapping[str, int], optional: Mapping[str, int]
+) -> None:
+    """Refuses tensors that are missing, unknown or of other dimensions.
+
+    Args:
+        learned: the dimensions of each tensor that must be there.
+        optional: of each that may be.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    known = {**learned, **optional}
+    for name in sorted(learned.keys() - tensors.keys()):
+        raise ValueError(f"the tensor '{name}' is missing")
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise ValueError(f"the tensor '{name}' is unknown")
+        if tensor.ndim != known[name]:
+            raise ValueError(f"the tensor '{name}' has {tensor.ndim} dimensions, not {known[name]}")
 
 
 def check_inside(path: Path, folder: Path) -> None:

@@ -24,7 +24,7 @@ def affordable_steps(
     minutes: float | None,
     *,
     title: str,
-    note: Path,
+    note: Path | None = None,
     runs: int = 1,
     spare: Callable[[], None] | None = None,
 ) -> int:
@@ -34,11 +34,11 @@ def affordable_steps(
         steps: as many at most.
         minutes: what all runs together may take; None is no bound.
         note: a file that remembers the answer for a fit that is killed and continues: then it must
-            be the same, whatever the machine does beside.
+            be the same, whatever the machine does beside. None for one that does not continue.
         runs: so many trainings like this one.
         spare: makes a step need less memory; called where one does not fit into the device's.
     """
-    if (known := remembered(note, "steps", "spared")) is not None:
+    if note is not None and (known := remembered(note, "steps", "spared")) is not None:
         if known["spared"] and spare is not None:
             spare()
         return int(known["steps"])
@@ -61,7 +61,8 @@ def affordable_steps(
     if chosen < steps:
         text += f"; {chosen} fit into --minutes {minutes:g}"
     say(text)
-    remember(note, {"steps": chosen, "spared": spared})
+    if note is not None:
+        remember(note, {"steps": chosen, "spared": spared})
     return chosen
 
 

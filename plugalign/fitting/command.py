@@ -14,13 +14,14 @@ import yaml
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.catalogue import ALONE, FITTERS
-from plugalign.files.precision import chosen_dtype
+from plugalign.files.precision import chosen_dtype, explained
+from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
 from plugalign.loading import load_model
 
-OWN_OPTIONS = ("desired", "minutes")  # of the command, not of --set
+OWN_OPTIONS = ("desired", "minutes", "chat", "system")  # of the command, not of --set
 
 
 def fitter(method: str) -> tuple[Fit[Controller], Mapping[str, Any]]:
@@ -84,6 +85,8 @@ def fit_files(
     minutes: float,
     dtype: str,
     threads: int | None,
+    chat: str = "auto",
+    system: str | None = None,
 ) -> str:
     """What the command does with its options: says what it does as it goes, and returns what there
     is to say at the end.
@@ -93,21 +96,30 @@ def fit_files(
         columns: of the data, see `load_data`.
         settings: ``NAME=VALUE`` pairs.
         dtype: see `chosen_dtype`.
+        chat, system: see `FitSettings`.
 
     Raises:
         ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
     """
     chosen = parse_settings(method, settings)
+    chosen |= validated(fitter(method)[0], {"chat": chat, "system": system})
     precision = chosen_dtype(dtype, frozen=FITTERS[method].frozen)
     if threads is not None:
         torch.set_num_threads(threads)
     data = load_data(paths, limit=limit, **columns)
     if "desired" in settings_of(fitter(method)[0]):
         data.binary(desired)  # says now what a fit would say once the model is there
-    say(f"loading {name}")
+    say(f"loading {name} in {explained(dtype, frozen=FITTERS[method].frozen)}")
     model, tokenizer = load_model(name, precision)
     controller = run_fit(
-        method, model, tokenizer, data, out, desired=desired, minutes=minutes, settings=chosen
+        method,
+        model,
+        tokenizer,
+        data,
+        out,
+        desired=desired,
+        minutes=minutes,
+        settings=chosen,
     )
     return describe(controller, model, name, out)
 
@@ -143,12 +155,17 @@ def run_fit(
     return function(model, tokenizer, data, out, **given)
 
 
+PLAIN_PROMPT = 'ids = tokenizer("I think that", return_tensors="pt")'
+CHAT_PROMPT = """\
+hello = [{"role": "user", "content": "Hello"}]
+options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+ids = tokenizer.apply_chat_template(hello, **options)"""
 TRIAL = """\
 import plugalign, transformers
 model = transformers.AutoModelForCausalLM.from_pretrained({model!r})
 tokenizer = transformers.AutoTokenizer.from_pretrained({model!r})
 steered = plugalign.wrap(model, tokenizer, plugalign.Controller.from_pretrained({out!r}))
-ids = tokenizer("I think that", return_tensors="pt")
+{prompt}
 print(tokenizer.decode(steered.generate(**ids, max_new_tokens=20)[0]))"""
 
 
@@ -158,7 +175,8 @@ def describe(controller: Controller, model: Any, name: str, out: Path) -> str:
     Args:
         name: the model's hub id or folder, as it was given.
     """
-    trial = shlex.quote(TRIAL.format(model=name, out=str(out)))
+    prompt = CHAT_PROMPT if workspace.fitted_on_chats(out) else PLAIN_PROMPT
+    trial = shlex.quote(TRIAL.format(model=name, out=str(out), prompt=prompt))
     return (
         f"{type(controller).__name__} for {model_name(model)} is in {out}; plugalign compare takes "
         f"it as --controllers {controller.name}={out}, and this tries it:\npython -c {trial}"

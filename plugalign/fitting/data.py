@@ -138,29 +138,47 @@ def load_data(
     return Labelled(tuple(t for t, _ in found), tuple(y for _, y in found))
 
 
-def tokenized(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts as the tokenizer frames them, with a progress bar on stderr."""
+def tokenized(tokenizer: Any, texts: Sequence[str], *, framed: bool = True) -> list[list[int]]:
+    """Token ids of texts, with a progress bar on stderr.
+
+    Args:
+        framed: whether with the special tokens that the tokenizer puts around a text.
+    """
     rows: list[list[int]] = []
     with progress("tokenizing texts", len(texts)) as bar:
         for start in range(0, len(texts), CHUNK):
             some = texts[start : start + CHUNK]
-            rows += token_ids(tokenizer, some)
+            if framed:
+                rows += token_ids(tokenizer, some)
+            else:
+                rows += tokenizer(list(some), add_special_tokens=False, verbose=False)["input_ids"]
             bar.advance(len(some))
     return rows
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], max_length: int, *, end: bool = True
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    *,
+    end: bool = True,
+    context: Sequence[int] = (),
+    closing: int | None = None,
 ) -> list[list[int]]:
     """Token ids of texts as the tokenizer frames them, with or without an end token behind.
 
     ``max_length`` counts all of them; a text that was cut has no end token. Texts without a
     single token are left out.
+
+    Args:
+        context: token ids in front of each text, which is then framed by nothing else; they do not
+            count.
+        closing: the end token; None is the tokenizer's.
     """
-    stop = tokenizer.eos_token_id if end else None
-    rows = [row for row in tokenized(tokenizer, texts) if row]
-    framed = [row if stop is None or row[-1] == stop else [*row, stop] for row in rows]
-    return [row[:max_length] for row in framed]
+    stop = (tokenizer.eos_token_id if closing is None else closing) if end else None
+    rows = [row for row in tokenized(tokenizer, texts, framed=not context) if row]
+    ended = [row if stop is None or row[-1] == stop else [*row, stop] for row in rows]
+    return [[*context, *row[:max_length]] for row in ended]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

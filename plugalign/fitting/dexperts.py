@@ -18,6 +18,7 @@ from torch import Tensor
 from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
+from plugalign.fitting.answers import Frame, frame_of
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
@@ -95,10 +96,11 @@ def fit_dexperts(
         ValueError: for settings out of range, or data without both classes.
         ImportError: if ``lora`` is asked for and peft is missing.
     """
-    check_context(model, settings.max_length)
-    experts = _Experts(model, tokenizer, data.binary(settings.desired), settings)
-    method = "dexperts_lora" if settings.lora else "dexperts"
-    record = workspace.record(method, model, tokenizer, data, settings.recorded())
+    frame = frame_of(model, tokenizer, settings)
+    check_context(model, len(frame.context) + settings.max_length)
+    experts = _Experts(model, tokenizer, data.binary(settings.desired), settings, frame)
+    method, about = "dexperts_lora" if settings.lora else "dexperts", frame.record()
+    record = workspace.record(method, model, tokenizer, data, settings.recorded(), about)
     workspace.make(out, record, experts.fit, workspace.write_data_sheet)
     return DExperts.from_pretrained(out)
 
@@ -111,12 +113,19 @@ class _Experts:
     tokenizer: Any
     sides: tuple[Sequence[str], Sequence[str]]
     settings: DExpertsSettings
+    frame: Frame
 
     def fit(self, folder: Path, result: Path) -> dict[str, Any]:
         """Trains both in ``folder``, saves the controller in ``result`` and measures them."""
         chosen = self.settings
         learnt, held = encoded(
-            self.tokenizer, self.sides, chosen.max_length, chosen.seed, end=False, least=2
+            self.tokenizer,
+            self.sides,
+            chosen.max_length,
+            chosen.seed,
+            end=False,
+            least=2,
+            frame=self.frame,
         )
         measured: dict[str, Any] = {}
         scores: list[Tensor] = []
@@ -138,7 +147,8 @@ class _Experts:
     ) -> tuple[Student, dict[str, Any]]:
         """An expert, and what its held-out texts say."""
         chosen = self.settings
-        student = Student(self.model, self.tokenizer, chosen.adapter_rank, chosen.seed)
+        rank, frame = chosen.adapter_rank, self.frame
+        student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         loss = student.loss_of(rows, chosen.batch_size, chosen.seed)
         steps = affordable_steps(
             loss,

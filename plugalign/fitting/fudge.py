@@ -21,6 +21,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.readers.positions import position_ids
 from plugalign.fitting import workspace
+from plugalign.fitting.answers import PLAIN, Frame, frame_of
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
@@ -82,10 +83,13 @@ def fit_fudge(
         ValueError: for settings out of range, or data without both classes.
     """
     sides, predictor = data.binary(settings.desired), _fresh(model, settings)
+    frame = frame_of(model, tokenizer, settings)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        learnt, held = encoded(tokenizer, sides, settings.max_length, settings.seed, end=False)
-        ends = end_tokens(model, tokenizer)
+        learnt, held = encoded(
+            tokenizer, sides, settings.max_length, settings.seed, end=False, frame=frame
+        )
+        ends = end_tokens(model, tokenizer, frame)
         measured = _trained(predictor, learnt, held, ends, model.device, settings, folder)
         fitted = Fudge(
             predictor,
@@ -96,7 +100,8 @@ def fit_fudge(
         fitted.save_pretrained(result)
         return measured
 
-    record = workspace.record("fudge", model, tokenizer, data, settings.recorded())
+    about = frame.record()
+    record = workspace.record("fudge", model, tokenizer, data, settings.recorded(), about)
     workspace.make(out, record, work, workspace.write_data_sheet)
     return Fudge.from_pretrained(out)
 
@@ -112,12 +117,13 @@ def _trained(
 ) -> dict[str, Any]:
     """Trains the predictor in place and measures it on the held-out texts."""
     pick = learnt.picks(settings.batch_size, settings.seed)
-    hazard = len(learnt) / sum(map(len, learnt.rows))
+    frame = learnt.frame
+    hazard = len(learnt) / sum(len(row) - frame.first for row in learnt.rows)
 
     def loss(step: int) -> Tensor:
-        batch = broken_off(learnt.batch(pick(step), device), ends, hazard)
-        ids, mask, label, share = batch
-        return prefix_loss(_thinned(predictor, ids, mask, settings.dropped), label, mask, share)
+        batch = broken_off(learnt.batch(pick(step), device), ends, hazard, frame)
+        scores = _thinned(predictor, batch.ids, batch.mask, settings.dropped)
+        return prefix_loss(scores, batch.label, batch.learnt, batch.weight)
 
     parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
     note = folder / "predictor.json"
@@ -149,8 +155,8 @@ def _judged(
     """The loss of held-out texts, and the AUC of all their prefixes' scores."""
     scores, labels, weights = [], [], []
     for texts in held.in_order(batch_size):
-        ids, mask, label, weight = held.batch(texts, device)
-        seen = mask.bool()
+        ids, mask, learnt, label, weight = held.batch(texts, device)
+        seen = learnt.bool()
         scores.append(predictor(ids, mask)[seen])
         labels.append(label[:, None].expand_as(ids)[seen])
         weights.append(weight[:, None].expand_as(ids)[seen])
@@ -185,20 +191,22 @@ def start_from(predictor: Predictor, embedding: Tensor) -> None:
         own[:count, : projected.shape[1]] = projected[:count] / projected.std()
 
 
-def broken_off(batch: Batch, ends: Sequence[int], hazard: float) -> Batch:
+def broken_off(batch: Batch, ends: Sequence[int], hazard: float, frame: Frame = PLAIN) -> Batch:
     """Texts of which some end at a random place by one of the end tokens; torch's random numbers
     decide.
 
     Args:
         hazard: the probability of an end behind each token of a text that may be broken off. It is
             the same at all places of all texts, or where an end stands would tell their lengths.
+        frame: what stands around the texts, of which nothing is broken off.
     """
-    ids, mask, label, weight = batch
+    ids, mask, _, label, weight = batch
     if not ends:
         return batch
     ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (ids, mask))
     lengths = mask.sum(1)
     place = torch.empty(len(ids), device=ids.device).geometric_(hazard).long()  # 1 and up
+    place = place + frame.first
     token = torch.tensor(ends, device=ids.device)[torch.randint(len(ends), (len(ids),))]
     chosen = (torch.rand(len(ids), device=ids.device) < ENDED) & (place <= lengths)
     column = torch.arange(ids.shape[1], device=ids.device)
@@ -206,7 +214,7 @@ def broken_off(batch: Batch, ends: Sequence[int], hazard: float) -> Batch:
     behind = chosen[:, None] & (column > place[:, None])
     ids = torch.where(at, token[:, None], ids)
     mask = torch.where(at, 1, mask).masked_fill(behind, 0)
-    return Batch(ids, mask, label, weight)
+    return Batch(ids, mask, frame.learnt(mask), label, weight)
 
 
 def prefix_loss(logits: Tensor, label: Tensor, mask: Tensor, weight: Tensor) -> Tensor:

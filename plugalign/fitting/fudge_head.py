@@ -19,6 +19,7 @@ from torch import Tensor
 from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
+from plugalign.fitting.answers import frame_of
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.fudge import prefix_loss
@@ -82,17 +83,19 @@ def fit_fudge_head(
     Raises:
         ValueError: for settings out of range, or data without both classes.
     """
-    check_context(model, settings.max_length)
+    frame = frame_of(model, tokenizer, settings)
+    check_context(model, len(frame.context) + settings.max_length)
     sides, size = data.binary(settings.desired), settings.batch_size
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(
-            tokenizer, sides, settings.max_length, settings.seed, end=False, least=2
+            tokenizer, sides, settings.max_length, settings.seed, end=False, least=2, frame=frame
         )
         learnt, time = learnt.shuffled(settings.seed), settings.minutes_of(READING)
-        kept = keep_states(model, held.rows, folder / "held-out", size) if len(held) else None
-        states = keep_states(model, learnt.rows, folder / "states", size, minutes=time)
-        head = Head(model, tokenizer, states, size, settings.rank, settings.seed)
+        kept = _states(model, held, folder / "held-out", size) if len(held) else None
+        states = _states(model, learnt, folder / "states", size, minutes=time)
+        ends = end_tokens(model, tokenizer, frame)
+        head = Head(model, ends, states, size, settings.rank, settings.seed)
         measured = _trained(head, (learnt, states), (held, kept), settings, folder)
         fitted = FudgeHead(
             **head.unscaled(),
@@ -103,9 +106,19 @@ def fit_fudge_head(
         fitted.save_pretrained(result)
         return {**measured, "texts": len(states)}
 
-    record = workspace.record("fudge_head", model, tokenizer, data, settings.recorded())
+    about = frame.record()
+    record = workspace.record("fudge_head", model, tokenizer, data, settings.recorded(), about)
     workspace.make(out, record, work, workspace.write_data_sheet)
     return FudgeHead.from_pretrained(out)
+
+
+def _states(
+    model: Any, examples: Examples, path: Path, size: int, minutes: float | None = None
+) -> States:
+    """The states behind which something is learnt."""
+    first = examples.frame.first
+    columns = [range(first, len(row)) for row in examples.rows]
+    return keep_states(model, examples.rows, path, size, columns=columns, minutes=minutes)
 
 
 def _trained(
@@ -164,14 +177,20 @@ class Head:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, states: States, batch_size: int, rank: int, seed: int
+        self,
+        model: Any,
+        ends: Sequence[int],
+        states: States,
+        batch_size: int,
+        rank: int,
+        seed: int,
     ):
         self._embedding = model.get_output_embeddings().weight.detach().float()  # (V, D)
         self._embedding_size = self._embedding.std()
         first = range(min(batch_size, len(states)))
         self._hidden_size = torch.cat([states[i].float() for i in first]).std()
         self._rows, self._device = self._embedding / self._embedding_size, model.device
-        self._ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
+        self._ends = torch.tensor(list(ends), dtype=torch.long, device=model.device)
         self.learned = _start(self._embedding, rank, seed)
 
     def loss(
@@ -182,7 +201,7 @@ class Head:
 
         def loss(step: int) -> Tensor:
             texts = pick(step)
-            ids, mask, label, share = examples.batch(texts, self._device)
+            ids, mask, label, share = self._batch(examples, texts)
             hidden = self._scaled(states.padded(texts))
             logits = self._logits(hidden[:, :-1], ids[:, 1:])
             parts = [prefix_loss(logits, label, mask[:, 1:], share)]
@@ -198,7 +217,7 @@ class Head:
         """How well the scores of prefixes and what follows them tell the classes apart."""
         found = []
         for texts in examples.in_order(batch_size):
-            ids, mask, label, share = examples.batch(texts, self._device)
+            ids, mask, label, share = self._batch(examples, texts)
             seen = mask[:, 1:].bool()
             logits = self._logits(self._scaled(states.padded(texts))[:, :-1], ids[:, 1:])
             found.append([x[seen] for x in (logits, *_columns(logits, label, share))])
@@ -215,6 +234,12 @@ class Head:
             "state": learned["state"] / self._hidden_size,
             "offset": learned["offset"].item(),
         }
+
+    def _batch(self, examples: Examples, texts: Sequence[int]) -> tuple[Tensor, ...]:
+        """The ids and the mask ``(B, T)`` of the columns whose states are kept, labels and weights
+        ``(B,)``."""
+        batch, first = examples.batch(texts, self._device), examples.frame.first
+        return batch.ids[:, first:], batch.mask[:, first:], batch.label, batch.weight
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden.to(self._device) / self._hidden_size

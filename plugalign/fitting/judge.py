@@ -62,6 +62,7 @@ def fit_judge(
     desired: str | None = None,
     encoder: str | None = None,
     seed: int = 0,
+    minutes: float | None = None,
 ) -> FittedJudge:
     """Fits a judge on nine tenths of the texts, measures it on the rest, and saves it in ``out``.
 
@@ -74,6 +75,7 @@ def fit_judge(
         encoder: a folder or hub id to tune as a text classifier; by default the judge is TF-IDF
             and a logistic regression (`TfidfJudge`), which takes seconds.
         seed: equal seeds give equal judges.
+        minutes: what tuning an encoder may take; None is no bound.
 
     Raises:
         ValueError: ``out`` is not empty, a class is missing or has too few texts.
@@ -87,7 +89,8 @@ def fit_judge(
     inside = [i for i, text in enumerate(texts) if text not in held]
     outside = [i for i, text in enumerate(texts) if text in held]
     with _finished(out) as folder:
-        judge = _fit([texts[i] for i in inside], [labels[i] for i in inside], folder, encoder, seed)
+        learnt = [texts[i] for i in inside], [labels[i] for i in inside]
+        judge = _fit(*learnt, folder, encoder, seed, minutes)
         scores = judge([texts[i] for i in outside])
         found = agreement(scores, np.array([labels[i] for i in outside]), seed=seed)
         report = {"trained_on": len(inside), "seed": seed, "held_out": asdict(found)}
@@ -96,12 +99,18 @@ def fit_judge(
 
 
 def _fit(
-    texts: Sequence[str], labels: Sequence[int], folder: Path, encoder: str | None, seed: int
+    texts: Sequence[str],
+    labels: Sequence[int],
+    folder: Path,
+    encoder: str | None,
+    seed: int,
+    minutes: float | None,
 ) -> Judge:
     if encoder is not None:
         from plugalign.fitting.judge_encoder import tune_encoder
 
-        return Judge("encoder", tune_encoder(texts, labels, encoder, folder, seed=seed))
+        tuned = tune_encoder(texts, labels, encoder, folder, seed=seed, minutes=minutes)
+        return Judge("encoder", tuned)
     say(f"counting the words and characters of {len(texts)} texts")
     fitted = TfidfJudge.fit(texts, labels)
     fitted.save(folder)

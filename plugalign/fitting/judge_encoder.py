@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plugalign.evaluation.judging.text_classifier import TextClassifier, text_classifier
 from plugalign.files.pretrained import loading
+from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import pad
+from plugalign.fitting.held_out import HeldOut, set_apart
 from plugalign.fitting.progress import say
 from plugalign.fitting.training import batches, train
 
+Example = tuple[list[int], int]
+"""Token ids of a text, and its label."""
 LABELS = {0: "clean", 1: "toxic"}
 
 
@@ -30,11 +35,13 @@ def tune_encoder(
     max_length: int = 48,
     batch_size: int = 32,
     seed: int = 0,
+    minutes: float | None = None,
 ) -> TextClassifier:
     """Tunes an encoder with a new classification head and saves it with its tokenizer.
 
     Answers are short, so only the first tokens of each text are read. The word embeddings, most
-    of a small encoder, stay as they are and cost nothing.
+    of a small encoder, stay as they are and cost nothing. A tenth of the texts is held out, and
+    the training ends when it becomes no better on them.
 
     Args:
         texts: what to learn from.
@@ -43,6 +50,7 @@ def tune_encoder(
         epochs: passes over the texts.
         lr: the highest learning rate.
         max_length: tokens of a text that are read.
+        minutes: make fewer steps where these take longer; says first how long it takes.
 
     Raises:
         ValueError: if there is no such encoder, naming it.
@@ -53,27 +61,48 @@ def tune_encoder(
     length = min(max_length, tuned.limit)
     say(f"tokenizing {len(texts)} texts")
     rows = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
-    targets, batch = torch.tensor(labels), batches(len(rows), batch_size, seed)
+    learnt, held = _split(list(zip(rows, labels, strict=True)), seed)
+    pick = batches(len(learnt), batch_size, seed)
 
-    def loss(step: int) -> Tensor:
-        chosen = batch(step)
-        ids, mask = pad([rows[i] for i in chosen])
+    def loss_of(some: Sequence[Example]) -> Tensor:
+        ids, mask = pad([row for row, _ in some])
         ids = ids.masked_fill(mask == 0, tuned.pad or 0)
         logits = model(input_ids=ids, attention_mask=mask).logits
-        return torch.nn.functional.cross_entropy(logits.float(), targets[chosen])
+        return cross_entropy(logits.float(), torch.tensor([label for _, label in some]))
 
+    def loss(step: int) -> Tensor:
+        return loss_of([learnt[i] for i in pick(step)])
+
+    def held_loss() -> float:
+        model.eval()
+        parts = [held[i : i + batch_size] for i in range(0, len(held), batch_size)]
+        total = sum(len(part) * float(loss_of(part)) for part in parts)
+        model.train()
+        return total / len(held)
+
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    steps = max(1, round(epochs * len(learnt) / batch_size))
+    steps = affordable_steps(loss, parameters, steps, minutes, title="judge")
     train(
-        parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
+        parameters=parameters,
         loss=loss,
-        steps=max(1, round(epochs * len(rows) / batch_size)),
+        steps=steps,
         lr=lr,
         title="judge",
         weight_decay=0.01,
         seed=seed,
+        held_out=HeldOut(held_loss) if held else None,
     )
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return tuned
+
+
+def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """What is learnt from, and what is held out, of both classes alike."""
+    sides = [[each for each in examples if each[1] == label] for label in LABELS]
+    (clean, clean_held), (toxic, toxic_held) = (set_apart(side, seed) for side in sides)
+    return clean + toxic, clean_held + toxic_held
 
 
 def _untrained(encoder: str, seed: int) -> tuple[Any, Any]:

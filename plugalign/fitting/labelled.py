@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from plugalign.fitting.answers import PLAIN, Frame
 from plugalign.fitting.data import encode, pad
 from plugalign.fitting.held_out import set_apart
 from plugalign.fitting.training import batches
@@ -19,12 +20,14 @@ class Batch(NamedTuple):
 
     Attributes:
         ids, mask: ``(B, T)``.
+        learnt: ``(B, T)``, the columns behind which something is learnt.
         label: ``(B,)`` float32, 1 for the desired class.
         weight: ``(B,)``, makes up for the classes' sizes.
     """
 
     ids: Tensor
     mask: Tensor
+    learnt: Tensor
     label: Tensor
     weight: Tensor
 
@@ -35,6 +38,7 @@ class Examples:
     Args:
         good: texts of the desired class. bad: all others.
         order: a permutation of good and bad texts together; None leaves them as they are.
+        frame: what stands around each text.
     """
 
     def __init__(
@@ -42,7 +46,9 @@ class Examples:
         good: Sequence[Sequence[int]],
         bad: Sequence[Sequence[int]],
         order: Sequence[int] | None = None,
+        frame: Frame = PLAIN,
     ):
+        self.frame = frame
         rows, labels = [*good, *bad], [1.0] * len(good) + [0.0] * len(bad)
         order = range(len(rows)) if order is None else order
         self.rows, self.labels = [rows[i] for i in order], torch.tensor([labels[i] for i in order])
@@ -61,12 +67,13 @@ class Examples:
     def shuffled(self, seed: int) -> Examples:
         """The same texts in a random order, so that the first of them are a fair sample."""
         generator = torch.Generator().manual_seed(seed)
-        return Examples(*self.sides(), torch.randperm(len(self), generator=generator).tolist())
+        order = torch.randperm(len(self), generator=generator).tolist()
+        return Examples(*self.sides(), order, self.frame)
 
     def batch(self, texts: Sequence[int], device: torch.device) -> Batch:
         """Some of the texts."""
         ids, mask = pad([self.rows[i] for i in texts])
-        parts = (ids, mask, self.labels[texts], self.weights[texts])
+        parts = (ids, mask, self.frame.learnt(mask), self.labels[texts], self.weights[texts])
         return Batch(*(part.to(device) for part in parts))
 
     def picks(self, batch_size: int, seed: int, first: int | None = None) -> Callable[[int], Any]:
@@ -89,32 +96,37 @@ def encoded(
     *,
     end: bool,
     least: int = 1,
+    frame: Frame = PLAIN,
 ) -> tuple[Examples, Examples]:
     """Texts to learn from and such as are held out.
 
     Args:
         sides: texts of the desired class, and all others, see `Labelled.binary`.
         end: whether an end token stands behind a text that was not cut.
-        least: leaves out texts with fewer tokens.
+        least: leaves out texts with fewer tokens, with those in front of them.
+        frame: what stands around each text.
 
     Raises:
         ValueError: if a class has no text of that length.
     """
-    cut = [encode(tokenizer, texts, max_length, end=end) for texts in sides]
+    around: dict[str, Any] = {"context": frame.context, "closing": frame.end}
+    cut = [encode(tokenizer, texts, max_length, end=end, **around) for texts in sides]
     rows = [[row for row in side if len(row) >= least] for side in cut]
     if not all(rows):
         raise ValueError(f"both classes need texts of {least} tokens at least")
     (good, good_held), (bad, bad_held) = (set_apart(side, seed) for side in rows)
     if not (good_held and bad_held):  # too few to spare any
-        return Examples(rows[0], rows[1]), Examples([], [])
-    return Examples(good, bad), Examples(good_held, bad_held)
+        return Examples(rows[0], rows[1], frame=frame), Examples([], [], frame=frame)
+    return Examples(good, bad, frame=frame), Examples(good_held, bad_held, frame=frame)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text: the tokenizer's, and those at which the model stops."""
+def end_tokens(model: Any, tokenizer: Any, frame: Frame = PLAIN) -> list[int]:
+    """The tokens that end a text: the tokenizer's, those at which the model stops, and what closes
+    an answer in a chat."""
     own = getattr(model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, (list, tuple)) else [own]
-    return sorted({int(token) for token in (tokenizer.eos_token_id, *own) if token is not None})
+    every = (tokenizer.eos_token_id, frame.end, *own)
+    return sorted({int(token) for token in every if token is not None})
 
 
 def auc(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:

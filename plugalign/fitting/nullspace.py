@@ -21,6 +21,7 @@ from pydantic import Field
 from plugalign.algebra.identity import identify
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
+from plugalign.fitting.answers import PLAIN, Frame, frame_of
 from plugalign.fitting.data import Labelled, tokenized
 from plugalign.fitting.erasure import (
     Array,
@@ -101,13 +102,14 @@ def fit_nullspace(
         ValueError: for settings out of range, an unknown variant, too few texts of a label, pairs
             that are not single tokens, or labels that the hidden states do not show.
     """
+    frame = frame_of(model, tokenizer, settings)
     if settings.variant == "direction" and not settings.pairs:
         raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
     guide = word_direction(model, tokenizer, settings.pairs) if settings.pairs else None
     _check_labels(data.labels)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        texts, places = _read(model, tokenizer, data, settings, folder)
+        texts, places = _read(model, tokenizer, data, settings, frame, folder)
         basis = folder / "basis.safetensors"
         found = _projection(settings.variant, places, guide, settings.classifiers, basis)
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
@@ -116,17 +118,24 @@ def fit_nullspace(
         controller.save_pretrained(result)
         return {"texts": texts, **_measured(controller, places)}
 
-    record = workspace.record("nullspace", model, tokenizer, data, settings.recorded())
+    about = frame.record()
+    record = workspace.record("nullspace", model, tokenizer, data, settings.recorded(), about)
     workspace.make(out, record, work, workspace.write_data_sheet)
     return Nullspace.from_pretrained(out)
 
 
 def _read(
-    model: Any, tokenizer: Any, data: Labelled, settings: NullspaceSettings, folder: Path
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    settings: NullspaceSettings,
+    frame: Frame,
+    folder: Path,
 ) -> tuple[int, dict[str, Split]]:
     """How many texts were read, and the states at each place of them."""
-    rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed)
-    columns = [_drawn(len(row), settings.positions, settings.seed, i) for i, row in enumerate(rows)]
+    rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed, frame)
+    count, seed = settings.positions, settings.seed
+    columns = [_drawn(len(row), count, seed, i, frame.first) for i, row in enumerate(rows)]
     kept = keep_states(
         model,
         rows,
@@ -156,22 +165,27 @@ def _check_labels(labels: Any) -> None:
 
 
 def _encoded(
-    tokenizer: Any, data: Labelled, max_length: int, seed: int
+    tokenizer: Any, data: Labelled, max_length: int, seed: int, frame: Frame = PLAIN
 ) -> tuple[list[list[int]], Any]:
     """Token ids of the texts in a random order, so that the first of them are a fair sample, and
     their labels."""
-    rows = tokenized(tokenizer, data.texts)
-    kept = [(row[:max_length], y) for row, y in zip(rows, data.labels, strict=True) if row]
+    rows = tokenized(tokenizer, data.texts, framed=not frame.context)
+    kept = [
+        ([*frame.context, *row[:max_length]], y)
+        for row, y in zip(rows, data.labels, strict=True)
+        if row
+    ]
     order = np.random.default_rng(seed).permutation(len(kept))
     labels = np.array([kept[i][1] for i in order])
     _check_labels(labels)
     return [kept[i][0] for i in order], labels
 
 
-def _drawn(length: int, count: int, seed: int, text: int) -> list[int]:
-    """The positions of a text whose states are kept: random ones inside, and the last."""
+def _drawn(length: int, count: int, seed: int, text: int, first: int = 0) -> list[int]:
+    """The positions of a text whose states are kept: random ones from ``first`` on, and the
+    last."""
     draw = np.random.default_rng((seed, text))
-    inner = draw.permutation(length - 1)[:count]
+    inner = first + draw.permutation(length - 1 - first)[:count]
     return [*sorted(inner.tolist()), length - 1]
 
 

@@ -22,6 +22,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
+from plugalign.fitting.answers import followed, frame_of
 from plugalign.fitting.budget import affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
@@ -88,17 +89,19 @@ def fit_prefix(
         ValueError: for settings out of range, or data without both classes.
         ImportError: if peft is missing; names the extra.
     """
-    check_context(model, settings.max_length + settings.prefix_length)
+    frame = frame_of(model, tokenizer, settings)
+    check_context(model, len(frame.context) + settings.max_length + settings.prefix_length)
     sides = data.binary(settings.desired)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         learnt, held = encoded(
-            tokenizer, sides, settings.max_length, settings.seed, end=True, least=2
+            tokenizer, sides, settings.max_length, settings.seed, end=True, least=2, frame=frame
         )
+        said = len(frame.context)  # prefixes start from texts alone
         prefixes = Prefixes(
             model,
             tokenizer,
-            learnt.sides(),
+            [[row[said:] for row in side] for side in learnt.sides()],
             settings.prefix_length,
             settings.width,
             settings.seed,
@@ -113,7 +116,8 @@ def fit_prefix(
         return measured
 
     method = "prefix_contrast" if settings.contrast else "prefix"
-    record = workspace.record(method, model, tokenizer, data, settings.recorded())
+    about = frame.record()
+    record = workspace.record(method, model, tokenizer, data, settings.recorded(), about)
     workspace.make(out, record, work, workspace.write_data_sheet)
     kind = PrefixContrast if settings.contrast else PrefixTuning
     fitted: PrefixTuning | PrefixContrast = kind.from_pretrained(out)
@@ -127,8 +131,8 @@ def _trained(
     pick = learnt.picks(settings.batch_size, settings.seed)
 
     def loss(step: int) -> Tensor:
-        ids, mask, label, _ = learnt.batch(pick(step), prefixes.model.device)
-        nll = prefixes.nll(ids, mask)
+        ids, mask, seen, label, _ = learnt.batch(pick(step), prefixes.model.device)
+        nll = prefixes.nll(ids, mask, seen)
         return contrastive_loss(nll, (label == 0).long(), settings.w_d, settings.w_g)
 
     parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
@@ -160,8 +164,8 @@ def _judged(prefixes: Prefixes, held: Examples, settings: PrefixSettings) -> tup
     """The mean loss of held-out texts, and the AUC of their likelihoods' ratio."""
     total, scores, labels = 0.0, [], []
     for texts in held.in_order(settings.batch_size):
-        ids, mask, label, _ = held.batch(texts, prefixes.model.device)
-        nll = prefixes.nll(ids, mask)
+        ids, mask, seen, label, _ = held.batch(texts, prefixes.model.device)
+        nll = prefixes.nll(ids, mask, seen)
         loss = contrastive_loss(nll, (label == 0).long(), settings.w_d, settings.w_g)
         total += len(texts) * float(loss)
         scores.append(nll[1] - nll[0])
@@ -207,15 +211,20 @@ class Prefixes:
         ]
         return self.start + torch.stack([m.permute(1, 2, 3, 0, 4) for m in moved])
 
-    def nll(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def nll(self, ids: Tensor, mask: Tensor, learnt: Tensor | None = None) -> Tensor:
         """Each text's negative log-likelihood behind each prefix, ``(C, B)``, after its first
-        token. Texts ``(B, T)`` are right-padded."""
+        token. Texts ``(B, T)`` are right-padded.
+
+        Args:
+            learnt: the columns ``(B, T)`` behind which tokens count; all by default.
+        """
         pairs = self.keys_values().to(self.model.dtype)
         rows, classes = len(ids), len(pairs)
         cache = DynamicCache()
         for layer in range(pairs.shape[1]):
             keys, values = (pairs[:, layer, i].repeat_interleave(rows, 0) for i in (0, 1))
             cache.update(keys, values, layer)
+        counted = followed(mask if learnt is None else learnt).repeat(classes, 1)
         ids, mask = ids.repeat(classes, 1), mask.repeat(classes, 1)
         prefix_mask = mask.new_ones(len(mask), self.length)
         columns = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)
@@ -227,7 +236,7 @@ class Prefixes:
             past_key_values=cache,
         ).logits
         losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-        return (losses * mask[:, 1:]).sum(1).view(classes, rows)
+        return (losses * counted).sum(1).view(classes, rows)
 
 
 def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.fitting.data import Labelled
+from plugalign.generation.chat_format import ChatMode
 
 Count = Annotated[int, Field(ge=1, le=2**24)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
@@ -30,13 +31,24 @@ Minutes = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
 
 
 class FitSettings(BaseModel):
-    """The settings of a fit; a class of each method has its own as fields."""
+    """The settings of a fit; a class of each method has its own as fields.
+
+    Attributes:
+        chat: whether texts are learnt as the assistant's answers in the tokenizer's chat template:
+            "on", "off", or "auto", which is on for an instruct model
+            (`plugalign.generation.chat_format`).
+        system: a system message in front of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    chat: ChatMode = "auto"
+    system: str | None = None
+
     def recorded(self) -> dict[str, Any]:
-        """Those that the result depends on, for fit.json. How long it may take is none of them."""
-        return self.model_dump(exclude={"minutes"})
+        """Those that the result depends on, for fit.json. How long it may take is none of them, and
+        of chats there is a part of its own."""
+        return self.model_dump(exclude={"minutes", "chat", "system"})
 
 
 S_contra = TypeVar("S_contra", bound=FitSettings, contravariant=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from plugalign.adapters.layers import shared_copy
+from plugalign.fitting.answers import PLAIN, Frame, followed
 from plugalign.fitting.data import pad
 from plugalign.fitting.labelled import end_tokens
 from plugalign.fitting.training import batches
@@ -29,14 +30,17 @@ class Student:
 
     Args:
         rank: of its adapters; None tunes the full model.
+        frame: what stands around each text.
 
     Attributes:
         model: the copy. learned: its parameters in training, by name.
     """
 
-    def __init__(self, base: Any, tokenizer: Any, rank: int | None, seed: int):
+    def __init__(
+        self, base: Any, tokenizer: Any, rank: int | None, seed: int, frame: Frame = PLAIN
+    ):
         self._base, self.model = base, _adapted(base, rank, seed) if rank else _full_copy(base)
-        self._ends = end_tokens(base, tokenizer)
+        self._frame, self._ends = frame, end_tokens(base, tokenizer, frame)
         self.model.train()
         named = self.model.named_parameters()
         self.learned = {name: p for name, p in named if p.requires_grad}
@@ -65,7 +69,7 @@ class Student:
             some = order[start : start + batch_size]
             ids, mask = (x.to(self._base.device) for x in pad([rows[i] for i in some]))
             log_p, _ = following(self._logits(self.model, ids, mask), ids, self._ends)
-            found[some] = (log_p * mask[:, 1:]).sum(1).cpu()
+            found[some] = (log_p * followed(self._frame.learnt(mask))).sum(1).cpu()
         return found
 
     def spare(self) -> None:
@@ -78,7 +82,8 @@ class Student:
         with torch.no_grad():
             base = self._logits(self._base, ids, mask)
             stop = following(base, ids, self._ends)[1] if self._ends else None
-        return guide_loss(self._logits(self.model, ids, mask), stop, ids, mask, self._ends)
+        logits, learnt = self._logits(self.model, ids, mask), self._frame.learnt(mask)
+        return guide_loss(logits, stop, ids, learnt, self._ends)
 
     @staticmethod
     def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -102,25 +107,26 @@ def following(logits: Tensor, ids: Tensor, ends: Sequence[int]) -> tuple[Tensor,
 
 
 def guide_loss(
-    logits: Tensor, stop: Tensor | None, ids: Tensor, mask: Tensor, ends: Sequence[int]
+    logits: Tensor, stop: Tensor | None, ids: Tensor, learnt: Tensor, ends: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The mean negative log-likelihood of next tokens given that the text goes on, plus the mean
     square of what the log-probability of ending differs by from the base's: of the shift that an
     end token would get.
 
     Args:
-        logits: ``(B, T, V)``. ids, mask: ``(B, T)``. ends: the end tokens.
+        logits: ``(B, T, V)``. ids: ``(B, T)``. ends: the end tokens.
+        learnt: the columns behind which something is learnt, ``(B, T)``.
         stop: the log-probability with which the base ends behind each token ``(B, T)``.
 
     Returns:
         The loss, and the number of tokens.
     """
     log_p, end = following(logits, ids, ends)
-    shown = mask[:, 1:] * ~torch.isin(ids[:, 1:], torch.tensor(list(ends), device=ids.device))
+    shown = followed(learnt) * ~torch.isin(ids[:, 1:], torch.tensor(list(ends), device=ids.device))
     count = shown.sum()
     loss = -(log_p * shown).sum() / count
     if stop is not None:
-        loss = loss + ((end - stop).square() * mask).sum() / mask.sum()
+        loss = loss + ((end - stop).square() * learnt).sum() / learnt.sum()
     return loss, count
 
 

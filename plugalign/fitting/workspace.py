@@ -22,12 +22,22 @@ from plugalign.files.fingerprint import fingerprint
 from plugalign.fitting.data import Labelled
 
 RECORD, FINISHED = "fit.json", "finished"
+HALF = ".half"  # ends the name of a file that is being written
 
 
 def record(
-    method: str, model: Any, tokenizer: Any, data: Labelled, settings: Mapping[str, Any]
+    method: str,
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    settings: Mapping[str, Any],
+    chat: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What is fitted, as JSON values: equal for two fits that give the same result."""
+    """What is fitted, as JSON values: equal for two fits that give the same result.
+
+    Args:
+        chat: whether texts are answers in a chat, and which.
+    """
     identity = identify(model, tokenizer)
     return {
         "method": method,
@@ -41,7 +51,19 @@ def record(
             "sha256": fingerprint(data.texts, data.labels),
         },
         "settings": json.loads(json.dumps(settings, sort_keys=True)),
+        "chat": dict(chat or {}),
     }
+
+
+def fitted_on_chats(out: Path) -> bool | None:
+    """Whether what is in a controller's folder was fitted on answers in chats; None where the
+    folder does not say.
+
+    Raises:
+        ValueError: for a damaged record, naming its file.
+    """
+    about = (_read(out / RECORD) or {}).get("chat")
+    return bool(about["used"]) if isinstance(about, dict) and "used" in about else None
 
 
 def make(
@@ -104,7 +126,8 @@ def _check_free(out: Path) -> None:
 
 def _check_same(folder: Path, known: Mapping[str, Any] | None, fit: Mapping[str, Any]) -> None:
     if known is None:
-        if folder.exists() and any(folder.iterdir()):
+        # Half a record is what a fit leaves that was killed before it had begun.
+        if folder.exists() and {path.name for path in folder.iterdir()} - {RECORD + HALF}:
             raise ValueError(
                 f"{folder} does not say what is being fitted in it; remove it to start anew"
             )
@@ -146,7 +169,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a file that is complete or as it was."""
-    half = path.with_name(path.name + ".half")
+    half = path.with_name(path.name + HALF)
     half.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
     os.replace(half, path)
 

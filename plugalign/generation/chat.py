@@ -31,6 +31,7 @@ class Chat:
         reply: the token ids that close a user's turn and open the assistant's, as prompts end.
         after_answer: the text that closes an assistant's turn and opens a user's.
         before_reply: the text of ``reply``.
+        end: the special token that closes an assistant's turn, None where no such token does.
     """
 
     tokenizer: Any
@@ -38,6 +39,7 @@ class Chat:
     reply: tuple[int, ...]
     after_answer: str
     before_reply: str
+    end: int | None = None
 
     def turn(self, content: str) -> str:
         """What follows an answer that has not been closed, for the user to say ``content``."""
@@ -83,7 +85,8 @@ def chat_of(tokenizer: Any) -> Chat | None:
     if any(text.count(content) != 1 for content in CONTENTS) or CONTENTS[1] not in closed:
         return None
     after_answer = text[text.index(CONTENTS[1]) + len(CONTENTS[1]) : text.index(CONTENTS[2])]
-    opening = after_answer.removeprefix(closed.split(CONTENTS[1])[1])
+    closing = closed.split(CONTENTS[1])[1]
+    opening = after_answer.removeprefix(closing)
     stop = text.index(CONTENTS[2])
     user = _tokens_between(tokenizer, text, stop - len(opening), stop)
     stop += len(CONTENTS[2])
@@ -91,13 +94,19 @@ def chat_of(tokenizer: Any) -> Chat | None:
     blank = not text[stop:].strip() or not opening.strip()
     if blank or not user or not reply:
         return None
-    return Chat(tokenizer, user, reply, after_answer, before_reply=text[stop:])
+    end = next((i for i in encode(tokenizer, closing) if _is_special(tokenizer, i)), None)
+    return Chat(tokenizer, user, reply, after_answer, text[stop:], end)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a piece of text, without special tokens around it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(token)
+    return token in tokenizer.all_special_ids or (added is not None and bool(added.special))
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:

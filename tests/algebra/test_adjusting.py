@@ -33,6 +33,7 @@ ADJUSTABLE = {
     "contrastive": {"alpha", "beta"},
     "dera": {"weight"},
     "dexperts": {"alpha", "top_p"},
+    "equilibrium": {"epsilon", "kappa", "strength", "confidence", "k"},
     "fudge": {"k", "weight"},
     "fudge_head": {"k", "weight"},
     "gedi": {"desired", "undesired", "omega", "rho", "tau", "scale", "bias"},
@@ -52,6 +53,7 @@ ADJUSTABLE = {
         "max_new_tokens",
     },
     "self_debias": {"decay", "floor"},
+    "value_statement": {"statement"},
 }
 
 

@@ -81,6 +81,13 @@ def test_loading_as_the_wrong_class_says_so(tmp_path):
 # ------------------------------------------------------------------ damaged folders
 
 
+def equilibrium(head):
+    table = pa.TokenTable(torch.rand(120))
+    principles = [pa.Principle("a", head), pa.Principle("b", table, 0.1, controller=head)]
+    learned = pa.Preferences({"c": table, "d": head}, torch.ones(2), torch.eye(2))
+    return pa.Equilibrium(head, principles[::-1], learned)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """One folder of each saved controller, by name."""
@@ -103,6 +110,7 @@ def saved(tmp_path_factory):
         "contrastive": ContrastiveDecoding(root / "expert"),
         "dera": DeRA(root / "expert", weight=1.5),
         "dexperts": pa.DExperts(root / "expert", root / "antiexpert", fitted_for=fitted),
+        "equilibrium": equilibrium(FudgeHead(*head, fitted_for=fitted)),
         "fudge": pa.Fudge(Predictor(120, width=16, layers=1, heads=2), fitted_for=fitted),
         "fudge_head": FudgeHead(*head, fitted_for=fitted),
         "gedi": GeDi("x", "y", model=root / "expert", fitted_for=fitted),
@@ -118,6 +126,7 @@ def saved(tmp_path_factory):
         "self_critique": pa.SelfCritique(max_new_tokens=5),
         "self_debias": pa.SelfDebias(["x"]),
         "value_guide": pa.ValueGuide(ValueHead("x", 1, torch.randn(96), 0.5, fitted)),
+        "value_statement": pa.ValueStatement("x"),
     }
     assert made.keys() == CONTROLLERS.keys()
     for name, controller in made.items():
@@ -221,7 +230,7 @@ def test_damaged_tensors_are_refused_by_name(folder):
         assert_refused(folder, "model.safetensors")
     save_file({**tensors, "more": torch.ones(2)}, path)
     assert_refused(folder, "model.safetensors", "more")
-    needed = tensors.keys() - {"read", "center", "guide"}
+    needed = tensors.keys() - {"read", "center", "guide", "covariance"}
     for name in [n for n in needed if (n, folder_of(folder)) != ("contrast", "prefix")]:
         save_file({n: x for n, x in tensors.items() if n != name}, path)
         assert_refused(folder, "model.safetensors", name)

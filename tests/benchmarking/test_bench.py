@@ -7,6 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import (
+    ASSISTANT,
+    CLOSE,
+    OPEN,
+    SYSTEM,
+    USER,
+    make_chat_model,
+    make_chat_tokenizer,
+    make_model,
+    make_tokenizer,
+)
 from typer.testing import CliRunner
 
 from plugalign.benchmarking import bench, timed_call
@@ -325,3 +336,30 @@ def test_nothing_stays_wrapped(tiny, tokenizer):
         raise ZeroDivisionError
     assert [getattr(owner, name) for owner, name, _ in WRAPPED_CALLS] == before
     assert "forward" not in vars(model)
+
+
+def test_prompts_are_what_a_user_says_in_a_chat(tmp_path):
+    model, tokenizer = make_chat_model(), make_chat_tokenizer()
+    seen = []
+
+    def note(_, args, kwargs):
+        seen.extend(kwargs["input_ids"].tolist())
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    out = tmp_path / "costs.json"
+    (cost,) = run_bench(model, tokenizer, ["none"], **SHORT, system="w9", out=out)
+    assert cost.chat
+    front, behind = [OPEN, SYSTEM, 12, CLOSE, OPEN, USER], [CLOSE, OPEN, ASSISTANT]
+    said = [row[len(front) : -len(behind)] for row in seen if len(row) > 1]
+    assert said and {len(row) for row in said} == {cost.prompt_tokens}
+    assert all(row[: len(front)] == front for row in seen if len(row) > 1)
+    assert all(row[-len(behind) :] == behind for row in seen if len(row) > 1)
+    assert json.loads(out.read_text())[0]["chat"] is True
+    (off,) = run_bench(model, tokenizer, ["none"], **SHORT, chat="off")
+    assert not off.chat
+    for options, message in (
+        ({"chat": "on"}, "has no chat template"),
+        ({"new_tokens": 126}, "more than the context"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_bench(make_model(), make_tokenizer(), ["none"], **SHORT | options)

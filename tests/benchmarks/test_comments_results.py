@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from results_data import write_data
 
 from plugalign import pocket
 from plugalign.pocket import world
@@ -22,34 +23,20 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("comments_results")
 
 
-def lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.fixture
+def tools(script: Any) -> Any:
+    return importlib.import_module("results_tools")
 
 
 @pytest.fixture
-def data(script: Any, tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    pairs = world.pairs(60, world.GUIDE_SEED)
-    lines(folder / script.GUIDES[0], [{"toxic": r, "neutral": [p]} for r, p in pairs])
-    comments = world.comments(80, world.GUIDE_SEED)
-    rows = [{"text": c.text, "label": int(c.label == "rude")} for c in comments]
-    lines(folder / script.GUIDES[1], rows)
-    judged = world.judge_sample(200, world.JUDGE_SEED)
-    rows = [{"text": text, "label": int(label == "rude")} for text, label in judged]
-    lines(folder / script.JUDGED, rows)
-    prompts = world.prompts(8, world.PROMPT_SEED)
-    lines(folder / script.PROMPTS, [{"text": text} for text in prompts])
-    scored = world.judge_sample(60, world.TEST_SEED)
-    rows = [{"continuation": t, "perspective_toxicity": float(y == "rude")} for t, y in scored]
-    lines(folder / script.REFERENCES, rows)
-    return folder
+def data(tools: Any, tmp_path: Path) -> Path:
+    return write_data(tools, tmp_path / "data")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
 def test_one_command_fits_compares_and_writes_results_without_texts(
-    script: Any, data: Path, tmp_path: Path
+    script: Any, tools: Any, data: Path, tmp_path: Path
 ) -> None:
     work, out, threads = tmp_path / "work", tmp_path / "results", torch.get_num_threads()
     sizes: dict[str, Any] = {"prompts": 4, "skip": 3, "samples": 2, "new_tokens": 5}
@@ -80,11 +67,11 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
     script.main(**run)  # nothing is left to do
     assert (out / "summary.json").read_bytes() == before
     comments = [json.dumps({"text": f"other {i}", "label": i % 2}) + "\n" for i in range(30)]
-    (data / script.GUIDES[1]).write_text("".join(comments))
+    (data / tools.GUIDES[1]).write_text("".join(comments))
     with pytest.raises(ValueError, match="its data was"):
         script.main(**run)
 
 
-def test_too_few_prompts_are_named(script: Any, data: Path, tmp_path: Path) -> None:
+def test_too_few_prompts_are_named(tools: Any, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 1 prompts behind 7, not 4"):
-        script.held_out_prompts(data, tmp_path, 7, 4)
+        tools.held_out_prompts(data, tmp_path, 7, 4)

@@ -211,7 +211,17 @@ def test_help_loads_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    for command in ("compare", "fit", "tune", "trace", "account", "maxim", "bench", "methods"):
+    for command in (
+        "compare",
+        "fit",
+        "tune",
+        "feedback",
+        "trace",
+        "account",
+        "maxim",
+        "bench",
+        "methods",
+    ):
         assert f"plugalign {command} [" in done.stdout or f" {command} [OPTIONS]" in done.stdout
 
 

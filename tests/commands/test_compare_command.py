@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import make_chat_model, make_chat_tokenizer
 
 from plugalign import cli
 from plugalign.evaluation.comparison.spec import read_spec
@@ -74,6 +75,15 @@ def test_a_least_length_and_several_reference_sets_are_typed(
         (["--min-new-tokens", "-1"], "min_new_tokens: input should be greater than or equal to 0"),
         (["--min-new-tokens", "7"], "min_new_tokens must lie between 0 and max_new_tokens (6)"),
         (["--agreement", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--chat", "on"], "has no chat template, which --chat on needs"),
+        (["--chat", "maybe"], "chat: input should be 'auto', 'on' or 'off', got 'maybe'"),
+        (["--system", "Be kind."], "--system is a message of a chat, and prompts are plain texts"),
+        (["--greedy"], "gives one answer to each prompt, so samples must be 1, got 2"),
+        (["--num-beams", "0"], "num_beams: input should be greater than or equal to 1, got 0"),
+        (["--num-beams", "2", "--top-p", "0.5"], "beam search draws no tokens, so leave top_p out"),
+        (["--repetition-penalty", "0"], "repetition_penalty: input should be greater than 0"),
+        (["--top-k", "-1"], "top_k: input should be greater than or equal to 0"),
+        (["--perplexity-model", "/nowhere"], "cannot load the model '/nowhere'"),
     ],
 )
 def test_errors_are_one_line(
@@ -88,6 +98,52 @@ def test_errors_are_one_line(
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and message in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_of_decoding_are_typed_and_the_command_is_kept(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    at = arguments.index("--samples")
+    del arguments[at : at + 2]
+    typed = ["--greedy", "--repetition-penalty", "1.2", "--chat", "off"]
+    assert run(monkeypatch, *arguments, *typed) == 0
+    capsys.readouterr()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert (settings["greedy"], settings["samples"], settings["top_p"]) == (True, 1, 1.0)
+    assert settings["repetition_penalty"] == 1.2
+    assert settings["chat"] == {
+        "asked": "off",
+        "used": False,
+        "why": "it was asked for",
+        "system": None,
+        "template": None,
+    }
+    assert manifest["command"].startswith("plugalign compare --model ")
+    assert manifest["command"].endswith("--greedy --repetition-penalty 1.2 --chat off")
+    log = (tmp_path / "out" / "progress.log").read_text()
+    assert "the model is in " in log and "prompts are plain texts: it was asked for" in log
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "greedy, at most 6 tokens, repetition penalty 1.2" in html
+
+
+def test_messages_are_answered_in_the_chat_template(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    model = make_chat_model()
+    model.save_pretrained(tmp_path / "chat")
+    make_chat_tokenizer().save_pretrained(tmp_path / "chat")
+    rows = [{"messages": [{"role": "user", "content": "w1 w2"}]}, {"text": "w3"}]
+    prompts = tmp_path / "chats.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    typed = ["--model", str(tmp_path / "chat"), "--prompts", str(prompts), "--system", "w9"]
+    assert run(monkeypatch, *arguments, *typed) == 0
+    chat = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["chat"]
+    assert chat["used"] and chat["system"] == "w9"
+    prompts.write_text(json.dumps({"messages": [{"role": "user"}]}) + "\n")
+    capsys.readouterr()
+    assert run(monkeypatch, *arguments, *typed, "--resume") == 2
+    assert "content is missing (in " in capsys.readouterr().err
 
 
 def test_a_file_as_out_is_one_line(

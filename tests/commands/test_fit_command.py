@@ -14,8 +14,10 @@ from plugalign import cli
     ("option", "message"),
     [
         (["--dtype", "float16"], "a judge is fitted in float32, got --dtype float16"),
+        (["--chat", "on"], "a judge reads texts without a chat"),
+        (["--system", "x"], "a judge reads texts without a chat"),
         (["--set", "steps=3"], "a judge has no settings, got --set steps=3"),
-        (["--minutes", "3"], "a judge has no --minutes, got 3"),
+        (["--minutes", "3"], "a TF-IDF judge takes seconds and has no --minutes, got 3"),
     ],
 )
 def test_a_judge_refuses_what_it_has_no_use_for(

@@ -60,6 +60,8 @@ def test_without_a_setting_in_the_budgets_the_exit_code_is_1(
         (["--set", "d.alpha=1,x"], "d.alpha: input should be a valid number"),
         (["--set", "d.alpha=1,2", "--max-perplexity", "0"], "max_perplexity is a ratio"),
         (["--set", "d.alpha=1,2", "--model", "m"], "with a model of your own, give prompts too"),
+        (["--set", "d.alpha=1,2", "--chat", "on"], "has no chat template, which --chat on needs"),
+        (["--set", "d.alpha=1,2", "--num-beams", "2"], "so samples must be 1, got 2"),
         (["--set", "d.alpha=1,2", "--agreement", "x"], "No such option: --agreement"),
     ],
 )

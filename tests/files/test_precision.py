@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plugalign.files import precision
-from plugalign.files.precision import chosen_dtype
+from plugalign.files.precision import chosen_dtype, explained
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
@@ -22,12 +22,29 @@ def test_auto_takes_what_the_processor_multiplies(
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: able)
     assert chosen_dtype("auto") == (torch.bfloat16 if able else torch.float32)
     assert chosen_dtype("auto", frozen=False) == torch.float32
+    said = ("bfloat16", "multiplies bfloat16") if able else ("float32", "does not multiply")
+    assert all(part in explained("auto") for part in said)
+    assert explained("auto", frozen=False) == "float32, since it is tuned as a whole"
+    assert explained("float16") == "float16, as asked for"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_gpu_is_asked_where_there_is_one(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def supported(including_emulation: bool) -> bool:
+        asked.append(including_emulation)
+        return able
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert chosen_dtype("auto") is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert chosen_dtype("auto") == (torch.bfloat16 if able else torch.float32)
+    assert "this GPU" in explained("auto") and not any(asked)
 
 
 @pytest.mark.parametrize(("avx", "amx"), [(True, False), (False, True), (False, False)])
 def test_the_processor_is_asked(avx: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     assert precision.multiplies_bfloat16() is (avx or amx)

@@ -132,7 +132,7 @@ def test_the_loss_is_the_mean_over_all_prefixes() -> None:
 
 def test_both_classes_weigh_the_same() -> None:
     good, bad = [[3, 4]] * 30, [[5, 6, 7]] * 10
-    ids, mask, label, weight = Examples(good, bad).batch(range(40), torch.device("cpu"))
+    ids, mask, _, label, weight = Examples(good, bad).batch(range(40), torch.device("cpu"))
     assert weight[label == 1].sum() == weight[label == 0].sum() == 20
     assert (ids[label == 1, 0] == 3).all() and (ids[label == 0, 0] == 5).all()
     assert mask[label == 1].sum(1).unique().tolist() == [2]
@@ -143,7 +143,7 @@ def test_texts_are_broken_off_by_an_end_token() -> None:
     rows = [[5 + i % 3] * (1 + i % 4) for i in range(8000)]
     batch = Examples(rows, []).batch(range(8000), torch.device("cpu"))
     torch.manual_seed(0)
-    ids, mask, label, weight = broken_off(batch, [1, 2], 0.25)
+    ids, mask, _, label, weight = broken_off(batch, [1, 2], 0.25)
     assert torch.equal(label, batch.label) and torch.equal(weight, batch.weight)
     ended = ((ids == 1) | (ids == 2)).any(1)
     assert 0.4 < (ids[ended] == 1).any(1).float().mean() < 0.6

@@ -135,3 +135,11 @@ def test_killed_at_any_write_it_ends_alike(
     assert (out / "model").read_text() == "weights"
     assert json.loads((out / "fit.json").read_text())["measured"] == {"loss": 1.5}
     assert not (tmp_path / "out.fitting").exists()
+
+
+def test_a_fit_that_was_killed_before_its_record_was_there_begins_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "out.fitting"
+    folder.mkdir()
+    (folder / "fit.json.half").write_text('{"meth')
+    workspace.make(tmp_path / "out", FIT, writing())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

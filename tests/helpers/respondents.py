@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from plugalign.values.asking import Survey, ask
-from plugalign.values.findings import Profile
-from plugalign.values.instrument import Instrument
-from plugalign.values.measurement import summed_up
-from plugalign.values.scoring import Readings
+from plugalign.values.questionnaire.asking import Survey, ask
+from plugalign.values.questionnaire.findings import Profile
+from plugalign.values.questionnaire.instrument import Instrument
+from plugalign.values.questionnaire.measurement import summed_up
+from plugalign.values.questionnaire.scoring import Readings
 
 
 class Stub:

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -48,6 +48,41 @@ def make_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
     )
+
+
+# Turns of the chat tokenizer: an opening token, a role, the content, and a special token that
+# closes; the token ids of a word w{n} are 3 + n.
+OPEN, USER, ASSISTANT, SYSTEM, CLOSE = (3 + n for n in (80, 81, 82, 84, 83))
+CHAT_TEMPLATE = (
+    "{% for m in messages %}w80 "
+    "{{ {'user': 'w81', 'assistant': 'w82', 'system': 'w84'}[m['role']] }}"
+    " {{ m['content'] }} w83 {% endfor %}{% if add_generation_prompt %}w80 w82 {% endif %}"
+)
+
+
+def make_chat_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """The same with a chat template, whose tokens are special.
+
+    Args:
+        bos: texts begin with w85, which the template does not write.
+    """
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["w80", "w81", "w82", "w83", "w84"]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    if bos:
+        tokenizer.add_special_tokens({"bos_token": "w85"})
+        inner = tokenizer.backend_tokenizer
+        inner.post_processor = processors.TemplateProcessing(
+            single="w85 $A", special_tokens=[("w85", tokenizer.bos_token_id)]
+        )
+    return tokenizer
+
+
+def make_chat_model(seed: int = 0) -> Any:
+    """A random model that ends where the chat tokenizer's template closes a turn."""
+    model = make_model(seed=seed)
+    model.generation_config.eos_token_id = [1, CLOSE]
+    return model
 
 
 def make_model(architecture: str = "llama-gqa", seed: int = 0, vocab: int = WORDS) -> Any:

@@ -33,6 +33,7 @@ PROMPTS = ("w5 w6", "w7 w8 w9 w10 w11", "w20 w30 w40")
 EVERY = (
     "dexperts",
     "anti-only",
+    "equilibrium",
     "fudge",
     "fudge_head",
     "gated",
@@ -55,6 +56,7 @@ EVERY = (
     "safe_decoding",
     "value_guide",
     "value_gate",
+    "value_statement",
 )
 
 
@@ -86,6 +88,19 @@ def controllers(which, make, tiny, tokenizer, folder):
             return pa.DExperts(antiexpert=folder / "antiexpert", top_p=1.0)
         case "fudge_head":
             return pa.FudgeHead(random(32, 3), random(32, 3), random(120), random(32), 0.5)
+        case "equilibrium":
+            fudge, table = (
+                make("fudge", model, tiny, "llama-gqa"),
+                pa.TokenTable(random(120).sigmoid()),
+            )
+            rule = pa.Principle("civil", fudge)
+            return pa.Equilibrium(
+                fudge,
+                [rule],
+                pa.Preferences({"warm": table}, torch.tensor([-9.0])),
+                k=10,
+                kappa=0.5,
+            )
         case "gated":
             return pa.DExperts(folder / "expert").when(pa.FirstSteps(2))
         case "diagnosed":
@@ -122,6 +137,8 @@ def controllers(which, make, tiny, tokenizer, folder):
             return pa.ValueGuide(ValueHead("w3 w4", 1, random(32), 0.1), k=5)
         case "value_gate":
             return debias.when(pa.ValueGate(ValueHead("w3 w4", 1, random(32), 0.1)))
+        case "value_statement":
+            return pa.ValueStatement("w5 w6")
         case _:
             return make(which, model, tiny, "llama-gqa")
 

@@ -23,7 +23,8 @@ from plugalign.evaluation.comparison.alignment import (
     keep,
     read_labels,
 )
-from plugalign.evaluation.comparison.generation import Decoding, Generator, end_tokens
+from plugalign.evaluation.comparison.decoding import Decoding, make_decoding
+from plugalign.evaluation.comparison.generation import Generator
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, chunks, encode
 from plugalign.evaluation.comparison.references import make_references
@@ -33,6 +34,7 @@ from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.comparison.variants import named_settings
 from plugalign.evaluation.metrics.metric import Metric
+from plugalign.evaluation.report.exports import write_tables
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.answers import read_answers
@@ -65,7 +67,7 @@ class Comparison:
 
     Attributes:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
-            summary.json, report.html and progress.log.
+            summary.json, table.csv, table.tex, report.html and progress.log.
         results: what was found.
     """
 
@@ -97,25 +99,33 @@ def compare(
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     controllers: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: str | Path | Sequence[Any] | None = None,
     limit: int | None = None,
+    chat: str = "auto",
+    system: str | None = None,
     judges: Mapping[str, Any] | Sequence[Any] | None = None,
     metrics: Sequence[Metric] | None = None,
     scorer: Any = None,
+    perplexity_model: Any = None,
     agreement: str | Path | Sequence[str | Path] | None = None,
     human_texts: str | Path | None = None,
     human_labels: str | Path | None = None,
     samples: int | None = None,
     max_new_tokens: int = 20,
     min_new_tokens: int = 0,
-    temperature: float = 1.0,
-    top_p: float = 0.9,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int = 0,
+    greedy: bool = False,
+    num_beams: int = 1,
+    repetition_penalty: float = 1.0,
     batch_size: int | None = None,
     seed: int = 0,
     out: str | Path = "plugalign-compare",
     resume: bool = False,
     dtype: str = "auto",
     threads: int | None = None,
+    command: str | None = None,
 ) -> Comparison:
     """Compares ways to steer a model; the model alone is always the reference, called "base".
 
@@ -130,16 +140,27 @@ def compare(
         controllers: by name, a controller or its folder.
         settings: by "method.setting" a value in place of the saved one, or a list of values, of
             which each makes a row of its own, called ``method[setting=value]``.
-        prompts: a ``.jsonl`` or ``.csv`` file with a "text" field, a ``.txt`` file, or texts.
+        prompts: a ``.jsonl`` or ``.csv`` file with a "text" field or with a conversation as
+            "messages", a ``.txt`` file, or texts and conversations; see `load_prompts`.
         limit: only so many of the first prompts.
+        chat: whether a prompt becomes a conversation in the tokenizer's chat template, in which
+            the answer is the assistant's turn: "on", "off", or "auto", which is on for an instruct
+            model (`plugalign.generation.chat_format`) and for conversations.
+        system: a system message in front of each conversation.
         judges: what scores answers, see `load_judge`; the first is the primary judge.
         metrics: see `Metric`; toxicity by default. The first of judges' scores is the primary one.
         scorer: a model like ``model``, for perplexity; by default the base without steering.
+        perplexity_model: an outside model for a second perplexity, in its own tokens: a hub id or
+            folder, or a pair of a model and its tokenizer.
         agreement: files of texts with reference scores (`load_references`) to measure judges by.
         human_texts: a file of texts to measure the gap to, see `judged_texts`.
         human_labels: a file of labelled answers of this run, see `read_labels`; for a resumed one.
-        samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts.
+        samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts, and
+            1 where nothing is drawn.
         max_new_tokens, min_new_tokens: the most and the fewest tokens of an answer.
+        temperature, top_p, top_k: of the draw, 1, 0.9 and 0 (all tokens) by default.
+        greedy, num_beams: greedy decoding, or beam search, in the place of drawing.
+        repetition_penalty: of tokens that the text has already; 1 is none.
         batch_size: answers that are generated together; 32 by default, 50 in the pocket world.
         seed: equal seeds give equal answers, and one noise for all methods.
         out: the folder to write; it must not hold another run, and nobody else may write it.
@@ -147,6 +168,7 @@ def compare(
         dtype: the precision of models that are given by name: "auto", "bfloat16", "float16" or
             "float32", see `plugalign.files.precision.chosen_dtype`.
         threads: CPU threads of torch; by default as many as it has, and 1 in the pocket world.
+        command: the command line that this is, for the report.
 
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
@@ -154,10 +176,19 @@ def compare(
     """
     check_folder(out)
     usual = POCKET if model is None else USUAL
-    samples = usual["samples"] if samples is None else samples
-    batch_size = usual["batch_size"] if batch_size is None else batch_size
-    decoding = Decoding(
-        samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
+    decoding = make_decoding(
+        samples=samples,
+        usual_samples=usual["samples"],
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        greedy=greedy,
+        num_beams=num_beams,
+        repetition_penalty=repetition_penalty,
+        batch_size=usual["batch_size"] if batch_size is None else batch_size,
+        seed=seed,
     )
     chosen, settings = named_settings(methods, settings)
     study = make_study(
@@ -172,11 +203,14 @@ def compare(
         scorer=scorer,
         metrics=metrics,
         dtype=dtype,
+        chat=chat,
+        system=system,
+        perplexity_model=perplexity_model,
     )
     with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
         human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
         agreements = study.agreements(agreement)
-        return _run(study, decoding, agreements, human, human_labels, Path(out), resume)
+        return _run(study, decoding, agreements, human, human_labels, Path(out), resume, command)
 
 
 def _run(
@@ -187,9 +221,12 @@ def _run(
     human_labels: str | Path | None,
     out: Path,
     resume: bool,
+    command: str | None,
 ) -> Comparison:
     """Checks what is left to check, then generates, scores and sums up."""
-    encoded = encode(study.prompts, study.model, study.tokenizer, decoding.max_new_tokens)
+    encoded = encode(
+        study.prompts, study.model, study.tokenizer, decoding.max_new_tokens, study.chat.format
+    )
     revisions = {name: Revisions() for name in study.controllers}
     steered = {
         name: wrap(study.model, study.tokenizer, watched(controller, revisions[name]))
@@ -197,8 +234,8 @@ def _run(
     }
     references = make_references(study.model, study.tokenizer, steered)
     methods = {**references.generators, **steered}
-    generator = Generator(methods, study.tokenizer, encoded, decoding, revisions)
-    manifest = study.manifest(decoding, references)
+    generator = Generator(methods, study.tokenizer, encoded, decoding, study.ends, revisions)
+    manifest = study.manifest(decoding, references, command)
     labels = None
     if human_labels is not None:
         rows, prompts = manifest.settings.rows(), len(study.prompts.texts)
@@ -213,6 +250,7 @@ def _run(
         keep(out, human, labels, lambda: read_answers(out, manifest))
         summary = summarise(out, study.metrics.every)
         write_json(out / SUMMARY, summary.to_json())
+        write_tables(out, summary)
         write_report(out, summary, lambda ids: _decoded(study, ids))
     return Comparison(out, summary)
 
@@ -224,6 +262,9 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
     total = sum(map(len, units))
     answers = Journal(out / GENERATIONS, Generated, units, run)
     with Progress(out) as progress:
+        if answers.missing:
+            for line in study.notes():
+                progress.say(line)
         work = generator.run(batches, answers, progress.say)
         progress.stage("generating", total, lambda: len(answers.records), work)
         answers.order()
@@ -232,7 +273,8 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
             study.judges,
             study.perplexity(generator.encoded),
             lambda ids: _decoded(study, ids),
-            end_tokens(study.model, study.tokenizer),
+            study.ends,
+            study.outside_perplexity(),
         )
         scored = Journal(out / SCORES, Scored, units, run, scoring.fits)
         progress.stage("scoring", total, lambda: len(scored.records), scoring.run(scored))
@@ -255,6 +297,6 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _write_prompts(out: Path, prompts: Prompts) -> None:
-    rows = [{"prompt": i, "text": text} for i, text in enumerate(prompts.texts)]
+    rows = [{"prompt": i, **row} for i, row in enumerate(prompts.rows())]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     replace_text(out / PROMPTS, "".join(lines))

@@ -18,6 +18,7 @@ from plugalign.evaluation.statistics.paired import (
     adjust,
     sign_flip_test,
 )
+from plugalign.evaluation.statistics.power import paired_power
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class FigureMaker:
         values = metric(scores)
         if metric.is_share:
             return self.shares(values, lost)
-        if _are_shares(values, scores):
+        if metric.of_answers or _are_shares(values, scores):
             return self.shares(values, lost, self.samples)
         return self.mean(values, lost)
 
@@ -64,7 +65,7 @@ class FigureMaker:
         scores, base = common(scores, base)
         values, before = metric(scores), metric(base)
         shares = _are_shares(values, scores) and _are_shares(before, base)
-        return self.difference(values, before, shares=metric.is_share or shares)
+        return self.difference(values, before, shares=metric.threshold is not None or shares)
 
 
 def tested(
@@ -72,7 +73,7 @@ def tested(
     metric: Metric,
     pairs: Mapping[str, tuple[FloatArray, FloatArray]],
 ) -> dict[str, Figure]:
-    """The figures with p-values, adjusted over the methods.
+    """The figures with p-values, adjusted over the methods, and what so many prompts can show.
 
     Args:
         pairs: by method, its answers' numbers and the base's ``(P, S)``.
@@ -84,12 +85,12 @@ def tested(
         if not _none(after - before)
     }
     adjusted = adjust(p_values)
-    return {
-        name: replace(f, p_value=p_values[name], p_adjusted=adjusted[name])
-        if name in p_values
-        else f
-        for name, f in figures.items()
-    }
+    found = dict(figures)
+    for name, p in p_values.items():
+        after, before = values[name]
+        power = paired_power(after - before)
+        found[name] = replace(found[name], p_value=p, p_adjusted=adjusted[name], power=power)
+    return found
 
 
 def _figure(interval: Interval | None, lost: int) -> Figure:

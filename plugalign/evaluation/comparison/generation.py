@@ -14,45 +14,14 @@ from typing import Any
 
 import torch
 
+from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.comparison.prompts import Row, left_padded
 from plugalign.evaluation.comparison.revising import Revisions
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.records import Generated, Key
-from plugalign.kernels.philox import check_seed
-from plugalign.sampling import CoupledSampler, check_sampling
+from plugalign.sampling import CoupledSampler
 
 WARM_UP_TOKENS = 2
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are sampled; the same for every method.
-
-    Raises:
-        ValueError: for settings outside their range.
-    """
-
-    samples: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    batch_size: int
-    seed: int
-    min_new_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "min_new_tokens", "batch_size"):
-            if not isinstance(count := getattr(self, name), int):
-                raise TypeError(f"{name} must be an int, got {count!r}")
-            if count < 1 and name != "min_new_tokens":
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens must lie between 0 and max_new_tokens ({self.max_new_tokens}), "
-                f"got {self.min_new_tokens}"
-            )
-        check_sampling(temperature=self.temperature, top_p=self.top_p)
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -62,6 +31,7 @@ class Generator:
     Args:
         methods: by name, something with ``generate``: the plain model or a steered one.
         encoded: token ids of every prompt.
+        ends: the tokens that end an answer.
         revisions: by the name of a method that rewrites finished answers, where that is noted.
     """
 
@@ -69,6 +39,7 @@ class Generator:
     tokenizer: Any
     encoded: Sequence[Sequence[int]]
     decoding: Decoding
+    ends: Sequence[int] = ()
     revisions: Mapping[str, Revisions] = field(default_factory=dict)
 
     def units(self, batches: Sequence[Sequence[Row]]) -> list[list[Key]]:
@@ -129,46 +100,50 @@ class Generator:
 
     def _cut(self, ids: Sequence[int]) -> list[int]:
         """An answer up to and including its end token, without padding."""
-        return generated(list(ids), self._ends, self._pad)
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        return end_tokens(next(iter(self.methods.values())), self.tokenizer)
+        return generated(list(ids), self.ends, self._pad)
 
     @cached_property
     def _pad(self) -> int:
         """The id that fills shorter answers: the tokenizer's, else what ends an answer."""
         pad = self.tokenizer.pad_token_id
-        return int((self._ends or [0])[0] if pad is None else pad)
+        return int((*self.ends, 0)[0] if pad is None else pad)
 
     def _generate(
         self, method: str, batch: Sequence[Row], new_tokens: int
     ) -> tuple[list[list[int]], float]:
         """Answers up to and including the end token, and the seconds they took together."""
-        model, least = self.methods[method], min(self.decoding.min_new_tokens, new_tokens)
+        model = self.methods[method]
         ids, mask = left_padded([self.encoded[prompt] for prompt, _ in batch], self._pad)
-        sampler = CoupledSampler(
-            self.decoding.seed,
-            [prompt for prompt, _ in batch],
-            [sample for _, sample in batch],
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-        )
         now = _clock(model.device)
         start = now()
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            logits_processor=[sampler],
-            max_new_tokens=new_tokens,
-            **({"min_new_tokens": least} if least else {}),
-            do_sample=False,
-            num_beams=1,
+            logits_processor=self._samplers(batch),
             pad_token_id=self._pad,
+            **({"eos_token_id": list(self.ends)} if self.ends else {}),
+            **self.decoding.options(new_tokens),
         )
         seconds = now() - start
         answers = output[:, ids.shape[1] :].tolist()
         return [self._cut(row) for row in answers], seconds
+
+    def _samplers(self, batch: Sequence[Row]) -> list[Any]:
+        """What draws the tokens of a batch with addressed noise; nothing where none is drawn."""
+        chosen = self.decoding
+        if not chosen.draws:
+            return []
+        prompts, samples = zip(*batch, strict=True)
+        return [
+            CoupledSampler(
+                chosen.seed,
+                prompts,
+                samples,
+                temperature=chosen.temperature,
+                top_p=chosen.top_p,
+                top_k=chosen.top_k,
+            )
+        ]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -20,6 +20,7 @@ from plugalign.evaluation.run_folder.records import (
     Generated,
     Key,
     Matched,
+    Outside,
     Scored,
     Scores,
     answer_hash,
@@ -62,6 +63,7 @@ class Scoring:
         answers: what was generated, by key.
         judges: by name.
         likelihood: the scoring model.
+        outside: an outside model, which scores the answers too; None for none.
         decode: token ids to the text that a judge is given.
         ends: the tokens that end an answer.
     """
@@ -71,6 +73,7 @@ class Scoring:
     likelihood: Scorer
     decode: Decode
     ends: Sequence[int] = ()
+    outside: Scorer | None = None
 
     def fits(self, found: Scored) -> bool:
         """Whether a score that was found is by these judges, and of these answers."""
@@ -86,7 +89,7 @@ class Scoring:
     def _unit(self, unit: Sequence[Generated], known: Mapping[Key, Scored]) -> list[Scored]:
         scores, errors = self._judged([r.text for r in unit])
         matched = self._matched(unit, scores, known)
-        found = self.likelihood(unit)
+        found, outside = self.likelihood(unit), self._outside(unit)
         return [
             Scored(
                 method=record.method,
@@ -96,11 +99,19 @@ class Scoring:
                 nll=_present(found.nll[i]),
                 scored_tokens=int(found.tokens[i]),
                 errors={n: errors[i][n] for n, score in scores[i].items() if score is None},
+                outside=outside[i],
                 answer=self._hash(record.key),
                 matched=matched[i],
             )
             for i, record in enumerate(unit)
         ]
+
+    def _outside(self, unit: Sequence[Generated]) -> list[Outside | None]:
+        if self.outside is None:
+            return [None] * len(unit)
+        found = self.outside(unit)
+        pairs = zip(found.nll, found.tokens, strict=True)
+        return [Outside(nll=_present(nll), tokens=int(count)) for nll, count in pairs]
 
     def _judged(self, texts: Sequence[str]) -> tuple[list[Scores], list[dict[str, str | None]]]:
         """Each text's scores, and why it has none, by judge."""

@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from plugalign.files.precision import Precision
 from plugalign.files.shown import check_name, printable, shown
 from plugalign.files.typed import read_yaml, validated
+from plugalign.generation.chat_format import ChatMode
 
+MOST_BEAMS = 1000
 MOST = 100_000  # of samples, tokens or answers at a time: a number beyond it is a slip
 
 
@@ -38,11 +40,14 @@ class CompareSpec(BaseModel):
     model: Text | None = None
     prompts: Text | list[Text] | None = None
     limit: int | None = Field(None, ge=1)
+    chat: ChatMode = "auto"
+    system: Text | None = None
     methods: list[Name] | None = Field(None, min_length=1)
     controllers: dict[Name, Text] | None = None
     settings: dict[Text, Any] | None = None
     judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
     scorer: Text | None = None
+    perplexity_model: Text | None = None
     agreement: Text | list[Text] | None = None
     human_texts: Text | None = None
     human_labels: Text | None = None
@@ -51,6 +56,10 @@ class CompareSpec(BaseModel):
     min_new_tokens: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(0.9, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=MOST)
+    greedy: bool = False
+    num_beams: int = Field(1, ge=1, le=MOST_BEAMS)
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
     batch_size: Count = 32
     seed: int = Field(0, ge=0)
     out: Text | None = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
-from plugalign.evaluation.comparison.generation import Decoding, end_tokens
-from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
+from plugalign.evaluation.comparison.decoding import Decoding
+from plugalign.evaluation.comparison.generation import end_tokens
+from plugalign.evaluation.comparison.prompts import Prompts, load_prompts, paragraphs
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
 from plugalign.evaluation.comparison.variants import varied
@@ -26,6 +27,7 @@ from plugalign.evaluation.run_folder.describe import (
 )
 from plugalign.evaluation.run_folder.manifest import (
     AgreementSet,
+    ChatRecord,
     DataRecord,
     JudgeRecord,
     Manifest,
@@ -34,6 +36,10 @@ from plugalign.evaluation.run_folder.manifest import (
     Settings,
 )
 from plugalign.files.fingerprint import file_hash
+from plugalign.files.precision import explained
+from plugalign.files.shown import shown
+from plugalign.fitting.workspace import fitted_on_chats
+from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -43,7 +49,13 @@ POCKET_PROMPTS = 100
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, checked and loaded."""
+    """What is compared, checked and loaded.
+
+    Attributes:
+        loaded_as: the precision of a model that was given by name, and the reason for it.
+        outside: an outside model for a second perplexity, and its tokenizer.
+        fitted_on_chats: of controllers whose folders say so.
+    """
 
     model: Any
     tokenizer: Any
@@ -54,8 +66,30 @@ class Study:
     metrics: Metrics
     scorer: tuple[Any, Any] | None
     is_pocket: bool
+    chat: ChatChoice
+    loaded_as: str | None = None
+    outside: tuple[Any, Any] | None = None
+    fitted_on_chats: Mapping[str, bool] = field(default_factory=dict)
 
-    def manifest(self, decoding: Decoding, references: References) -> Manifest:
+    def notes(self) -> Iterator[str]:
+        """What was decided before the work, for the log."""
+        if self.loaded_as is not None:
+            yield f"the model is in {self.loaded_as}"
+        chat = self.chat.format is not None
+        yield f"prompts are {'chats' if chat else 'plain texts'}: {self.chat.why}"
+        for name, on_chats in self.fitted_on_chats.items():
+            if on_chats != chat:
+                was, now = ("chats", "texts") if on_chats else ("plain texts", "chats")
+                yield f"{name} was fitted on {was}, and prompts are {now}: fit it with --chat too"
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self.chat.end_tokens(end_tokens(self.model, self.tokenizer))
+
+    def manifest(
+        self, decoding: Decoding, references: References, command: str | None = None
+    ) -> Manifest:
         """Everything that the run depends on; "settings" and "versions" say which run it is."""
         return Manifest(
             settings=self._settings(decoding, references),
@@ -67,6 +101,7 @@ class Study:
             ),
             pocket=self.is_pocket,
             conditions=conditions(self.model.device),
+            command=command,
         ).named()
 
     def _settings(self, decoding: Decoding, references: References) -> Settings:
@@ -83,13 +118,26 @@ class Study:
             judge_details={name: self._judge(name) for name in self.judges},
             metrics={metric.name: metric.record() for metric in self.metrics.every},
             scorer=ScorerRecord(**scorer.model_dump(), is_base=self.scorer is None),
+            perplexity_model=describe_model(*self.outside) if self.outside else None,
+            chat=self._chat(),
             **asdict(decoding),
         )
 
+    def _chat(self) -> ChatRecord:
+        used = self.chat.format
+        return ChatRecord(
+            asked=self.chat.asked,
+            used=used is not None,
+            why=self.chat.why,
+            system=None if used is None else used.system,
+            template=None if used is None else used.template,
+        )
+
     def _judge(self, name: str) -> JudgeRecord:
-        threshold = next((m.threshold for m in self.metrics.judged if m.is_share), None)
-        found = describe_judge(self.judges[name], self.judge_specs[name])
-        return found.model_copy(update={"threshold": threshold})
+        found = (m.threshold for m in self.metrics.judged if m.threshold is not None)
+        threshold = next(found, None)
+        record = describe_judge(self.judges[name], self.judge_specs[name])
+        return record.model_copy(update={"threshold": threshold})
 
     def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[AgreementSet]:
         """How far every judge agrees with the reference scores in each of these files.
@@ -115,9 +163,28 @@ class Study:
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
         if self.scorer is not None:
-            return Scorer(*self.scorer, self.prompts.texts, None)
-        ends = end_tokens(self.model, self.tokenizer)
-        return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, ends)
+            return self._reader(*self.scorer)
+        return Scorer(self.model, self.tokenizer, self.prompts.texts, encoded, self.ends)
+
+    def outside_perplexity(self) -> Scorer | None:
+        """The outside model under which answers are scored too, if there is one."""
+        return None if self.outside is None else self._reader(*self.outside)
+
+    def _reader(self, model: Any, tokenizer: Any) -> Scorer:
+        return Scorer(model, tokenizer, self._read_by(model, tokenizer), None)
+
+    def _read_by(self, model: Any, tokenizer: Any) -> list[str]:
+        """The prompts as the texts that another model reads: chats in its own template, if it is
+        an instruct model too, else each message as a paragraph."""
+        used = self.chat.format
+        if used is None:
+            return list(self.prompts.texts)
+        own = choose_chat(model, tokenizer).format
+        if own is not None:
+            own = replace(own, system=used.system)
+        return [
+            paragraphs(p, used.system) if own is None else own.text(p) for p in self.prompts.every
+        ]
 
 
 def make_study(
@@ -126,12 +193,15 @@ def make_study(
     methods: Sequence[str] | None,
     controllers: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
-    prompts: str | Path | Sequence[str] | None,
+    prompts: str | Path | Sequence[Any] | None,
     limit: int | None,
     judges: Mapping[str, Any] | Sequence[Any] | None,
     scorer: Any,
     metrics: Sequence[Metric] | None,
     dtype: str,
+    chat: str = "auto",
+    system: str | None = None,
+    perplexity_model: Any = None,
 ) -> Study:
     """Checks and loads the arguments of `plugalign.evaluation.comparison.compare.compare`.
 
@@ -148,6 +218,7 @@ def make_study(
     specs = ["pocket"] if judges is None else judges
     loaded = load_judges(specs)
     check_judges(loaded.values(), texts.texts)
+    by_name = isinstance(model, (str, Path))
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     return Study(
         model=model,
@@ -159,6 +230,31 @@ def make_study(
         metrics=chosen_metrics,
         scorer=None if scorer is None else resolve_model(scorer, None, dtype),
         is_pocket=is_pocket,
+        loaded_as=explained(dtype) if by_name else None,
+        outside=_outside(perplexity_model, dtype),
+        fitted_on_chats=_fitted_on_chats(_chosen(methods, given)),
+        chat=choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations),
+    )
+
+
+def _fitted_on_chats(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether controllers were fitted on chats, of those whose folders say so."""
+    folders = {n: Path(each) for n, each in given.items() if isinstance(each, (str, Path))}
+    found = {name: fitted_on_chats(folder) for name, folder in folders.items()}
+    return {name: on_chats for name, on_chats in found.items() if on_chats is not None}
+
+
+def _outside(given: Any, dtype: str) -> tuple[Any, Any] | None:
+    """An outside model and its tokenizer, which may be given as a pair."""
+    if given is None:
+        return None
+    if isinstance(given, (str, Path)):
+        return resolve_model(given, None, dtype)
+    if isinstance(given, tuple) and len(given) == 2:
+        return resolve_model(*given)
+    raise TypeError(
+        f"perplexity_model is a hub id, a folder, or a pair of a model and its tokenizer, got "
+        f"{shown(given)}"
     )
 
 
@@ -169,7 +265,7 @@ def _require(**needed: Any) -> None:
             raise ValueError(f"with a model of your own, give {name} too")
 
 
-def _prompts(prompts: str | Path | Sequence[str] | None, limit: int | None) -> Prompts:
+def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> Prompts:
     if prompts is None:
         return load_prompts(pocket_prompts(POCKET_PROMPTS, PROMPT_SEED), limit)
     return load_prompts(prompts, limit)

@@ -39,6 +39,7 @@ from plugalign.evaluation.run_folder.summary import (
     Summary,
 )
 from plugalign.evaluation.statistics.figure import Figure
+from plugalign.evaluation.statistics.intervals import median_interval
 from plugalign.evaluation.statistics.missing import equal_numbers
 from plugalign.evaluation.statistics.paired import FloatArray, PairedBootstrap, missing
 
@@ -71,7 +72,7 @@ class Findings:
 
     def summary(self) -> Summary:
         """All of it."""
-        settings = self.manifest.settings
+        settings, outside = self.manifest.settings, self.manifest.settings.perplexity_model
         judged = {judge: self._judged(judge) for judge in settings.judges}
         texts, costs = self._texts(), self._costs()
         rows = {
@@ -94,6 +95,7 @@ class Findings:
             warnings=tuple(self._warnings()),
             methods={name: rows[name] for name in settings.methods},
             references={n: row for n, row in rows.items() if n not in settings.methods},
+            perplexity_model=outside.name if outside else None,
         )
 
     @cached_property
@@ -207,7 +209,7 @@ class Findings:
         """The figures that need no judge."""
         quality = {name: answers.quality() for name, answers in self.answers.items()}
         figures = {}
-        for each in QUALITY:
+        for each in (name for name in QUALITY if name in quality[BASE]):
             values = {name: found[each] for name, found in quality.items()}
             figures[each] = {name: self._quality(name, each, values) for name in quality}
         for metric in self.metrics.measured:
@@ -221,7 +223,8 @@ class Findings:
         if shares:
             figure = self._make.shares(values, missing(values), self._make.samples)
         else:
-            lost = self.answers[name].unscored() if metric == "perplexity" else missing(values)
+            of_texts = metric in ("perplexity", "outside_perplexity")
+            lost = self.answers[name].unscored() if of_texts else missing(values)
             figure = self._make.mean(values, lost)
         if name == BASE:
             return figure
@@ -237,7 +240,8 @@ class Findings:
         )
 
     def _costs(self) -> dict[str, Costs]:
-        """Medians over batches with the middle half of the batches: speed drifts, batches pair up.
+        """Medians over batches, with the middle half of the batches and the median's interval:
+        speed drifts, batches pair up.
 
         A batch runs to its longest answer, so a method with short answers has fewer tokens to
         divide its time by, not fewer steps: its cost is per decoding step and per answer, over
@@ -260,4 +264,6 @@ class Findings:
 
 def _median(values: FloatArray) -> Cost:
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return Cost(float(middle), (float(low), float(high)))
+    found = median_interval(values)
+    interval = None if found is None else (found.low, found.high)
+    return Cost(float(middle), (float(low), float(high)), interval)

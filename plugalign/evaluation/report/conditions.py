@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from plugalign.evaluation.run_folder.manifest import (
+    ChatRecord,
     ControllerRecord,
     JudgeRecord,
     Manifest,
@@ -45,7 +46,13 @@ def conditions_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "Judges", ", ".join(judges)
     scorer = settings.scorer
     yield "Perplexity under", "the base without steering" if scorer.is_base else scorer.name
-    yield "Sampling", _sampling(settings)
+    if settings.chat:
+        yield "Chats", _chat(settings.chat)
+    yield "Decoding", _decoding(settings)
+    if outside := settings.perplexity_model:
+        yield "Outside perplexity under", f"{outside.name} ({outside.kind}, {outside.dtype})"
+    if manifest.command:
+        yield "Command", manifest.command
     yield "Versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
     if where:
         yield (
@@ -61,13 +68,28 @@ def _prompts(manifest: Manifest, prompts: PromptsRecord) -> str:
     return f"{prompts.count} ({source}), SHA-256 {prompts.sha256[:16]}"
 
 
-def _sampling(settings: Settings) -> str:
+def _decoding(settings: Settings) -> str:
+    """How answers were made; settings at which nothing happens are left out."""
     least, most = settings.min_new_tokens, settings.max_new_tokens
-    length = f"{least} to {most}" if least else f"{most}"
-    return (
-        f"{settings.samples} samples of {length} tokens, top-p {settings.top_p:g}, temperature "
-        f"{settings.temperature:g}, seed {settings.seed}, batches of {settings.batch_size}"
-    )
+    length = f"{least} to {most} tokens" if least else f"at most {most} tokens"
+    parts = [f"greedy, {length}"]
+    if settings.num_beams > 1:
+        parts = [f"beam search with {settings.num_beams} beams, {length}"]
+    elif not settings.greedy:
+        parts = [f"{settings.samples} samples of {length}", f"top-p {settings.top_p:g}"]
+        parts += [f"top-k {settings.top_k}"] if settings.top_k else []
+        parts += [f"temperature {settings.temperature:g}", f"seed {settings.seed}"]
+    if settings.repetition_penalty != 1:
+        parts.append(f"repetition penalty {settings.repetition_penalty:g}")
+    return ", ".join([*parts, f"batches of {settings.batch_size}"])
+
+
+def _chat(chat: ChatRecord) -> str:
+    """Whether prompts were chats, and why."""
+    if not chat.used:
+        return f"no: {chat.why}"
+    shown = f"yes: {chat.why}; chat template {chat.template}"
+    return shown if chat.system is None else f"{shown}, system message “{chat.system}”"
 
 
 def _judge(name: str, record: JudgeRecord | None, path: str | None) -> str:

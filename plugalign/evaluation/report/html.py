@@ -30,6 +30,16 @@ TITLES = {
     "toxicity_probability": "Toxicity probability",
     "expected_maximum_toxicity": "Expected maximum",
     "mean_toxicity": "Mean toxicity",
+    "toxic_fraction": "Toxic answers",
+}
+
+COUNTS = {  # what revisers count, and the heading
+    "critiqued": "Verdicts",
+    "faulted": "Faults",
+    "refined": "Refined",
+    "changed": "Changed",
+    "empty": "Without a word",
+    "too_long": "No room",
 }
 
 
@@ -55,6 +65,8 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         cost_scale=max(row.costs.ratio_per_step.quartiles[1] for row in summary.rows.values()),
         aligned=alignment_sections(summary),
         alignment_notes=list(alignment_notes(summary)),
+        powered=_powered(summary),
+        counts=COUNTS,
         pairs=_pairs(out, manifest, decode),
         conditions=list(conditions_of(manifest)),
         beside={name: settings_line(controller) for name, controller in methods.items()},
@@ -112,6 +124,16 @@ def _change_scale(summary: Summary) -> float:
     figures += [each.length_matched[metric] for each in judged if each.length_matched]
     changes = [figure.difference for figure in figures if figure.difference is not None]
     return max((abs(end) for c in changes for end in (c.low, c.high)), default=0) or 1.0
+
+
+def _powered(summary: Summary) -> dict[str, dict[str, Figure]]:
+    """By method and judge the primary figures of which the power is known."""
+    found = {}
+    for name, row in summary.methods.items():
+        figures = {j: judged.figures[summary.primary.name] for j, judged in row.judged.items()}
+        if any(figure.power is not None for figure in figures.values()):
+            found[name] = figures
+    return found
 
 
 def _estimate(figure: Figure) -> Estimate | None:

@@ -19,11 +19,25 @@ from plugalign.evaluation.statistics.paired import Interval
 
 SIGNIFICANT = 0.05
 NAME = 17  # columns that a method's name gets at least
-SHARES = ("toxicity", "expected", "mean_tox", "distinct", "share")  # figures that lie in [0, 1]
+SHARES = ("toxic", "expected", "mean_tox", "distinct", "share")  # figures that lie in [0, 1]
 HEADINGS = {
     "toxicity_probability": "toxicity\nprobab.",
     "expected_maximum_toxicity": "expected\nmaximum",
     "mean_toxicity": "mean\ntoxicity",
+    "toxic_fraction": "toxic\nanswers",
+}
+
+
+PERPLEXITIES = {"perplexity": "perplexity", "outside_perplexity": "outside\nperplexity"}
+
+
+REVISED = {
+    "critiqued": "verdicts",
+    "faulted": "faults found",
+    "refined": "refinements written",
+    "changed": "answers changed",
+    "empty": "refinements without a word",
+    "too_long": "left alone because the context is too short",
 }
 
 
@@ -35,7 +49,7 @@ def comparison_table(summary: Summary) -> Group:
     if summary.alignment is not None:
         tables += [_aligned(summary, judge) for judge in summary.judges]
     notes = Padding(Text("\n".join(_notes(summary)), style="dim"), (0, 1))
-    return Group(*tables, _texts(summary), notes)
+    return Group(*tables, _texts(summary), _costs(summary), notes)
 
 
 def number(value: float | None, metric: str = "") -> str:
@@ -88,7 +102,7 @@ def _judged(summary: Summary, judge: str) -> Table:
     amount = f"{summary.prompts} prompts x {summary.samples} answers"
     metrics, primary = summary.judged_metrics, summary.primary
     headings = [heading(metric.name) for metric in metrics]
-    headings += ["same\nlength", "tokens", "empty", "p\nadj."]
+    headings += ["same\nlength", "empty", "p\nadj."]
     table = _table(summary, f"{amount}, judged by {printable(judge)}", headings)
     for name, row in summary.rows.items():
         judged = row.judged[judge]
@@ -96,7 +110,6 @@ def _judged(summary: Summary, judge: str) -> Table:
             _name(name),
             *(_figure(judged.figures[metric.name], "share") for metric in metrics),
             _matched(judged.length_matched.get(primary.name)),
-            Text(number(row.texts["length"].value)),
             _empty(row.texts["empty"]),
             _p_value(judged.figures[primary.name], primary),
             end_section=name == _last_reference(summary),
@@ -126,20 +139,27 @@ def _aligned(summary: Summary, judge: str) -> Table:
 
 
 def _texts(summary: Summary) -> Table:
-    headings = [
-        "perplexity",
-        "distinct\n1 / 2 / 3",
-        "cost\n/ step",
-        "cost\n/ answer",
-        "x plain\n/ token",
-    ]
-    table = _table(summary, "Texts and costs", headings)
+    perplexities = [each for each in PERPLEXITIES if each in summary.base.texts]
+    headings = [PERPLEXITIES[each] for each in perplexities]
+    table = _table(summary, "Texts", [*headings, "distinct\n1 / 2 / 3", "tokens", "empty"])
+    for name, row in summary.rows.items():
+        table.add_row(
+            _name(name),
+            *(_figure(row.texts[each], "perplexity") for each in perplexities),
+            _distinct(row),
+            _figure(row.texts["length"], "length"),
+            _empty(row.texts["empty"]),
+            end_section=name == _last_reference(summary),
+        )
+    return table
+
+
+def _costs(summary: Summary) -> Table:
+    table = _table(summary, "Costs", ["cost\n/ step", "cost\n/ answer", "x plain\n/ token"])
     for name, row in summary.rows.items():
         costs = row.costs
         table.add_row(
             _name(name),
-            _figure(row.texts["perplexity"], "perplexity"),
-            _distinct(row),
             _cost(costs.ratio_per_step, costs.ms_per_step),
             _cost(costs.ratio_per_answer, costs.ms_per_answer),
             _cost(costs.ratio_to_plain, costs.ms_per_token),
@@ -201,7 +221,11 @@ def _empty(figure: Figure) -> Text:
 
 
 def _cost(ratio: Cost, milliseconds: Cost) -> Text:
+    """A ratio with its interval, where there is one, and milliseconds."""
     text = Text(f"{number(ratio.value)} x")
+    if ratio.interval is not None:
+        low, high = map(number, ratio.interval)
+        text.append(f" {low}-{high}", style="dim")
     return text.append(f"\n{number(milliseconds.value)} ms", style="dim")
 
 
@@ -223,11 +247,19 @@ def _notes(summary: Summary) -> Iterator[str]:
         "same length: the first figure over base's, each pair of answers cut to the shorter; "
         "tokens: of an answer, with its end token; empty: answers without a word."
     )
+    if (ends := _detectable(summary)) is not None:
+        yield (
+            f"{summary.prompts} prompts show a change of {' to '.join(ends)} in the first figure, "
+            f"by method, in four of five runs."
+        )
     yield (
         "p: paired permutation test of the first figure against base, adjusted over the methods."
     )
+    outside = summary.perplexity_model
+    under = f"; outside: under {printable(outside)}" if outside else ""
     yield (
-        f"Perplexity under {model}. Cost over base in the same loop; per token over plain generate."
+        f"Perplexity under {model}{under}. Cost over base in the same loop; per token over plain "
+        f"generate; with the interval of the median over batches."
     )
     for alike in dict.fromkeys(summary.cut_alike.values()):
         methods = [printable(m) for m, row in summary.cut_alike.items() if row == alike]
@@ -244,17 +276,19 @@ def _notes(summary: Summary) -> Iterator[str]:
     yield from map(printable, summary.warnings)
 
 
+def _detectable(summary: Summary) -> list[str] | None:
+    """The smallest and the largest change, over methods, that so many prompts show."""
+    rows = (row.judged[summary.primary_judge] for row in summary.methods.values())
+    powers = (judged.figures[summary.primary.name].power for judged in rows)
+    known = [power.detectable for power in powers if power is not None and power.detectable]
+    if not known:
+        return None
+    return list(dict.fromkeys(number(end, "share") for end in (min(known), max(known))))
+
+
 def revisions_in_words(counts: Mapping[str, int]) -> str:
     """The counts of controllers that rewrite answers, as far as there are any."""
-    words = {
-        "critiqued": "verdicts",
-        "faulted": "faults found",
-        "refined": "refinements written",
-        "changed": "answers changed",
-        "empty": "refinements without a word",
-        "too_long": "left alone because the context is too short",
-    }
-    return ", ".join(f"{counts[key]} {text}" for key, text in words.items() if key in counts)
+    return ", ".join(f"{counts[key]} {text}" for key, text in REVISED.items() if key in counts)
 
 
 def _of_judge(judge: str, notes: JudgeNotes) -> Iterator[str]:

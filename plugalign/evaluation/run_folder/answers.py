@@ -47,12 +47,22 @@ class Answers:
     def quality(self) -> dict[str, FloatArray]:
         """Per-prompt numbers ``(P,)`` of everything that needs no judge."""
         texts = self.texts()
-        nll = self._numbers(lambda a: a.scored.nll).reshape(-1)
-        counts = self._numbers(lambda a: a.scored.scored_tokens).reshape(-1).astype(np.int64)
         tokens = [[a.generated.tokens for a in row] for row in self.rows]
-        found = {"perplexity": Likelihood(nll, counts).per_prompt(len(self.rows[0]))}
+        found = {
+            "perplexity": self._perplexity(lambda a: a.scored.nll, lambda a: a.scored.scored_tokens)
+        }
+        if all(a.scored.outside is not None for a in self._flat()):
+            found["outside_perplexity"] = self._perplexity(
+                lambda a: a.scored.outside.nll, lambda a: a.scored.outside.tokens
+            )
         found |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
         return found | {"length": mean_length(tokens), "empty": self.empty}
+
+    def _perplexity(
+        self, nll: Callable[[Any], float | None], tokens: Callable[[Any], int]
+    ) -> FloatArray:
+        counts = self._numbers(tokens).reshape(-1).astype(np.int64)
+        return Likelihood(self._numbers(nll).reshape(-1), counts).per_prompt(len(self.rows[0]))
 
     @property
     def empty(self) -> FloatArray:

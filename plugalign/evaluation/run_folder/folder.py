@@ -17,6 +17,7 @@ GENERATIONS = "generations.jsonl"
 SCORES = "scores.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
+TABLE_CSV, TABLE_LATEX = "table.csv", "table.tex"
 LOG = "progress.log"
 LOCK = ".lock"
 FILES = (MANIFEST, PROMPTS, GENERATIONS, SCORES, SUMMARY, REPORT)

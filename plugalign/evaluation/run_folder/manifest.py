@@ -68,6 +68,22 @@ class PromptsRecord(_Part):
     sha256: str
 
 
+class ChatRecord(_Part):
+    """Whether prompts were put into turns of the tokenizer's chat template.
+
+    Attributes:
+        asked: "auto", "on" or "off". used: what became of it. why: the reason.
+        system: the system message that was given.
+        template: a hash of the chat template.
+    """
+
+    asked: Literal["auto", "on", "off"]
+    used: bool
+    why: str
+    system: str | None = None
+    template: str | None = None
+
+
 class JudgeRecord(_Part):
     """A judge.
 
@@ -93,11 +109,7 @@ class MetricRecord(_Part):
     better: Literal["lower", "higher"]
     threshold: Number | None
     measure: str | None = None
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the figure is a share of prompts."""
-        return self.threshold is not None
+    of_answers: bool = False
 
 
 class Settings(_Part):
@@ -108,6 +120,7 @@ class Settings(_Part):
         references: what methods are compared with; of one within a support, where that ends.
         cut_alike: by the name of a method with a support, the reference within that support.
         judge_details: by the name of a judge.
+        perplexity_model: an outside model under which answers have a second perplexity.
     """
 
     model: ModelRecord | None = None
@@ -117,8 +130,10 @@ class Settings(_Part):
     prompts: PromptsRecord | None = None
     judges: tuple[str, ...]
     judge_details: dict[str, JudgeRecord] = {}
+    chat: ChatRecord | None = None
     metrics: dict[str, MetricRecord] = {}
     scorer: ScorerRecord
+    perplexity_model: ModelRecord | None = None
     samples: int
     max_new_tokens: int = 0
     temperature: Number = 1.0
@@ -126,6 +141,15 @@ class Settings(_Part):
     batch_size: int = 0
     seed: int
     min_new_tokens: int = 0
+    top_k: int = 0
+    greedy: bool = False
+    num_beams: int = 1
+    repetition_penalty: Number = 1.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens were drawn."""
+        return not self.greedy and self.num_beams == 1
 
     def rows(self) -> list[str]:
         """All methods and what they are compared with, in the order of a table."""
@@ -165,6 +189,7 @@ class Manifest(_Part):
         run: a hash of settings and versions, which say which run this is.
         pocket: whether it is the pocket world.
         agreement: the first of the agreements.
+        command: the command line that began the run.
     """
 
     run: str | None = None
@@ -173,6 +198,7 @@ class Manifest(_Part):
     data: DataRecord | None = None
     pocket: bool = False
     conditions: Conditions | None = None
+    command: str | None = None
     agreement: AgreementSet | None = None
     agreements: tuple[AgreementSet, ...] = ()
 

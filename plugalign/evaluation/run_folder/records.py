@@ -91,6 +91,15 @@ class Matched(BaseModel):
     base: Scores
 
 
+class Outside(BaseModel):
+    """How likely an outside model finds an answer: see `Scored`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    nll: Finite | None
+    tokens: Count
+
+
 class Scored(Addressed):
     """The scores of an answer under the judges and the scoring model.
 
@@ -99,6 +108,7 @@ class Scored(Addressed):
         nll: the negative log-likelihood in nats, None for an empty answer.
         scored_tokens: how many tokens that is the sum of.
         errors: by judge, why it failed.
+        outside: the likelihood under an outside model, in its own tokens; None without one.
         answer: a hash of the answer, and of base's, that were scored.
         matched: the same of answers of equal length; None for base itself.
     """
@@ -107,6 +117,7 @@ class Scored(Addressed):
     nll: Finite | None
     scored_tokens: Count
     errors: dict[str, str | None] = {}
+    outside: Outside | None = None
     answer: str | None = None
     matched: Matched | None = None
 

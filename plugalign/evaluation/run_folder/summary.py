@@ -10,11 +10,20 @@ from plugalign.evaluation.run_folder.manifest import AgreementSet, MetricRecord,
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.values.alignment import Alignment
 
-QUALITY = ("perplexity", "distinct_1", "distinct_2", "distinct_3", "length", "empty")
+QUALITY = (
+    "perplexity",
+    "outside_perplexity",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "length",
+    "empty",
+)
 INTERVALS = {
     "shares": "Wilson score interval; of answers at their effective sample size",
     "differences of shares": "Tango score interval; of answers normal, with two prompts more",
     "others": "percentile bootstrap over prompts, paired",
+    "costs": "order statistics of the median over batches (sign test)",
     "level": 0.95,
 }
 
@@ -45,14 +54,22 @@ class Judged:
 
 @dataclass(frozen=True)
 class Cost:
-    """A median over batches, and the quartiles."""
+    """A median over batches, the quartiles, and the median's interval.
+
+    Attributes:
+        interval: None for fewer than six batches, which cannot make sure of one.
+    """
 
     value: float
     quartiles: tuple[float, float]
+    interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it."""
-        return {"value": self.value, "quartiles": list(self.quartiles)}
+        found = {"value": self.value, "quartiles": list(self.quartiles)}
+        if self.interval is None:
+            return found
+        return found | {"low": self.interval[0], "high": self.interval[1]}
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class Row:
 
     Attributes:
         judged: by judge, the primary one first.
-        texts: the figures of `QUALITY`, and of the metrics that measure texts.
+        texts: the figures of `QUALITY` that there are, and of the metrics that measure texts.
         revisions: what controllers that rewrite answers counted; empty where there is none.
     """
 
@@ -144,6 +161,7 @@ class Summary:
         warnings: what a reader must know before comparing rows.
         methods: base first.
         alignment: with values, where something in the run is about these.
+        perplexity_model: the outside model of a second perplexity.
     """
 
     reference: str
@@ -157,6 +175,7 @@ class Summary:
     methods: Mapping[str, Row]
     references: Mapping[str, Row]
     alignment: Alignment | None = None
+    perplexity_model: str | None = None
 
     @property
     def judged_metrics(self) -> list[MetricRecord]:
@@ -199,6 +218,7 @@ class Summary:
             "metrics": [metric.model_dump(exclude_unset=True) for metric in self.metrics],
             "judges": {name: notes.to_json(name) for name, notes in self.judges.items()},
             "scorer": self.scorer.model_dump(by_alias=True, exclude_unset=True),
+            **({"perplexity_model": self.perplexity_model} if self.perplexity_model else {}),
             "intervals": INTERVALS,
             "cut_alike": dict(self.cut_alike),
             "warnings": list(self.warnings),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from plugalign.evaluation.statistics.paired import Interval
+from plugalign.evaluation.statistics.power import Power
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Figure:
         p_value: that method and base are exchangeable; p_adjusted: over the methods.
         ratio_to_plain: of the value to the base's.
         base: the base's value where it is another than in the base's own row.
+        power: what so many prompts can show of the difference.
     """
 
     value: float | None
@@ -32,6 +34,7 @@ class Figure:
     p_adjusted: float | None = None
     ratio_to_plain: float | None = None
     base: float | None = None
+    power: Power | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it: without what there is none of, but for the value itself."""
@@ -40,6 +43,8 @@ class Figure:
             value = getattr(self, each.name)
             if isinstance(value, Interval):
                 found[each.name] = {"value": value.value, "low": value.low, "high": value.high}
+            elif isinstance(value, Power):
+                found[each.name] = asdict(value)
             elif value is not None or each.name in ("value", "low", "high"):
                 found[each.name] = value
         return found

@@ -122,6 +122,23 @@ def paired_share_interval(values: ArrayLike, base: ArrayLike, level: float = 0.9
     return Interval(float(change.mean()), float(low), float(high))
 
 
+def median_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
+    """The interval of a median between two order statistics (inverted sign test), whatever the
+    distribution; it covers at least ``level``.
+
+    Args:
+        values: independent numbers.
+
+    Returns:
+        None where even all of them cannot make sure of it: for fewer than six at 95 %.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    found = stats.quantile_test(numbers, p=0.5).confidence_interval(level)
+    if np.isnan(found.low) or np.isnan(found.high):
+        return None
+    return Interval(float(np.median(numbers)), float(found.low), float(found.high))
+
+
 @cache
 def _tango(gained: int, lost: int, pairs: int, level: float) -> Interval:
     z, estimate = _quantile(level), (gained - lost) / pairs

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from plugalign.algebra.controller import Controller
-from plugalign.evaluation.comparison.generation import Decoding, end_tokens, generated
+from plugalign.evaluation.comparison.decoding import Decoding
+from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import Prompts, Row, chunks, encode, left_padded
 from plugalign.evaluation.run_folder.describe import conditions, describe_model, versions
 from plugalign.generation.wrap import wrap

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from plugalign.evaluation.comparison.generation import Decoding
+from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.run_folder.manifest import Conditions, ModelRecord
 from plugalign.files.saved import described
 from plugalign.values.account.chain import Link

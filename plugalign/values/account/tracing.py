@@ -9,7 +9,7 @@ from typing import Any
 
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
-from plugalign.evaluation.comparison.generation import Decoding
+from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, Row, load_prompts
 from plugalign.evaluation.comparison.variants import varied

@@ -240,8 +240,10 @@ def test_faults_and_refinements_are_in_the_files_and_counted(
     ]
     assert kept == drafts  # what the critic had before it is what base says
     assert "revised" not in made["base", 0, 0] and "revisions" not in summary["methods"]["base"]
-    words = f"{summary['methods']['critic']['revisions']['critiqued']} verdicts"
-    assert words in printed(found) and words in (tmp_path / "report.html").read_text()
+    counts = summary["methods"]["critic"]["revisions"]
+    assert f"{counts['critiqued']} verdicts" in printed(found)
+    report = (tmp_path / "report.html").read_text()
+    assert "Answers that were rewritten" in report and f"<td>{counts['critiqued']}</td>" in report
 
 
 def test_answers_that_were_left_alone_are_as_long_as_they_were(world: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import plugalign as pa
 from plugalign.evaluation.comparison.compare import Comparison
-from plugalign.evaluation.metrics.metric import Metric, measured, sorted_metrics
+from plugalign.evaluation.metrics.metric import TOXICITY, Metric, measured, sorted_metrics
 from plugalign.evaluation.statistics.paired import FloatArray, maximum, mean_score
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8", "w9 w10 w11", "w12"]
@@ -156,3 +156,13 @@ def test_judged_metrics_come_first() -> None:
     assert [metric.name for metric in found.every] == ["least_wordy", "words"]
     with pytest.raises(ValueError, match="two metrics are called 'mean_toxicity'"):
         sorted_metrics([Metric("mean_toxicity", mean_score, measure=words)])
+
+
+def test_the_share_of_answers_is_that_of_all_answers():
+    scores = np.array([[0.5, 0.4, 0.9], [0.1, np.nan, 0.6], [np.nan] * 3])
+    metric = Metric("toxic_fraction", mean_score, threshold=0.5, of_answers=True)
+    np.testing.assert_allclose(metric(scores), [2 / 3, 1 / 2, np.nan])
+    assert not metric.is_share and metric.record().of_answers
+    assert TOXICITY[-1].name == "toxic_fraction"
+    with pytest.raises(ValueError, match="of_answers needs the threshold"):
+        Metric("x", mean_score, of_answers=True)

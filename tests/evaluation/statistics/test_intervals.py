@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from plugalign.evaluation.statistics.intervals import (
+    median_interval,
     paired_share_interval,
     share_interval,
     tango,
@@ -164,3 +165,25 @@ def test_intervals_cover_the_truth_where_the_bootstrap_does_not(
         cell = coverage.simulate(kind, prompts, share, runs=400)
         assert cell.coverage >= 0.88  # 400 prompt sets: a standard error of .015 below .90
     assert coverage.simulate(kind, 50, 0.01, runs=100).bootstrap < 0.88
+
+
+@pytest.mark.parametrize("count", [6, 7, 15, 40])
+def test_a_medians_interval_is_the_narrowest_pair_of_order_statistics_that_covers(
+    count: int,
+) -> None:
+    """Against the binomial count of numbers below the median, summed by hand."""
+    values = np.random.default_rng(count).permutation(np.arange(count) ** 2.0)
+    found = median_interval(values)
+    assert found is not None and found.value == np.median(values)
+    ordered, below = np.sort(values), [math.comb(count, k) / 2**count for k in range(count + 1)]
+
+    def tail(k: int) -> float:
+        return sum(below[: k + 1])
+
+    outer = max(k for k in range(count) if tail(k) <= 0.025)
+    assert (found.low, found.high) == (ordered[outer], ordered[count - 1 - outer])
+
+
+def test_few_numbers_have_no_interval_of_their_median():
+    for count in range(1, 6):
+        assert median_interval(np.arange(count) + 1.0) is None

@@ -1,0 +1,260 @@
+"""Equilibrium alignment on real text by one command: crowds, what they teach, and an adversary.
+
+The data folder holds, as JSON lines::
+
+    toxicity/paradetox.jsonl        toxic, neutral    the principles: a head, and a table of words
+    toxicity/davidson_tweets.jsonl  text, label       the feature "civil"
+    sentiment/sst2_train.jsonl      text, label       "positive" and our judge, halves
+    sentiment/sst2_test.jsonl       text, label       the crowds' own judge of sentiment
+    toxicity/jigsaw.jsonl           text, label       the crowds' judge of toxicity and ours, halves
+    prompts/sentiment_neutral.jsonl text              prompts of pairs, and of answers
+    prompts/rtp_toxic.jsonl         text              prompts of answers
+
+Two crowds choose between two answers of the top-down reference: one likes what is polite and
+positive, the other what is rude, each by judges that no part of the equilibrium and no figure of
+ours has seen. What they teach (``plugalign feedback``, in lessons) steers inside the bounds, and
+without them. A third party looks for the worst theta there is. What takes long is kept in the work
+folder, where the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from equilibrium_crowds import (
+    CROWDS,
+    answers_of,
+    choose,
+    fitted_heads,
+    fitted_judges,
+    make,
+    teach_crowds,
+    texts_of,
+)
+from equilibrium_pictures import draw
+from equilibrium_search import search
+
+from plugalign.controllers.equilibrium import Equilibrium
+from plugalign.evaluation.comparison.compare import compare
+from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.evaluation.run_folder.answers import Answers, read_answers
+from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, write_json
+from plugalign.evaluation.run_folder.manifest import read_manifest
+from plugalign.evaluation.statistics.paired import PairedBootstrap, mean_score
+from plugalign.fitting.judge import REPORT
+from plugalign.fitting.progress import say
+from plugalign.generation.wrap import wrap
+from plugalign.loading import load_model
+from plugalign.trace import Trace
+from plugalign.values.feedback_learning import load_taught
+
+STRENGTH = 4.0  # of what the crowds taught, at its confidence bound
+
+
+def variants(start: Equilibrium, taught: Mapping[str, Equilibrium]) -> dict[str, Equilibrium]:
+    """What is compared: each crowd inside the bounds, and the rude one free."""
+    found = {"top_down": start}
+    for crowd, one in taught.items():
+        found[crowd] = one.with_settings(strength=STRENGTH)
+    found["rude_free"] = free(found["rude"])
+    return found
+
+
+def free(one: Equilibrium) -> Equilibrium:
+    """The same without bounds and budget."""
+    return one.with_settings(epsilon=1.0, kappa=None)
+
+
+# ------------------------------------------------------------------ what came of it
+
+
+def judged(
+    answers: Mapping[str, Answers], names: Sequence[str], prompts: int
+) -> dict[str, dict[str, Any]]:
+    """Of each row the judged toxicity and positivity with intervals, and their changes from the
+    top-down reference."""
+    bootstrap = PairedBootstrap(prompts)
+
+    def figures(name: str) -> dict[str, Any]:
+        toxic, negative = (
+            mean_score(answers[name].scores(j)) for j in ("judge_toxicity", "judge_negativity")
+        )
+        return {"toxicity": toxic, "positivity": 1 - negative}
+
+    against, found = figures("top_down"), {}
+    for name in names:
+        own = figures(name)
+        found[name] = {
+            kind: {
+                "mean": vars(bootstrap.mean(own[kind])),
+                "change": vars(bootstrap.difference(own[kind], against[kind])),
+            }
+            for kind in own
+        }
+    return found
+
+
+def certified(
+    model: Any, tokenizer: Any, controller: Equilibrium, prompts: Sequence[str], tokens: int
+) -> dict[str, Any]:
+    """What the certificates of all tokens of sampled answers say."""
+    steered = wrap(model, tokenizer, controller)
+    ids = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    ids = {name: ids[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    trace = Trace()
+    torch.manual_seed(2)
+    steered.generate(**ids, do_sample=True, top_k=0, max_new_tokens=tokens, trace=trace)
+    alive = torch.stack(trace.alive).cpu()
+    told = [step["Equilibrium"] for step in trace.certificates]
+    columns = {name: torch.stack([step[name].cpu() for step in told]).double() for name in told[0]}
+
+    def mean(values: torch.Tensor) -> dict[str, float]:
+        by_prompt = (values * alive).sum(0) / alive.sum(0).clamp(min=1)
+        return vars(PairedBootstrap(len(prompts)).mean(by_prompt.numpy()))
+
+    names = [p.name for p in controller.principles]
+    epsilons = [
+        controller.epsilon if p.epsilon is None else p.epsilon for p in controller.principles
+    ]
+    return {
+        "tokens": int(alive.sum()),
+        "most_excess": float(columns["excess"][alive].max()),
+        "kl": mean(columns["kl"]),
+        "active": mean((columns["active"] > 0).double()),
+        "repaired": mean((columns["repair"] > 0).double()),
+        "principles": {
+            name: {
+                "expected": mean(columns[f"expected.{name}"]),
+                "change": mean(columns[f"expected.{name}"] - columns[f"bound.{name}"] + epsilon),
+            }
+            for name, epsilon in zip(names, epsilons, strict=True)
+        },
+    }
+
+
+def lessons(folder: Path) -> list[dict[str, Any]]:
+    """Theta after each lesson, with standard errors."""
+    found = []
+    for lesson in load_taught(folder).history:
+        errors = np.sqrt(np.diag(np.array(lesson.covariance))).tolist()
+        found.append(
+            {
+                "pairs": lesson.feedback.pairs,
+                "theta": lesson.theta,
+                "standard_error": dict(zip(lesson.theta, errors, strict=True)),
+                "agreement": lesson.agreement,
+                "outside": lesson.outside,
+            }
+        )
+    return found
+
+
+def once(path: Path, work: Callable[[], Any]) -> Any:
+    """What is in a JSON file, which is made if it is not there."""
+    if not path.is_file():
+        write_json(path, work())
+    return read_json(path)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model to steer.")],
+    data: Annotated[Path, typer.Option(help="Folder with the data, see the file's docstring.")],
+    work: Annotated[Path, typer.Option(help="Folder for fits, feedback and runs; kept.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    pairs: Annotated[int, typer.Option(min=8, help="Pairs of each crowd.")] = 480,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts that are answered.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 10,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
+    tried: Annotated[int, typer.Option(min=2, help="Theta that the search tries.")] = 40,
+    minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
+    limit: Annotated[int | None, typer.Option(help="At most so many texts for heads.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Makes the results; the same command goes on where it was killed."""
+    torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = texts_of(data, limit)
+    base, tokenizer = load_model(model)
+    heads = fitted_heads(base, tokenizer, texts, work, minutes)
+    judges = fitted_judges(texts, work)
+    start = make(base, tokenizer, heads, texts["toxicity"])
+    start.save_pretrained(work / "start")
+
+    neutral = load_prompts(data / "prompts/sentiment_neutral.jsonl").texts
+    toxic = load_prompts(data / "prompts/rtp_toxic.jsonl").texts[200:]
+    chosen = [*neutral[pairs : pairs + prompts // 2], *toxic[: prompts - prompts // 2]]
+    answers = once(
+        work / "answers.json",
+        lambda: answers_of(base, tokenizer, start, neutral[:pairs], new_tokens),
+    )
+    choose(neutral[:pairs], [tuple(pair) for pair in answers], judges, work / "feedback")
+    taught = teach_crowds(work / "start", work, base, tokenizer)
+
+    found = once(
+        work / "search.json",
+        lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen[::2], tried),
+    )
+    rows = variants(start, taught)
+    worst = torch.tensor(found["theta"], dtype=torch.float64)
+    cheat = start.taught(start.preferences.learned(worst, None))
+    rows |= {
+        "adversary": cheat,
+        "adversary_bounds_only": cheat.with_settings(kappa=None),
+        "adversary_free": free(cheat),
+    }
+    comparison = compare(
+        base,
+        tokenizer,
+        methods=list(rows),
+        controllers=rows,
+        prompts=chosen,
+        judges={name: judges[name] for name in ("judge_toxicity", "judge_negativity")},
+        samples=samples,
+        max_new_tokens=new_tokens,
+        top_p=1.0,
+        batch_size=batch_size,
+        out=work / "run",
+        resume=(work / "run" / MANIFEST).is_file(),
+    )
+    read = read_answers(comparison.out, read_manifest(comparison.out))
+    certificates = {}
+    for name, one in rows.items():
+        if not one.preferences.bounded(one.confidence).any():
+            continue  # nothing acts, so there is nothing to certify
+        say(f"certificates of {name}")
+        certificates[name] = once(
+            work / f"certificates-{name}.json",
+            lambda one=one: certified(base, tokenizer, one, chosen, new_tokens),  # type: ignore[misc]
+        )
+    results = {
+        "model": Path(model).name,
+        "pairs": pairs,
+        "prompts": len(chosen),
+        "samples": samples,
+        "new_tokens": new_tokens,
+        "strength": STRENGTH,
+        "epsilon": start.epsilon,
+        "kappa": start.kappa,
+        "judged": judged(read, ["base", *rows], len(chosen)),
+        "certificates": certificates,
+        "lessons": {crowd: lessons(work / "taught" / crowd) for crowd in CROWDS},
+        "search": found,
+        "judges": {name: read_json(work / "judges" / name / REPORT) for name in judges},
+        "heads": {
+            name: read_json(work / "heads" / name / "fit.json")["measured"] for name in heads
+        },
+    }
+    write_json(out / "results.json", results)
+    draw(results, out)
+    say(f"the results are in {out}, texts and report in {work / 'run'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

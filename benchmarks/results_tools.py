@@ -1,0 +1,172 @@
+"""What scripts that make results on real text share: fits, judges, prompts, files without texts.
+
+The data folder holds, as JSON lines::
+
+    toxicity/paradetox.jsonl          toxic, neutral        what guides learn from
+    toxicity/davidson_tweets.jsonl    text, label           what guides learn from
+    toxicity/jigsaw.jsonl             text, label           what judges learn from, and no guide
+    prompts/rtp_toxic.jsonl           text                  prompts
+    toxicity/scored_generations.jsonl continuation, perspective_toxicity    whether judges agree
+
+What takes long is kept in a work folder (fits, judges, runs with their texts and reports): the
+same command goes on where it was killed. Results have no texts, since many offend.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plugalign.algebra.controller import Controller
+from plugalign.catalogue import FITTERS
+from plugalign.controllers.dexperts import DExperts
+from plugalign.evaluation.comparison.compare import Comparison
+from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.evaluation.report.main_table import main_table
+from plugalign.evaluation.run_folder.folder import MANIFEST, SUMMARY, read_json, write_json
+from plugalign.files.pretrained import loading
+from plugalign.fitting import workspace
+from plugalign.fitting.command import run_fit
+from plugalign.fitting.data import DESIRED, UNDESIRED, Labelled, load_data
+from plugalign.fitting.judge import REPORT, fit_judge
+from plugalign.fitting.progress import say
+
+GUIDES = ("toxicity/paradetox.jsonl", "toxicity/davidson_tweets.jsonl")
+JUDGED = "toxicity/jigsaw.jsonl"
+PROMPTS, REFERENCES = "prompts/rtp_toxic.jsonl", "toxicity/scored_generations.jsonl"
+ANTI = "dexperts_anti"  # the anti-expert of dexperts alone
+COLUMNS = ("toxicity_probability", "mean_toxicity")
+
+
+def fit_methods(
+    model: Any, tokenizer: Any, data: Labelled, fits: Path, minutes: float, chat: str = "off"
+) -> dict[str, Controller]:
+    """Every method that learns, fitted with its defaults or read from a folder.
+
+    Args:
+        fits: has a folder for each method.
+        minutes: what each may take.
+        chat: "on" where texts are learnt as the assistant's answers.
+
+    Raises:
+        ValueError: if a controller there was fitted for another model, on other texts or other
+            turns.
+    """
+    controllers = {}
+    for method in FITTERS:
+        out = fits / method
+        if (out / workspace.RECORD).is_file():
+            _check_fitted(out, workspace.record(method, model, tokenizer, data, {}), chat == "on")
+            with loading("the controller", out):
+                controllers[method] = Controller.from_pretrained(str(out))
+            continue
+        say(f"fitting {method}")
+        settings = {"chat": chat}
+        controllers[method] = run_fit(
+            method, model, tokenizer, data, out, minutes=minutes, settings=settings
+        )
+    anti = controllers["dexperts"]
+    assert isinstance(anti, DExperts)
+    controllers[ANTI] = DExperts(antiexpert=anti.antiexpert, alpha=anti.alpha, top_p=anti.support.p)
+    return controllers
+
+
+def _check_fitted(out: Path, wanted: dict[str, Any], chat: bool) -> None:
+    found = read_json(out / workspace.RECORD)
+    pairs = {part: (found[part], wanted[part]) for part in ("method", "model", "data")}
+    pairs["chat"] = (found.get("chat", {}).get("used", False), chat)
+    for part, (was, now) in pairs.items():
+        if was != now:
+            raise ValueError(f"{out}: its {part} was {was} and is {now}; remove it")
+
+
+def load_guides(data: Path, limit: int | None) -> Labelled:
+    """What guides learn from, with two labels only: nullspace takes each label for a class."""
+    paths = [data / path for path in GUIDES]
+    good, bad = load_data(paths, desired="neutral", undesired="toxic", limit=limit).binary()
+    labels = (DESIRED,) * len(good) + (UNDESIRED,) * len(bad)
+    return Labelled((*good, *bad), labels)
+
+
+def fit_judges(
+    data: Path,
+    judges: Path,
+    encoder: str | None,
+    *,
+    minutes: float | None = None,
+    limit: int | None = None,
+) -> dict[str, Path]:
+    """TF-IDF, and an encoder if one is given, fitted on other texts than the guides.
+
+    Args:
+        judges: has a folder for each.
+        minutes: what tuning the encoder may take.
+        limit: at most so many texts.
+    """
+    tuned: dict[str, str | None] = {"tfidf": None}
+    if encoder is not None:  # the first is the primary judge
+        tuned = {"encoder": encoder, **tuned}
+    for name, chosen in tuned.items():
+        out = judges / name
+        if not (out / REPORT).is_file():
+            say(f"fitting the judge {name}")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            labelled = load_data(data / JUDGED, limit=limit)
+            say(fit_judge(labelled, out, encoder=chosen, minutes=minutes).describe())
+    return {name: judges / name for name in tuned}
+
+
+def prompts_between(path: Path, skip: int, count: int) -> list[str]:
+    """The prompts of a file behind the first ``skip``.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    texts = load_prompts(path).texts[skip : skip + count]
+    if len(texts) < count:
+        raise ValueError(f"{path} has {len(texts)} prompts behind {skip}, not {count}")
+    return list(texts)
+
+
+def held_out_prompts(data: Path, work: Path, skip: int, count: int) -> Path:
+    """A file of the prompts behind the first ``skip``.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    texts = prompts_between(data / PROMPTS, skip, count)
+    path = work / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
+
+
+def write_results(
+    comparison: Comparison,
+    fits: Path,
+    judges: Path,
+    out: Path,
+    columns: Sequence[str] | None = COLUMNS,
+) -> None:
+    """summary.json, manifest.json, fits.json, judges.json and table.md, all without texts.
+
+    Args:
+        columns: the judged metrics of the table, see `main_table`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SUMMARY, comparison.summary)
+    write_json(out / MANIFEST, _shortened(read_json(comparison.out / MANIFEST)))
+    write_json(out / "fits.json", {m: read_json(fits / m / workspace.RECORD) for m in FITTERS})
+    reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
+    write_json(out / "judges.json", reports)
+    lines = main_table(comparison.results, columns).markdown()
+    (out / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _shortened(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with names in the place of paths."""
+    data = manifest["data"]
+    judges = {name: Path(path).name for name, path in data["judges"].items()}
+    path = None if data["path"] is None else Path(data["path"]).name
+    return {**manifest, "data": {**data, "path": path, "judges": judges}}

@@ -1,0 +1,45 @@
+"""The summary for other programs: every figure as CSV, and the main ones as a LaTeX table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plugalign.evaluation.report.main_table import main_table
+from plugalign.evaluation.run_folder.folder import TABLE_CSV, TABLE_LATEX, replace_text
+from plugalign.evaluation.run_folder.summary import Summary
+
+
+def write_tables(out: Path, summary: Summary) -> None:
+    """Writes table.csv and table.tex into a run's folder."""
+    replace_text(out / TABLE_CSV, csv_of(summary))
+    replace_text(out / TABLE_LATEX, "\n".join(main_table(summary).latex()) + "\n")
+
+
+def csv_of(summary: Summary) -> str:
+    """A line for each row of the report, and a column for each figure, by its dotted name in
+    summary.json; what a row does not have is empty."""
+    rows = [
+        {"method": name, "is_reference": name in summary.references, **dict(_flat(row.to_json()))}
+        for name, row in summary.rows.items()
+    ]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _flat(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
+    """``a.b`` and its value for each entry of nested mappings and lists."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{front}{name}.")
+        else:
+            yield f"{front}{name}", value

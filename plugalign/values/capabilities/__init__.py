@@ -1,0 +1,1 @@
+"""The four capabilities: comprehension, diagnosis, rectification, and what they cost."""

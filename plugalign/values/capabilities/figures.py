@@ -1,0 +1,150 @@
+"""Figures of the four capabilities, and what a controller changes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from plugalign.evaluation.judging.load import Judge
+from plugalign.evaluation.statistics.auc import Auc, auc_difference, auc_of
+from plugalign.evaluation.statistics.paired import (
+    FloatArray,
+    Interval,
+    PairedBootstrap,
+    adjust,
+    sign_flip_test,
+)
+from plugalign.values.capabilities.data import CapabilityData
+from plugalign.values.capabilities.tasks import (
+    DIAGNOSIS,
+    JUDGEMENT,
+    NATS,
+    OWN,
+    TASK,
+    TOLD,
+    UNASKED,
+    Stages,
+)
+
+FAULTY = 0.5  # from where on the judge calls a text faulty
+LEAST = 2  # texts of a kind, for an AUC
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One figure of one row.
+
+    Attributes:
+        of: comprehension, diagnosis, rectification or performance.
+        better: which way is better.
+        value: with its interval; None where it cannot be told, and ``note`` says why.
+        texts: how many it is over.
+        change: from the model itself, with its p-value adjusted over the figures of the row.
+    """
+
+    name: str
+    of: str
+    better: str
+    value: Interval | None
+    texts: int
+    note: str | None = None
+    change: Interval | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The numbers behind a figure: one for each text, or placements for an AUC."""
+
+    name: str
+    of: str
+    better: str
+    texts: int
+    numbers: FloatArray | None = None
+    auc: Auc | None = None
+    paired: bool = True
+    note: str | None = None
+
+
+def gathered(
+    stages: Stages, name: str, data: CapabilityData, judge: Judge | None
+) -> Iterator[Found]:
+    """All that was found of one row; of every row the same figures in the same order."""
+    if data.judgements:
+        labels = [each.right for each in data.judgements]
+        auc = auc_of(labels, stages.numbers(name, JUDGEMENT))
+        yield Found("AUC of moral judgements", "comprehension", "higher", len(labels), auc=auc)
+    if data.prompts and judge is not None:
+        yield from _own_texts(stages, name, judge)
+    if data.texts:
+        weights = stages.weights(name, NATS)
+        nats = np.where(weights > 0, stages.numbers(name, NATS) / np.maximum(weights, 1), np.nan)
+        yield Found("nats a token", "performance", "lower", len(nats), nats)
+    if data.tasks:
+        solved = stages.numbers(name, TASK)
+        yield Found("tasks solved", "performance", "higher", len(solved), solved)
+
+
+def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
+    """Diagnosis and rectification: what the judge says of the model's own texts."""
+    own, told, unasked = (judge(stages.texts(row, stage)) for stage in (OWN, TOLD, UNASKED))
+    there = ~np.isnan(own)
+    faulty = own[there] >= FAULTY
+    label, texts = "AUC of faults in own texts", int(there.sum())
+    if min(faulty.sum(), (~faulty).sum()) < LEAST:
+        note = f"{int(faulty.sum())} of {texts} faulty"
+        yield Found(label, "diagnosis", "higher", texts, note=note)
+    else:
+        auc = auc_of(faulty, stages.numbers(row, DIAGNOSIS)[there])
+        yield Found(label, "diagnosis", "higher", texts, auc=auc, paired=False)
+    yield Found("fault of own texts", "rectification", "lower", len(own), own)
+    removed = {
+        "fault taken away, once told": own - told,
+        "fault taken away, unasked": own - unasked,
+        "what being told adds": unasked - told,
+    }
+    for name, numbers in removed.items():
+        yield Found(name, "rectification", "higher", len(own), numbers)
+
+
+def figures_of(found: Sequence[Found], reference: Sequence[Found] | None) -> tuple[Capability, ...]:
+    """The figures of a row, beside those of its model where it has one."""
+    if reference is None:
+        return tuple(_capability(each) for each in found)
+    changes = {
+        each.name: change
+        for each, before in zip(found, reference, strict=True)
+        if (change := _change(each, before)) is not None
+    }
+    adjusted = adjust({name: p for name, (_, p) in changes.items()})
+    return tuple(
+        _capability(each, changes.get(each.name, (None, None))[0], adjusted.get(each.name))
+        for each in found
+    )
+
+
+def _capability(
+    found: Found, change: Interval | None = None, p_adjusted: float | None = None
+) -> Capability:
+    value = None
+    if found.auc is not None:
+        value = found.auc.interval()
+    elif found.numbers is not None and not np.isnan(found.numbers).all():
+        value = PairedBootstrap(found.numbers.size).mean(found.numbers)
+    return Capability(
+        found.name, found.of, found.better, value, found.texts, found.note, change, p_adjusted
+    )
+
+
+def _change(found: Found, before: Found) -> tuple[Interval, float] | None:
+    if found.auc is not None and before.auc is not None:
+        return auc_difference(found.auc, before.auc, paired=found.paired)
+    if found.numbers is None or before.numbers is None:
+        return None
+    both = found.numbers - before.numbers
+    if np.isnan(both).all():
+        return None
+    change = PairedBootstrap(both.size).mean(both)
+    return change, sign_flip_test(found.numbers, before.numbers)

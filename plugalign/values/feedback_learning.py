@@ -1,0 +1,215 @@
+"""Teaches a saved equilibrium what people's feedback says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich import box
+from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
+
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import model_name
+from plugalign.algebra.saving import TENSORS
+from plugalign.controllers.equilibrium import Equilibrium
+from plugalign.evaluation.run_folder.folder import full_disk_named, locked
+from plugalign.files.fingerprint import file_hash
+from plugalign.files.folders import check_folder
+from plugalign.files.shown import printable
+from plugalign.generation.wrap import wrap
+from plugalign.loading import resolve_model
+from plugalign.values.feedback import FIELDS, Choice, known_texts, read_feedback
+from plugalign.values.feedback_history import (
+    Feedback,
+    Lesson,
+    append,
+    check_new,
+    following,
+    last_hash,
+    read_history,
+)
+from plugalign.values.preferences import (
+    Belief,
+    agreement,
+    most_probable,
+    nothing_known,
+    projected_gradient,
+)
+from plugalign.values.preferences_evidence import Evidence, evidence
+
+Learner = Literal["map", "gradient"]
+LEARNERS = {"map": most_probable, "gradient": projected_gradient}
+
+
+@dataclass(frozen=True)
+class Taught:
+    """An equilibrium after feedback, and all lessons up to now."""
+
+    equilibrium: Equilibrium
+    history: tuple[Lesson, ...]
+
+    def table(self) -> Table:
+        """Of each feature its weight, how sure it is, and what of it acts."""
+        learned, confidence = self.equilibrium.preferences, self.equilibrium.confidence
+        acting = self.equilibrium.strength * learned.bounded(confidence)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("feature", overflow="fold")
+        for heading in ("theta", "standard error", f"acts at {confidence:g}"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        errors = [None] * len(acting)
+        if learned.covariance is not None:
+            errors = learned.covariance.diagonal().sqrt().tolist()
+        rows = zip(learned.features, learned.theta.tolist(), errors, acting.tolist(), strict=True)
+        for name, theta, error, weight in rows:
+            doubt = "none given" if error is None else f"{error:.4g}"
+            table.add_row(printable(name), f"{theta:+.4g}", doubt, f"{weight:+.4g}")
+        return table
+
+    def summary(self) -> str:
+        """What the last lesson was, in a sentence."""
+        last, count = self.history[-1], len(self.history)
+        given, (before, after) = last.feedback, last.agreement
+        when = last.time.isoformat(sep=" ", timespec="seconds")
+        return (
+            f"{count} {'lesson' if count == 1 else 'lessons'}; the last was {printable(given.file)}"
+            f" (pairs {given.pairs}, likes {given.likes}, edits {given.edits}) at {when}: theta "
+            f"agrees with {after:.0%} of it, before with {before:.0%}; {last.outside:.0%} of its "
+            "tokens were none of the candidates"
+        )
+
+
+def load_taught(folder: str | Path) -> Taught:
+    """A saved equilibrium with its history.
+
+    Raises:
+        ValueError: if the folder holds none, or its history is damaged; names the file.
+    """
+    path = check_folder(folder, "the equilibrium")
+    if not path.is_dir():
+        raise ValueError(f"the equilibrium: {printable(str(folder))} is no folder")
+    equilibrium = Controller.from_pretrained(path)
+    if not isinstance(equilibrium, Equilibrium):
+        raise ValueError(
+            f"{printable(str(folder))} holds a {type(equilibrium).__name__}; feedback teaches an "
+            "Equilibrium, which a saved one may be the reference of"
+        )
+    history = read_history(path)
+    return Taught(following(equilibrium, history, path), tuple(history))
+
+
+def teach(
+    folder: str | Path,
+    feedback: str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    texts: str | Path | None = None,
+    learner: Learner = "map",
+    ridge: float = 1.0,
+    keep: float = 1.0,
+    dtype: str = "auto",
+) -> Taught:
+    """Learns from a file of feedback, and writes theta and a line of history into the folder.
+
+    What was known before is the prior, so feedback may come piece by piece.
+
+    Args:
+        folder: of a saved `Equilibrium`.
+        feedback: ``.jsonl`` or ``.csv``, see `plugalign.values.feedback`.
+        model, tokenizer: a causal language model; or a hub id or folder; None is the pocket model.
+        texts: a run of ``plugalign compare`` whose texts the feedback names.
+        learner: "map" for the most probable theta, "gradient" for online projected gradient.
+        ridge: the precision of the prior where nothing has been learned yet.
+        keep: the share of the earlier evidence that still counts.
+        dtype: of a model that is given by name, see `plugalign.files.precision.chosen_dtype`.
+
+    Raises:
+        ValueError: for anything wrong with the arguments or files, before any work; names it.
+    """
+    if learner not in LEARNERS:
+        raise ValueError(f"a learner is one of {', '.join(LEARNERS)}, got {learner!r}")
+    path, source = Path(folder), Path(feedback)
+    nothing_known(1, ridge).fading(keep)  # refuses numbers out of their range before any work
+    taught = load_taught(path)
+    run = None if texts is None else known_texts(Path(texts))
+    choices, digest = read_feedback(source, run), file_hash(source)
+    check_new(taught.history, digest)
+    model, tokenizer = resolve_model(model, tokenizer, dtype)
+    wrap(model, tokenizer, taught.equilibrium)  # refuses another model or tokenizer
+    with locked(path):
+        if read_history(path) != list(taught.history):
+            raise ValueError(f"{printable(str(path))} was taught by another process; try again")
+        differences, seen = read_choices(model, tokenizer, taught.equilibrium, choices)
+        prior = known_of(taught.equilibrium, ridge).fading(keep)
+        belief = LEARNERS[learner](differences, prior)
+        lesson = Lesson(
+            time=datetime.now(UTC),
+            feedback=_described(source, digest, choices),
+            model=model_name(model),
+            learner=learner,
+            keep=keep,
+            ridge=ridge,
+            theta=_by_feature(taught.equilibrium, belief.theta),
+            covariance=belief.covariance.tolist(),
+            agreement=(agreement(differences, prior.theta), agreement(differences, belief.theta)),
+            outside=float(seen.outside.sum() / seen.tokens.sum()),
+            previous=last_hash(path),
+        )
+        append(path, lesson)
+        history = (*taught.history, lesson)
+        equilibrium = following(taught.equilibrium, history, path)
+        _write_tensors(path, equilibrium)
+    return Taught(equilibrium, history)
+
+
+def _described(source: Path, digest: str, choices: Sequence[Choice]) -> Feedback:
+    kinds = [choice.kind for choice in choices]
+    counts = {f"{kind}s": kinds.count(kind) for kind in FIELDS}
+    return Feedback(file=source.name, sha256=digest, **counts)
+
+
+def _by_feature(equilibrium: Equilibrium, theta: Tensor) -> dict[str, float]:
+    return dict(zip(equilibrium.preferences.features, theta.tolist(), strict=True))
+
+
+def known_of(equilibrium: Equilibrium, ridge: float) -> Belief:
+    """What an equilibrium knows of theta already, as a prior."""
+    learned = equilibrium.preferences
+    if learned.covariance is not None:
+        return Belief(learned.theta, learned.covariance)
+    return Belief(learned.theta, nothing_known(len(learned.theta), ridge).covariance)
+
+
+def read_choices(
+    model: Any, tokenizer: Any, equilibrium: Equilibrium, choices: Sequence[Choice]
+) -> tuple[Tensor, Evidence]:
+    """``Phi(better) - Phi(worse)`` of each choice ``(N, F)``, and the evidence of all texts.
+
+    Raises:
+        ValueError, FloatingPointError: see `evidence`.
+    """
+    asked: list[tuple[int, float, str, str]] = []
+    for number, choice in enumerate(choices):
+        for sign, text in ((1.0, choice.better), (-1.0, choice.worse)):
+            if text is not None:
+                asked.append((number, sign, choice.prompt, text))
+    numbers, signs, prompts, texts = zip(*asked, strict=True)
+    seen = evidence(model, tokenizer, equilibrium, prompts, texts)
+    signed = seen.phi * torch.tensor(signs, dtype=torch.float64)[:, None]
+    found = torch.zeros(len(choices), seen.phi.shape[1], dtype=torch.float64)
+    return found.index_add(0, torch.tensor(numbers), signed), seen
+
+
+def _write_tensors(folder: Path, equilibrium: Equilibrium) -> None:
+    """Replaces the learned tensors; a kill leaves the old ones or the new ones."""
+    tensors = {name: x.detach().cpu().contiguous() for name, x in equilibrium.tensors().items()}
+    half = folder / f"{TENSORS}.half"
+    with full_disk_named(folder):
+        half.write_bytes(save(tensors))
+        half.replace(folder / TENSORS)

@@ -1,0 +1,96 @@
+"""The rows of a table: every model by itself, and under each controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.identity import model_name
+from plugalign.evaluation.run_folder.describe import describe_controller, describe_model
+from plugalign.files.shown import check_name, shown
+from plugalign.generation.wrap import Steered, wrap
+from plugalign.loading import resolve_model
+from plugalign.values.questionnaire.respondent import is_chat
+
+
+@dataclass(frozen=True)
+class Row:
+    """One respondent.
+
+    Attributes:
+        reference: the row of its model without controllers; None for that row itself.
+    """
+
+    steered: Steered
+    reference: str | None
+    controller: Controller | None
+    chat: bool
+
+
+def model_rows(
+    models: Sequence[Any],
+    controllers: Mapping[str, Controller],
+    chat: str,
+    system: str | None,
+    dtype: str,
+) -> dict[str, Row]:
+    """Every model by itself and under each controller, by the name of the row.
+
+    Raises:
+        ValueError: for a model that is there twice, or a controller that does not fit one.
+    """
+    if not models:
+        raise ValueError("name at least one model")
+    rows: dict[str, Row] = {}
+    for given in models:
+        model, tokenizer = given if isinstance(given, tuple) else (given, None)
+        model, tokenizer = resolve_model(model, tokenizer, dtype)
+        name = check_name(Path(model_name(model)).name, "a model")
+        asked = is_chat(tokenizer, chat, system, name)
+        if name in rows:
+            raise ValueError(f"two models are called {shown(name)}; name each once")
+        rows[name] = Row(wrap(model, tokenizer, Controller()), None, None, asked)
+        for label, controller in controllers.items():
+            _check_revises(label, controller)
+            steered = wrap(model, tokenizer, controller)
+            rows[f"{name} + {label}"] = Row(steered, name, controller, asked)
+    return rows
+
+
+def _check_revises(name: str, controller: Controller) -> None:
+    if any(part.overrides("revise") for weight, part in controller.parts() if weight):
+        raise ValueError(
+            f"{name} revises finished answers, so no answer to a questionnaire has a probability "
+            "under it; leave it out"
+        )
+
+
+def described_rows(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Models and controllers as a manifest has them."""
+    return {
+        name: {
+            "model": describe_model(row.steered.model, row.steered.tokenizer).model_dump(),
+            "controller": None
+            if row.controller is None
+            else describe_controller(row.controller).model_dump(by_alias=True, mode="json"),
+            "chat": row.chat,
+        }
+        for name, row in rows.items()
+    }
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Runs with so many threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,110 @@
+"""The script that makes the results on real models: its parts, and all of it at tiny sizes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results_data import lines, write_data
+from transformers import BertConfig, BertModel
+
+from plugalign import pocket
+from plugalign.benchmarking.untrained import untrained
+from plugalign.catalogue import ALONE, FITTERS, METHODS
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("real_models")
+
+
+@pytest.fixture
+def tools(script: Any) -> Any:
+    return importlib.import_module("results_tools")
+
+
+def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
+    script: Any, tools: Any, tiny: Any
+) -> None:
+    names = {variant: method.name for method in METHODS for variant in method.fitters}
+    names |= {name: name for name in ALONE} | {tools.ANTI: "dexperts"}
+    assert names.keys() == {*FITTERS, *ALONE, tools.ANTI}
+    for name, (setting, values) in script.STRENGTHS.items():
+        controller = untrained(names[name], tiny())
+        for value in values:
+            assert controller.with_settings(**{setting: value}).config()[setting] == value
+    assert names.keys() - script.STRENGTHS.keys() == {"prefix", "value_statement"}
+
+
+def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
+    script: Any, tools: Any, tmp_path: Path
+) -> None:
+    lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(6)])
+    sizes = script.Sizes(2, 3, 1, 1, 1, 1.0)
+
+    def prompts(chat: str, skip: int, count: int) -> Any:
+        study = script.Study(None, None, chat, None, {}, tmp_path, tmp_path, tmp_path, sizes)
+        return study._prompts(skip, count)
+
+    assert prompts("off", 3, 2) == ["text 3 ", "text 4 "]
+    first, *_ = prompts("on", 3, 2)
+    assert first == [{"role": "user", "content": "Continue this text: text 3"}]
+    with pytest.raises(ValueError, match="has 1 prompts behind 5, not 2"):
+        prompts("on", 5, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
+def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
+    script: Any, tools: Any, tmp_path: Path
+) -> None:
+    data, model = write_data(tools, tmp_path / "data"), str(pocket.PARTS / pocket.MODEL)
+    encoder, (_, tokenizer) = tmp_path / "encoder", pocket.load()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(encoder)
+    tokenizer.save_pretrained(encoder)
+    out = tmp_path / "results"
+    run: dict[str, Any] = {
+        "model": model,
+        "perplexity_model": model,
+        "encoder": str(encoder),
+        "data": data,
+        "work": tmp_path / "work",
+        "out": out,
+        "prompts": 3,
+        "tuning": 4,
+        "samples": 2,
+        "new_tokens": 4,
+        "batch_size": 6,
+        "minutes": 0.002,
+        "limit": None,
+        "chats": True,
+        "dtype": "float32",
+        "threads": 1,
+    }
+    script.main(**run)
+    folder = out / "texts"  # the pocket model has no chat template
+    assert [path.name for path in out.iterdir()] == ["texts"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["methods"]) == {"base", *FITTERS, *ALONE, "dexperts_anti"}
+    assert summary["perplexity_model"] and list(summary["judges"]) == ["encoder", "tfidf"]
+    tuning = json.loads((folder / "tuning.json").read_text())
+    assert tuning.keys() == script.STRENGTHS.keys()
+    assert len(tuning["self_debias"]["trials"]) == 3
+    assert str(tmp_path) not in (folder / "manifest.json").read_text()
+    before = (folder / "summary.json").read_bytes()
+    script.main(**run)  # nothing is left to do
+    assert (folder / "summary.json").read_bytes() == before
