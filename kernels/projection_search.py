@@ -67,8 +67,9 @@ class Family:
     def log_q(self, c: Floats) -> Floats:
         """Their logarithms ``(R, K)`` for c ``(R, J + 1)``."""
         tilted = self.rho + (c[:, None] @ self.parts)[:, 0]
-        centred: Floats = tilted - tilted.max(-1, keepdims=True)
-        return np.subtract(centred, np.log(np.exp(centred).sum(-1, keepdims=True)))
+        centred = tilted - tilted.max(-1, keepdims=True)
+        log_q: Floats = centred - np.log(np.exp(centred).sum(-1, keepdims=True))
+        return log_q
 
     def moments(self, c: Floats) -> Moments:
         """What the search reads at c ``(R, J + 1)``."""
@@ -266,7 +267,7 @@ def model_minimum(
         at: the multipliers now, where ``pull`` is the model's gradient.
     """
     curvature = found.covariance[:, :-1, :-1]
-    target = np.where(free, target, 0.0)
+    target = target * free
     slope = pull + (curvature @ (target - at)[:, :, None])[..., 0]
     wrong = going & ((target < 0) | (~free & (slope < -CLOSE))).any(-1)
     if wrong.any():
