@@ -179,8 +179,7 @@ class Search:
             self.at = tried
             return taken
         self.at = np.where(taken[:, None], tried, self.at)
-        slope = (found.mean * self._step).sum(-1)
-        lowest = self._slope / (self._slope - slope)  # of a parabola of both slopes
+        lowest = self._slope / (self._slope - (found.mean * self._step).sum(-1))  # of a parabola
         within = np.sqrt(JUMP / (found.dual - self._dual - straight))  # KL grows with the square
         less = np.nan_to_num(np.where(self._fixed, lowest, within)).clip(0.1, 0.5)
         self._share = np.where(taken, self._share, less * self._share)
