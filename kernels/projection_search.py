@@ -67,7 +67,7 @@ class Family:
     def log_q(self, c: Floats) -> Floats:
         """Their logarithms ``(R, K)`` for c ``(R, J + 1)``."""
         tilted = self.rho + (c[:, None] @ self.parts)[:, 0]
-        centred: Floats = tilted - tilted.max(-1, keepdims=True)
+        centred = tilted - tilted.max(-1, keepdims=True)
         log_q: Floats = centred - np.log(np.exp(centred).sum(-1, keepdims=True))
         return log_q
 
@@ -179,8 +179,7 @@ class Search:
             self.at = tried
             return taken
         self.at = np.where(taken[:, None], tried, self.at)
-        slope = (found.mean * self._step).sum(-1)
-        lowest = self._slope / (self._slope - slope)  # of a parabola of both slopes
+        lowest = self._slope / (self._slope - (found.mean * self._step).sum(-1))  # of a parabola
         within = np.sqrt(JUMP / (found.dual - self._dual - straight))  # KL grows with the square
         less = np.nan_to_num(np.where(self._fixed, lowest, within)).clip(0.1, 0.5)
         self._share = np.where(taken, self._share, less * self._share)
@@ -267,7 +266,7 @@ def model_minimum(
         at: the multipliers now, where ``pull`` is the model's gradient.
     """
     curvature = found.covariance[:, :-1, :-1]
-    target = np.where(free, target, 0.0)
+    target = target * free
     slope = pull + (curvature @ (target - at)[:, :, None])[..., 0]
     wrong = going & ((target < 0) | (~free & (slope < -CLOSE))).any(-1)
     if wrong.any():
