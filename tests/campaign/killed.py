@@ -12,6 +12,7 @@ what was wrong there or null.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -29,6 +30,7 @@ POCKET = pocket.parts() / pocket.MODEL
 # Audit events, and which of their arguments is the descriptor of the folder, or -1.
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+SHOWN = ("progress.log", "report.html", "table.tex")  # costs among the rest, in words
 TIMED = ("seconds", "check", "measured", "conditions")
 
 
@@ -138,12 +140,15 @@ def result(out: Path) -> dict[str, Any]:
     """The files of a result by name, without what times and addresses change."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
-        if path.is_dir() or path.name in (".lock", "progress.log", "report.html"):
+        if path.is_dir() or path.name in (".lock", *SHOWN):
             continue
         data = path.read_bytes()
         if path.suffix in (".json", ".jsonl"):
             lines = data.splitlines() if path.suffix == ".jsonl" else [data]
             found[str(path.relative_to(out))] = [untimed(json.loads(line)) for line in lines]
+        elif path.suffix == ".csv":
+            rows = csv.DictReader(data.decode().splitlines())
+            found[str(path.relative_to(out))] = [untimed(row) for row in rows]
         else:
             found[str(path.relative_to(out))] = data
     return found

@@ -19,8 +19,8 @@ LIMITS = (
     "It reads what tells its two classes apart, which may be words alone: compare its AUC with "
     "that of TF-IDF. For texts of another kind, or another statement, its figures do not hold; "
     "between values of different kinds heads transferred weakly and unevenly where that was "
-    "measured (AUC .49 to .76). Verdict sets hold for texts exchangeable with those that calibrated "
-    "them."
+    "measured (AUC .49 to .76). Verdict sets hold for texts exchangeable with those that "
+    "calibrated them."
 )
 
 
