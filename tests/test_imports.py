@@ -13,7 +13,7 @@ FOLDERS = {
 }
 LAYERS = (  # from the ground up; what stands in one line may know each other
     ("kernels",),
-    ("catalogue", "errors", "files"),
+    ("catalogue", "errors", "files", "threads"),
     ("adapters", "algebra", "sampling", "trace"),
     ("engine",),
     ("generation",),

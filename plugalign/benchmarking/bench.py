@@ -40,6 +40,7 @@ from plugalign.catalogue import UNTRAINED
 from plugalign.engine.plan import Plan
 from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import check_context
+from plugalign.threads import torch_threads
 
 PLAIN, NONE = "plain generate", "none"
 WATCHED = 24  # tokens of the run that is watched, at most
@@ -100,13 +101,9 @@ def run_bench(
     choice = choose_chat(model, tokenizer, chat, system)
     around = Around() if choice.format is None else Around(*choice.format.around())
     check_context(model, len(around) + prompt_tokens + new_tokens)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with torch_threads(threads):
         bench = Bench(model, tokenizer, settings, expert_config, around)
         return _rows(bench, methods, out)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rows(bench: Bench, methods: Sequence[str], out: Path | None) -> list[Cost | Failed]:

@@ -8,13 +8,11 @@ computed from the files that this left (`summary`). A run that is killed continu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Group
 
 from plugalign.evaluation.comparison.alignment import (
@@ -56,6 +54,7 @@ from plugalign.evaluation.run_folder.records import Generated, Scored
 from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.files.folders import check_folder
 from plugalign.generation.wrap import wrap
+from plugalign.threads import torch_threads
 
 USUAL = {"samples": 25, "batch_size": 32}
 POCKET = {"samples": 4, "batch_size": 50}
@@ -207,7 +206,8 @@ def compare(
         system=system,
         perplexity_model=perplexity_model,
     )
-    with _threads(threads or (1 if study.is_pocket else torch.get_num_threads())):
+    # The pocket model is too small for two threads to help each other.
+    with torch_threads(1 if threads is None and study.is_pocket else threads):
         human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
         agreements = study.agreements(agreement)
         return _run(study, decoding, agreements, human, human_labels, Path(out), resume, command)
@@ -283,17 +283,6 @@ def _work(study: Study, generator: Generator, out: Path, run: str) -> None:
 
 def _decoded(study: Study, ids: Sequence[int]) -> str:
     return str(study.tokenizer.decode(ids, skip_special_tokens=True))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Runs with so many threads. The pocket model is too small for two to help each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_prompts(out: Path, prompts: Prompts) -> None:

@@ -29,12 +29,13 @@ from plugalign.evaluation.run_folder.folder import locked, open_run, write_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
 from plugalign.loading import check_context, load_controllers
+from plugalign.threads import torch_threads
 from plugalign.values.capabilities.data import CapabilityData
 from plugalign.values.capabilities.figures import Capability, figures_of, gathered
 from plugalign.values.capabilities.table import capability_tables
 from plugalign.values.capabilities.tasks import Asked, Stages
 from plugalign.values.questionnaire.respondent import ModelRespondent
-from plugalign.values.questionnaire.rows import described_rows, model_rows, torch_threads
+from plugalign.values.questionnaire.rows import described_rows, model_rows
 
 CAPABILITIES = "capabilities.json"
 MARGIN = 8  # tokens of an answer of one word, and where words join

@@ -18,6 +18,7 @@ from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import shown
 from plugalign.loading import load_controllers
+from plugalign.threads import torch_threads
 from plugalign.values.questionnaire.asking import Answered, Survey, ask
 from plugalign.values.questionnaire.findings import Profile, profile
 from plugalign.values.questionnaire.instrument import Instrument
@@ -25,7 +26,7 @@ from plugalign.values.questionnaire.instrument_file import read_instrument
 from plugalign.values.questionnaire.questions import FORMATS, Format
 from plugalign.values.questionnaire.report import write_report
 from plugalign.values.questionnaire.respondent import NEW_TOKENS, ModelRespondent
-from plugalign.values.questionnaire.rows import Row, described_rows, model_rows, torch_threads
+from plugalign.values.questionnaire.rows import Row, described_rows, model_rows
 from plugalign.values.questionnaire.table import values_table
 
 VALUES = "values.json"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
@@ -83,14 +80,3 @@ def described_rows(rows: Mapping[str, Row]) -> dict[str, Any]:
         }
         for name, row in rows.items()
     }
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Runs with so many threads; None leaves them as they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
