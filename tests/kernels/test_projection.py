@@ -103,7 +103,7 @@ def test_it_finds_the_minimum_where_four_bounds_nearly_agree(seed, row, kappa):
 @pytest.mark.parametrize("kappa", [0.001, 0.02, 0.5, math.inf])
 @pytest.mark.parametrize("strength", [0.1, 3.0, 30.0, 1000.0])
 def test_no_distribution_within_the_bounds_is_nearer(strength, kappa):
-    """By duality, which needs no other solver: 2304 rows."""
+    """By duality, which needs no other solver: 576 rows."""
     for j, k, slack in product((1, 2, 3, 4), (2, 12, 256), (0.0, 0.01)):
         parts = problem(rows=6, k=k, j=j, strength=strength, slack=slack, seed=k + j)
         found = project(*parts, kappa)
