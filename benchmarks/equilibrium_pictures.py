@@ -19,30 +19,37 @@ Series = tuple[str, str, Sequence[tuple[float, Figure]]]  # name, colour, points
 
 
 def draw(results: Mapping[str, Any], out: Path) -> None:
-    """crowds.svg, bounds.svg, budget.svg, learning.svg and table.md."""
-    judged = {n: row for n, row in results["judged"].items() if n != "top_down"}
-    kinds = ("positivity", "toxicity")
-    panels = {
-        f"judged {kind}, change from top-down": {
-            n: row[kind]["change"] for n, row in judged.items()
-        }
-        for kind in kinds
+    """crowds.svg, bounds.svg, adversary.svg, budget.svg, learning.svg and table.md."""
+    told = {
+        f"judged {kind}, change": {n: row[kind]["change"] for n, row in results["judged"].items()}
+        for kind in ("positivity", "toxicity")
     }
-    write(out / "crowds.svg", forest(panels))
     certified = {n: row["principles"] for n, row in results["certificates"].items()}
-    names = list(next(iter(certified.values())))
-    panels = {
+    bound = {
         f"E_q - E_rho of '{name}', a token": {
             n: row[name]["change"] for n, row in certified.items()
         }
-        for name in names
+        for name in next(iter(certified.values()))
     }
-    write(out / "bounds.svg", forest(panels))
-    write(
-        out / "budget.svg", curves("kappa, nats a token", {"": budget(results["search"])}, log=True)
-    )
+    write(out / "crowds.svg", forest(only(told, adversary=False)))
+    write(out / "bounds.svg", forest(only(bound, adversary=False)))
+    write(out / "adversary.svg", forest(only(told, adversary=True)))
+    lines = {"E_q - E_rho of what no principle sees": budget(results["search"])}
+    write(out / "budget.svg", curves("kappa, nats a token", lines, log=True))
     write(out / "learning.svg", curves("pairs", learning(results["lessons"])))
     replace_text(out / "table.md", "\n".join(table(results)) + "\n")
+
+
+def only(panels: Mapping[str, Mapping[str, Figure]], *, adversary: bool) -> dict[str, Any]:
+    """The rows of the crowds, or those of the adversary, without the reference itself."""
+    return {
+        title: {
+            name: figure
+            for name, figure in figures.items()
+            if name != "top_down" and name.startswith("adversary") == adversary
+        }
+        for title, figures in panels.items()
+    }
 
 
 def budget(search: Mapping[str, Any]) -> list[Series]:
@@ -109,7 +116,7 @@ def forest(panels: Mapping[str, Mapping[str, Figure]]) -> ElementTree.Element:
 
 def curves(x_label: str, panels: Mapping[str, Sequence[Series]], log: bool = False) -> Any:
     """Lines with whiskers, in panels side by side."""
-    height, width = 240, PANEL + 120
+    height, width = 240, PANEL + 190
     svg = _svg(width * len(panels) + 20, TOP + height + BOTTOM)
     figures = [f for several in panels.values() for _, _, points in several for _, f in points]
     y_axis = _axis(figures, TOP + height, TOP)
@@ -126,8 +133,12 @@ def curves(x_label: str, panels: Mapping[str, Sequence[Series]], log: bool = Fal
         _line(svg, left, y_axis.place(0), left + PANEL, y_axis.place(0), "#23262b")
         _text(svg, left, TOP - 12, title, "start")
         _text(svg, left + PANEL / 2, TOP + height + 38, x_label, "middle")
-        for name, colour, points in several:
-            _curve(svg, [(x_axis.place(x), figure) for x, figure in points], y_axis, name, colour)
+        free = float("inf")  # the lowest place that a label may have
+        for name, colour, points in sorted(several, key=lambda one: one[2][-1][1]["value"]):
+            _curve(svg, [(x_axis.place(x), figure) for x, figure in points], y_axis, colour)
+            x, last = points[-1]
+            free = min(y_axis.place(last["value"]) + 4, free - 15)
+            _text(svg, x_axis.place(x) + 8, free, name, "start")
     return svg
 
 
@@ -135,7 +146,6 @@ def _curve(
     svg: ElementTree.Element,
     points: Sequence[tuple[float, Figure]],
     axis: Axis,
-    name: str,
     colour: str,
 ) -> None:
     path = " ".join(f"{x:.1f},{axis.place(figure['value']):.1f}" for x, figure in points)
@@ -143,8 +153,6 @@ def _curve(
     for x, figure in points:
         _line(svg, x, axis.place(figure["low"]), x, axis.place(figure["high"]), colour)
         _dot(svg, x, axis.place(figure["value"]), colour)
-    x, last = points[-1]
-    _text(svg, x + 8, axis.place(last["value"]) + 4, name, "start")
 
 
 def _axis(figures: Any, start: float, end: float) -> Axis:

@@ -66,15 +66,15 @@ def test_pictures_and_a_table(script, tmp_path):
     lesson = {"pairs": 10, "theta": {"civil": 0.1}, "standard_error": {"civil": 0.05}}
     harm = {"unwritten": 0.02, "most_change": 0.05, "excess": 0.0, "kl": 0.05}
     results = {
-        "judged": {"base": row, "top_down": row, "rude_x4_free": row},
-        "certificates": {"rude_x4_free": told},
+        "judged": {"base": row, "top_down": row, "rude_free": row, "adversary": row},
+        "certificates": {"rude_free": told},
         "lessons": {"polite": [lesson, lesson], "rude": [lesson]},
         "search": {"by_budget": {"0.02": harm, "0.2": harm, "None": harm}},
     }
     script("equilibrium_pictures").draw(results, tmp_path)
-    for name in ("crowds", "bounds", "budget", "learning"):
+    for name in ("crowds", "bounds", "adversary", "budget", "learning"):
         svg = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
         assert svg.tag.endswith("svg") and len(svg) > 5
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert len(lines) == 5 and all(line.count("|") == lines[0].count("|") for line in lines)
-    assert "| 1e-12 | -0.0010 [-0.0110, 0.0190] | 0.030 | 0.0% |" in lines[-1]
+    assert len(lines) == 6 and all(line.count("|") == lines[0].count("|") for line in lines)
+    assert "| 1e-12 | -0.0010 [-0.0110, 0.0190] | 0.030 | 0.0% |" in lines[-2]
