@@ -12,6 +12,7 @@ import torch
 from results_data import write_data
 
 from plugalign import pocket
+from plugalign.catalogue import ALONE
 from plugalign.pocket import world
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -52,7 +53,7 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
     }
     summary = json.loads((out / "summary.json").read_text())
     fits = json.loads((out / "fits.json").read_text())
-    methods = {*fits, "dexperts_anti", "self_debias", "self_critique"}
+    methods = {*fits, "dexperts_anti", *ALONE}
     assert set(summary["methods"]) == {"base", *methods}
     assert (summary["prompts"], summary["samples"]) == (4, 2)
     assert summary["judges"]["tfidf"]["agreement"]["auc"]["value"] > 0.8

@@ -34,7 +34,7 @@ def outcome(use: Callable[[], Any], copy: Path) -> str | None:
     """What is wrong with the error that ``use`` raises; None if it raises none, or a good one."""
     try:
         use()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeWarning) as error:  # where it goes on without
         message = str(error)
         if "\n" in message or len(message) > 2100:
             return f"not one line: {message!r}"

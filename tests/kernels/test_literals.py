@@ -17,7 +17,8 @@ import pytest
 tl = pytest.importorskip("triton.language")
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-FILES = sorted(KERNELS.rglob("*_triton.py"))
+IN_FLOAT64 = {"projection_triton.py"}  # compute in float64 throughout
+FILES = sorted(path for path in KERNELS.rglob("*_triton.py") if path.name not in IN_FLOAT64)
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the normal float32 numbers
 PARTS = (ast.Constant, ast.Name, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Load)
 

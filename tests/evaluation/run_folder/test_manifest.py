@@ -14,7 +14,7 @@ from plugalign.evaluation.run_folder.describe import describe_controller
 from plugalign.evaluation.run_folder.manifest import AgreementSet, read_manifest
 from plugalign.evaluation.statistics.paired import Interval
 
-OLDER = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "comments-3m"
+OLDER = Path(__file__).with_name("older")
 WHERE = {"device": "cpu", "processor": "x", "threads": 1, "python": "3", "platform": "p"}
 
 
