@@ -55,7 +55,7 @@ def test_a_lesson_and_what_was_learned(
         (["--add", "no.txt"], "data must be a .jsonl or a .csv file"),
         (["--add", "no.jsonl", "--learner", "magic"], "a learner is one of map, gradient"),
         (["--add", "no.jsonl", "--keep", "2"], "lies in (0, 1], got 2"),
-        (["--add", "no.jsonl", "--ridge", "x"], "should be a valid number, unable to parse"),
+        (["--add", "no.jsonl", "--ridge", "x"], "got 'x'"),
         (["--add", "no.jsonl", "--texts", "nowhere"], "nowhere holds no prompts.jsonl"),
     ],
 )

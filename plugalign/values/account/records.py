@@ -39,7 +39,9 @@ def _named(name: str) -> Any:
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        protected_namespaces=(), extra="forbid", frozen=True, populate_by_name=True
+    )
 
 
 class TracedController(_Line):
