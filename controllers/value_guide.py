@@ -46,8 +46,7 @@ class ValueGuide(Controller):
             `plugalign.values.discriminator.guiding.guide`.
         k: number of the base's best tokens that stay possible and are scored.
         weight: lambda; 1 is Bayes' rule, more steers harder.
-        breaks: whether it is the probability that the text breaks the value: what a bound on
-            violations needs.
+        breaks: whether it steers by the probability that the text breaks the value.
     """
 
     name = "value_guide"

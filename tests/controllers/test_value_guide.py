@@ -12,9 +12,11 @@ from tiny_models import make_model, make_prompts, make_tokenizer
 
 import plugalign as pa
 from plugalign.algebra.identity import identify
+from plugalign.controllers.equilibrium import Equilibrium
+from plugalign.controllers.principles import Preferences, Principle
 from plugalign.controllers.value_head import ValueHead
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
-from plugalign.values.discriminator.guiding import gate, guide, head_of, scorer
+from plugalign.values.discriminator.guiding import gate, guide, head_of
 from plugalign.values.discriminator.head import Calibration, Head
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
 from plugalign.values.discriminator.sheet import Sheet
@@ -64,13 +66,13 @@ def test_candidates_are_worth_what_their_texts_are(architecture: str, layer: int
         }
 
 
-def test_a_scorer_is_of_what_breaks_the_value() -> None:
+def test_breaks_is_the_other_side() -> None:
     judge = discriminator()
     model, tokenizer = judge.reader.model, judge.reader.tokenizer
     step = step_of(model, make_prompts())
     kind, rude = (
         each.steer(model, tokenizer).shifts[0].scores.reader(model).read(step).values
-        for each in (guide(judge, k=50), scorer(judge))
+        for each in (guide(judge, k=50), guide(judge, k=50, breaks=True))
     )
     torch.testing.assert_close(kind, -rude)
 
@@ -102,6 +104,23 @@ def test_guided_text_conforms_more() -> None:
         ids = pa.wrap(model, tokenizer, controller).generate(**batch, **options)
         found.append(judge.conforms(tokenizer.batch_decode(ids, skip_special_tokens=True)).mean())
     assert found[1] > found[0] + 0.05
+
+
+def test_a_value_bounds_an_equilibrium() -> None:
+    """Feedback that wants the value broken moves the text, and does not within the bound."""
+    judge = discriminator()
+    model, tokenizer = judge.reader.model, judge.reader.tokenizer
+    rude, care = guide(judge, breaks=True), Principle("care", guide(judge))
+    found = {}
+    for theta, epsilon in ((0.0, 1.0), (400.0, 1.0), (400.0, 0.0)):
+        wanted = Preferences({"rude": rude}, torch.tensor([theta]))
+        whole = Equilibrium(None, [care], wanted, epsilon=epsilon, kappa=None, k=40)
+        torch.manual_seed(0)
+        batch = make_prompts(rows=8, width=12)
+        ids = pa.wrap(model, tokenizer, whole).generate(**batch, max_new_tokens=8, do_sample=True)
+        found[theta, epsilon] = judge(tokenizer.batch_decode(ids, skip_special_tokens=True)).mean()
+    assert found[400.0, 1.0] > found[0.0, 1.0] + 0.1
+    assert found[400.0, 0.0] < found[0.0, 1.0] + 0.05
 
 
 def test_both_are_saved(tmp_path) -> None:

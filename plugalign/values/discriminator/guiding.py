@@ -1,6 +1,6 @@
-"""A value discriminator as a guide of decoding, a gate, or a scorer of candidates.
+"""A value discriminator as a guide of decoding, which is a principle's scorer too, or a gate.
 
-All three read the states of the very model that is steered, so they need a discriminator that was
+Both read the states of the very model that is steered, so they need a discriminator that was
 fitted on it with ``--model``.
 """
 
@@ -38,14 +38,12 @@ def head_of(discriminator: ValueDiscriminator) -> ValueHead:
 
 
 def guide(discriminator: ValueDiscriminator, **options: Any) -> ValueGuide:
-    """A controller that steers towards what conforms; see `ValueGuide` for its options."""
+    """A controller that steers towards what conforms; see `ValueGuide` for its options.
+
+    It is also the scorer of a `plugalign.controllers.principles.Principle`, which bounds
+    ``1 - P(v | x, t)``.
+    """
     return ValueGuide(head_of(discriminator), **options)
-
-
-def scorer(discriminator: ValueDiscriminator) -> ValueGuide:
-    """A scorer of candidates: P(breaks) of the text that each would make, as a principle's bound
-    on violations needs it."""
-    return ValueGuide(head_of(discriminator), breaks=True)
 
 
 def gate(discriminator: ValueDiscriminator, threshold: float = 0.5) -> ValueGate:
