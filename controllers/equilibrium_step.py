@@ -119,7 +119,7 @@ class EquilibriumShift(Shift):
         """
         balance: Balance = step.read(self.balances)
         at, found = balance.situation, balance.found
-        told = {
+        certificate = {
             "kl": found.kl,
             "scale": found.scale,
             "repair": found.repair,
@@ -127,7 +127,7 @@ class EquilibriumShift(Shift):
             "excess": (found.expected - at.bounds).amax(-1),
         }
         for j, principle in enumerate(self.balances.situations.top_down.principles):
-            told[f"expected.{principle.name}"] = found.expected[:, j]
-            told[f"bound.{principle.name}"] = at.bounds[:, j]
-            told[f"multiplier.{principle.name}"] = found.multipliers[:, j]
-        return told
+            certificate[f"expected.{principle.name}"] = found.expected[:, j]
+            certificate[f"bound.{principle.name}"] = at.bounds[:, j]
+            certificate[f"multiplier.{principle.name}"] = found.multipliers[:, j]
+        return certificate

@@ -25,8 +25,9 @@ from plugalign.engine.acceleration.tracing import ATTENTION, has_global_hooks, i
 from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix
+from plugalign.engine.readers.cache_spec import text_config
 from plugalign.engine.readers.heads import SplitModels
-from plugalign.engine.readers.incremental import is_static, text_config
+from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.selection import Selection
 from plugalign.engine.stopping import Stopping, other_criteria
 from plugalign.errors import name_of

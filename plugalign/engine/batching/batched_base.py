@@ -21,13 +21,13 @@ from plugalign.algebra.sources import EMPTY, Context
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.prefix import Prefix
+from plugalign.engine.readers.cache_spec import text_config
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.incremental import (
     IncrementalModel,
     can_repeat,
     fill,
     is_static,
-    text_config,
 )
 from plugalign.engine.readers.prefix_hook import enlarge
 from plugalign.kernels.head import Head, Logits, can_add, weighted_sum

@@ -41,7 +41,7 @@ class CacheSpec:
         last ones can be dropped at any length."""
         if self.argument is None:
             return None
-        return DynamicCache() if self.columns else DynamicCache(config=_text_config(model))
+        return DynamicCache() if self.columns else DynamicCache(config=text_config(model))
 
     def inputs(
         self, model: Any, ids: Tensor, mask: Tensor, place: Tensor, cache: Any
@@ -69,7 +69,7 @@ def cache_spec_of(model: Any) -> CacheSpec:
     default = getattr(model, "_supports_default_dynamic_cache", None)
     if argument is None or (default is not None and not default()):
         return CacheSpec(None, False, positioned)
-    layers = [type(layer) for layer in DynamicCache(config=_text_config(model)).layers]
+    layers = [type(layer) for layer in DynamicCache(config=text_config(model)).layers]
     columns = all(layer in COLUMNS for layer in layers)
     if columns and getattr(model, "_is_stateful", False):
         return CacheSpec(None, False, positioned)  # a state that no cache of transformers holds
@@ -137,5 +137,6 @@ def check_cache(model: Any) -> None:
         )
 
 
-def _text_config(model: Any) -> Any:
+def text_config(model: Any) -> Any:
+    """The configuration of the part of a model that reads text."""
     return model.config.get_text_config(decoder=True)

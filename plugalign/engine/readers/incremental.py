@@ -16,6 +16,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
+from plugalign.engine.readers.cache_spec import text_config
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.positions import position_ids
 from plugalign.engine.readers.prefix_cache import on_device
@@ -224,8 +225,3 @@ def can_repeat(cache: Any) -> bool:
         and not getattr(cache, "offloading", False)
         and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     )
-
-
-def text_config(model: Any) -> Any:
-    """The configuration of the part of a model that reads text."""
-    return model.config.get_text_config(decoder=True)

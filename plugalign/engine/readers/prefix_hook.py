@@ -18,6 +18,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
 from plugalign.algebra.identity import model_name
+from plugalign.engine.readers.cache_spec import text_config
 
 
 class PrefixHook:
@@ -46,7 +47,7 @@ class PrefixHook:
         inputs = dict(inputs)
         cache = inputs.get("past_key_values")
         if cache is None or inputs.get("use_cache") is False:  # the whole text at every step
-            cache = inputs["past_key_values"] = DynamicCache(config=_text_config(model))
+            cache = inputs["past_key_values"] = DynamicCache(config=text_config(model))
         read = (
             inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         )
@@ -91,7 +92,7 @@ class PrefixHook:
                 )
             return False
         if isinstance(cache, StaticCache) and self.width > spare:
-            enlarge(cache, _text_config(model), self.width - spare)
+            enlarge(cache, text_config(model), self.width - spare)
         for layer, (keys, values) in enumerate(self.keys_values):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
         cache.prefixes = {**prefixes, self._key: self.width}
@@ -141,7 +142,7 @@ def cache_shape(model: Any) -> tuple[int, int, int]:
     Raises:
         ValueError: if its layers do not all keep keys and values of one shape.
     """
-    cache = DynamicCache(config=_text_config(model))
+    cache = DynamicCache(config=text_config(model))
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with torch.no_grad():
         model(input_ids=token, past_key_values=cache, use_cache=True)
@@ -154,10 +155,6 @@ def cache_shape(model: Any) -> tuple[int, int, int]:
         )
     _, heads, _, width = shapes.pop()
     return len(cache.layers), heads, width
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config(decoder=True)
 
 
 def enlarge(cache: Any, config: Any, more: int) -> None:

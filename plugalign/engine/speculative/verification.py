@@ -24,7 +24,7 @@ from plugalign.engine.batching.batched_base import BatchedBase, takes_rows
 from plugalign.engine.context_length import context_length_of
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
-from plugalign.engine.readers.incremental import text_config
+from plugalign.engine.readers.cache_spec import text_config
 from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculative.drafters import Drafter

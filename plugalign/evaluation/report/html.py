@@ -19,6 +19,7 @@ from plugalign.evaluation.report.table import (
     revisions_in_words,
     verdict,
 )
+from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.answers import read_answers
 from plugalign.evaluation.run_folder.folder import PROMPTS, REPORT, replace_text
 from plugalign.evaluation.run_folder.manifest import ControllerRecord, Manifest, read_manifest
@@ -49,13 +50,10 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
     Args:
         summary: what it found.
         decode: turns token ids into text.
-
-    Raises:
-        ImportError: if jinja2 is missing; names the extra.
     """
-    environment, manifest = _environment(), read_manifest(out)
+    page, manifest = _environment().get_template(TEMPLATE), read_manifest(out)
     methods = manifest.settings.methods
-    html = environment.get_template(TEMPLATE).render(
+    html = page.render(
         summary=summary,
         manifest=manifest,
         settings=manifest.settings,
@@ -76,18 +74,8 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
 
 
 def _environment() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("the report needs jinja2: pip install 'plugalign[report]'") from error
-    environment = Environment(
-        loader=PackageLoader("plugalign.evaluation.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    made = environment(
+        "plugalign.evaluation.report",
         number=number,
         p_value=p_value,
         percent=percent,
@@ -95,8 +83,8 @@ def _environment() -> Any:
         words=revisions_in_words,
         title=lambda metric: TITLES.get(metric, metric.replace("_", " ").capitalize()),
     )
-    environment.globals.update(verdict=verdict)
-    return environment
+    made.globals.update(verdict=verdict)
+    return made
 
 
 def _pretty(controller: ControllerRecord) -> str:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
+
+from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.folder import replace_text
 from plugalign.values.account.reading import TracedAnswer, TraceFile
 from plugalign.values.account.records import TokenLine
@@ -50,7 +53,6 @@ def write_page(file: Path, page: Path) -> None:
     """Writes the page of a trace file, which is verified on the way.
 
     Raises:
-        ImportError: if jinja2 is missing; names the extra.
         ValueError: for a damaged file; names the line.
     """
     trace = TraceFile(file)
@@ -61,7 +63,7 @@ def write_page(file: Path, page: Path) -> None:
             shown.append(_shown(each))
     replace_text(
         page,
-        environment()
+        templates()
         .get_template(TEMPLATE)
         .render(
             run=trace.run,
@@ -74,25 +76,9 @@ def write_page(file: Path, page: Path) -> None:
     )
 
 
-def environment() -> Any:
-    """jinja2's, for the templates of this folder.
-
-    Raises:
-        ImportError: if jinja2 is missing; names the extra.
-    """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    except ImportError as error:
-        raise ImportError("the report needs jinja2: pip install 'plugalign[report]'") from error
-    made = Environment(
-        loader=PackageLoader("plugalign.values.account", "."),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["cell"] = in_markdown
-    return made
+def templates() -> Environment:
+    """jinja2's environment for the templates of this folder."""
+    return environment("plugalign.values.account", cell=in_markdown)
 
 
 def in_markdown(value: Any) -> str:

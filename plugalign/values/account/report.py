@@ -17,7 +17,7 @@ from plugalign.evaluation.statistics.paired import Interval
 from plugalign.values.account import sheets
 from plugalign.values.account.compared import Compared
 from plugalign.values.account.figures import FEW, LARGE, Stratum, to_json
-from plugalign.values.account.page import environment
+from plugalign.values.account.page import templates
 from plugalign.values.account.reading import Verified
 from plugalign.values.account.records import NoteLine
 
@@ -181,8 +181,8 @@ def _run_json(run: RunAccount) -> dict[str, Any]:
 def write(made: Account) -> None:
     """Writes the report's three files."""
     made.out.mkdir(parents=True, exist_ok=True)
-    templates = environment()
+    pages = templates()
     values = {"account": made, "few": FEW, "large": LARGE, "same": sheets.SAME, "words": WORDS}
     write_json(made.out / JSON, made.to_json())
     for name in (MARKDOWN, HTML):
-        replace_text(made.out / name, templates.get_template(f"{name}.j2").render(**values))
+        replace_text(made.out / name, pages.get_template(f"{name}.j2").render(**values))

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from plugalign.evaluation.report.table import number, p_value
+from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.folder import replace_text
 from plugalign.values.questionnaire.evidence import evidence
 from plugalign.values.questionnaire.findings import Profile
@@ -27,19 +26,13 @@ def write_report(
     Args:
         manifest: of the run, see `plugalign.values.questionnaire.measurement`.
     """
-    environment = Environment(
-        loader=PackageLoader("plugalign.values.questionnaire", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    made = environment(
+        "plugalign.values.questionnaire",
         number=number,
         p_value=p_value,
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
-    html = environment.get_template(TEMPLATE).render(
+    html = made.get_template(TEMPLATE).render(
         instrument=instrument,
         profiles=profiles,
         finding=headline(instrument, profiles),
