@@ -151,7 +151,7 @@ def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     return each.sum(-1).clamp_min(0)
 
 
-def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names of which equal ones are numbered from the second on."""
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     pairs = zip(names, counts, strict=True)

@@ -11,7 +11,7 @@ from torch import nn
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import vocabulary_hash
 from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
-from plugalign.trace import told_apart
+from plugalign.trace import distinct_names
 
 
 def controller_fingerprint(controller: Controller) -> str:
@@ -27,7 +27,7 @@ def controller_fingerprint(controller: Controller) -> str:
 def named_fingerprints(controllers: Sequence[Controller]) -> dict[str, str | None]:
     """Of each controller, by the name that a trace gives it; None of one with parts that no hash
     can tell apart."""
-    names = told_apart([controller.display_name for controller in controllers])
+    names = distinct_names([controller.display_name for controller in controllers])
     return dict(zip(names, map(_known, controllers), strict=True))
 
 

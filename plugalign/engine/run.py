@@ -31,7 +31,7 @@ from plugalign.engine.sources import ModelReader, ReaderKind, SourceRunner
 from plugalign.engine.step import Step
 from plugalign.engine.stopping import LiveRows
 from plugalign.kernels import steer
-from plugalign.trace import StepRecord, Trace, told_apart
+from plugalign.trace import StepRecord, Trace, distinct_names
 
 
 class Run:
@@ -72,7 +72,7 @@ class Run:
         self.extra_positions = extra_positions
         self._sources = self.sources(self._cached)
         if trace is not None:
-            trace.names = told_apart([name for name, _ in plan.steerings])
+            trace.names = distinct_names([name for name, _ in plan.steerings])
 
     @contextmanager
     def watching(self, base_is_whole: bool = True) -> Iterator[None]:

@@ -446,7 +446,7 @@ def test_verdicts_that_begin_alike(tiny, tokenizer, prompts):
         ({"fault": "0"}, "end the critique at a word"),
     ],
 )
-def test_verdicts_that_cannot_be_told_apart(words, named, tiny, tokenizer, prompts):
+def test_verdicts_that_cannot_be_distinct_names(words, named, tiny, tokenizer, prompts):
     answers = make_answers(tiny("llama-gqa"), tokenizer, prompts(rows=2))
     with pytest.raises(ValueError, match=named):
         SelfCritique(**WORDS | words).revise(answers)
