@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 # Multiplies half precision matrices on CUDA devices into a float32 result (torch 2.8 and later).
 MIXED = getattr(torch.ops.aten.mm, "dtype", None)
-FEW = range(2, 33)  # rows of a product that reading its weights bounds, but one
+FEW = range(2, 65)  # rows of a product that reading its weights bounds, but one
 CHUNK = 2**19  # weights that are converted at a time, few enough to stay in a core's cache
 
 

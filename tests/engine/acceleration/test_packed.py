@@ -56,7 +56,7 @@ def test_a_layer_that_stands_twice_is_packed_once():
     ("rows", "spoil"),
     [
         (1, lambda body: None),
-        (33, lambda body: None),
+        (65, lambda body: None),
         (3, lambda body: body.train()),
         (3, lambda body: body.layers[0].register_forward_hook(lambda *_: None)),
         (3, lambda body: setattr(body.layers[1], "forward", body.layers[1].forward)),
