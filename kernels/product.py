@@ -120,6 +120,6 @@ def _scripted() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """`_product` as a function that the tracer takes whole: it knows no list of numbers that is
     empty."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
         found: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.jit.script(_product)
     return found

@@ -43,13 +43,16 @@ def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False
     """
     with warnings.catch_warnings():
         # The tracer warns of every number it takes for constant: `Recording` compares instead.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings(
+            "ignore", r"`torch\.jit\.trace(_method)?` is deprecated", DeprecationWarning
+        )
         if arguments[-1].dtype == torch.float32 and not exact:  # others must agree bit for bit
             body = fused(body)
         step, given = Step(body, masked).eval(), tuple(arguments)
         try:
             return torch.jit.trace(step, given, check_trace=False)  # type: ignore[no-untyped-call]
-        except (RuntimeError, TypeError):
+        except (OSError, RuntimeError, TypeError):  # or has no source of `packed_product`
             return None
 
 
