@@ -31,6 +31,10 @@ KNOWN = {
     "qwen3",
     "starcoder2",
 }
+EXPECTED = (  # warnings of tracing, which also reads every attribute of a module
+    (r"`torch\.jit\.trace(_method)?` is deprecated", DeprecationWarning),
+    (r"`is_gradient_checkpointing` is deprecated", FutureWarning),
+)
 ATTENTION = ("eager", "sdpa")
 MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text grows long
 
@@ -44,9 +48,8 @@ def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False
     with warnings.catch_warnings():
         # The tracer warns of every number it takes for constant: `Recording` compares instead.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings(
-            "ignore", r"`torch\.jit\.trace(_method)?` is deprecated", DeprecationWarning
-        )
+        for text, category in EXPECTED:
+            warnings.filterwarnings("ignore", text, category)
         if arguments[-1].dtype == torch.float32 and not exact:  # others must agree bit for bit
             body = fused(body)
         step, given = Step(body, masked).eval(), tuple(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 
 import pytest
 import torch
@@ -44,6 +45,24 @@ def test_every_known_architecture_is_recorded_and_gives_the_same(kind, masked, m
     assert_walks_alike(body, masked, lambda inputs: made.last(inputs, body))
     # Three before it is made, and some side by side with it.
     assert sum(runs) == 3 + traced_step.PROOFS, "the recording was not used"
+
+
+def test_recording_warns_of_nothing_and_hides_nothing_that_a_model_says(monkeypatch):
+    body, warn = body_of("llama"), warnings.warn
+
+    def recorded(steps):
+        made = Recording(body, 1)
+        walk(body, False, steps=steps, last=lambda inputs: made.last(inputs, body))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded(6)
+    own = body.norm.forward
+    monkeypatch.setattr(type(body.norm), "forward", lambda s, x: warn("mine") or own(x))
+    with pytest.warns(UserWarning, match="mine") as seen:
+        recorded(2)
+    # The prompt, the first token, and the second, which is traced and compared with the body.
+    assert len([each for each in seen if str(each.message) == "mine"]) == 4
 
 
 @pytest.mark.parametrize(("dtype", "one"), [(torch.float32, True), (torch.float64, False)])
