@@ -61,8 +61,9 @@ def test_recording_warns_of_nothing_and_hides_nothing_that_a_model_says(monkeypa
     monkeypatch.setattr(type(body.norm), "forward", lambda s, x: warn("mine") or own(x))
     with pytest.warns(UserWarning, match="mine") as seen:
         recorded(2)
-    # The prompt, the first token, and the second, which is traced and compared with the body.
-    assert len([each for each in seen if str(each.message) == "mine"]) == 4
+    # The prompt, the first token, and the second, which is traced and compared with the body: each
+    # warns in all five norms.
+    assert len([each for each in seen if str(each.message) == "mine"]) == 4 * 5
 
 
 @pytest.mark.parametrize(("dtype", "one"), [(torch.float32, True), (torch.float64, False)])
