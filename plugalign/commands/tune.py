@@ -31,6 +31,10 @@ MaxPerplexity = Annotated[float, typer.Option(help="The largest perplexity, over
 MaxLengthChange = Annotated[
     float, typer.Option(help="How much longer or shorter answers may be, as a part of the base's.")
 ]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(help="The longest an answer may take, over the base's.", show_default="no bound"),
+]
 Out = Annotated[
     str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
 ]
@@ -49,6 +53,7 @@ def tune(
     scorer: shared.Scorer = None,
     max_perplexity: MaxPerplexity = 1.15,
     max_length_change: MaxLengthChange = 0.2,
+    max_cost: MaxCost = None,
     samples: shared.Samples = None,
     max_new_tokens: shared.NewTokens = None,
     min_new_tokens: shared.MinNewTokens = None,
@@ -66,7 +71,7 @@ def tune(
     resume: shared.Resume = False,
     trust: shared.Trust = False,
 ) -> None:
-    """Choose a setting within budgets of perplexity and length, and write it into FOLDER."""
+    """Choose a setting within budgets of perplexity, length and cost, and write it into FOLDER."""
     given = context.params | {  # all options by name; these hold several things
         "controllers": options.named([controller], "tune"),
         "settings": options.settings(settings, "--set"),
@@ -74,14 +79,15 @@ def tune(
         "greedy": greedy or None,
         "resume": resume or None,
     }
-    for name in ("controller", "judge", "max_perplexity", "max_length_change", "trust"):
+    own = ("controller", "judge", "max_perplexity", "max_length_change", "max_cost", "trust")
+    for name in own:
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
     from plugalign.evaluation.halving import Budgets
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
-    budgets = Budgets(max_perplexity, max_length_change)
+    budgets = Budgets(max_perplexity, max_length_change, max_cost)
     tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")

@@ -1,4 +1,4 @@
-"""Successive halving of a controller's settings, within budgets of perplexity and length.
+"""Successive halving of a controller's settings, within budgets of perplexity, length and cost.
 
 All settings answer a few prompts, the better half of them four times as many, until two are left,
 which answer all (after Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
@@ -26,6 +26,8 @@ class Budgets:
     Args:
         max_perplexity: the largest perplexity, over the base's.
         max_length_change: by how much of the base's length answers may be longer or shorter.
+        max_cost: the longest that an answer may take, over the base's; None is no bound. Times are
+            of the comparison's own batches, and a busy machine makes them rough.
 
     Raises:
         ValueError: for a number outside its range.
@@ -33,8 +35,11 @@ class Budgets:
 
     max_perplexity: float = 1.15
     max_length_change: float = 0.2
+    max_cost: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_cost is not None and not 0 < self.max_cost < math.inf:
+            raise ValueError(f"max_cost is a ratio to the base's above 0, got {self.max_cost}")
         if not 0 < self.max_perplexity < math.inf:
             raise ValueError(
                 f"max_perplexity is a ratio to the base's above 0, got {self.max_perplexity}"
@@ -45,9 +50,18 @@ class Budgets:
                 f"{self.max_length_change}"
             )
 
-    def excess(self, perplexity: float, length: float) -> float:
-        """By how much ratios to the base exceed the budgets; 0 within them."""
-        over = (perplexity - self.max_perplexity, abs(length - 1) - self.max_length_change)
+    def excess(
+        self, perplexity: float | None, length: float | None, cost: float | None
+    ) -> float | None:
+        """By how much ratios to the base exceed the budgets; 0 within them, None where one that is
+        bounded is not known."""
+        if perplexity is None or length is None:
+            return None
+        over = [perplexity - self.max_perplexity, abs(length - 1) - self.max_length_change]
+        if self.max_cost is not None:
+            if cost is None:
+                return None
+            over.append(cost - self.max_cost)
         return max(0.0, *over)
 
 
@@ -62,6 +76,7 @@ class Trial:
         figures: the judged figures, as in summary.json, the primary one first.
         perplexity: as in summary.json.
         perplexity_ratio, length_ratio: to the base.
+        cost_ratio: the time of an answer, to the base's; not where it was not measured.
         excess: over the budgets, see `Budgets.excess`.
         efficient: whether no other setting has both a lower perplexity and a better figure.
     """
@@ -73,6 +88,7 @@ class Trial:
     perplexity: dict[str, Any]
     perplexity_ratio: float | None
     length_ratio: float | None
+    cost_ratio: float | None
     excess: float | None
     efficient: bool = False
 
@@ -158,9 +174,7 @@ def _trial(
     mine, base = (summary["methods"][name] for name in (row, summary["reference"]))
     perplexity = _ratio(mine["perplexity"]["value"], base["perplexity"]["value"])
     length = _ratio(mine["length"]["value"], base["length"]["value"])
-    excess = None
-    if perplexity is not None and length is not None:
-        excess = budgets.excess(perplexity, length)
+    cost = mine.get("ratio_per_answer", {}).get("value")
     return Trial(
         row=row,
         settings=settings,
@@ -169,7 +183,8 @@ def _trial(
         perplexity=mine["perplexity"],
         perplexity_ratio=perplexity,
         length_ratio=length,
-        excess=excess,
+        cost_ratio=cost,
+        excess=budgets.excess(perplexity, length, cost),
     )
 
 

@@ -209,7 +209,13 @@ def tuning_table(tuning: Tuning) -> Table:
     metric = tuning.found["metric"]["name"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("setting", overflow="fold")
-    for heading in ("prompts", metric.replace("_", " "), "perplexity\nx base", "length\nx base"):
+    for heading in (
+        "prompts",
+        metric.replace("_", " "),
+        "perplexity\nx base",
+        "length\nx base",
+        "time\nx base",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for trial in tuning.trials:
@@ -221,6 +227,7 @@ def tuning_table(tuning: Tuning) -> Table:
             f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]",
             number(trial.perplexity_ratio),
             number(trial.length_ratio),
+            number(trial.cost_ratio),
             verdict,
             style="bold" if trial == tuning.chosen else None,
         )

@@ -39,7 +39,7 @@ def test_a_setting_is_chosen_and_written(
     found = json.loads((tmp_path / "d" / "tuning.json").read_text())
     config = json.loads((tmp_path / "d" / "config.json").read_text())
     assert config["alpha"] == found["chosen"]["alpha"] in (0.25, 3)
-    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9}
+    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9, "max_cost": None}
     assert found["prompts"]["seed"] == 3 and found["samples"] == 2 and found["max_new_tokens"] == 6
 
 

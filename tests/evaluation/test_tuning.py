@@ -127,12 +127,27 @@ def test_efficient_is_what_no_other_is_better_than_in_both() -> None:
     [
         ({"max_perplexity": 0}, "max_perplexity is a ratio to the base's above 0, got 0"),
         ({"max_perplexity": float("nan")}, "above 0, got nan"),
+        ({"max_cost": 0.0}, "max_cost is a ratio to the base's above 0, got 0"),
         ({"max_length_change": -0.1}, "a part of the base's length, not negative, got -0.1"),
     ],
 )
 def test_budgets_that_cannot_be(budgets: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Budgets(**budgets)
+
+
+def test_what_costs_too_much_is_over_the_budget() -> None:
+    search = search_of(3, 8, max_cost=1.5)
+    for _, kept in search.rounds():
+        found = summary(8, {name: (0.1 * n, 100.0, 10.0) for n, name in enumerate(search.rows)})
+        times = dict(
+            zip(search.rows, ({"value": 1.6}, {"value": 1.5}, {"value": None}), strict=True)
+        )
+        for name, time in times.items():
+            found["methods"][name]["ratio_per_answer"] = time
+        search.note(found, kept)
+    assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
+    assert [trial.excess for trial in search.ranked()] == pytest.approx([0.0, 0.1, None])
 
 
 # ------------------------------------------------------------------ the pocket world
@@ -160,7 +175,7 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     found = json.loads((folder / "tuning.json").read_text())
     assert found == json.loads((tmp_path / "out" / "tuning.json").read_text())
     assert found["chosen"] == {"alpha": chosen} and found["before"] == {"alpha": 1.0}
-    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9}
+    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9, "max_cost": None}
     assert [trial["prompts"] for trial in found["trials"]] == [12, 12, 8, 8]
     assert [each["prompts"] for each in found["rounds"]] == [8, 12]
     last = json.loads((tmp_path / "out" / "round-2" / "summary.json").read_text())

@@ -10,9 +10,9 @@ between calls is missed.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from plugalign.kernels.product import FEW, can_pack, pack, packed_product
 AFTER = 8  # tokens of a call before weights are packed, which takes about as long as it saves then
 LEAST = 2**24  # weights in all, more than caches hold
 MOST = 2**31  # bytes of the copies of a body's weights
-SHARE = 4  # copies take at most this part of the memory that is free
+SHARE = 4  # copies take at most this part of the memory that can be had
+MEMORY = Path("/proc/meminfo")  # of Linux; nothing is packed elsewhere
 
 
 class Packed:
@@ -109,8 +110,10 @@ def _mirrored(module: nn.Module, rows: int, known: dict[int, nn.Module]) -> nn.M
 
 
 def _free() -> int:
-    """The memory that is free, in bytes; where the system does not say, none is."""
+    """The memory that could be had, in bytes; where the system does not say, there is none."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        lines = MEMORY.read_text("ascii").splitlines()
+    except OSError:
         return 0
+    found = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(found.get("MemAvailable", "0").split()[0])

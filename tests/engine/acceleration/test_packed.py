@@ -78,6 +78,24 @@ def test_neither_small_models_nor_those_beyond_the_memory_are_packed(name, value
     assert packed_body(body_of("llama"), 3) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:  4096 kB\n", True),
+        ("MemTotal: 4096 kB\nMemAvailable: 9 kB\n", False),
+        ("MemTotal: 4096 kB\n", False),
+        (None, False),
+    ],
+)
+def test_weights_are_packed_where_the_system_says_that_there_is_memory(
+    text, fits, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(packed, "MEMORY", tmp_path / "meminfo")
+    if text is not None:
+        packed.MEMORY.write_text(text)
+    assert (packed_body(body_of("llama"), 3) is not None) == fits
+
+
 def test_other_weights_are_read_inside_alone():
     mirror, x = packed_body(body_of("llama"), 3), torch.ones(3, 32)
     layer, before = mirror.layers[0].mlp.up_proj, weights_of(mirror)
