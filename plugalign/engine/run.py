@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 
 from plugalign.algebra.sources import Context
 from plugalign.engine.acceleration.compiled import StaticDecoding
-from plugalign.engine.batching.batched_base import takes_rows
+from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
@@ -192,10 +192,11 @@ class Run:
             cache: the base's.
             captured: whether the whole step is captured in a CUDA graph.
         """
-        if self.extra_positions or not takes_rows(cache, captured):
+        if self.extra_positions or not takes_experts(cache, captured):
             return {}, None
-        plan = self.plan
-        contexts = {key: source.context for key, source in plan.contexts.items()}
+        plan, contexts = self.plan, dict[Hashable, Context]()
+        if takes_contexts(cache, captured):
+            contexts = {key: source.context for key, source in plan.contexts.items()}
         blocks = 1 + len(contexts)
         return contexts, plan.groups.group(self._model, plan.experts, self.split_models, blocks)
 

@@ -14,7 +14,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.sources import BASE, Logits
 from plugalign.engine.acceleration import captured_step
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.batching.batched_base import takes_rows
+from plugalign.engine.batching.batched_base import takes_experts
 from plugalign.engine.call import Call, prepared_call
 from plugalign.engine.plan import Plan
 from plugalign.engine.speculative.drafts import BASE as DRAFTED_BY_BASE
@@ -69,7 +69,7 @@ class Explanation:
         selection, uncaptured = call.selection, self._uncaptured(call)
         beside = [source.name for key, source in plan.always_read.items() if key != BASE]
         gated = [source.name for key, source in plan.sources.items() if key not in plan.always_read]
-        rows = takes_rows(call.cache, uncaptured is None) and not self._alone
+        rows = takes_experts(call.cache, uncaptured is None) and not self._alone
         return [
             f"{LOOP}: {'greedy' if selection.temperature == 0 else 'sampling'}",
             f"run at every step: {', '.join(['the base', *beside])}",

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TopKLogitsWarper
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+    TopKLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import plugalign as pa
@@ -474,6 +481,49 @@ def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompt
     steered = pa.wrap(model, tokenizer, pa.DExperts(gemma(1)) + pa.SelfDebias(["w5 w6"]))
     mine, theirs = both(steered, prompts(), max_new_tokens=8)  # beyond the sliding window
     assert mine.tolist() == theirs.tolist()
+
+
+def windowed(seed):
+    """A Gemma 3 whose first layer has a sliding window, and no cap on its logits."""
+    torch.manual_seed(seed)
+    config = Gemma3TextConfig(
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=5,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_experts_are_rows_over_sliding_windows_too(prompted, both, tokenizer, prompts, monkeypatch):
+    model, expert, anti = (windowed(seed) for seed in range(3))
+    controller = pa.DExperts(expert, anti)
+    if prompted:  # whose contexts are read apart
+        controller = controller + pa.SelfDebias(["w5 w6"])
+    steered = pa.wrap(model, tokenizer, controller)
+    mine, theirs = both(steered, prompts(), max_new_tokens=12)
+    assert mine.tolist() == theirs.tolist()
+    assert steered.explain(max_new_tokens=12).count("rows of the base's forward") == 2
+    options = {"return_dict_in_generate": True, "do_sample": False, "max_new_tokens": 12}
+    kept = steered.generate(**prompts(), **options).past_key_values
+    alone = model.generate(**prompts(), **options).past_key_values
+    for ours, own in zip(kept.layers, alone.layers, strict=True):
+        assert ours.keys.shape == own.keys.shape
+    ran, forward = [], type(model.model).forward
+    monkeypatch.setattr(
+        type(model.model), "forward", lambda s, *a, **k: ran.append(s) or forward(s, *a, **k)
+    )
+    steered.generate(**prompts(), **options)
+    assert ran and not any(body is m.model for m in (expert, anti) for body in ran)
 
 
 def test_hooks_of_others_are_run(tiny, tokenizer, prompts):

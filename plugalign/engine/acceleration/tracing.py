@@ -47,7 +47,7 @@ def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False
     """
     with warnings.catch_warnings():
         # The tracer warns of every number it takes for constant: `Recording` compares instead.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         for text, category in EXPECTED:
             warnings.filterwarnings("ignore", text, category)
         if arguments[-1].dtype == torch.float32 and not exact:  # others must agree bit for bit

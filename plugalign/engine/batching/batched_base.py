@@ -21,7 +21,7 @@ from plugalign.algebra.sources import EMPTY, Context
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.prefix import Prefix
-from plugalign.engine.readers.cache_spec import text_config
+from plugalign.engine.readers.cache_spec import COLUMNS, text_config
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.incremental import (
     IncrementalModel,
@@ -233,13 +233,21 @@ def is_cheap(head: Head) -> bool:
     return not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
-def takes_rows(cache: Any, captured: bool = False) -> bool:
-    """Whether sources can be batched with a base that has this cache.
+def takes_contexts(cache: Any, captured: bool = False) -> bool:
+    """Whether the base's rows may stand behind contexts of their own, in a batch with this cache.
 
-    Not with sliding windows, and with a static cache only where the whole step is captured:
-    otherwise transformers compiles each model with a static cache by itself.
+    Not with sliding windows, which count the columns of other rows' contexts, and with a static
+    cache only where the whole step is captured: otherwise transformers compiles each model with a
+    static cache by itself.
     """
     return (captured and is_static(cache)) or is_growing(cache)
+
+
+def takes_experts(cache: Any, captured: bool = False) -> bool:
+    """Whether experts may be rows of the base's forward: what `takes_contexts`, and sliding windows
+    too, since all rows have the base's own columns."""
+    windows = can_repeat(cache) and all(type(layer) in COLUMNS for layer in cache.layers)
+    return takes_contexts(cache, captured) or windows
 
 
 def is_growing(cache: Any) -> bool:

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from plugalign.algebra.identity import model_name
-from plugalign.engine.batching.batched_base import BatchedBase, takes_rows
+from plugalign.engine.batching.batched_base import BatchedBase, is_growing
 from plugalign.engine.context_length import context_length_of
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
@@ -203,13 +203,13 @@ def check_verifiable(
 
 def _why_not_rewound(plan: Plan, speculation: Speculation, cache: Any) -> str | None:
     """The cache that cannot forget rejected tokens, or None."""
-    if not takes_rows(cache):
+    if not is_growing(cache):
         return f"the base keeps a cache that forgets no columns: {_kept(cache)}"
     models = [m for s in plan.sources.values() for m, _ in s.models if m is not None]
     if not isinstance(speculation.draft, str):
         models.append(speculation.draft)
     for model in models:
-        if not takes_rows(own := DynamicCache(config=text_config(model))):
+        if not is_growing(own := DynamicCache(config=text_config(model))):
             return f"'{model_name(model)}' keeps a cache that forgets no columns: {_kept(own)}"
     return None
 
