@@ -85,14 +85,13 @@ one_row = OneRow()  # one, since the setting is one
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN has a layout of its own for such a weight, and fast instructions for it."""
+    """Whether oneDNN has a layout of its own for such a weight, and fast instructions for it. In
+    float32 it rearranges nothing, and whole steps of SmolLM2 were no quicker."""
     onednn = torch.backends.mkldnn
     wanted = onednn.is_available() and onednn.enabled  # type: ignore[no-untyped-call]
     if weight.ndim != 2 or not weight.is_cpu or not wanted:
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    return weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(weight: Tensor, rows: int) -> Tensor:

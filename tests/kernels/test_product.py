@@ -37,14 +37,13 @@ def test_a_float32_product_is_not_rounded_to_half_precision(dtype, biased, monke
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", [(2, 16), (8, 1, 48), (40, 3, 7)])
 @pytest.mark.parametrize("traced", [False, True])
-def test_a_packed_weight_gives_the_product(shape, biased, dtype, traced):
-    x, weight, bias = layer(shape, outputs=37, dtype=dtype)
+def test_a_packed_weight_gives_the_product(shape, biased, traced):
+    x, weight, bias = layer(shape, outputs=37, dtype=torch.bfloat16)
     if not can_pack(weight):
-        pytest.skip(f"oneDNN has no {dtype} here")
+        pytest.skip("oneDNN has no bfloat16 here")
     packed, own, product = pack(weight, shape[0]), bias if biased else None, packed_product
     if traced:
         product = torch.jit.trace(lambda *a: packed_product(*a, own), (x, packed))
@@ -52,13 +51,13 @@ def test_a_packed_weight_gives_the_product(shape, biased, dtype, traced):
     else:
         got = product(x, packed, own)
     want = linear(x.double(), weight.double(), None if own is None else own.double())
-    assert got.shape == want.shape and got.dtype == dtype
+    assert got.shape == want.shape and got.dtype == x.dtype
     size = want.abs().max().item()
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=2 * torch.finfo(dtype).eps * size)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2 * torch.finfo(x.dtype).eps * size)
 
 
 @pytest.mark.parametrize(
-    "weight", [torch.zeros(2, 2).half(), torch.zeros(2, 2).double(), torch.zeros(2, 2, 2)]
+    "weight", [torch.zeros(2, 2), torch.zeros(2, 2).half(), torch.zeros(2, 2, 2).bfloat16()]
 )
 def test_other_weights_cannot_be_packed(weight):
     assert not can_pack(weight)
@@ -67,7 +66,7 @@ def test_other_weights_cannot_be_packed(weight):
 def test_nothing_is_packed_where_onednn_is_not_wanted():
     kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
-        assert not can_pack(torch.zeros(2, 2))
+        assert not can_pack(torch.zeros(2, 2, dtype=torch.bfloat16))
     finally:
         torch.backends.mkldnn.enabled = kept
 
