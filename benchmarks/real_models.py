@@ -53,6 +53,7 @@ from plugalign.generation.chat import chat_of
 from plugalign.loading import load_model, unfitted
 
 REQUEST = "Continue this text: {}"
+USED = 200  # prompts at the beginning of the file, on which defaults were tried
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "dexperts": ("alpha", (0.5, 1, 2, 4)),
@@ -164,8 +165,8 @@ class Study:
         return chosen, evidence
 
     def _prompts(self, skip: int, count: int) -> list[Any]:
-        """So many prompts behind the first ``skip``."""
-        texts = prompts_between(self.data / PROMPTS, skip, count)
+        """So many prompts behind those in use and ``skip`` more."""
+        texts = prompts_between(self.data / PROMPTS, USED + skip, count)
         if self.chat == "off":
             return list(texts)
         return [[{"role": "user", "content": REQUEST.format(text.strip())}] for text in texts]

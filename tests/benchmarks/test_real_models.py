@@ -49,9 +49,10 @@ def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
 
 
 def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
-    script: Any, tools: Any, tmp_path: Path
+    script: Any, tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(6)])
+    monkeypatch.setattr(script, "USED", 1)
+    lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(-1, 6)])
     sizes = script.Sizes(2, 3, 1, 1, 1, 1.0)
 
     def prompts(chat: str, skip: int, count: int) -> Any:
@@ -61,15 +62,16 @@ def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
     assert prompts("off", 3, 2) == ["text 3 ", "text 4 "]
     first, *_ = prompts("on", 3, 2)
     assert first == [{"role": "user", "content": "Continue this text: text 3"}]
-    with pytest.raises(ValueError, match="has 1 prompts behind 5, not 2"):
+    with pytest.raises(ValueError, match="has 1 prompts behind 6, not 2"):
         prompts("on", 5, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
 def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
-    script: Any, tools: Any, tmp_path: Path
+    script: Any, tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(script, "USED", 0)
     data, model = write_data(tools, tmp_path / "data"), str(pocket.PARTS / pocket.MODEL)
     encoder, (_, tokenizer) = tmp_path / "encoder", pocket.load()
     config = BertConfig(
