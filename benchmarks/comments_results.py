@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 import typer
 from results_tools import (
+    GUIDES,
     REFERENCES,
     fit_judges,
     fit_methods,
@@ -42,6 +43,9 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
+    guides: Annotated[
+        list[str] | None, typer.Option(help="Files of the data that guides learn from; both.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for guides.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -50,7 +54,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     chosen = held_out_prompts(data, work, skip, prompts)
     judges = fit_judges(data, work / "judges", encoder)
-    texts = load_guides(data, limit)
+    texts = load_guides(data, limit, guides or GUIDES)
     base, tokenizer = load_model(model)
     controllers = fit_methods(base, tokenizer, texts, work / "fits", minutes)
     comparison = compare(

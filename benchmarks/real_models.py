@@ -4,8 +4,9 @@ For each kind of prompts, texts to continue and what a user says in a chat:
 
 1. every method that learns is fitted with its defaults, on chats inside the assistant's turn;
 2. the strength of each is chosen on prompts of their own, within budgets (`plugalign tune`);
-3. all methods that are fitted or work alone answer the held-out prompts, and two judges score them,
-   trained on other data than the guides: an encoder, and TF-IDF.
+3. all methods that are fitted or work alone, and those that are made of their parts
+   (further_methods.py), answer the held-out prompts, and two judges score them, trained on other
+   data than the guides: an encoder, and TF-IDF.
 
 Texts are the toxic half of RealToxicityPrompts; a chat asks to continue one of them. Perplexity is
 the base's own, and that of an outside model. A model without a chat template has no chats. What the
@@ -26,6 +27,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from further_methods import STRENGTHS as FURTHER
+from further_methods import further_methods
 from results_tools import (
     PROMPTS,
     REFERENCES,
@@ -38,6 +41,7 @@ from results_tools import (
 
 from plugalign.algebra.controller import Controller
 from plugalign.catalogue import ALONE
+from plugalign.controllers.dexperts import DExperts
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.halving import Budgets
 from plugalign.evaluation.run_folder.folder import MANIFEST, write_json
@@ -49,6 +53,7 @@ from plugalign.generation.chat import chat_of
 from plugalign.loading import load_model, unfitted
 
 REQUEST = "Continue this text: {}"
+USED = 200  # prompts at the beginning of the file, on which defaults were tried
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "dexperts": ("alpha", (0.5, 1, 2, 4)),
@@ -60,6 +65,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "prefix_contrast": ("alpha", (0.5, 1, 2, 4)),
     "self_critique": ("threshold", (0.5, 0.7, 0.9)),
     "self_debias": ("decay", (10, 50, 100)),
+    **FURTHER,
 }
 
 
@@ -112,6 +118,9 @@ class Study:
         fits, sizes = self.work / "fits", self.sizes
         controllers = fit_methods(self.model, self.tokenizer, texts, fits, sizes.minutes, self.chat)
         controllers |= {name: each for name, each in unfitted().items() if name in ALONE}
+        experts = controllers["dexperts_lora"]
+        assert isinstance(experts, DExperts)
+        controllers |= further_methods(experts, self.model, self.tokenizer, texts, fits)
         chosen, found = self._tuned(controllers)
         run = self.work / "run"
         comparison = compare(
@@ -156,8 +165,8 @@ class Study:
         return chosen, evidence
 
     def _prompts(self, skip: int, count: int) -> list[Any]:
-        """So many prompts behind the first ``skip``."""
-        texts = prompts_between(self.data / PROMPTS, skip, count)
+        """So many prompts behind those in use and ``skip`` more."""
+        texts = prompts_between(self.data / PROMPTS, USED + skip, count)
         if self.chat == "off":
             return list(texts)
         return [[{"role": "user", "content": REQUEST.format(text.strip())}] for text in texts]

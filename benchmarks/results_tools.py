@@ -82,9 +82,9 @@ def _check_fitted(out: Path, wanted: dict[str, Any], chat: bool) -> None:
             raise ValueError(f"{out}: its {part} was {was} and is {now}; remove it")
 
 
-def load_guides(data: Path, limit: int | None) -> Labelled:
+def load_guides(data: Path, limit: int | None, guides: Sequence[str] = GUIDES) -> Labelled:
     """What guides learn from, with two labels only: nullspace takes each label for a class."""
-    paths = [data / path for path in GUIDES]
+    paths = [data / path for path in guides]
     good, bad = load_data(paths, desired="neutral", undesired="toxic", limit=limit).binary()
     labels = (DESIRED,) * len(good) + (UNDESIRED,) * len(bad)
     return Labelled((*good, *bad), labels)

@@ -15,6 +15,7 @@ from plugalign import pocket
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import ALONE, FITTERS, METHODS
 
+FURTHER = ("contrastive", "dera", "gedi", "lm_arithmetic", "safe_decoding", "value_guide")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -34,18 +35,24 @@ def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
 ) -> None:
     names = {variant: method.name for method in METHODS for variant in method.fitters}
     names |= {name: name for name in ALONE} | {tools.ANTI: "dexperts"}
-    assert names.keys() == {*FITTERS, *ALONE, tools.ANTI}
+    names |= {name: name for name in FURTHER}
+    assert names.keys() == {*FITTERS, *ALONE, tools.ANTI, *FURTHER}
     for name, (setting, values) in script.STRENGTHS.items():
         controller = untrained(names[name], tiny())
-        for value in values:
-            assert controller.with_settings(**{setting: value}).config()[setting] == value
-    assert names.keys() - script.STRENGTHS.keys() == {"prefix", "value_statement"}
+        found = [repr(controller.with_settings(**{setting: value}).config()) for value in values]
+        assert len({*found}) == len(values)
+    assert names.keys() - script.STRENGTHS.keys() == {
+        "prefix",
+        "value_statement",
+        "lm_arithmetic",
+    }
 
 
 def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
-    script: Any, tools: Any, tmp_path: Path
+    script: Any, tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(6)])
+    monkeypatch.setattr(script, "USED", 1)
+    lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(-1, 6)])
     sizes = script.Sizes(2, 3, 1, 1, 1, 1.0)
 
     def prompts(chat: str, skip: int, count: int) -> Any:
@@ -55,15 +62,16 @@ def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
     assert prompts("off", 3, 2) == ["text 3 ", "text 4 "]
     first, *_ = prompts("on", 3, 2)
     assert first == [{"role": "user", "content": "Continue this text: text 3"}]
-    with pytest.raises(ValueError, match="has 1 prompts behind 5, not 2"):
+    with pytest.raises(ValueError, match="has 1 prompts behind 6, not 2"):
         prompts("on", 5, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
 def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
-    script: Any, tools: Any, tmp_path: Path
+    script: Any, tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(script, "USED", 0)
     data, model = write_data(tools, tmp_path / "data"), str(pocket.PARTS / pocket.MODEL)
     encoder, (_, tokenizer) = tmp_path / "encoder", pocket.load()
     config = BertConfig(
@@ -99,7 +107,7 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
     folder = out / "texts"  # the pocket model has no chat template
     assert [path.name for path in out.iterdir()] == ["texts"]
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["methods"]) == {"base", *FITTERS, *ALONE, "dexperts_anti"}
+    assert set(summary["methods"]) == {"base", *FITTERS, *ALONE, "dexperts_anti", *FURTHER}
     assert summary["perplexity_model"] and list(summary["judges"]) == ["encoder", "tfidf"]
     tuning = json.loads((folder / "tuning.json").read_text())
     assert tuning.keys() == script.STRENGTHS.keys()
