@@ -28,6 +28,7 @@ from plugalign.values.capabilities.tasks import (
     Stages,
 )
 
+SIGNIFICANT, CHANCE = 0.05, 0.5
 FAULTY = 0.5  # from where on the judge calls a text faulty
 LEAST = 2  # texts of a kind, for an AUC
 
@@ -52,6 +53,18 @@ class Capability:
     note: str | None = None
     change: Interval | None = None
     p_adjusted: float | None = None
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether it is an AUC whose interval holds chance, so that nothing follows from it."""
+        return self.name.startswith("AUC") and self.value is not None and self.value.low <= CHANCE
+
+    @property
+    def improved(self) -> bool | None:
+        """Whether the change is for the better; None where it may be chance, or there is none."""
+        if self.change is None or self.p_adjusted is None or self.p_adjusted >= SIGNIFICANT:
+            return None
+        return (self.change.value > 0) == (self.better == "higher")
 
 
 @dataclass(frozen=True)
