@@ -14,8 +14,8 @@ from plugalign.files.folders import check_folder
 
 OUT = "plugalign-trace"
 GIVEN = (  # to the function as they are
-    *("model", "prompts", "limit", "stratum", "store_prompts", "samples", "max_new_tokens"),
-    *("temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
+    *("model", "prompts", "chat", "system", "limit", "stratum", "store_prompts", "samples"),
+    *("max_new_tokens", "temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
 )
 
 Controllers = Annotated[
@@ -62,6 +62,8 @@ def trace(
     controllers: Controllers = None,
     model: shared.Model = None,
     prompts: shared.Prompts = None,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     limit: shared.Limit = None,
     settings: Set = None,
     stratum: Stratum = None,
