@@ -20,7 +20,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import Identity, model_name, vocabulary_hash
 from plugalign.algebra.shifts import CandidateShift, HeadAttribute, Shift
 from plugalign.algebra.sources import Source, Step
-from plugalign.algebra.steering import Steering
+from plugalign.algebra.steering import Steering, bind_gates
 from plugalign.files.shown import listed
 from plugalign.kernels.head import entries
 from plugalign.kernels.terms.log_sigmoid import LogSigmoid
@@ -142,7 +142,8 @@ def declared(controller: Controller | None, model: Any, tokenizer: Any) -> Steer
         ValueError: from a part that cannot work with this model or tokenizer.
     """
     weighted = () if controller is None else controller.parts()
-    parts = [part.steer(model, tokenizer).scaled(w) for w, part in weighted if w != 0]
+    steered = (part.steer(model, tokenizer).scaled(w) for w, part in weighted if w != 0)
+    parts = bind_gates(steered, model, tokenizer)
     shifts = chain.from_iterable(part.shifts for part in parts)
     return Steering(tuple(shifts), tuple(chain.from_iterable(part.supports for part in parts)))
 

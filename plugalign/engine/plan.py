@@ -13,7 +13,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
-from plugalign.algebra.steering import Steering
+from plugalign.algebra.steering import Steering, bind_gates
 from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.engine.batching.grouped import ExpertGroups
 from plugalign.engine.readers.cache_spec import check_source
@@ -242,15 +242,17 @@ def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
             and sources.
         ValueError: from a part that cannot work with this model or tokenizer.
     """
-    declared = []
+    names, steerings = [], []
     for weight, part in controller.parts():
         if part.overrides("steer") and weight != 0:
             steering = part.steer(model, tokenizer)
             _check_kinds(part.display_name, steering)
-            steering = steering.scaled(weight)
-            if steering.shifts or steering.supports:
-                declared.append((part.display_name, steering))
-    plan = Plan(tuple(declared))
+            names.append(part.display_name)
+            steerings.append(steering.scaled(weight))
+    declared = list(zip(names, bind_gates(steerings, model, tokenizer), strict=True))
+    for name, steering in declared:
+        _check_sources(name, steering)
+    plan = Plan(tuple((n, each) for n, each in declared if each.shifts or each.supports))
     for source in plan.sources.values():
         check_source(source, model)
     return replace(plan, weights=plan._state_of(model))
@@ -274,7 +276,7 @@ def _unread(shift: Shift) -> str:
 
 
 def _check_kinds(name: str, steering: Steering) -> None:
-    """Refuses a declaration that holds something else than shifts, supports, gates and sources.
+    """Refuses a declaration that holds something else than shifts, supports and gates.
 
     Raises:
         TypeError: naming the controller and what it declared.
@@ -285,8 +287,17 @@ def _check_kinds(name: str, steering: Steering) -> None:
             _check_kind(name, kind, part)
             for gate in part.gates:
                 _check_kind(name, Gate, gate)
-            for source in chain(part.sources, *(gate.sources for gate in part.gates)):
-                _check_kind(name, Source, source)
+
+
+def _check_sources(name: str, steering: Steering) -> None:
+    """Refuses what a declaration reads that is no source, also what its bound gates read.
+
+    Raises:
+        TypeError: naming the controller and what it declared.
+    """
+    for part in (*steering.shifts, *steering.supports):
+        for source in chain(part.sources, *(gate.sources for gate in part.gates)):
+            _check_kind(name, Source, source)
 
 
 def _check_kind(name: str, kind: type, part: object) -> None:
