@@ -110,7 +110,7 @@ def overfit(steps: int, losses: list[float], checkpoint: Path | None = None) -> 
         checkpoint=checkpoint,
         every=4,
     )
-    assert held_out.best["loss"] == min(held_out.losses.values())
+    assert held_out.best["loss"] == min(filter(math.isfinite, held_out.losses.values()))
     return weight.item(), len(taken)
 
 
@@ -120,6 +120,15 @@ def test_training_ends_early_and_keeps_the_best() -> None:
     alike, _ = overfit(100, [3.0, 2.0, 1.0, 1.1, 1.1, 1.1])
     assert best == alike and best > overfit(100, [3.0, 4.0, 5.0, 6.0])[0]
     assert overfit(100, [float(-i) for i in range(10)])[1] == 100
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    nan = math.nan
+    best, taken = overfit(100, [nan, 2.0, 1.0, nan, nan, nan])
+    assert taken == 60 and best == overfit(100, [3.0, 2.0, 1.0, 1.5, 1.6, 1.7])[0]
+    assert overfit(100, [3.0, nan, nan, nan])[1] == 40
+    with pytest.raises(FloatingPointError, match=r"never finite .nan at step 10, .*a smaller lr"):
+        overfit(100, [nan, nan, math.inf, nan])
 
 
 def test_a_killed_training_remembers_its_looks(tmp_path: Path) -> None:
