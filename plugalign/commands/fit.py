@@ -169,17 +169,15 @@ def _fit_judge(
     threads: int | None,
     minutes: float,
 ) -> None:
-    import torch
-
     from plugalign.fitting.data import load_data
     from plugalign.fitting.judge import fit_judge
+    from plugalign.threads import torch_threads
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    labelled = load_data(data, **read)
-    fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
-    show(fitted.describe())
+    with torch_threads(threads):
+        labelled = load_data(data, **read)
+        fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
+        show(fitted.describe())
 
 
 def _fit_value(
@@ -191,11 +189,9 @@ def _fit_value(
     threads: int | None,
     given: dict[str, Any],
 ) -> None:
-    import torch
-
     from plugalign.fitting.value_command import fit_value_files
+    from plugalign.threads import torch_threads
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))
+    with torch_threads(threads):
+        show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))

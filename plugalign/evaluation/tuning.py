@@ -101,9 +101,11 @@ def tune(
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
     """
-    (name, given), *more = controllers.items()
-    if more:
-        raise ValueError(f"one controller is tuned at a time, got {', '.join(controllers)}")
+    if len(controllers) != 1:
+        raise ValueError(
+            f"one controller is tuned at a time, got {', '.join(controllers) or 'none'}"
+        )
+    [(name, given)] = controllers.items()
     budgets, out = budgets or Budgets(), check_folder(out)
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
     controller = load_controllers({name: given})[name]

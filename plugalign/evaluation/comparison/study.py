@@ -203,6 +203,7 @@ def make_study(
         _require(prompts=prompts, judges=judges)
     texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
     check_measures(chosen_metrics, texts.texts)
+    _check_some(methods, controllers)
     given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
     chosen = varied(load_controllers(_chosen(methods, given)), settings)
     specs = ["pocket"] if judges is None else judges
@@ -259,6 +260,14 @@ def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> P
     if prompts is None:
         return load_prompts(pocket_prompts(POCKET_PROMPTS, PROMPT_SEED), limit)
     return load_prompts(prompts, limit)
+
+
+def _check_some(methods: Sequence[str] | None, controllers: Mapping[str, Any] | None) -> None:
+    """Refuses to compare what was given as nothing; the plain model alone has a name."""
+    if methods is not None and not methods:
+        raise ValueError(f"there is no method; name at least one, or '{BASE}' for the plain model")
+    if methods is None and controllers is not None and not controllers:
+        raise ValueError("there is no controller; give at least one, or leave controllers out")
 
 
 def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> dict[str, Any]:
