@@ -102,28 +102,20 @@ def fit(
         "level": level,
     }
     given = {name: value for name, value in of_a_value.items() if value is not None}
-    if method != "value" and given:
-        raise ValueError(f"--{next(iter(given))} is for fit value, not for fit {method}")
-    if method != "value" and not data:
-        raise ValueError(f"fit {method} needs --data, files of labelled texts")
     data = data or []
+    _refuse_missing(method, given, data)
     pair = options.columns(pairs, "--pairs")
     columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     columns |= {"text": text, "label": label}
     check_folder(out)
     if method in ("judge", "value"):
         _refuse_settings(f"a {method}", settings, dtype, chat, system)
+        _refuse_minutes(method, model, minutes)
     if method == "judge":
-        if model is None and minutes is not None:
-            raise ValueError(
-                f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
-            )
         bound = MINUTES if minutes is None else minutes
         _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads, bound)
         return
     if method == "value":
-        if minutes is not None:
-            raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
         _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, given)
         return
     if model is None:
@@ -147,6 +139,27 @@ def fit(
         system=system,
     )
     show(done)
+
+
+def _refuse_missing(method: str, of_a_value: dict[str, Any], data: list[Path]) -> None:
+    """Refuses options of a value for anything else, and a fit without data that needs some."""
+    if method == "value":
+        return
+    if of_a_value:
+        raise ValueError(f"--{next(iter(of_a_value))} is for fit value, not for fit {method}")
+    if not data:
+        raise ValueError(f"fit {method} needs --data, files of labelled texts")
+
+
+def _refuse_minutes(method: str, model: str | None, minutes: float | None) -> None:
+    """Refuses a bound on what takes seconds: a value, and a judge without an encoder."""
+    if minutes is None or (method == "judge" and model is not None):
+        return
+    if method == "value":
+        raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
+    raise ValueError(
+        f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
+    )
 
 
 def _refuse_settings(

@@ -13,9 +13,10 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.gates import Gate
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
-from plugalign.algebra.steering import Steering, bind_gates
+from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.engine.batching.grouped import ExpertGroups
+from plugalign.engine.declarations import declarations
 from plugalign.engine.readers.cache_spec import check_source
 from plugalign.kernels.truncation import Truncation
 
@@ -242,16 +243,7 @@ def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
             and sources.
         ValueError: from a part that cannot work with this model or tokenizer.
     """
-    names, steerings = [], []
-    for weight, part in controller.parts():
-        if part.overrides("steer") and weight != 0:
-            steering = part.steer(model, tokenizer)
-            _check_kinds(part.display_name, steering)
-            names.append(part.display_name)
-            steerings.append(steering.scaled(weight))
-    declared = list(zip(names, bind_gates(steerings, model, tokenizer), strict=True))
-    for name, steering in declared:
-        _check_sources(name, steering)
+    declared = declarations(controller, model, tokenizer)
     plan = Plan(tuple((n, each) for n, each in declared if each.shifts or each.supports))
     for source in plan.sources.values():
         check_source(source, model)
@@ -273,36 +265,3 @@ def _support_key(support: Support) -> Hashable:
 def _unread(shift: Shift) -> str:
     """Why a shift without sources is asked at one position at a time."""
     return f"{type(shift).__name__} names no source, so it may look at the text itself"
-
-
-def _check_kinds(name: str, steering: Steering) -> None:
-    """Refuses a declaration that holds something else than shifts, supports and gates.
-
-    Raises:
-        TypeError: naming the controller and what it declared.
-    """
-    _check_kind(name, Steering, steering)
-    for kind, parts in ((Shift, steering.shifts), (Support, steering.supports)):
-        for part in parts:
-            _check_kind(name, kind, part)
-            for gate in part.gates:
-                _check_kind(name, Gate, gate)
-
-
-def _check_sources(name: str, steering: Steering) -> None:
-    """Refuses what a declaration reads that is no source, also what its bound gates read.
-
-    Raises:
-        TypeError: naming the controller and what it declared.
-    """
-    for part in (*steering.shifts, *steering.supports):
-        for source in chain(part.sources, *(gate.sources for gate in part.gates)):
-            _check_kind(name, Source, source)
-
-
-def _check_kind(name: str, kind: type, part: object) -> None:
-    if not isinstance(part, kind):
-        raise TypeError(
-            f"the controller {name} declared a {type(part).__name__} ({part!r}) where a "
-            f"{kind.__name__} belongs"
-        )
