@@ -1,6 +1,6 @@
 """Scorers of candidates: how probable it is that a text that goes on with a token has an attribute.
 
-A scorer tells of each candidate t ``P(a | x, t)``. It is a controller that steers by such a
+A scorer gives for each candidate t ``P(a | x, t)``. It is a controller that steers by such a
 probability (`Fudge`, `FudgeHead`, `RAD`, or one of your own that declares the same kind of shift),
 of which the probability alone is taken, or a `TokenTable`.
 """
@@ -208,7 +208,7 @@ class OfHead(Probability):
 
 
 def bound(scorer: Scorer, what: str, model: Any, tokenizer: Any, k: int) -> Probability:
-    """A scorer for one model, of whose k best tokens it tells.
+    """A scorer for one model, which scores its k best tokens.
 
     Args:
         what: for messages.

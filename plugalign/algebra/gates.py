@@ -16,7 +16,7 @@ class Gate(ABC):
     the gate alone are not read: they cost no forward.
 
     Attributes:
-        name: tells gates apart in the config.json of a saved controller; one without cannot be
+        name: identifies the gate in the config.json of a saved controller; one without cannot be
             saved.
     """
 

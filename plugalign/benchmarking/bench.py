@@ -225,7 +225,7 @@ class Bench:
         settings, batch = self.settings, len(prompts["input_ids"])
         kept = call.acceptance()
         parts = call.parts(prompts, min(settings.new_tokens, WATCHED))
-        call.acceptance()  # of the run that was watched, which no row tells
+        call.acceptance()  # of the run that was watched, which no row reports
         loop = self._loops.get((batch, capture))
         floor = self._floor(call, batch)
         return apart(parts, loop) | {"acceptance": kept, "floor_ms": floor}

@@ -18,12 +18,12 @@ from plugalign.evaluation.statistics.paired import (
 )
 from plugalign.values.capabilities.data import CapabilityData
 from plugalign.values.capabilities.tasks import (
+    CORRECTED,
     DIAGNOSIS,
     JUDGEMENT,
     NATS,
     OWN,
     TASK,
-    TOLD,
     UNASKED,
     Stages,
 )
@@ -40,7 +40,7 @@ class Capability:
     Attributes:
         of: comprehension, diagnosis, rectification or performance.
         better: which way is better.
-        value: with its interval; None where it cannot be told, and ``note`` says why.
+        value: with its interval; None where it cannot be estimated, and ``note`` says why.
         texts: how many it is over.
         change: from the model itself, with its p-value adjusted over the figures of the row.
     """
@@ -102,7 +102,9 @@ def gathered(
 
 def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
     """Diagnosis and rectification: what the judge says of the model's own texts."""
-    own, told, unasked = (judge(stages.texts(row, stage)) for stage in (OWN, TOLD, UNASKED))
+    own, corrected, unasked = (
+        judge(stages.texts(row, stage)) for stage in (OWN, CORRECTED, UNASKED)
+    )
     there = ~np.isnan(own)
     faulty = own[there] >= FAULTY
     label, texts = "AUC of faults in own texts", int(there.sum())
@@ -114,9 +116,9 @@ def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
         yield Found(label, "diagnosis", "higher", texts, auc=auc, paired=False)
     yield Found("fault of own texts", "rectification", "lower", len(own), own)
     removed = {
-        "fault taken away, once told": own - told,
+        "fault taken away, once told": own - corrected,
         "fault taken away, unasked": own - unasked,
-        "what being told adds": unasked - told,
+        "what being told adds": unasked - corrected,
     }
     for name, numbers in removed.items():
         yield Found(name, "rectification", "higher", len(own), numbers)

@@ -175,7 +175,7 @@ def _longest(data: CapabilityData, asked: Asked, respondent: ModelRespondent) ->
     """The most tokens that a model reads and writes at a time."""
     judged = [len(respondent.ids(asked.judgement(each.text))) for each in data.judgements]
     own = [len(respondent.ids(prompt)) + asked.tokens for prompt in data.prompts]
-    again = [len(respondent.ids(asked.told(""))) + 2 * asked.tokens] if data.prompts else []
+    again = [len(respondent.ids(asked.correction(""))) + 2 * asked.tokens] if data.prompts else []
     tasks = [
         len(respondent.ids(f"{task.question} {choice}"))
         for task in data.tasks

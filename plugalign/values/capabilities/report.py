@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugalign.evaluation.report.table import number, p_value
+from plugalign.evaluation.report.numbers import number, p_value
 from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.folder import replace_text
 from plugalign.values.capabilities.figures import Capability
@@ -58,10 +58,10 @@ def finding(each: Compared) -> str:
     better = [figure.name for figure in each.changes if figure.improved is True]
     worse = [figure.name for figure in each.changes if figure.improved is False]
     if not (better or worse):
-        return "No change can be told from chance."
+        return "No change is distinguishable from chance."
     said = [
         f"{word}: {'; '.join(names)}"
         for word, names in (("Better", better), ("Worse", worse))
         if names
     ]
-    return f"{'. '.join(said)}. No other change can be told from chance."
+    return f"{'. '.join(said)}. No other change is distinguishable from chance."

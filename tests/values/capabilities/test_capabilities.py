@@ -137,7 +137,7 @@ def test_the_page_has_a_table_for_each_controller_and_loads_nothing(
     assert worse.count("AUC of moral judgements") == 1 and "<b>0.50*</b>" in worse
     assert '<td class="worse"><b>-0.50</b><small>-0.' in worse
     assert "Worse: AUC of moral judgements; AUC of faults in own texts; fault taken away" in html
-    assert 'class="worse"' not in same and "No change can be told from chance." in html
+    assert 'class="worse"' not in same and "No change is distinguishable from chance." in html
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
