@@ -13,6 +13,7 @@ from plugalign.files.fingerprint import fingerprint
 
 T = TypeVar("T")
 SHARE, MOST, FEWEST = 0.1, 256, 10  # of each class
+LOOKS = 10  # in a whole training
 
 
 def set_apart(rows: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
@@ -44,7 +45,7 @@ class HeldOut:
         losses: by the steps done.
     """
 
-    def __init__(self, loss: Callable[[], float], looks: int = 10, patience: int = 3):
+    def __init__(self, loss: Callable[[], float], looks: int = LOOKS, patience: int = 3):
         self._loss, self._looks, self._patience = loss, looks, patience
         self.losses: dict[int, float] = {}
         self._best: dict[str, Tensor] = {}

@@ -63,6 +63,18 @@ def test_the_estimate_is_said_and_decides(
     assert asked() == steps and len(calls) == 3  # a fit that continues asks nothing again
 
 
+def test_looks_at_held_out_texts_are_in_the_estimate(
+    second: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each takes 20 seconds, eleven of them 220 of the 600."""
+    weight = torch.zeros(3, requires_grad=True)
+    asked = affordable_steps(
+        lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", look=lambda: None
+    )
+    assert asked == (600 - 220) // 10
+    assert "300 steps take about 54 min; 38 fit" in " ".join(capsys.readouterr().err.split())
+
+
 def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:
     weight, spared = torch.zeros(3, requires_grad=True), [0]
 
