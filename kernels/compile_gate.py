@@ -166,7 +166,7 @@ def stale(case: Case, target: str, found: Figures) -> list[str]:
     most = resident(target, found.registers, found.shared, case.launch.warps)
     if entry is None or not case.listed or most / 2 <= entry <= most:
         return []
-    return [f"{most} programs can be resident where the table has {entry}"]
+    return [f"room for {most} programs where the table has {entry}"]
 
 
 def line(case: Case, target: str, found: Figures, faults: list[str]) -> str:
