@@ -71,7 +71,6 @@ def behind_one_prompt(
     return Batch(ids, torch.ones_like(ids), [len(text) for text in texts], column=len(prompt))
 
 
-@torch.no_grad()
 def batches(
     prompted: Sequence[list[int]],
     scored: Sequence[list[int]],
@@ -92,6 +91,7 @@ def batches(
         yield batched(prompted[i : i + size], scored[i : i + size], pad, device)
 
 
+@torch.no_grad()
 def log_probs(
     run: Run, model: Any, batch: Batch, memory: PromptMemory | None = None
 ) -> list[Tensor]:
