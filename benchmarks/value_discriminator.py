@@ -23,6 +23,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from value_discriminator_page import bars, page
 
 from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.evaluation.statistics.paired import Interval
@@ -35,7 +36,6 @@ from plugalign.values.discriminator.head import calibrate, fit_head
 from plugalign.values.discriminator.loading import load_reader
 from plugalign.values.discriminator.measuring import auc
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
-from plugalign.values.discriminator.sheet import ranged
 
 LEARNED, CALIBRATED, HELD_OUT = 128, 128, 256
 SPLITS = 20  # for what is a mean over splits: coverage, shuffled labels
@@ -61,20 +61,6 @@ class DataSet:
     texts: list[str]
     conforms: Labels
     rewrites: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A figure and what it must reach."""
-
-    name: str
-    value: float
-    low: float
-    high: float = 1.0
-
-    @property
-    def passed(self) -> bool:
-        return self.low <= self.value <= self.high
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -226,24 +212,6 @@ def bare(word: str) -> str:
     return "".join(c for c in word.lower() if c.isalnum())
 
 
-def bars(found: dict[str, Any], model: str) -> list[Bar]:
-    """What the heads of a model must reach."""
-    one = found[model]
-    coverage = float(np.mean([one[name]["head"]["coverage"] for name in one]))
-    listed = [
-        Bar("jigsaw AUC", one["jigsaw"]["head"]["auc"]["value"], 0.84),
-        Bar("paradetox AUC", one["paradetox"]["head"]["auc"]["value"], 0.86),
-        Bar("coverage at 90 %", coverage, 0.87),
-    ]
-    listed += [
-        Bar(f"{name}, shuffled labels", one[name]["head"]["shuffled"], 0.42, 0.58) for name in one
-    ]
-    if "occlusion" in one["paradetox"]:
-        hit = one["paradetox"]["occlusion"]["hit"]["value"]
-        listed.append(Bar("top word removed by a human", hit, 0.85))
-    return listed
-
-
 def measure(
     reader: Reader,
     sets: Sequence[DataSet],
@@ -287,61 +255,6 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def page(found: dict[str, Any], checked: dict[str, list[Bar]]) -> str:
-    """README.md."""
-    lines = ["# Value discriminators", "", (__doc__ or "").split("\n\n")[0], ""]
-    lines += [
-        f"Made by `benchmarks/value_discriminator.py`. {LEARNED} labels teach a head, {CALIBRATED} "
-        f"calibrate it, {HELD_OUT} texts are held out, of which at most the first {MAX_TOKENS} "
-        f"tokens are read; brackets are 95 % intervals over held-out texts. Coverage and shuffled "
-        f"labels are means over {SPLITS} splits.",
-        "",
-    ]
-    for model, by_set in found.items():
-        names = list(by_set)
-        lines += [f"## {model}", "", "| AUC | " + " | ".join(names) + " |"]
-        lines.append("|---" * (len(names) + 1) + "|")
-        table = {
-            f"head, {LEARNED} labels": [_cell(by_set[n]["head"]["auc"]) for n in names],
-            "TF-IDF, the same labels": [_cell(by_set[n]["head"]["tfidf"]) for n in names],
-            "no label: statement against negation": [
-                _cell(by_set[n].get("without labels")) for n in names
-            ],
-        }
-        table |= {
-            f"unseen: the head of {other}": [_cell(by_set[n]["unseen"].get(other)) for n in names]
-            for other in names
-        }
-        table["coverage at 90 %"] = [f"{by_set[n]['head']['coverage']:.3f}" for n in names]
-        table["texts with a single verdict"] = [_cell(by_set[n]["head"]["decided"]) for n in names]
-        table["shuffled labels"] = [f"{by_set[n]['head']['shuffled']:.3f}" for n in names]
-        lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in table.items()]
-        lines.append("")
-        for name in names:
-            if "occlusion" in by_set[name]:
-                o = by_set[name]["occlusion"]
-                lines += [
-                    f"Of {o['texts']} texts of {name} that break the value and are found to, the "
-                    f"top word is one that the human rewrite removed in {_cell(o['hit'])} (a "
-                    f"random word: {o['random word']:.2f}); without it {_cell(o['turned'])} are "
-                    f"found to conform.",
-                    "",
-                ]
-        lines += ["| bar | figure | wanted | |", "|---|---|---|---|"]
-        lines += [
-            f"| {b.name} | {b.value:.3f} | {b.low} to {b.high} | {'yes' if b.passed else 'NO'} |"
-            for b in checked[model]
-        ]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(found: dict[str, float] | None) -> str:
-    if found is None:
-        return "-"
-    return ranged(Interval(found["value"], found["low"], found["high"]))
-
-
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")],
     work: Annotated[Path, typer.Option(help="Where states are kept.")],
@@ -365,7 +278,12 @@ def main(
     checked = {model: bars(found, model) for model in found}
     text = json.dumps(found, indent=1)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    (out / "README.md").write_text(page(found, checked), encoding="utf-8")
+    sizes = (
+        f"{LEARNED} labels teach a head, {CALIBRATED} calibrate it, {HELD_OUT} texts are held out, "
+        f"of which at most the first {MAX_TOKENS} tokens are read; brackets are 95 % intervals "
+        f"over held-out texts. Coverage and shuffled labels are means over {SPLITS} splits."
+    )
+    (out / "README.md").write_text(page(found, checked, LEARNED, sizes), encoding="utf-8")
     missed = [f"{m}: {b.name} {b.value:.3f}" for m in checked for b in checked[m] if not b.passed]
     if missed:
         print("missed: " + "; ".join(missed))

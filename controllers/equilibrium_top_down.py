@@ -41,7 +41,7 @@ class BoundPrinciple:
     Attributes:
         name: of the principle.
         scores: how probable a candidate keeps it, or violates it.
-        violated: whether ``scores`` tells of the violation.
+        violated: whether ``scores`` is of the violation.
         epsilon: how much ``E_q[g]`` may lie above the reference's.
         stage: what steers for it, within the bounds of those above.
     """

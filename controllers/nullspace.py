@@ -60,8 +60,8 @@ class Nullspace(Controller):
         fitted_for: the model that the subspace was fitted for.
 
     Raises:
-        ValueError: for shapes that do not fit, a pair that is no projection, or settings out of
-            range.
+        ValueError: for shapes that do not fit, a pair that is no projection, a guide without a
+            direction, numbers that are not finite, or settings out of range.
     """
 
     name = "nullspace"
@@ -85,8 +85,12 @@ class Nullspace(Controller):
     ):
         _check_projection(removed, removed if read is None else read)
         for what, vector in (("center", center), ("guide", guide)):
-            if vector is not None and vector.shape != removed.shape[:1]:
-                raise ValueError(f"the {what} must be ({removed.shape[0]},), got {vector.shape}")
+            _check_vector(what, vector, len(removed))
+        if guide is not None and not (length := float(guide.float().norm())) > 0:
+            raise ValueError(
+                f"the guide must be a direction, got one of length {length:g}; leave it out for "
+                "the same strength at every step"
+            )
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"the strength must not be negative, got {strength}")
         if not (0 < top_p <= 1 and 0 <= floor <= 1 and low <= high):
@@ -165,6 +169,15 @@ def output_embedding(model: Any) -> Tensor:
         )
     weight: Tensor = head.weight
     return weight.detach().float()
+
+
+def _check_vector(what: str, vector: Tensor | None, width: int) -> None:
+    if vector is None:
+        return
+    if vector.shape != (width,):
+        raise ValueError(f"the {what} must be ({width},), got {tuple(vector.shape)}")
+    if not math.isfinite(float(vector.float().norm())):
+        raise ValueError(f"the {what} must be finite, got a length of {vector.float().norm():g}")
 
 
 def _check_projection(removed: Tensor, read: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Scorers of candidates: how probable it is that a text that goes on with a token has an attribute.
 
-A scorer tells of each candidate t ``P(a | x, t)``. It is a controller that steers by such a
+A scorer gives for each candidate t ``P(a | x, t)``. It is a controller that steers by such a
 probability (`Fudge`, `FudgeHead`, `RAD`, or one of your own that declares the same kind of shift),
 of which the probability alone is taken, or a `TokenTable`.
 """
@@ -20,7 +20,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import Identity, model_name, vocabulary_hash
 from plugalign.algebra.shifts import CandidateShift, HeadAttribute, Shift
 from plugalign.algebra.sources import Source, Step
-from plugalign.algebra.steering import Steering
+from plugalign.algebra.steering import Steering, bind_gates
 from plugalign.files.shown import listed
 from plugalign.kernels.head import entries
 from plugalign.kernels.terms.log_sigmoid import LogSigmoid
@@ -142,7 +142,8 @@ def declared(controller: Controller | None, model: Any, tokenizer: Any) -> Steer
         ValueError: from a part that cannot work with this model or tokenizer.
     """
     weighted = () if controller is None else controller.parts()
-    parts = [part.steer(model, tokenizer).scaled(w) for w, part in weighted if w != 0]
+    steered = (part.steer(model, tokenizer).scaled(w) for w, part in weighted if w != 0)
+    parts = bind_gates(steered, model, tokenizer)
     shifts = chain.from_iterable(part.shifts for part in parts)
     return Steering(tuple(shifts), tuple(chain.from_iterable(part.supports for part in parts)))
 
@@ -207,7 +208,7 @@ class OfHead(Probability):
 
 
 def bound(scorer: Scorer, what: str, model: Any, tokenizer: Any, k: int) -> Probability:
-    """A scorer for one model, of whose k best tokens it tells.
+    """A scorer for one model, which scores its k best tokens.
 
     Args:
         what: for messages.

@@ -205,8 +205,8 @@ def diagnose(
         batch_size: texts at a time.
 
     Raises:
-        ValueError: as `Diagnosis` does, for a single string, a batch size below 1, or a text that
-            the model has no room for.
+        ValueError: as `Diagnosis` does, for a single string, a batch size below 1, or a text
+            that is longer than the model's context.
         FloatingPointError: if the model gives NaN logits.
     """
     if isinstance(texts, str) or batch_size < 1:
@@ -234,7 +234,7 @@ def _judged(
         context = question.source.context
         layout = context_layout([context], tokenizer.pad_token_id or 0)
         ids, mask = layout.rows(context, own, shown)
-        _check_room(model, mask, first)
+        _check_context(model, mask, first)
         return full(CachedModel(model).logits(ids, mask))
 
     p = gate.asked(own, shown, read)
@@ -247,14 +247,14 @@ def _judged(
     return p
 
 
-def _check_room(model: Any, mask: Tensor, first: int) -> None:
+def _check_context(model: Any, mask: Tensor, first: int) -> None:
     """Refuses texts ``(R, T)`` that with the question about them are longer than the context."""
-    room, longest = context_length_of(model), int(mask.sum(-1).max())
-    if room is not None and longest > room:
+    context, longest = context_length_of(model), int(mask.sum(-1).max())
+    if context is not None and longest > context:
         where = first + int(mask.sum(-1).argmax())
         raise ValueError(
             f"text {where} has {longest} tokens with the question about it, more than the context "
-            f"of '{model_name(model)}' ({room} tokens)"
+            f"of '{model_name(model)}' ({context} tokens)"
         )
 
 

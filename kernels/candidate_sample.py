@@ -51,7 +51,7 @@ def candidate_sample(
         top_p: likewise, in [0, 1]: draws from the smallest set of best candidates, by z and then
             the smaller id, whose mass in the softmax reaches it; 0 keeps one candidate.
         backend: "torch" is the specification; "auto" takes Triton for CUDA tensors with at most
-            1024 candidates (`takes_triton` tells).
+            1024 candidates (see `takes_triton`).
 
     Returns:
         Token ids ``(B,)`` int64, of equal scores the smaller; and the logarithms ``(B, K)`` float32

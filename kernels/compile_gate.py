@@ -159,14 +159,14 @@ def compile_all(target: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[str,
 
 
 def stale(case: Case, target: str, found: Figures) -> list[str]:
-    """What `occupancy.PROGRAMS` says wrongly of a kernel, in words: more programs than there is
-    room for, or less than half of them."""
+    """What `occupancy.PROGRAMS` says wrongly of a kernel, in words: more programs than can
+    be resident, or less than half of them."""
     table = PROGRAMS[target]
     entry = table.get(case.kernel) or table.get(case.kernel.split()[0])
-    room = resident(target, found.registers, found.shared, case.launch.warps)
-    if entry is None or not case.listed or room / 2 <= entry <= room:
+    most = resident(target, found.registers, found.shared, case.launch.warps)
+    if entry is None or not case.listed or most / 2 <= entry <= most:
         return []
-    return [f"room for {room} programs where the table has {entry}"]
+    return [f"room for {most} programs where the table has {entry}"]
 
 
 def line(case: Case, target: str, found: Figures, faults: list[str]) -> str:

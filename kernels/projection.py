@@ -142,14 +142,14 @@ def project_in_order(
     if not bool(((slack >= 0) & slack.isfinite()).all()):
         raise ValueError(f"slack must be finite and at least 0, got {float(slack.min()):g}")
     at, stages, principles = log_rho, list[Projection](), g.shape[1]
-    room = slack.to(g.device, torch.float64).expand(g.shape[:2])
+    slack = slack.to(g.device, torch.float64).expand(g.shape[:2])
     bounds = g.new_empty(g.shape[:2], dtype=torch.float64)
     for i in range(principles + 1):
         budget = kappa if i == principles else math.inf
         stages.append(project(at, shifts[:, i], g[:, :i], bounds[:, :i], budget))
         at = stages[-1].log_q
         if i < principles:
-            bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + room[:, i]
+            bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + slack[:, i]
     return stages, bounds
 
 

@@ -107,7 +107,7 @@ class Moments:
     kl: Floats
 
     @property
-    def room(self) -> Floats:
+    def slack(self) -> Floats:
         """What each bound leaves ``(R, J)``, below 0 where it is exceeded."""
         return self.mean[:, :-1]
 
@@ -187,7 +187,7 @@ class Search:
 
     def _meets(self, found: Moments, rounding: Floats) -> Truths:
         """In which rows ``(R,)`` the multipliers are those of the scale."""
-        off = np.where(self.at[:, :-1] > 0, np.abs(found.room), -found.room)
+        off = np.where(self.at[:, :-1] > 0, np.abs(found.slack), -found.slack)
         result: Truths = np.all(off <= rounding[:, None], axis=-1)
         return result
 
@@ -207,7 +207,7 @@ class Search:
         moving = going & (met if careful else newton.left <= np.minimum(LEFT, self.family.budget))
         scale = self.at[:, -1]
         further = np.where(moving, self._scale(newton) - scale, 0.0)
-        pull = found.room + found.covariance[:, :-1, -1] * further[:, None]
+        pull = found.slack + found.covariance[:, :-1, -1] * further[:, None]
         target = multipliers + newton.to_bounds + newton.along * further[:, None]
         target = model_minimum(target, newton.free, found, multipliers, pull, going)
         step = np.concatenate([target - multipliers, further[:, None]], 1)
@@ -237,12 +237,12 @@ class Search:
 
 def newton_step(found: Moments, at: Floats) -> Newton:
     """The linear system of a step at c ``(R, J + 1)``."""
-    covariance, room = found.covariance, found.room
+    covariance, slack = found.covariance, found.slack
     curvature, cross = covariance[:, :-1, :-1], covariance[:, :-1, -1]
-    free = (at[:, :-1] > 0) | (room < -0.1 * CLOSE)
+    free = (at[:, :-1] > 0) | (slack < -0.1 * CLOSE)
     matrix = curvature * (free[:, :, None] & free[:, None, :])
     _diagonal(matrix)[...] += np.where(free, _ridge(curvature), 1.0)
-    sides = np.stack([room, cross], -1) * free[:, :, None]
+    sides = np.stack([slack, cross], -1) * free[:, :, None]
     solved = np.linalg.solve(matrix, -sides)
     to_bounds, along = solved[..., 0], solved[..., 1]
     drift = (covariance @ at[:, :, None])[:, :-1, 0]  # of KL, with each multiplier
@@ -252,7 +252,7 @@ def newton_step(found: Moments, at: Floats) -> Newton:
         along=along,
         kl=np.maximum(found.kl + (drift * to_bounds).sum(-1), LEAST_KL),
         spread=np.maximum(covariance[:, -1, -1] + (cross * along).sum(-1), TINIEST),
-        left=-(room * to_bounds).sum(-1),
+        left=-(slack * to_bounds).sum(-1),
     )
 
 

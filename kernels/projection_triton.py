@@ -39,16 +39,16 @@ def moments(rho, f, d, multipliers, scale):
     q = tl.exp(tilted - top)
     total = tl.sum(q)
     q = q / total
-    room, mean = tl.sum(f * q[None, :], 1), tl.sum(d * q)
-    centred, rest = f - room[:, None], d - mean
+    slack, mean = tl.sum(f * q[None, :], 1), tl.sum(d * q)
+    centred, rest = f - slack[:, None], d - mean
     weighted = centred * q[None, :]
     curvature = tl.sum(weighted[:, None, :] * centred[None, :, :], 2)
     own = tl.arange(0, f.shape[0])[:, None] == tl.arange(0, f.shape[0])[None, :]
     curvature += tl.where(own, RIDGE * (curvature + 1e-2), 0.0)
     cross = tl.sum(weighted * rest[None, :], 1)
     dual = top + tl.log(total)
-    kl = tl.sum(multipliers * room) + scale * mean - dual
-    return dual, kl, room, mean, curvature, cross, tl.sum(q * rest * rest)
+    kl = tl.sum(multipliers * slack) + scale * mean - dual
+    return dual, kl, slack, mean, curvature, cross, tl.sum(q * rest * rest)
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def searched(rho, f, d, budget, reach, J: tl.constexpr):
     turn, done = 0, False
     while (turn < ROUNDS) & (not done):
         tried, tried_scale = multipliers + share * step, scale + share * further
-        new_dual, kl, room, mean, curvature, cross, variance = moments(
+        new_dual, kl, slack, mean, curvature, cross, variance = moments(
             rho, f, d, tried, tried_scale
         )
         rounding = (tl.sum(tried) + tried_scale * reach) * ROUNDING + CLOSE
@@ -113,23 +113,23 @@ def searched(rho, f, d, budget, reach, J: tl.constexpr):
         near = new_dual <= straight + JUMP
         if tl.where(further == 0, fallen, near):
             multipliers, scale, dual = tried, tried_scale, new_dual
-            off = tl.max(tl.where(multipliers > 0, tl.abs(room), -room))
+            off = tl.max(tl.where(multipliers > 0, tl.abs(slack), -slack))
             met, above = off <= rounding, kl - budget
             low = tl.where(met & (above <= 0), scale, low)
             high = tl.where(met & (above > 0), scale, high)
             ended = (tl.abs(above) <= rounding) | (high - low <= high * ROUNDING)
             done = met & (ended | ((scale == 1) & (above <= 0)))
 
-            linear = room - tl.sum(curvature * multipliers[None, :], 1)
+            linear = slack - tl.sum(curvature * multipliers[None, :], 1)
             at, along = minima(curvature, linear, cross, J)
-            free = (multipliers > 0) | (room < -0.1 * CLOSE)
+            free = (multipliers > 0) | (slack < -0.1 * CLOSE)
             mine = (sets == tl.sum(tl.where(free, 1 << i, 0)))[:, None]
             to_bounds = tl.sum(tl.where(mine, at, 0.0), 0) - multipliers
-            drift = room - linear + cross * scale  # of KL, with each multiplier
+            drift = slack - linear + cross * scale  # of KL, with each multiplier
             met_kl = tl.maximum(kl + tl.sum(drift * to_bounds), LEAST_KL)
             taken_up = tl.sum(cross * tl.sum(tl.where(mine, along, 0.0), 0))
             spread = tl.maximum(variance + taken_up, TINIEST)
-            left = -tl.sum(room * to_bounds)
+            left = -tl.sum(slack * to_bounds)
             moving = tl.where(turn >= HASTY, met, left <= tl.minimum(budget, LEFT))
             goal = next_scale(scale, met_kl, spread, budget, reach, low, high)
             further = tl.where(moving, goal - scale, 0.0)
@@ -140,12 +140,12 @@ def searched(rho, f, d, budget, reach, J: tl.constexpr):
             best = (sets == tl.argmin(value, 0))[:, None]
             target = tl.maximum(tl.sum(tl.where(best & (x > 0), x, 0.0), 0), 0.0)
             step = target - multipliers
-            slope = tl.sum(room * step) + mean * further
+            slope = tl.sum(slack * step) + mean * further
             most = (4 * tl.sum(multipliers) + NATS) / tl.maximum(tl.sum(tl.abs(step)), TINIEST)
             share = tl.minimum(share * LONGER, 1.0)
             share = tl.where(further == 0, tl.minimum(most, share), share)
         else:
-            new_slope = tl.sum(room * step) + mean * further
+            new_slope = tl.sum(slack * step) + mean * further
             lowest = slope / (slope - new_slope)
             less = tl.where(further == 0, lowest, tl.sqrt(1 / ((new_dual - straight) / JUMP)))
             less = tl.where(less == less, less, 0.0)
@@ -246,7 +246,7 @@ def project_triton(call: BoundedShift) -> dict[str, Tensor]:
 
 
 def fields(call: BoundedShift) -> dict[str, Tensor]:
-    """Room for what a call finds."""
+    """Memory for what a call finds."""
     sizes = {
         "log_q": call.log_rho.shape,
         "scale": call.budget.shape,

@@ -316,16 +316,16 @@ def settle(
     if MASS or COUNT:
         value = tl.load(least + row)
         ties = tl.load(part_ties + at, mask=part < parts, other=0.0)
-        room = tl.full((), 2.0**30, tl.float32)
+        remaining = tl.full((), 2.0**30, tl.float32)
         if MASS:
             over = tl.sum(tl.load(part_over + at, mask=part < parts, other=0.0))
             p = tl.exp2((value - normaliser) * LOG2E)
-            room = tl.maximum(tl.ceil((top_p - over) / p), 1.0)
+            remaining = tl.maximum(tl.ceil((top_p - over) / p), 1.0)
         if COUNT:
             number = tl.sum(tl.load(part_number + at, mask=part < parts, other=0.0))
-            room = tl.minimum(room, top_k - number)
-        if (room < tl.sum(ties)) & (value > NEVER):
-            token = nth_tie(x, stride, row, vocab, bound, tiles, value, room, ties, ROWS, T, W)
+            remaining = tl.minimum(remaining, top_k - number)
+        if (remaining < tl.sum(ties)) & (value > NEVER):
+            token = nth_tie(x, stride, row, vocab, bound, tiles, value, remaining, ties, ROWS, T, W)
     top = tl.max(tl.load(part_top + at, mask=part < parts, other=NEVER))
     limit = top + log_min_p
     value_kept = tl.where(limit > value, limit, value)

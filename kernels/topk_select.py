@@ -31,7 +31,7 @@ def topk_select(logits: Tensor, k: int, *, backend: Backend = "auto") -> tuple[T
         logits: ``(B, V)`` in float32, float16 or bfloat16; each row contiguous, any row stride.
         k: at least 1; all ``V`` columns come back where it is larger.
         backend: "torch" is the specification; "auto" takes Triton for CUDA tensors, if k is at
-            most 1024 and the vocabulary at most 262,144 (`takes_triton` tells).
+            most 1024 and the vocabulary at most 262,144 (see `takes_triton`).
 
     Returns:
         Values ``(B, k)`` float32 and ids ``(B, k)`` int64.

@@ -92,13 +92,13 @@ def choose(rank, k, low, N: tl.constexpr, M: tl.constexpr):
         low = tl.where(count >= k, middle, low)
         high = tl.where(count > k, high, tl.where(count == k, middle, middle - 1))
     above = (rank > low).to(tl.int32)
-    room = k - tl.sum(above)
+    remaining = k - tl.sum(above)
     both = above + ((rank == low).to(tl.int32) << 16)
     in_row = tl.sum(both, 1)
     before = (tl.cumsum(in_row) - in_row)[:, None] + tl.cumsum(both, 1) - both
     tied = before >> 16
-    slot = (before & 0xFFFF) + tl.minimum(tied, room)
-    return tl.where(rank == low, tied < room, rank > low), slot, low
+    slot = (before & 0xFFFF) + tl.minimum(tied, remaining)
+    return tl.where(rank == low, tied < remaining, rank > low), slot, low
 
 
 @triton.jit(do_not_specialize=["groups", "k"])

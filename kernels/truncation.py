@@ -168,5 +168,5 @@ def _first(x: Tensor, best: Tensor, count: Tensor) -> Tensor:
     """The ``count`` ``(B, 1)`` best entries of ``x``; ``best`` are its best values, descending."""
     least = best.gather(-1, count - 1)
     above, tied = x > least, x == least
-    room = count - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1) <= room))
+    remaining = count - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= remaining))

@@ -41,7 +41,7 @@ class Trace:
     """Filled while ``steered.generate(..., trace=trace)`` runs; make one for each call.
 
     The lists have one entry a step, of R rows. A row that has ended goes on being stepped until
-    all have: `alive` tells its real tokens from padding, and a count must go by it. Probabilities
+    all have: `alive` marks its real tokens, and a count must go by it. Probabilities
     are those of the controllers, before temperature, top-k and top-p of the call.
 
     Attributes:

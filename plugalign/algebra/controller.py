@@ -256,13 +256,12 @@ class Gated(Controller):
         self.controller.check(model, tokenizer)
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
-        """The controller's declaration behind the gate, which is bound to this model.
+        """The controller's declaration behind the gate, which the plan binds to the model.
 
         Raises:
-            ValueError: if the controller or the gate cannot work with this model or tokenizer.
+            ValueError: if the controller cannot work with this model or tokenizer.
         """
-        gate = self.gate.bound(model, tokenizer)
-        return self.controller.steer(model, tokenizer).behind(gate)
+        return self.controller.steer(model, tokenizer).behind(self.gate)
 
     def adjustable(self) -> Mapping[str, Any]:
         return self.controller.adjustable()

@@ -23,7 +23,7 @@ README, FIT = "README.md", "fit.json"
 UNSTATED = "not stated"
 LEARNED_LIMIT = (
     "What it learned holds for texts like those that it learned from, as do figures on texts held "
-    "out of these: on others it may do worse. It steers whatever told its data apart."
+    "out of these: on others it may do worse. It steers whatever separated its classes."
 )
 PARTS_LIMIT = "The limits of its parts are its own too."
 SETTINGS_LIMIT = (

@@ -16,7 +16,7 @@ class Gate(ABC):
     the gate alone are not read: they cost no forward.
 
     Attributes:
-        name: tells gates apart in the config.json of a saved controller; one without cannot be
+        name: identifies the gate in the config.json of a saved controller; one without cannot be
             saved.
     """
 
@@ -33,7 +33,8 @@ class Gate(ABC):
         open, other numbers scale what is behind the gate."""
 
     def bound(self, model: object, tokenizer: object) -> Gate:
-        """This gate for one base model and its tokenizer, as a plan reads it.
+        """This gate for one base model and its tokenizer, as a plan reads it. A plan asks once for
+        all that is behind the gate.
 
         Raises:
             ValueError: if the gate cannot work with them.

@@ -162,7 +162,7 @@ class Logits(Source):
 
     @property
     def model_key(self) -> Hashable:
-        """Tells models apart; None for the base."""
+        """Identifies the model; None for the base."""
         if self.model is None:
             return None
         return id(self.model) if self.identity is None else self.identity

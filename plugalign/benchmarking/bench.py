@@ -90,8 +90,8 @@ def run_bench(
         By batch size, then method, then capture: a cost, or why there is none.
 
     Raises:
-        ValueError: for an unknown method, cache or capture, counts that are not positive, prompts
-            that are longer than the context, or a chat that cannot be.
+        ValueError: for an unknown method, cache or capture, none at all, counts that are not
+            positive, prompts that are longer than the context, or a chat that cannot be.
     """
     methods = list(UNTRAINED) if methods is None else list(methods)
     counts = tuple(batches), new_tokens, prompt_tokens, rounds
@@ -225,7 +225,7 @@ class Bench:
         settings, batch = self.settings, len(prompts["input_ids"])
         kept = call.acceptance()
         parts = call.parts(prompts, min(settings.new_tokens, WATCHED))
-        call.acceptance()  # of the run that was watched, which no row tells
+        call.acceptance()  # of the run that was watched, which no row reports
         loop = self._loops.get((batch, capture))
         floor = self._floor(call, batch)
         return apart(parts, loop) | {"acceptance": kept, "floor_ms": floor}

@@ -32,8 +32,16 @@ class Settings:
         """Refuses what cannot be timed.
 
         Raises:
-            ValueError: for an unknown method, cache or capture, or a count below 1.
+            ValueError: for an unknown method, cache or capture, a count below 1, or nothing to
+                time.
         """
+        for name, given in (
+            ("method", methods),
+            ("batch size", self.batches),
+            ("capture", self.captures),
+        ):
+            if not given:
+                raise ValueError(f"there is no {name} to time; give at least one")
         counts = [(name, getattr(self, name)) for name in ("new_tokens", "prompt_tokens", "rounds")]
         for name, value in [*counts, *(("batch", size) for size in self.batches)]:
             if value < 1:

@@ -85,4 +85,4 @@ def capabilities(
         threads=threads,
     )
     show(found.table())
-    show(f"The figures: {found.out / 'capabilities.json'}")
+    show(f"The report: {found.report}")

@@ -41,26 +41,24 @@ def feedback(
     threads: options.Threads = None,
 ) -> None:
     """Teach an equilibrium from pairs, likes or edits; each lesson is kept in its history."""
-    import torch
-
+    from plugalign.threads import torch_threads
     from plugalign.values.feedback_learning import load_taught, teach
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if add is None:
-        taught = load_taught(folder)
-    else:
-        taught = teach(
-            folder,
-            add,
-            model=model,
-            texts=texts,
-            learner=learner,  # type: ignore[arg-type]  # checked there
-            ridge=ridge,
-            keep=keep,
-            dtype=dtype,
-        )
+    with torch_threads(threads):
+        if add is None:
+            taught = load_taught(folder)
+        else:
+            taught = teach(
+                folder,
+                add,
+                model=model,
+                texts=texts,
+                learner=learner,  # type: ignore[arg-type]  # checked there
+                ridge=ridge,
+                keep=keep,
+                dtype=dtype,
+            )
     show(taught.table())
     if taught.history:
         show(taught.summary())

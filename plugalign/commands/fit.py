@@ -102,28 +102,20 @@ def fit(
         "level": level,
     }
     given = {name: value for name, value in of_a_value.items() if value is not None}
-    if method != "value" and given:
-        raise ValueError(f"--{next(iter(given))} is for fit value, not for fit {method}")
-    if method != "value" and not data:
-        raise ValueError(f"fit {method} needs --data, files of labelled texts")
     data = data or []
+    _refuse_missing(method, given, data)
     pair = options.columns(pairs, "--pairs")
     columns = {"undesired": pair[0], "desired": pair[1]} if pair else {}
     columns |= {"text": text, "label": label}
     check_folder(out)
     if method in ("judge", "value"):
         _refuse_settings(f"a {method}", settings, dtype, chat, system)
+        _refuse_minutes(method, model, minutes)
     if method == "judge":
-        if model is None and minutes is not None:
-            raise ValueError(
-                f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
-            )
         bound = MINUTES if minutes is None else minutes
         _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads, bound)
         return
     if method == "value":
-        if minutes is not None:
-            raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
         _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, given)
         return
     if model is None:
@@ -149,6 +141,27 @@ def fit(
     show(done)
 
 
+def _refuse_missing(method: str, of_a_value: dict[str, Any], data: list[Path]) -> None:
+    """Refuses options of a value for anything else, and a fit without data that needs some."""
+    if method == "value":
+        return
+    if of_a_value:
+        raise ValueError(f"--{next(iter(of_a_value))} is for fit value, not for fit {method}")
+    if not data:
+        raise ValueError(f"fit {method} needs --data, files of labelled texts")
+
+
+def _refuse_minutes(method: str, model: str | None, minutes: float | None) -> None:
+    """Refuses a bound on what takes seconds: a value, and a judge without an encoder."""
+    if minutes is None or (method == "judge" and model is not None):
+        return
+    if method == "value":
+        raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
+    raise ValueError(
+        f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
+    )
+
+
 def _refuse_settings(
     what: str, settings: list[str] | None, dtype: str, chat: str, system: str | None
 ) -> None:
@@ -169,17 +182,15 @@ def _fit_judge(
     threads: int | None,
     minutes: float,
 ) -> None:
-    import torch
-
     from plugalign.fitting.data import load_data
     from plugalign.fitting.judge import fit_judge
+    from plugalign.threads import torch_threads
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    labelled = load_data(data, **read)
-    fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
-    show(fitted.describe())
+    with torch_threads(threads):
+        labelled = load_data(data, **read)
+        fitted = fit_judge(labelled, out, desired=desired, encoder=encoder, minutes=minutes)
+        show(fitted.describe())
 
 
 def _fit_value(
@@ -191,11 +202,9 @@ def _fit_value(
     threads: int | None,
     given: dict[str, Any],
 ) -> None:
-    import torch
-
     from plugalign.fitting.value_command import fit_value_files
+    from plugalign.threads import torch_threads
 
     quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))
+    with torch_threads(threads):
+        show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))

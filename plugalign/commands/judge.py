@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,15 +42,18 @@ def judge(
     given = [*(texts or []), *(_read(file) if file is not None else ())]
     if not given:
         raise ValueError("there is no text to judge; give one, or a --file of them")
-    import torch
+    from plugalign.threads import torch_threads
 
+    quiet_libraries()
+    with torch_threads(threads):
+        _judge(folders, given, explain, as_json)
+
+
+def _judge(folders: Mapping[str, str], given: Sequence[str], explain: bool, as_json: bool) -> None:
     from plugalign.values.discriminator.explanation import explain as explained
     from plugalign.values.discriminator.judgement import judge_texts
     from plugalign.values.discriminator.saved import load_discriminators
 
-    quiet_libraries()
-    if threads is not None:
-        torch.set_num_threads(threads)
     principles = load_discriminators(folders)
     for found in judge_texts(principles, given):
         reasons = explained(principles, found.text) if explain else []

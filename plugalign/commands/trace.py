@@ -14,8 +14,8 @@ from plugalign.files.folders import check_folder
 
 OUT = "plugalign-trace"
 GIVEN = (  # to the function as they are
-    *("model", "prompts", "limit", "stratum", "store_prompts", "samples", "max_new_tokens"),
-    *("temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
+    *("model", "prompts", "chat", "system", "limit", "stratum", "store_prompts", "samples"),
+    *("max_new_tokens", "temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
 )
 
 Controllers = Annotated[
@@ -62,6 +62,8 @@ def trace(
     controllers: Controllers = None,
     model: shared.Model = None,
     prompts: shared.Prompts = None,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     limit: shared.Limit = None,
     settings: Set = None,
     stratum: Stratum = None,
@@ -99,10 +101,11 @@ def trace(
     }
     chosen |= {name: context.params[name] for name in GIVEN}
     quiet_libraries()
-    _use(threads)
+    from plugalign.threads import torch_threads
     from plugalign.values.account.tracing import trace as run
 
-    found = run(given, risk=_judge(risk, trust), **chosen)
+    with torch_threads(threads):
+        found = run(given, risk=_judge(risk, trust), **chosen)
     show(f"{found.answers} answers of {found.tokens} tokens are in {found.file}")
     show(f"Its last hash, to be kept elsewhere: {found.head}")
     show(f"The page: {found.page}")
@@ -139,10 +142,11 @@ def _replay(
     threads: int | None,
 ) -> None:
     quiet_libraries()
-    _use(threads)
+    from plugalign.threads import torch_threads
     from plugalign.values.account.replay import replay
 
-    found = replay(path, model=model, prompts=prompts, controllers=controllers, dtype=dtype)
+    with torch_threads(threads):
+        found = replay(path, model=model, prompts=prompts, controllers=controllers, dtype=dtype)
     show(str(found))
     if found.same < found.answers:
         raise typer.Exit(1)
@@ -152,10 +156,3 @@ def _judge(spec: str | None, trust: bool) -> Any:
     if spec is None or not trust:
         return spec
     return shared.trusted_judges([spec])[0]
-
-
-def _use(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from plugalign.algebra.sources import BASE, HIDDEN, Logits, Source
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import RankSupport, Support, intersection
 from plugalign.engine.batching.grouped import ExpertGroups
+from plugalign.engine.declarations import declarations
 from plugalign.engine.readers.cache_spec import check_source
 from plugalign.kernels.truncation import Truncation
 
@@ -242,15 +243,8 @@ def make_plan(controller: Controller, model: Any, tokenizer: Any) -> Plan:
             and sources.
         ValueError: from a part that cannot work with this model or tokenizer.
     """
-    declared = []
-    for weight, part in controller.parts():
-        if part.overrides("steer") and weight != 0:
-            steering = part.steer(model, tokenizer)
-            _check_kinds(part.display_name, steering)
-            steering = steering.scaled(weight)
-            if steering.shifts or steering.supports:
-                declared.append((part.display_name, steering))
-    plan = Plan(tuple(declared))
+    declared = declarations(controller, model, tokenizer)
+    plan = Plan(tuple((n, each) for n, each in declared if each.shifts or each.supports))
     for source in plan.sources.values():
         check_source(source, model)
     return replace(plan, weights=plan._state_of(model))
@@ -271,27 +265,3 @@ def _support_key(support: Support) -> Hashable:
 def _unread(shift: Shift) -> str:
     """Why a shift without sources is asked at one position at a time."""
     return f"{type(shift).__name__} names no source, so it may look at the text itself"
-
-
-def _check_kinds(name: str, steering: Steering) -> None:
-    """Refuses a declaration that holds something else than shifts, supports, gates and sources.
-
-    Raises:
-        TypeError: naming the controller and what it declared.
-    """
-    _check_kind(name, Steering, steering)
-    for kind, parts in ((Shift, steering.shifts), (Support, steering.supports)):
-        for part in parts:
-            _check_kind(name, kind, part)
-            for gate in part.gates:
-                _check_kind(name, Gate, gate)
-            for source in chain(part.sources, *(gate.sources for gate in part.gates)):
-                _check_kind(name, Source, source)
-
-
-def _check_kind(name: str, kind: type, part: object) -> None:
-    if not isinstance(part, kind):
-        raise TypeError(
-            f"the controller {name} declared a {type(part).__name__} ({part!r}) where a "
-            f"{kind.__name__} belongs"
-        )

@@ -39,7 +39,7 @@ class Run:
 
     Args:
         prompt_mask: the prompts' mask ``(B, T)``; None infers left padding from the pad token.
-        pad_token_id: pads rows, and tells padding where the mask is inferred.
+        pad_token_id: pads rows, and marks padding where the mask is inferred.
         infer_mask: whether leading pad tokens mean padding when there is no mask; None: nobody can
             tell.
         extra_positions: cache positions that attachments put in front of the prompt.

@@ -120,9 +120,9 @@ class Stopping:
 class LiveRows(StoppingCriteria):  # type: ignore[misc]
     """Which rows of transformers' own decoding have not ended, for a trace.
 
-    transformers tells nobody, so this stands among its criteria: it ends what the caller's own end
-    and notes what all end. It stands in the place of the caller's own criteria, which are asked
-    once a step as before.
+    transformers reports it to nobody, so this stands among its criteria: it ends what the caller's
+    own end and notes what all end. It stands in the place of the caller's own criteria, which are
+    asked once a step as before.
 
     Attributes:
         live: the rows that have not ended, bool ``(R,)``; None before the first token.

@@ -27,8 +27,8 @@ from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.variants import by_method, changed, variants
 from plugalign.evaluation.halving import Budgets, Search, Trial
+from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
-from plugalign.evaluation.report.table import number
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import shown
@@ -101,9 +101,11 @@ def tune(
     Raises:
         ValueError: for anything wrong with the arguments, before any work.
     """
-    (name, given), *more = controllers.items()
-    if more:
-        raise ValueError(f"one controller is tuned at a time, got {', '.join(controllers)}")
+    if len(controllers) != 1:
+        raise ValueError(
+            f"one controller is tuned at a time, got {', '.join(controllers) or 'none'}"
+        )
+    [(name, given)] = controllers.items()
     budgets, out = budgets or Budgets(), check_folder(out)
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
     controller = load_controllers({name: given})[name]

@@ -71,6 +71,13 @@ def said_last(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1].content
 
 
+def as_lines(prompt: Prompt) -> str:
+    """The text itself, or a conversation with a line for each message."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{each.role}: {each.content}" for each in prompt)
+
+
 def _message(value: Any, what: str) -> Message:
     if isinstance(value, Message):
         return value

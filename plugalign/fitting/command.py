@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from plugalign.algebra.controller import Controller
@@ -20,6 +19,7 @@ from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
 from plugalign.loading import load_model
+from plugalign.threads import torch_threads
 
 OWN_OPTIONS = ("desired", "minutes", "chat", "system")  # of the command, not of --set
 
@@ -104,24 +104,15 @@ def fit_files(
     chosen = parse_settings(method, settings)
     chosen |= validated(fitter(method)[0], {"chat": chat, "system": system})
     precision = chosen_dtype(dtype, frozen=FITTERS[method].frozen)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    data = load_data(paths, limit=limit, **columns)
-    if "desired" in settings_of(fitter(method)[0]):
-        data.binary(desired)  # says now what a fit would say once the model is there
-    say(f"loading {name} in {explained(dtype, frozen=FITTERS[method].frozen)}")
-    model, tokenizer = load_model(name, precision)
-    controller = run_fit(
-        method,
-        model,
-        tokenizer,
-        data,
-        out,
-        desired=desired,
-        minutes=minutes,
-        settings=chosen,
-    )
-    return describe(controller, model, name, out)
+    with torch_threads(threads):
+        data = load_data(paths, limit=limit, **columns)
+        if "desired" in settings_of(fitter(method)[0]):
+            data.binary(desired)  # says now what a fit would say once the model is there
+        say(f"loading {name} in {explained(dtype, frozen=FITTERS[method].frozen)}")
+        model, tokenizer = load_model(name, precision)
+        given: dict[str, Any] = {"desired": desired, "minutes": minutes, "settings": chosen}
+        controller = run_fit(method, model, tokenizer, data, out, **given)
+        return describe(controller, model, name, out)
 
 
 def run_fit(

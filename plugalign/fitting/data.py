@@ -32,7 +32,7 @@ class Labelled:
 
     Labels are canonical, see `plugalign.files.values.label_of`: 0, 0.0, False and "0.0" are "0".
 
-    A fit learns whatever tells the classes apart. So each class should come from the same sources
+    A fit learns whatever separates the classes. So each class should come from the same sources
     in the same style: where one alone has capitals, spaces before full stops or a subject of its
     own, that is what the controller will steer.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,7 @@ def tune_encoder(
     learnt, held = _split(list(zip(rows, labels, strict=True)), seed)
     pick = batches(len(learnt), batch_size, seed)
 
-    def loss_of(some: Sequence[Example]) -> Tensor:
-        ids, mask = pad([row for row, _ in some])
-        ids = ids.masked_fill(mask == 0, tuned.pad or 0)
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        return cross_entropy(logits.float(), torch.tensor([label for _, label in some]))
+    loss_of = partial(_loss, model, tuned.pad or 0)
 
     def loss(step: int) -> Tensor:
         return loss_of([learnt[i] for i in pick(step)])
@@ -97,6 +94,14 @@ def tune_encoder(
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return tuned
+
+
+def _loss(model: Any, filler: int, some: Sequence[Example]) -> Tensor:
+    """The mean loss of examples, whose shorter rows are filled up."""
+    ids, mask = pad([row for row, _ in some])
+    ids = ids.masked_fill(mask == 0, filler)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    return cross_entropy(logits.float(), torch.tensor([label for _, label in some]))
 
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

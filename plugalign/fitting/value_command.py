@@ -79,7 +79,7 @@ def _without_labels(
     negation = negated(statement) if negation is None else negation
     reader, source = _reader(model, encoder), str(model or encoder)
     contrast = ValueContrast(statement, negation, reader, source)
-    contrast.contrasts(["It is a fine day."])  # refuses a statement that has no room
+    contrast.contrasts(["It is a fine day."])  # refuses a statement that is longer than the context
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         contrast.save(result)

@@ -99,6 +99,11 @@ class ChatChoice:
     format: ChatFormat | None
     why: str
 
+    def note(self) -> str:
+        """The decision and its reason in a line."""
+        what = "plain texts" if self.format is None else "chats"
+        return f"prompts are {what}: {self.why}"
+
     def end_tokens(self, own: Sequence[int]) -> list[int]:
         """The tokens that end an answer: the model's own, and in a chat what closes its turn."""
         end = None if self.format is None else self.format.chat.end

@@ -8,7 +8,7 @@ block is one column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +69,26 @@ def behind_one_prompt(
     rows = [[*prompt, *text, *[fill] * (width - len(text))] for text in texts]
     ids = torch.tensor(rows, device=device)
     return Batch(ids, torch.ones_like(ids), [len(text) for text in texts], column=len(prompt))
+
+
+def batches(
+    prompted: Sequence[list[int]],
+    scored: Sequence[list[int]],
+    size: int,
+    pad: int,
+    device: Any,
+    *,
+    together: bool,
+) -> Iterator[Batch]:
+    """Texts and the prompts in front of them in batches of at most ``size``.
+
+    Args:
+        together: whether the texts of a batch stand behind one prompt, see `behind_one_prompt`;
+            else they are `left_padded`.
+    """
+    batched = behind_one_prompt if together else left_padded
+    for i in range(0, len(scored), size):
+        yield batched(prompted[i : i + size], scored[i : i + size], pad, device)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import EndingStreamer, freeing
+from plugalign.generation import scoring
 from plugalign.generation.arguments import check_type
 from plugalign.generation.calling import PreparedCall, generate_arguments
 from plugalign.generation.explanation import Explanation, example_prompts
@@ -33,15 +34,6 @@ from plugalign.generation.prompts import prompts_of, reworded, with_prompt
 from plugalign.generation.request import Request, by_name, check_possible, make_request
 from plugalign.generation.revising import revise
 from plugalign.generation.routing import obstacle
-from plugalign.generation.scoring import (
-    Texts,
-    asked,
-    behind_one_prompt,
-    check_fits,
-    left_padded,
-    log_probs,
-    without_supports,
-)
 from plugalign.trace import Trace
 
 
@@ -183,8 +175,8 @@ class Steered:
     @freeing
     def log_probs(
         self,
-        texts: Texts,
-        prompts: Texts | None = None,
+        texts: scoring.Texts,
+        prompts: scoring.Texts | None = None,
         *,
         batch_size: int = 32,
         supports: bool = True,
@@ -217,18 +209,18 @@ class Steered:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        prompted, scored = asked(self._active(), self.tokenizer, texts, prompts)
+        prompted, scored = scoring.asked(self._active(), self.tokenizer, texts, prompts)
         found: list[Tensor] = []
-        request, batched = self._request(), left_padded if memory is None else behind_one_prompt
+        request, together = self._request(), memory is not None
         with self._attached() as extra:
             lengths = [len(p) + len(t) for p, t in zip(prompted, scored, strict=True)]
-            check_fits(self.plan, self.model, lengths, extra)
-            for i in range(0, len(scored), batch_size):
-                some = slice(i, i + batch_size)
-                pad = request.pad_token_id or 0
-                batch = batched(prompted[some], scored[some], pad, self.model.device)
+            scoring.check_fits(self.plan, self.model, lengths, extra)
+            sizes = batch_size, request.pad_token_id or 0
+            for batch in scoring.batches(
+                prompted, scored, *sizes, self.model.device, together=together
+            ):
                 run = self._run(request, extra=extra, supports=supports)
-                found += log_probs(run, self.model, batch, memory)
+                found += scoring.log_probs(run, self.model, batch, memory)
         return found
 
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
@@ -248,8 +240,6 @@ class Steered:
                     "LogitsProcessor cannot do; use wrap(model, tokenizer, controller).generate"
                 )
         return SteeringProcessor(self._run(self._request(), attention_mask))
-
-    # ------------------------------------------------------------------ one call
 
     def _active(self) -> list[Controller]:
         return [part for weight, part in self.controller.parts() if weight != 0]
@@ -289,7 +279,7 @@ class Steered:
             self.plan, self.split_models = plan, SplitModels(plan.needs_float32_logits)
         pad, ends = request.pad_token_id, request.end_token_ids
         return Run(
-            plan if supports else without_supports(plan),
+            plan if supports else scoring.without_supports(plan),
             self.model,
             prompt_mask=mask,
             pad_token_id=pad or 0,

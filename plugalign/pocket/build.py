@@ -25,6 +25,7 @@ from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.pocket import world
 from plugalign.pocket.guides import fit_guides
 from plugalign.pocket.model import make_model, make_tokenizer, train_model
+from plugalign.threads import torch_threads
 
 PARTS = (pocket.MODEL, "judge", "controllers")
 console = Console(stderr=True)
@@ -99,17 +100,15 @@ def build(out: Path, only: tuple[str, ...] = tuple(STAGES), sizes: Sizes | None 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    strict = torch.are_deterministic_algorithms_enabled()
     parallel = os.environ.get("TOKENIZERS_PARALLELISM", "false")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     try:
-        with torch.random.fork_rng(), threadpool_limits(1):
+        with torch_threads(1), torch.random.fork_rng(), threadpool_limits(1):
             yield
     finally:
         torch.use_deterministic_algorithms(strict)
-        torch.set_num_threads(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = parallel
 
 

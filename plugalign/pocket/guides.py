@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.data_sheet import FIT, README
 from plugalign.controllers.self_critique import SelfCritique
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.fitting.command import run_fit
@@ -35,6 +37,14 @@ SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,))
 SELF_CRITIQUE = SelfCritique(
     critique=world.CRITIQUE, fault=world.YES, fine=world.NO, refine=world.REWRITE + "{prompt}"
 )
+
+STATED = {
+    "license": "apache-2.0",
+    "intended_use": "To show and to test plugalign on its embedded model, and nothing else.",
+    "limitations": "The pocket world's rudeness is mild and invented. How well a method does there "
+    "does not say how well it does on other models and texts.",
+}
+DATA = "sentences that plugalign.pocket.world makes up, about nobody who exists"
 
 
 def fit_guides(
@@ -72,10 +82,19 @@ def fit_guides(
     SELF_DEBIAS.save_pretrained(out / "self_debias")
     SELF_CRITIQUE.save_pretrained(out / "self_critique")
     _slim(out)
+    write_data_sheets(out)
+
+
+def write_data_sheets(out: Path) -> None:
+    """Writes the data sheet of every controller in ``out``, as every saved one has it."""
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
+        stated = STATED | ({"training_data": DATA} if (folder / FIT).is_file() else {})
+        card = Controller.from_pretrained(folder).generate_model_card(**stated)
+        card.save(folder / README)
 
 
 def _slim(out: Path) -> None:
-    """Halves the weights of networks, whose rounding does not matter, and drops model cards.
+    """Halves the weights of networks, whose rounding does not matter, and drops PEFT's cards.
 
     PEFT writes a set in whatever order it has; sorted, a rebuild gives the same bytes.
     """
@@ -88,5 +107,5 @@ def _slim(out: Path) -> None:
         config = json.loads(path.read_text("utf-8"))
         config["target_modules"].sort()
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    for card in out.rglob("README.md"):
+    for card in out.rglob(README):
         card.unlink()

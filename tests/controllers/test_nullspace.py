@@ -1,5 +1,7 @@
 """Nullspace projection: the low-rank shift against a full second pass of the head."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -176,6 +178,12 @@ def test_what_is_no_projection_is_refused():
             Nullspace(*wrong)
     with pytest.raises(ValueError, match="the center must be"):
         Nullspace(removed, read, torch.zeros(5))
+    for guide in (torch.zeros(WIDTH), torch.full((WIDTH,), 1e-30)):  # whose norm is 0 in float32
+        with pytest.raises(ValueError, match=r"the guide must be a direction, got .* length 0"):
+            Nullspace(removed, read, guide=guide)
+    for name, number in (("guide", math.nan), ("center", math.inf)):
+        with pytest.raises(ValueError, match=f"the {name} must be finite"):
+            Nullspace(removed, read, **{name: torch.full((WIDTH,), number)})
 
 
 def test_settings_out_of_range_are_refused():

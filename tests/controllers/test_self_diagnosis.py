@@ -104,6 +104,30 @@ def test_what_it_keeps_closed_costs_no_forward(tiny, tokenizer, prompts):
     assert got.tolist() == model.generate(**prompts(), max_new_tokens=4).tolist()
 
 
+@pytest.mark.parametrize("shared", ["one gate", "equal gates", "loaded"])
+def test_a_gate_of_several_parts_is_asked_once_a_step(shared, tiny, tokenizer, prompts, tmp_path):
+    model, asked, calls = tiny(), [], []
+    one, other = pa.SelfDebias(["w5 w6"]), pa.SelfDebias(["w8"])
+    whole = (one + other).when(Diagnosis("w3", threshold=1e-6))
+    if shared == "equal gates":
+        whole = sum(
+            (part.when(Diagnosis("w3", threshold=1e-6)) for part in (one, other)), pa.Controller()
+        )
+    elif shared == "loaded":
+        whole.save_pretrained(tmp_path)
+        whole = pa.Controller.from_pretrained(str(tmp_path))
+    model.generation_config.eos_token_id = None
+    model.register_forward_hook(lambda *_: calls.append(1))
+    steered = pa.wrap(model, tokenizer, whole)
+    (gate,) = steered.plan.gates
+    opened = type(gate).open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(gate), "open", lambda *a: asked.append(1) or opened(*a))
+        steered.generate(**prompts(), max_new_tokens=4)
+    assert len(asked) == 4
+    assert len(calls) == 3 * 4  # the base, the question, and both prefixes together
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_processor_with_and_without_a_mask(masked, tiny, tokenizer, prompts):
     model, batch = tiny(), prompts(rows=3, width=6)

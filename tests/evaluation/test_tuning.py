@@ -233,6 +233,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"model": "some/model"}, "with a model of your own, give prompts too"),
     ({"controllers": {"d": "/nowhere/d"}}, "'/nowhere/d' is no folder, and the chosen setting"),
     ({"controllers": {"d": "/x", "e": "/y"}}, "one controller is tuned at a time, got d, e"),
+    ({"controllers": {}}, "one controller is tuned at a time, got none"),
     ({"limit": 0}, "limit must be at least 1, got 0"),
 ]
 

@@ -56,11 +56,7 @@ def test_it_says_what_it_does_and_its_hint_works_when_typed(
 ) -> None:
     out = tmp_path / "my head"
     arguments = ["--model", model, "--data", data, "--out", str(out), "--set", "steps=20"]
-    threads = torch.get_num_threads()
-    try:
-        assert fit(monkeypatch, "fudge_head", *arguments, "--threads", "1") == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert fit(monkeypatch, "fudge_head", *arguments) == 0
     shown = capsys.readouterr()
     stages = (
         "loading",

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from plugalign import pocket
+from plugalign.algebra.controller import Controller
+from plugalign.algebra.data_sheet import README
 from plugalign.pocket.build import Sizes, build
 
 TINY = Sizes(
@@ -45,11 +47,26 @@ def test_building_twice_gives_the_same_bytes_and_leaves_torch_alone(tmp_path):
     assert one == two
     assert {"pocket/model.safetensors", "pocket/tokenizer.json", "judge/config.json"} <= set(one)
     assert "controllers/dexperts_lora/expert/adapter_config.json" in one
+    assert "controllers/dexperts_lora/README.md" in one
 
 
 def test_the_embedded_parts_name_no_folder_of_the_computer_that_built_them():
     for path in pocket.parts().rglob("*.json"):
         assert str(pocket.PARTS.parent) not in path.read_text("utf-8")
+
+
+def test_every_embedded_controller_has_its_data_sheet():
+    folders = [path.parent for path in pocket.parts().glob("controllers/*/config.json")]
+    assert len(folders) == 8
+    for folder in folders:
+        controller = Controller.from_pretrained(folder)
+        written = (folder / README).read_text(encoding="utf-8")
+        assert written == str(controller.generate_model_card())
+        sheet = controller.data_sheet().to_json()
+        assert sheet["license"] == "apache-2.0"
+        fitted = (folder / "fit.json").is_file()
+        assert (sheet["n"] == 4000) == fitted
+        assert ("plugalign.pocket.world" in sheet["training_data"]) == fitted
 
 
 def test_an_unknown_stage_is_refused(tmp_path):

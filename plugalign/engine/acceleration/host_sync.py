@@ -54,7 +54,7 @@ class HostSyncDetector(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Tells torch to run compiled functions as compiled under this mode too."""
+        """Has torch run compiled functions as compiled under this mode too."""
         return True
 
     def __torch_dispatch__(

@@ -48,7 +48,7 @@ class Recorder:
         known = self._known.get(id(body))
         if known is None or known[0] != state:
             self._known.pop(id(body), None)
-            _make_room(self._known)
+            _evict_oldest(self._known)
             self._known[id(body)] = known = (state, {})
         return known[1]
 
@@ -150,7 +150,7 @@ class Reading:
             self._recordings = self._recorder.recordings_of(self._body)
         recording = self._recordings.get(form)
         if recording is None:
-            _make_room(self._recordings)
+            _evict_oldest(self._recordings)
             recording = self._recordings[form] = self._recorder.recording(self._body, self._exact)
         if self._exact:
             return recording.last(inputs, self._body)
@@ -238,7 +238,7 @@ def _is_static(inputs: dict[str, Any]) -> bool:
     return bool(cache.is_compileable and cache.layers and cache.layers[0].is_initialized)
 
 
-def _make_room(kept: dict[Any, Any]) -> None:
+def _evict_oldest(kept: dict[Any, Any]) -> None:
     if len(kept) >= KEPT:
         oldest, *_ = tuple(kept)  # a copy, since another thread may be about to add to it
         kept.pop(oldest, None)

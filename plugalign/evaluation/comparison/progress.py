@@ -22,7 +22,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 class Progress:
-    """Tells how far the stages of a run are.
+    """Reports how far the stages of a run are.
 
     Args:
         out: the run's folder, where the log is.

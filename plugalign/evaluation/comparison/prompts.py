@@ -56,10 +56,12 @@ class Prompts:
 
     def fingerprint(self) -> str:
         """A hash of the prompts that are used."""
-        parts = [
-            each if isinstance(each, str) else json.dumps(_messages(each)) for each in self.every
-        ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\0".join(map(_as_text, self.every)).encode()).hexdigest()
+
+    def hashes(self) -> tuple[str, ...]:
+        """The SHA-256 of each prompt: of its text, or of its conversation as JSON. A text that can
+        be guessed can be found by its hash."""
+        return tuple(hashlib.sha256(_as_text(each).encode()).hexdigest() for each in self.every)
 
 
 def load_prompts(source: str | Path | Sequence[Any], limit: int | None = None) -> Prompts:
@@ -165,6 +167,11 @@ def _prompt(row: FileRow) -> Prompt:
     if both := next((field for field in FIELDS if row.has(field)), None):
         raise ValueError(f"{row.place}: both {MESSAGES!r} and {both!r} hold a prompt; keep one")
     return row.conversation(MESSAGES)
+
+
+def _as_text(prompt: Prompt) -> str:
+    """What is hashed of a prompt."""
+    return prompt if isinstance(prompt, str) else json.dumps(_messages(prompt))
 
 
 def _messages(prompt: Prompt) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
 from plugalign.evaluation.metrics.metric import Metric, Metrics, check_measures, sorted_metrics
 from plugalign.evaluation.run_folder.describe import (
     conditions,
+    describe_chat,
     describe_controller,
     describe_model,
     versions,
 )
 from plugalign.evaluation.run_folder.manifest import (
     AgreementSet,
-    ChatRecord,
     DataRecord,
     JudgeRecord,
     Manifest,
@@ -76,7 +76,7 @@ class Study:
         if self.loaded_as is not None:
             yield f"the model is in {self.loaded_as}"
         chat = self.chat.format is not None
-        yield f"prompts are {'chats' if chat else 'plain texts'}: {self.chat.why}"
+        yield self.chat.note()
         for name, on_chats in self.fitted_on_chats.items():
             if on_chats != chat:
                 was, now = ("chats", "texts") if on_chats else ("plain texts", "chats")
@@ -119,18 +119,8 @@ class Study:
             metrics={metric.name: metric.record() for metric in self.metrics.every},
             scorer=ScorerRecord(**scorer.model_dump(), is_base=self.scorer is None),
             perplexity_model=describe_model(*self.outside) if self.outside else None,
-            chat=self._chat(),
+            chat=describe_chat(self.chat),
             **asdict(decoding),
-        )
-
-    def _chat(self) -> ChatRecord:
-        used = self.chat.format
-        return ChatRecord(
-            asked=self.chat.asked,
-            used=used is not None,
-            why=self.chat.why,
-            system=None if used is None else used.system,
-            template=None if used is None else used.template,
         )
 
     def _judge(self, name: str) -> JudgeRecord:
@@ -213,6 +203,7 @@ def make_study(
         _require(prompts=prompts, judges=judges)
     texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
     check_measures(chosen_metrics, texts.texts)
+    _check_some(methods, controllers)
     given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
     chosen = varied(load_controllers(_chosen(methods, given)), settings)
     specs = ["pocket"] if judges is None else judges
@@ -269,6 +260,14 @@ def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> P
     if prompts is None:
         return load_prompts(pocket_prompts(POCKET_PROMPTS, PROMPT_SEED), limit)
     return load_prompts(prompts, limit)
+
+
+def _check_some(methods: Sequence[str] | None, controllers: Mapping[str, Any] | None) -> None:
+    """Refuses to compare what was given as nothing; the plain model alone has a name."""
+    if methods is not None and not methods:
+        raise ValueError(f"there is no method; name at least one, or '{BASE}' for the plain model")
+    if methods is None and controllers is not None and not controllers:
+        raise ValueError("there is no controller; give at least one, or leave controllers out")
 
 
 def _chosen(methods: Sequence[str] | None, controllers: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def alignment_notes(summary: Summary) -> Iterator[str]:
                 yield (
                     f"{name}, the model on its own texts ({own}): {_words(found.judgement)}, "
                     f"{other} {_words(found.action)}, gap {_words(found.gap)}{agree}. What the "
-                    f"model's judgement is worth on labelled text, --agreement tells."
+                    f"model's judgement is worth on labelled text, see --agreement."
                 )
 
 

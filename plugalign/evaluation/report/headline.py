@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugalign.evaluation.report.table import number, verdict
+from plugalign.evaluation.report.numbers import number, verdict
 from plugalign.evaluation.run_folder.manifest import MetricRecord
 from plugalign.evaluation.run_folder.summary import Row, Summary
 from plugalign.evaluation.statistics.figure import Figure

@@ -11,14 +11,9 @@ from plugalign.evaluation.report.alignment import alignment_notes, alignment_sec
 from plugalign.evaluation.report.charts import Estimate, Scatter, scatter
 from plugalign.evaluation.report.conditions import conditions_of, settings_line
 from plugalign.evaluation.report.headline import headline
+from plugalign.evaluation.report.numbers import number, p_value, percent, verdict
 from plugalign.evaluation.report.pairs import Decode, Pair, telling_pairs
-from plugalign.evaluation.report.table import (
-    number,
-    p_value,
-    percent,
-    revisions_in_words,
-    verdict,
-)
+from plugalign.evaluation.report.table import revisions_in_words
 from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.answers import read_answers
 from plugalign.evaluation.run_folder.folder import PROMPTS, REPORT, replace_text

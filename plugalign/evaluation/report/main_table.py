@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from plugalign.evaluation.report.table import number, percent
+from plugalign.evaluation.report.numbers import number, percent
 from plugalign.evaluation.run_folder.summary import Cost, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 from rich import box
 from rich.console import Group
@@ -12,25 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from plugalign.evaluation.report.alignment import alignment_columns, alignment_notes
+from plugalign.evaluation.report.numbers import (
+    SHARES,
+    heading,
+    number,
+    p_value,
+    percent,
+    printable,
+    verdict,
+)
 from plugalign.evaluation.run_folder.manifest import MetricRecord
 from plugalign.evaluation.run_folder.summary import Cost, JudgeNotes, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.paired import Interval
 
-SIGNIFICANT = 0.05
 NAME = 17  # columns that a method's name gets at least
-SHARES = ("toxic", "expected", "mean_tox", "distinct", "share")  # figures that lie in [0, 1]
-HEADINGS = {
-    "toxicity_probability": "toxicity\nprobab.",
-    "expected_maximum_toxicity": "expected\nmaximum",
-    "mean_toxicity": "mean\ntoxicity",
-    "toxic_fraction": "toxic\nanswers",
-}
-
-
 PERPLEXITIES = {"perplexity": "perplexity", "outside_perplexity": "outside\nperplexity"}
-
-
 REVISED = {
     "critiqued": "verdicts",
     "faulted": "faults found",
@@ -50,52 +46,6 @@ def comparison_table(summary: Summary) -> Group:
         tables += [_aligned(summary, judge) for judge in summary.judges]
     notes = Padding(Text("\n".join(_notes(summary)), style="dim"), (0, 1))
     return Group(*tables, _texts(summary), _costs(summary), notes)
-
-
-def number(value: float | None, metric: str = "") -> str:
-    """A figure as it is shown: shares with two decimals, others with about three digits."""
-    if value is None:
-        return "-"
-    value = 0.0 if abs(value) < 0.005 else value  # no minus in front of nothing
-    if metric.startswith(SHARES) or round(abs(value), 2) < 10:
-        return f"{value:.2f}"
-    return f"{value:.1f}" if round(abs(value), 1) < 100 else f"{value:.0f}"
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent; what is not quite none or all does not look like it."""
-    if value is None:
-        return "-"
-    shown = (
-        f"{100 * value:.1f}" if 0 < value < 0.0995 or 0.9005 < value < 1 else f"{100 * value:.0f}"
-    )
-    return f"{shown}%"
-
-
-def p_value(value: float) -> str:
-    """A p-value as it is shown."""
-    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
-
-
-def verdict(figure: Figure, better: str) -> Literal["better", "worse"] | None:
-    """Whether a figure is better or worse than base's where that is sure, else None."""
-    change, p = figure.difference, figure.p_adjusted
-    if change is None or p is None or p >= SIGNIFICANT or change.value == 0:
-        return None
-    return "better" if (change.value < 0) == (better == "lower") else "worse"
-
-
-def heading(metric: str) -> str:
-    """A metric's name above its column."""
-    return HEADINGS.get(metric, metric.replace("_", "\n", 1).replace("_", " "))
-
-
-def printable(text: str) -> str:
-    """Without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-# ----------------------------------------------------------------------------- tables
 
 
 def _judged(summary: Summary, judge: str) -> Table:
@@ -234,9 +184,6 @@ def _p_value(figure: Figure, metric: MetricRecord) -> Text:
         return Text("")
     colours = {"better": "green", "worse": "red", None: ""}
     return Text(p_value(figure.p_adjusted), style=colours[verdict(figure, metric.better)])
-
-
-# ----------------------------------------------------------------------------- notes
 
 
 def _notes(summary: Summary) -> Iterator[str]:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    PackageLoader,
+    StrictUndefined,
+    select_autoescape,
+)
+
+SHARED = "plugalign.evaluation.report"  # has page.css.j2, which pages include
 
 
 def environment(package: str, **filters: Any) -> Environment:
     """An environment in which names that are missing raise, and HTML is escaped.
 
     Args:
-        package: where the templates lie; those that do not end in ``.html.j2`` are not escaped.
+        package: where the templates lie, before those of this package; what does not end in
+            ``.html.j2`` is not escaped.
     """
     made = Environment(
-        loader=PackageLoader(package, "."),
+        loader=ChoiceLoader([PackageLoader(each, ".") for each in (package, SHARED)]),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,6 +11,7 @@ from plugalign.algebra.controller import Composition, Controller
 from plugalign.algebra.fingerprints import controller_fingerprint as controller_fingerprint
 from plugalign.algebra.identity import identify, model_name
 from plugalign.evaluation.run_folder.manifest import (
+    ChatRecord,
     Conditions,
     ControllerRecord,
     ModelRecord,
@@ -18,6 +19,7 @@ from plugalign.evaluation.run_folder.manifest import (
 )
 from plugalign.files.fingerprint import weights_fingerprint
 from plugalign.files.versions import versions as versions
+from plugalign.generation.chat_format import ChatChoice
 
 
 def describe_model(model: Any, tokenizer: Any) -> ModelRecord:
@@ -34,6 +36,18 @@ def describe_model(model: Any, tokenizer: Any) -> ModelRecord:
 def describe_controller(controller: Controller) -> ControllerRecord:
     """A controller's class and settings, and a fingerprint of what it has learned."""
     return ControllerRecord.model_validate(_described(controller))
+
+
+def describe_chat(choice: ChatChoice) -> ChatRecord:
+    """Whether prompts are put into a chat template, and into which."""
+    used = choice.format
+    return ChatRecord(
+        asked=choice.asked,
+        used=used is not None,
+        why=choice.why,
+        system=None if used is None else used.system,
+        template=None if used is None else used.template,
+    )
 
 
 def _described(controller: Controller) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def account(
     if prompts is not None:
         texts = load_prompts(prompts)
         strata = make_strata(texts, stratum, risk, cuts)
-        sorting = strata.by_text(texts)
+        sorting = strata.by_hash(texts)
     elif cuts is not None and risk is None:
         raise ValueError("cuts are of a judge's scores; name the judge too")
     loaded = [] if judges is None else list(load_judges(judges).values())
@@ -87,11 +87,11 @@ class _Sorting:
     """How prompts are sorted now, if they are.
 
     Attributes:
-        by_text: the stratum by a prompt's hash.
+        by_hash: the stratum by a prompt's hash.
         strata: of the prompts' file.
     """
 
-    by_text: Mapping[str, str] | None
+    by_hash: Mapping[str, str] | None
     strata: Strata | None
     risk: Any
     cuts: Sequence[float] | None
@@ -117,13 +117,13 @@ def _of_run(
 
 
 def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAccount:
-    if sorting.risk is not None and sorting.by_text is None:
+    if sorting.risk is not None and sorting.by_hash is None:
         raise ValueError(
             f"{folder} holds hashes of prompts, which no judge can score; give the prompts too"
         )
     file = TraceFile(folder)
     answers = [each for each in file.answers() if each.tokens]
-    names = [_stratum(each, sorting.by_text) for each in answers]
+    names = [_stratum(each, sorting.by_hash) for each in answers]
     scores = scored(judges, answers)
     groups = sorted(set(names))
     strata = []
@@ -145,24 +145,24 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
     )
 
 
-def _stratum(each: TracedAnswer, by_text: Mapping[str, str] | None) -> str:
+def _stratum(each: TracedAnswer, by_hash: Mapping[str, str] | None) -> str:
     answer = each.answer
-    if by_text is None:
+    if by_hash is None:
         return answer.stratum
-    return stratum_of(answer.prompt_sha256, answer.prompt, by_text)
+    return stratum_of(answer.prompt_sha256, answer.prompt, by_hash)
 
 
 def _of_comparison(
     folder: Path, sorting: _Sorting, controllers: Mapping[str, str | Path]
 ) -> RunAccount:
-    by_text, how = sorting.by_text, "all prompts are one stratum"
+    by_hash, how = sorting.by_hash, "all prompts are one stratum"
     if sorting.strata is not None:
         how = sorting.strata.how
     elif sorting.risk is not None:
         cuts = None if sorting.cuts is None else tuple(sorting.cuts)
         strata, texts = strata_of_comparison(folder, sorting.risk, cuts)
-        by_text, how = strata.by_text(texts), strata.how
-    compared = read_comparison(folder, by_text, how)
+        by_hash, how = strata.by_hash(texts), strata.how
+    compared = read_comparison(folder, by_hash, how)
     manifest, known = compared.manifest, dict[str, str | Path]()
     if manifest.pocket:
         own = pocket.parts() / "controllers"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plugalign.evaluation.comparison.prompts import Prompts
+from plugalign.evaluation.comparison.prompts import MESSAGES, Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
 from plugalign.evaluation.run_folder.folder import PROMPTS
@@ -23,7 +23,7 @@ from plugalign.evaluation.statistics.paired import (
 )
 from plugalign.files.text import read_text
 from plugalign.values.account.figures import FEW
-from plugalign.values.account.strata import ALL, Strata, make_strata, text_hash
+from plugalign.values.account.strata import ALL, Strata, make_strata
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Compared:
     figures: tuple[MethodStratum, ...]
 
 
-def read_comparison(out: Path, by_text: Mapping[str, str] | None, strata: str) -> Compared:
+def read_comparison(out: Path, by_hash: Mapping[str, str] | None, strata: str) -> Compared:
     """The figures of a comparison by method and stratum.
 
     Args:
-        by_text: the stratum by the hash of a prompt's text; None is one stratum.
+        by_hash: the stratum by the hash of a prompt; None is one stratum.
         strata: in words, how prompts were sorted.
 
     Raises:
@@ -78,7 +78,8 @@ def read_comparison(out: Path, by_text: Mapping[str, str] | None, strata: str) -
     """
     manifest = read_manifest(out)
     rows, prompts = read_answers(out, manifest), read_prompts(out)
-    names = [stratum_of(text_hash(text), number, by_text) for number, text in enumerate(prompts)]
+    hashes = enumerate(prompts.hashes())
+    names = [stratum_of(sha256, number, by_hash) for number, sha256 in hashes]
     judges = manifest.settings.judges
     found = [
         _figures(method, stratum, answers, rows[BASE], judges, [n == stratum for n in names])
@@ -89,34 +90,34 @@ def read_comparison(out: Path, by_text: Mapping[str, str] | None, strata: str) -
     return Compared(manifest, strata, tuple(found))
 
 
-def read_prompts(out: Path) -> tuple[str, ...]:
-    """The texts of a comparison's prompts."""
-    lines = read_text(out / PROMPTS).splitlines()
-    return tuple(json.loads(line)["text"] for line in lines)
+def read_prompts(out: Path) -> Prompts:
+    """A comparison's prompts."""
+    rows = map(json.loads, read_text(out / PROMPTS).splitlines())
+    return load_prompts([row.get(MESSAGES, row["text"]) for row in rows])
 
 
 def strata_of_comparison(
     out: Path, risk: object, cuts: tuple[float, ...] | None
 ) -> tuple[Strata, Prompts]:
     """Its prompts, sorted by a judge of risk."""
-    prompts = Prompts(read_prompts(out))
+    prompts = read_prompts(out)
     return make_strata(prompts, None, risk, cuts), prompts
 
 
-def stratum_of(sha256: str, number: int, by_text: Mapping[str, str] | None) -> str:
+def stratum_of(sha256: str, number: int, by_hash: Mapping[str, str] | None) -> str:
     """The stratum of a prompt.
 
     Raises:
         ValueError: for a prompt that is not among those that were sorted.
     """
-    if by_text is None:
+    if by_hash is None:
         return ALL
-    if sha256 not in by_text:
+    if sha256 not in by_hash:
         raise ValueError(
             f"prompt {number} of the run is not in the prompts' file, so it has no stratum; give "
             "the file that the run was made with"
         )
-    return by_text[sha256]
+    return by_hash[sha256]
 
 
 def _figures(

@@ -13,7 +13,14 @@ from plugalign.algebra.controller import Controller
 from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import Prompts, Row, chunks, encode, left_padded
-from plugalign.evaluation.run_folder.describe import conditions, describe_model, versions
+from plugalign.evaluation.run_folder.describe import (
+    conditions,
+    describe_chat,
+    describe_model,
+    versions,
+)
+from plugalign.files.messages import as_lines
+from plugalign.generation.chat_format import ChatChoice
 from plugalign.generation.wrap import wrap
 from plugalign.sampling import CoupledSampler
 from plugalign.trace import Trace
@@ -30,7 +37,7 @@ from plugalign.values.account.records import (
     request_of,
     rounded,
 )
-from plugalign.values.account.strata import Strata, text_hash
+from plugalign.values.account.strata import Strata
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Recorder:
     prompts: Prompts
     decoding: Decoding
     strata: Strata
+    chat: ChatChoice
     store_prompts: bool = False
 
     def run_line(
@@ -64,6 +72,7 @@ class Recorder:
             prompts=self.prompts.fingerprint(),
             prompts_path=self.prompts.path,
             strata=self.strata.how,
+            chat=None if self.chat.format is None else describe_chat(self.chat),
             versions=versions(),
             conditions=conditions(self.model.device),
             pocket=is_pocket,
@@ -72,7 +81,12 @@ class Recorder:
     @cached_property
     def encoded(self) -> list[list[int]]:
         """Token ids of every prompt."""
-        return encode(self.prompts, self.model, self.tokenizer, self.decoding.max_new_tokens)
+        new_tokens = self.decoding.max_new_tokens
+        return encode(self.prompts, self.model, self.tokenizer, new_tokens, self.chat.format)
+
+    @cached_property
+    def _hashes(self) -> tuple[str, ...]:
+        return self.prompts.hashes()
 
     @property
     def batches(self) -> list[list[Row]]:
@@ -85,7 +99,7 @@ class Recorder:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return end_tokens(self.model, self.tokenizer)
+        return self.chat.end_tokens(end_tokens(self.model, self.tokenizer))
 
     @cached_property
     def _pad(self) -> int:
@@ -140,18 +154,18 @@ class Recorder:
             do_sample=False,
             num_beams=1,
             pad_token_id=self._pad,
+            **({"eos_token_id": self._ends} if self._ends else {}),
             trace=recorded,
         )
         return recorded, output, ids.shape[1]
 
     def _answer(self, row: Row, tokens: list[int], final: list[int]) -> AnswerLine:
         prompt, sample = row
-        text = self.prompts.texts[prompt]
         return AnswerLine(
             prompt=prompt,
             sample=sample,
-            prompt_sha256=text_hash(text),
-            prompt_text=text if self.store_prompts else None,
+            prompt_sha256=self._hashes[prompt],
+            prompt_text=as_lines(self.prompts.every[prompt]) if self.store_prompts else None,
             stratum=self.strata.names[prompt],
             risk=self.strata.risks[prompt],
             pieces=tuple(pieces(self.tokenizer, tokens)),

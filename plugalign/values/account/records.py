@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from plugalign.evaluation.comparison.decoding import Decoding
-from plugalign.evaluation.run_folder.manifest import Conditions, ModelRecord
+from plugalign.evaluation.run_folder.manifest import ChatRecord, Conditions, ModelRecord
 from plugalign.files.saved import described
 from plugalign.values.account.chain import Link
 
@@ -73,6 +73,7 @@ class RunLine(_Line):
         request: the settings, by the names in `SETTINGS`.
         prompts: a hash of all texts together; prompts_path: of their file, if there is one.
         strata: how prompts were sorted into strata, in words.
+        chat: the chat template's turns that prompts were put into, None for plain texts.
         controllers: by name; all of them steer together.
         pocket: whether it is the pocket world.
     """
@@ -87,6 +88,7 @@ class RunLine(_Line):
     prompts: Sha256
     prompts_path: str | None
     strata: str
+    chat: ChatRecord | None = None
     versions: dict[str, str]
     conditions: Conditions
     pocket: bool = False
@@ -127,7 +129,8 @@ class AnswerLine(_Line):
     """An answer; its tokens stand in the lines before it.
 
     Attributes:
-        prompt_sha256: of the prompt's text; prompt_text: the text itself, where that was asked for.
+        prompt_sha256: of the prompt's text, or of its conversation as JSON; prompt_text: the text
+            itself, where that was asked for, with one line a message for a conversation.
         stratum: of the prompt; risk: a judge's score of the prompt, if strata go by it.
         pieces: the text of each token, as far as a token has one by itself.
         text: of the answer as it was given; it is no longer that of the tokens where revised.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from plugalign.evaluation.comparison.prompts import Prompts, Row, load_prompts
-from plugalign.evaluation.run_folder.describe import describe_model, versions
+from plugalign.evaluation.run_folder.describe import describe_chat, describe_model, versions
 from plugalign.files.shown import shown
+from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.loading import load_controllers, resolve_model
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -17,7 +18,7 @@ from plugalign.values.account import controllers as parts
 from plugalign.values.account.reading import TracedAnswer, TraceFile
 from plugalign.values.account.recording import Recorder
 from plugalign.values.account.records import RunLine
-from plugalign.values.account.strata import ALL, Strata, text_hash
+from plugalign.values.account.strata import ALL, Strata
 
 MOST_POCKET_PROMPTS = 100
 
@@ -52,7 +53,7 @@ def replay(
     model: Any = None,
     tokenizer: Any = None,
     controllers: Mapping[str, Any] | None = None,
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: str | Path | Sequence[Any] | None = None,
     dtype: str = "auto",
 ) -> Replay:
     """Generates the answers of a trace file again and compares their tokens.
@@ -89,7 +90,8 @@ def replay(
         name, what = next(iter(differ.items()))
         raise ValueError(f"the controller {shown(name)} is not that of the run: {what}")
     nothing = Strata("", (ALL,) * len(texts.texts), (None,) * len(texts.texts))
-    recorder = Recorder(model, tokenizer, loaded, texts, run.decoding, nothing)
+    chat = _chat(run, model, tokenizer)
+    recorder = Recorder(model, tokenizer, loaded, texts, run.decoding, nothing, chat)
     return _compared(recorder, recorded, run)
 
 
@@ -116,12 +118,28 @@ def _prompts(run: RunLine, prompts: Any) -> Prompts:
     return load_prompts(source, run.count)
 
 
+def _chat(run: RunLine, model: Any, tokenizer: Any) -> ChatChoice:
+    """The turns that the run's prompts were put into.
+
+    Raises:
+        ValueError: if the tokenizer's chat template is another one now, or there is none.
+    """
+    if run.chat is None:
+        return choose_chat(model, tokenizer, "off")
+    choice = choose_chat(model, tokenizer, "on", run.chat.system)
+    if describe_chat(choice).template != run.chat.template:
+        raise ValueError(
+            "the tokenizer's chat template is not that of the run; give the same with --model"
+        )
+    return choice
+
+
 def _check_prompts(recorded: Sequence[TracedAnswer], prompts: Prompts) -> None:
     """Refuses prompts whose hashes are not those of the run."""
+    hashes = prompts.hashes()
     for each in recorded:
         number = each.answer.prompt
-        known = number < len(prompts.texts)
-        if not known or text_hash(prompts.texts[number]) != each.answer.prompt_sha256:
+        if number >= len(hashes) or hashes[number] != each.answer.prompt_sha256:
             raise ValueError(
                 f"prompt {number} is not that of the run: its hash differs; give the same prompts "
                 "with --prompts"

@@ -7,7 +7,6 @@ systems into classes says nothing of prompts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,10 +35,9 @@ class Strata:
     names: tuple[str, ...]
     risks: tuple[float | None, ...]
 
-    def by_text(self, prompts: Prompts) -> dict[str, str]:
-        """The stratum by the hash of a prompt's text."""
-        pairs = zip(prompts.texts, self.names, strict=True)
-        return {text_hash(text): name for text, name in pairs}
+    def by_hash(self, prompts: Prompts) -> dict[str, str]:
+        """The stratum by the hash of a prompt."""
+        return dict(zip(prompts.hashes(), self.names, strict=True))
 
 
 def make_strata(
@@ -70,11 +68,6 @@ def make_strata(
     if risk is not None:
         return _by_risk(prompts, risk, (0.5,) if cuts is None else tuple(cuts))
     return Strata("all prompts are one stratum", (ALL,) * count, (None,) * count)
-
-
-def text_hash(text: str) -> str:
-    """The SHA-256 of a prompt's text. A text that can be guessed can be found by its hash."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _named(prompts: Prompts, field: str) -> tuple[str, ...]:

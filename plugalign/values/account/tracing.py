@@ -16,6 +16,7 @@ from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import versions
 from plugalign.evaluation.run_folder.folder import locked
 from plugalign.files.folders import check_folder
+from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import load_controllers, resolve_model
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -71,7 +72,9 @@ def trace(
     model: Any = None,
     tokenizer: Any = None,
     settings: Mapping[str, Any] | None = None,
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: str | Path | Sequence[Any] | None = None,
+    chat: str = "auto",
+    system: str | None = None,
     limit: int | None = None,
     stratum: str | None = None,
     risk: Any = None,
@@ -95,8 +98,8 @@ def trace(
 
     Args:
         controllers: by name, controllers or their folders.
-        model, tokenizer, settings, prompts, limit, dtype: see `plugalign.compare`. A setting has
-            one value here.
+        model, tokenizer, settings, prompts, chat, system, limit, dtype: see `plugalign.compare`. A
+            setting has one value here.
         stratum, risk, cuts: how prompts are sorted into strata, see `make_strata`.
         store_prompts: whether prompts are written down; else only hashes of them are.
         samples: answers to each prompt; the others as for `plugalign.compare`.
@@ -118,7 +121,8 @@ def trace(
         raise ValueError("a setting has one value in a trace, since all controllers steer together")
     path, is_pocket = str(model) if isinstance(model, (str, Path)) else None, model is None
     model, tokenizer = resolve_model(model, tokenizer, dtype)
-    recorder = Recorder(model, tokenizer, steered_by, texts, decoding, strata, store_prompts)
+    turns = choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations)
+    recorder = Recorder(model, tokenizer, steered_by, texts, decoding, strata, turns, store_prompts)
     with locked(out):
         return _run(recorder, recorder.run_line(folders, path, is_pocket), out, resume)
 
@@ -161,6 +165,7 @@ def _run(recorder: Recorder, about: RunLine, out: Path, resume: bool) -> Traced:
         chain.append([content_of(ResumedLine(time=now(), versions=versions()))])
     total = len(recorder.prompts.texts) * recorder.decoding.samples
     with Progress(out) as progress:
+        progress.say(recorder.chat.note())
         progress.stage("tracing", total, lambda: len(done), recorder.work(chain, done))
     if not ended:
         end = EndLine(time=now(), answers=len(done), tokens=sum(done.values()))

@@ -22,7 +22,7 @@ LEAST = 2  # texts of a kind, for an AUC
 
 @dataclass(frozen=True)
 class Judgement:
-    """A text, and whether what it tells is right."""
+    """A text, and whether what it says is right."""
 
     text: str
     right: bool

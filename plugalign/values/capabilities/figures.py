@@ -18,16 +18,17 @@ from plugalign.evaluation.statistics.paired import (
 )
 from plugalign.values.capabilities.data import CapabilityData
 from plugalign.values.capabilities.tasks import (
+    CORRECTED,
     DIAGNOSIS,
     JUDGEMENT,
     NATS,
     OWN,
     TASK,
-    TOLD,
     UNASKED,
     Stages,
 )
 
+SIGNIFICANT, CHANCE = 0.05, 0.5
 FAULTY = 0.5  # from where on the judge calls a text faulty
 LEAST = 2  # texts of a kind, for an AUC
 
@@ -39,7 +40,7 @@ class Capability:
     Attributes:
         of: comprehension, diagnosis, rectification or performance.
         better: which way is better.
-        value: with its interval; None where it cannot be told, and ``note`` says why.
+        value: with its interval; None where it cannot be estimated, and ``note`` says why.
         texts: how many it is over.
         change: from the model itself, with its p-value adjusted over the figures of the row.
     """
@@ -52,6 +53,18 @@ class Capability:
     note: str | None = None
     change: Interval | None = None
     p_adjusted: float | None = None
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether it is an AUC whose interval holds chance, so that nothing follows from it."""
+        return self.name.startswith("AUC") and self.value is not None and self.value.low <= CHANCE
+
+    @property
+    def improved(self) -> bool | None:
+        """Whether the change is for the better; None where it may be chance, or there is none."""
+        if self.change is None or self.p_adjusted is None or self.p_adjusted >= SIGNIFICANT:
+            return None
+        return (self.change.value > 0) == (self.better == "higher")
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,9 @@ def gathered(
 
 def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
     """Diagnosis and rectification: what the judge says of the model's own texts."""
-    own, told, unasked = (judge(stages.texts(row, stage)) for stage in (OWN, TOLD, UNASKED))
+    own, corrected, unasked = (
+        judge(stages.texts(row, stage)) for stage in (OWN, CORRECTED, UNASKED)
+    )
     there = ~np.isnan(own)
     faulty = own[there] >= FAULTY
     label, texts = "AUC of faults in own texts", int(there.sum())
@@ -101,9 +116,9 @@ def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
         yield Found(label, "diagnosis", "higher", texts, auc=auc, paired=False)
     yield Found("fault of own texts", "rectification", "lower", len(own), own)
     removed = {
-        "fault taken away, once told": own - told,
+        "fault taken away, once told": own - corrected,
         "fault taken away, unasked": own - unasked,
-        "what being told adds": unasked - told,
+        "what being told adds": unasked - corrected,
     }
     for name, numbers in removed.items():
         yield Found(name, "rectification", "higher", len(own), numbers)

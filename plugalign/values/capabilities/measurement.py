@@ -32,18 +32,19 @@ from plugalign.loading import check_context, load_controllers
 from plugalign.threads import torch_threads
 from plugalign.values.capabilities.data import CapabilityData
 from plugalign.values.capabilities.figures import Capability, figures_of, gathered
+from plugalign.values.capabilities.report import write_report
 from plugalign.values.capabilities.table import capability_tables
 from plugalign.values.capabilities.tasks import Asked, Stages
 from plugalign.values.questionnaire.respondent import ModelRespondent
-from plugalign.values.questionnaire.rows import described_rows, model_rows
+from plugalign.values.questionnaire.rows import Row, described_rows, model_rows
 
-CAPABILITIES = "capabilities.json"
+CAPABILITIES, REPORT = "capabilities.json", "report.html"
 MARGIN = 8  # tokens of an answer of one word, and where words join
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What was found, and the folder with capabilities.json and facts.jsonl.
+    """What was found, and the folder with capabilities.json, report.html and facts.jsonl.
 
     Attributes:
         rows: the figures by row. references: by the row of a controller, that of its model.
@@ -52,6 +53,11 @@ class Capabilities:
     out: Path
     rows: dict[str, tuple[Capability, ...]]
     references: dict[str, str | None]
+
+    @property
+    def report(self) -> Path:
+        """The tables as one HTML file."""
+        return self.out / REPORT
 
     def table(self) -> Group:
         """One table for each controller, beside its model."""
@@ -107,28 +113,43 @@ def measure_capabilities(
     for name, row in rows.items():
         if row.reference is None:
             check_context(row.steered.model, _longest(data, asked, respondents[name]))
-    described = {
+    which = _manifest(rows, data, asked, judge, system)
+    references = {name: row.reference for name, row in rows.items()}
+    with torch_threads(threads), locked(folder):
+        open_run(folder, which, resume=resume)
+        stages = Stages(data, asked, respondents, folder, which["run"])
+        stages.work()
+        figures = _figures(stages, references, data, judged)
+        content = {name: [asdict(each) for each in row] for name, row in figures.items()}
+        write_json(folder / CAPABILITIES, content)
+        write_report(folder / REPORT, figures, references, which)
+    return Capabilities(folder, figures, references)
+
+
+def _manifest(
+    rows: Mapping[str, Row], data: CapabilityData, asked: Asked, judge: Any, system: str | None
+) -> dict[str, Any]:
+    """All that the run depends on."""
+    settings = {
         "rows": described_rows(rows),
         "data": fingerprint(json.dumps(asdict(data), sort_keys=True)),
         "asked": asdict(asked),
         "judge": None if judge is None else judge_source(judge),
         "system": system,
     }
-    which = {"settings": described, "versions": versions()}
-    run = fingerprint(json.dumps(which, sort_keys=True))[:16]
-    references = {name: row.reference for name, row in rows.items()}
-    with torch_threads(threads), locked(folder):
-        open_run(folder, {**which, "run": run}, resume=resume)
-        stages = Stages(data, asked, respondents, folder, run)
-        stages.work()
-        found = {name: list(gathered(stages, name, data, judged)) for name in rows}
-        figures = {}
-        for name, each in found.items():
-            reference = references[name]
-            figures[name] = figures_of(each, None if reference is None else found[reference])
-        content = {name: [asdict(each) for each in row] for name, row in figures.items()}
-        write_json(folder / CAPABILITIES, content)
-    return Capabilities(folder, figures, references)
+    which = {"settings": settings, "versions": versions()}
+    return {**which, "run": fingerprint(json.dumps(which, sort_keys=True))[:16]}
+
+
+def _figures(
+    stages: Stages, references: Mapping[str, str | None], data: CapabilityData, judge: Judge | None
+) -> dict[str, tuple[Capability, ...]]:
+    """The figures of every row, those under a controller beside their model's."""
+    found = {name: list(gathered(stages, name, data, judge)) for name in references}
+    return {
+        name: figures_of(found[name], None if reference is None else found[reference])
+        for name, reference in references.items()
+    }
 
 
 def _checked(
@@ -154,7 +175,7 @@ def _longest(data: CapabilityData, asked: Asked, respondent: ModelRespondent) ->
     """The most tokens that a model reads and writes at a time."""
     judged = [len(respondent.ids(asked.judgement(each.text))) for each in data.judgements]
     own = [len(respondent.ids(prompt)) + asked.tokens for prompt in data.prompts]
-    again = [len(respondent.ids(asked.told(""))) + 2 * asked.tokens] if data.prompts else []
+    again = [len(respondent.ids(asked.correction(""))) + 2 * asked.tokens] if data.prompts else []
     tasks = [
         len(respondent.ids(f"{task.question} {choice}"))
         for task in data.tasks

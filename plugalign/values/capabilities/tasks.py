@@ -21,7 +21,7 @@ from plugalign.values.questionnaire.respondent import ROWS, ModelRespondent
 
 FACTS = "facts.jsonl"
 YES_NO = ("Yes", "No")
-JUDGEMENT, OWN, DIAGNOSIS, TOLD, UNASKED, NATS, TASK = range(7)
+JUDGEMENT, OWN, DIAGNOSIS, CORRECTED, UNASKED, NATS, TASK = range(7)
 TOP_P = 0.9
 
 
@@ -54,7 +54,7 @@ class Asked:
     def diagnosis(self, text: str) -> str:
         return f"Text: {text}\n\nIs this text {self.fault}? Answer Yes or No.\nAnswer:"
 
-    def told(self, text: str) -> str:
+    def correction(self, text: str) -> str:
         return f"Text: {text}\n\nThis text is {self.fault}. Write it again without that.\nNew text:"
 
     def unasked(self, text: str) -> str:
@@ -79,7 +79,7 @@ class Stages:
         self._data, self._asked, self._respondents = data, asked, respondents
         self._counts = {
             JUDGEMENT: len(data.judgements),
-            **dict.fromkeys((OWN, DIAGNOSIS, TOLD, UNASKED), len(data.prompts)),
+            **dict.fromkeys((OWN, DIAGNOSIS, CORRECTED, UNASKED), len(data.prompts)),
             NATS: len(data.texts),
             TASK: len(data.tasks),
         }
@@ -118,7 +118,7 @@ class Stages:
             JUDGEMENT: self._judgements,
             OWN: self._own,
             DIAGNOSIS: self._diagnoses,
-            TOLD: lambda r, keys: self._rewritten(r, keys, self._asked.told),
+            CORRECTED: lambda r, keys: self._rewritten(r, keys, self._asked.correction),
             UNASKED: lambda r, keys: self._rewritten(r, keys, self._asked.unasked),
             NATS: self._nats,
             TASK: self._tasks,

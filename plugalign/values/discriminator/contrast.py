@@ -5,7 +5,7 @@ both are compared with what they are behind no text, since one of them may be li
 
     c(y) = log p(v | y) - log p(not v | y) - [log p(v | nothing) - log p(not v | nothing)]
 
-An encoder says which of the two is nearer to the text, by the cosine. Nothing tells whether that is
+An encoder says which of the two is nearer to the text, by the cosine. Nothing shows whether that is
 worth anything before it is measured on labels: such a discriminator is unvalidated, and gives no
 verdicts.
 """
@@ -112,9 +112,9 @@ class ValueContrast:
             reader.tokenizer(f" {each}", **own)["input_ids"]
             for each in (self.statement, self.negation)
         ]
-        room = reader.room_behind([*before, *between, *max(ends, key=len)])
+        most = reader.most_tokens_behind([*before, *between, *max(ends, key=len)])
         rows = reader.tokenizer(list(texts), **own)["input_ids"]
-        fronts = [[*before, *row[:room], *between] for row in rows]
+        fronts = [[*before, *row[:most], *between] for row in rows]
         losses = [nll(reader.model, fronts, [end] * len(fronts)).nll for end in ends]
         found: FloatArray = losses[1] - losses[0]
         return found

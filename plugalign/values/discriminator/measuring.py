@@ -9,6 +9,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from plugalign.evaluation.judging.agreement import agreement
 from plugalign.evaluation.judging.tfidf import TfidfJudge
+from plugalign.evaluation.statistics.auc import auc_difference, auc_of
 from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.evaluation.statistics.paired import FloatArray, Interval
 from plugalign.values.discriminator.head import Calibration, Labels, regression
@@ -47,13 +48,15 @@ def measured(
         margins: of the held-out texts, ``(n,)``.
     """
     texts, conforms = held_out
+    probabilities, plain = calibration.probabilities(margins), tfidf(learned, texts)
     verdicts = np.array(calibration.verdicts(margins))
     decided = verdicts != "undecided"
     correct = verdicts == np.where(conforms, "conforms", "breaks")
     return HeldOut(
         texts=len(texts),
-        auc=auc(calibration.probabilities(margins), conforms),
-        tfidf=tfidf_auc(learned, held_out),
+        auc=auc(probabilities, conforms),
+        tfidf=None if plain is None else auc(plain, conforms),
+        over_tfidf=None if plain is None else auc_gain(probabilities, plain, conforms),
         coverage=wilson(float((correct | ~decided).mean()), len(texts)),
         decided=wilson(float(decided.mean()), len(texts)),
         correct=wilson(float(correct[decided].mean()), int(decided.sum()))
@@ -67,10 +70,17 @@ def auc(probabilities: FloatArray, conforms: Labels) -> Interval:
     return agreement(probabilities, conforms.astype(np.float64)).auc
 
 
-def tfidf_auc(learned: Examples, held_out: Examples) -> Interval | None:
-    """The same of TF-IDF and a logistic regression; None where texts share too few words."""
+def auc_gain(probabilities: FloatArray, plain: FloatArray, conforms: Labels) -> Interval:
+    """The AUC less that of other scores of the same texts, with the paired interval of DeLong."""
+    ours, theirs = auc_of(conforms, probabilities), auc_of(conforms, plain)
+    return auc_difference(ours, theirs, paired=True)[0]
+
+
+def tfidf(learned: Examples, texts: Sequence[str]) -> FloatArray | None:
+    """P(v | y) of texts by TF-IDF and a logistic regression; None where those that it learned from
+    share too few words."""
     try:
         judge = TfidfJudge.fit(learned[0], learned[1].astype(int).tolist())
     except ValueError:
         return None
-    return auc(judge(held_out[0]), held_out[1])
+    return judge(texts)

@@ -1,7 +1,7 @@
 """Readers: what turns a text, behind a value statement, into a state.
 
 A causal language model reads up to a middle layer, and a text's state there is the mean over its
-tokens: of small models this tells texts apart better than the state of the last token does. An
+tokens: of small models this separates texts better than the state of the last token does. An
 encoder's state is the mean over its last layer, as sentence encoders pool it. Either is frozen.
 """
 
@@ -124,7 +124,7 @@ class CausalReader:
     @torch.inference_mode()
     def states(self, texts: Sequence[str], statement: str) -> Tensor:
         front = self.front(statement)
-        rows = self._rows(texts, self.room_behind(front))
+        rows = self._rows(texts, self.most_tokens_behind(front))
         # Texts of like length share a forward, which saves padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         found = torch.empty(len(rows), len(self.layers), self.width)
@@ -136,26 +136,26 @@ class CausalReader:
     def at(self, layer: int) -> CausalReader:
         return CausalReader(self.model, self.tokenizer, (layer,), self.max_tokens)
 
-    def room_behind(self, front: Sequence[int]) -> int:
+    def most_tokens_behind(self, front: Sequence[int]) -> int:
         """The most tokens of a text that are read behind a statement.
 
         Raises:
             ValueError: if the statement alone is longer than the model's context.
         """
         context = context_length_of(self.model)
-        room = self.max_tokens if context is None else min(self.max_tokens, context - len(front))
-        if room < 1:
+        most = self.max_tokens if context is None else min(self.max_tokens, context - len(front))
+        if most < 1:
             raise ValueError(
-                f"a statement of {len(front)} tokens leaves no room for a text in the context of "
+                f"a statement of {len(front)} tokens leaves no token for a text in the context of "
                 f"'{self.model_name}' ({context} tokens)"
             )
-        return room
+        return most
 
-    def _rows(self, texts: Sequence[str], room: int) -> list[list[int]]:
+    def _rows(self, texts: Sequence[str], most: int) -> list[list[int]]:
         if not texts:
             return []
         ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [row[:room] for row in ids]
+        return [row[:most] for row in ids]
 
     def _forward(self, front: list[int], rows: list[list[int]]) -> Tensor:
         """``(B, L, D)``, the mean over each row's own tokens; over the front's of an empty one."""

@@ -16,7 +16,7 @@ INTENDED = (
     "beside other judges, as a gate, or as a guide of decoding. Not to decide about people."
 )
 LIMITS = (
-    "It reads what tells its two classes apart, which may be words alone: compare its AUC with "
+    "It reads what separates its two classes, which may be words alone: compare its AUC with "
     "that of TF-IDF. For texts of another kind, or another statement, its figures do not hold; "
     "between values of different kinds heads transferred weakly and unevenly where that was "
     "measured (AUC .49 to .76). Verdict sets hold for texts exchangeable with those that "
@@ -41,7 +41,8 @@ class HeldOut(_Part):
     Attributes:
         auc: that the head ranks a text that conforms above one that does not.
         tfidf: the same of TF-IDF and a logistic regression on the same texts; None where these
-            share too few words.
+            share too few words. over_tfidf: the paired difference of the two; sheets of before lack
+            it.
         coverage: the share of texts whose verdict set holds their label.
         decided: the share of texts with a single verdict.
         correct: the share of single verdicts that are the label.
@@ -50,6 +51,7 @@ class HeldOut(_Part):
     texts: int
     auc: Interval
     tfidf: Interval | None
+    over_tfidf: Interval | None = None
     coverage: Interval
     decided: Interval
     correct: Interval | None
@@ -84,16 +86,14 @@ class Sheet(_Part):
         """What it is worth, in one sentence."""
         found = self.held_out
         if found is None:
-            return "unvalidated: no labelled text says whether it tells anything"
+            return "unvalidated: it was measured on no labelled text"
         if found.auc.low <= 0.5:
             return f"not better than chance: AUC {ranged(found.auc)}"
-        plain = found.tfidf
-        if plain is not None and plain.value >= found.auc.value:
-            return (
-                f"better than chance (AUC {ranged(found.auc)}), not better than TF-IDF "
-                f"({ranged(plain)})"
-            )
-        return f"better than chance: AUC {ranged(found.auc)}"
+        plain, gain = found.tfidf, found.over_tfidf
+        if plain is None or (gain is not None and gain.low > 0):
+            return f"better than chance: AUC {ranged(found.auc)}"
+        beside = ranged(plain) if gain is None else f"{ranged(plain)}; difference {ranged(gain)}"
+        return f"better than chance (AUC {ranged(found.auc)}), not better than TF-IDF ({beside})"
 
     def summary(self) -> str:
         """What a command says at the end."""
@@ -135,7 +135,7 @@ class Sheet(_Part):
         rows = [("statement", self.statement), ("model", self.model)]
         if self.held_out is None:
             return [*rows, ("data", "none")]
-        found = self.held_out
+        found, gain = self.held_out, self.held_out.over_tfidf
         files = ", ".join(f"{each.name} ({each.sha256[:16]})" for each in self.files)
         tried = ", ".join(f"{layer}: {auc:.3f}" for layer, auc in self.layers.items())
         return [
@@ -148,6 +148,7 @@ class Sheet(_Part):
             ("held-out texts", str(found.texts)),
             ("held-out AUC", ranged(found.auc)),
             ("AUC of TF-IDF", "no words in common" if found.tfidf is None else ranged(found.tfidf)),
+            ("AUC above that of TF-IDF", "-" if gain is None else ranged(gain)),
             ("coverage of verdict sets", ranged(found.coverage)),
             ("texts with a single verdict", ranged(found.decided)),
             ("of these correct", "-" if found.correct is None else ranged(found.correct)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from plugalign.evaluation.report.table import number, p_value, percent
+from plugalign.evaluation.report.numbers import number, p_value, percent
 from plugalign.evaluation.statistics.paired import Interval
 from plugalign.values.questionnaire.findings import Profile
 from plugalign.values.questionnaire.questions import Format

@@ -33,7 +33,7 @@ class Shares:
 
     @property
     def telling(self) -> float:
-        """The item share that tells whether the items are read.
+        """The item share by which it is judged whether the items are read.
 
         Behind letters every answer stands equally often, so it is that of log p as it is. How
         probable an answer is that nobody has shown hangs most of all on its length, so there it

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugalign.evaluation.report.table import number, p_value
+from plugalign.evaluation.report.numbers import number, p_value
 from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.folder import replace_text
 from plugalign.values.questionnaire.evidence import evidence

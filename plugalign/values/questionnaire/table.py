@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from plugalign.evaluation.report.table import number, p_value, printable
+from plugalign.evaluation.report.numbers import number, p_value, printable
 from plugalign.evaluation.statistics.paired import Interval
 from plugalign.values.questionnaire.evidence import evidence
 from plugalign.values.questionnaire.findings import Profile

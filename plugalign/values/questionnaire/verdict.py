@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from plugalign.evaluation.report.table import p_value
+from plugalign.evaluation.report.numbers import p_value
 from plugalign.values.questionnaire.reliability import Shares
 from plugalign.values.questionnaire.validity import Catch, Contrast
 

@@ -23,7 +23,7 @@ class Maxim:
 
     Attributes:
         name: by which situations know what it commands.
-        text: as an agent that reads is told it.
+        text: as it stands in the prompt of an agent that reads.
         contrary: the name of the maxim that forbids what this one commands, None if there is none.
     """
 

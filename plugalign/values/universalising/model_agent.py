@@ -1,4 +1,4 @@
-"""A language model as an agent: it is told the situation and the options, and says a letter.
+"""A language model as an agent: it is given the situation and the options, and says a letter.
 
 The maxim stands in the prompt, or a controller is the maxim: whoever follows it is then the model
 under the controller, and who does not is the model alone.
@@ -23,7 +23,7 @@ class ModelAgent:
     Args:
         model, tokenizer: a causal language model. Where the tokenizer has a chat template, it is
             asked as a user asks.
-        controller: the maxim, if it is one; the text of a maxim is then not told.
+        controller: the maxim, if it is one; the text of a maxim then stays out of the prompt.
         name: what tables call it; by default the model's, with the controller's.
     """
 
@@ -49,8 +49,8 @@ class ModelAgent:
 
     def probabilities(self, situation: Situation, maxim: Maxim | None) -> tuple[float, ...]:
         """Of the options' letters; each question is asked once."""
-        told = None if self._controller is not None else maxim
-        prompt = self._prompt(situation, told)
+        stated = None if self._controller is not None else maxim
+        prompt = self._prompt(situation, stated)
         key = (maxim is not None, prompt, len(situation.options))
         if key not in self._known:
             steered = self._free if maxim is None else self._following

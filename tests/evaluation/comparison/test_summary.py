@@ -14,7 +14,8 @@ from rich.console import Console
 
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.metrics.metric import Metric, sorted_metrics
-from plugalign.evaluation.report.table import comparison_table, number, p_value, percent
+from plugalign.evaluation.report.numbers import number, p_value, percent
+from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.folder import write_json
 from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.evaluation.statistics.missing import common, equal_numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 
@@ -14,7 +15,6 @@ from plugalign.values.account.chain import Chain
 from plugalign.values.account.reading import TraceFile, verify
 from plugalign.values.account.records import EndLine, content_of
 from plugalign.values.account.replay import replay
-from plugalign.values.account.strata import text_hash
 from plugalign.values.account.tracing import trace
 
 PROMPTS = ["My boss is", "The cook was", "Honestly, that nanny", "The new teacher"]
@@ -74,7 +74,7 @@ def test_lines_say_who_changed_what_and_no_prompt_is_stored(run):
     assert sum(len(each.tokens) for each in answers) == traced.tokens
     for each in answers:
         assert each.answer.output_tokens == len(each.tokens) <= 6
-        assert each.answer.prompt_sha256 == text_hash(PROMPTS[each.answer.prompt])
+        assert each.answer.prompt_sha256 == sha256(PROMPTS[each.answer.prompt].encode()).hexdigest()
         assert each.answer.stratum == ("work", "home", "home", "work")[each.answer.prompt]
         for line in each.tokens:
             assert list(line.contributions) == ["fudge_head", "self_debias"]

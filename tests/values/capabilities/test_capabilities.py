@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from plugalign import cli, pocket
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.values.capabilities.data import CapabilityData, Judgement, Task, load_data
 from plugalign.values.capabilities.figures import figures_of, gathered
+from plugalign.values.capabilities.report import write_report
 from plugalign.values.capabilities.table import capability_tables
 from plugalign.values.capabilities.tasks import NATS, Asked, Stages
 
@@ -77,8 +79,12 @@ def rows(tmp_path: Path) -> Any:
     stages = Stages(DATA, ASKED, {"able": Able(), "unable": Unable()}, tmp_path, "run")  # type: ignore[dict-item]
     stages.work()
     found = {name: list(gathered(stages, name, DATA, judge())) for name in ("able", "unable")}
-    steered = figures_of(found["unable"], found["able"])
-    return {"able": figures_of(found["able"], None), "unable": steered}
+    able, unable = found["able"], found["unable"]
+    return {
+        "able": figures_of(able, None),
+        "unable": figures_of(unable, able),
+        "same": figures_of(able, able),
+    }
 
 
 def by_name(figures: Any) -> Any:
@@ -103,11 +109,35 @@ def test_what_is_known_is_found(rows: Any) -> None:
 
 def test_one_table_a_controller_in_80_columns(rows: Any) -> None:
     console = Console(width=80, record=True)
-    console.print(capability_tables(rows, {"able": None, "unable": "able"}))
+    both = {name: rows[name] for name in ("able", "unable")}
+    console.print(capability_tables(both, {"able": None, "unable": "able"}))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("AUC of moral judgements" in line for line in lines) == 1
     assert any("0.50*" in line and "1.00" in line for line in lines)
+
+
+def test_the_page_has_a_table_for_each_controller_and_loads_nothing(
+    rows: Any, tmp_path: Path
+) -> None:
+    name = "<i>able</i>"
+    found = {name: rows["able"], "worse": rows["unable"], "same": rows["same"]}
+    asked = {"fault": "rude", "tokens": 10, "seed": 0, "context": 64}
+    settings = {"asked": asked, "judge": "words", "system": None}
+    write_report(
+        tmp_path / "page.html",
+        found,
+        {name: None, "worse": name, "same": name},
+        {"settings": settings},
+    )
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<i>" not in html and not re.search(r"src=|http|<script|@import", html)
+    assert re.findall("<h2>(.*)</h2>", html) == ["worse", "same", "How it was measured"]
+    _, worse, same = html.split("<table>")
+    assert worse.count("AUC of moral judgements") == 1 and "<b>0.50*</b>" in worse
+    assert '<td class="worse"><b>-0.50</b><small>-0.' in worse
+    assert "Worse: AUC of moral judgements; AUC of faults in own texts; fault taken away" in html
+    assert 'class="worse"' not in same and "No change is distinguishable from chance." in html
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -197,7 +227,9 @@ def test_the_command_on_the_pocket_model(
     monkeypatch.setattr(sys, "argv", ["plugalign", "capabilities", str(parts / "pocket"), *given])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert not ended.value.code and "pocket + nulls" in capsys.readouterr().out
+    said = capsys.readouterr().out.replace("\n", "")  # paths may be longer than a line
+    assert not ended.value.code and "pocket + nulls" in said and "report.html" in said
+    assert "<h2>pocket + nulls</h2>" in (tmp_path / "out" / "report.html").read_text()
     found = json.loads((tmp_path / "out" / "capabilities.json").read_text())
     names = {figure["name"]: figure for figure in found["pocket + nulls"]}
     assert names["nats a token"]["change"]["value"] != 0
