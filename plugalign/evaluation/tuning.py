@@ -106,6 +106,8 @@ def tune(
         raise ValueError(f"one controller is tuned at a time, got {', '.join(controllers)}")
     budgets, out = budgets or Budgets(), check_folder(out)
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
+    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"out: {out} lies in the controller's own folder; name another folder")
     controller = load_controllers({name: given})[name]
     rows = variants(name, controller, by_method({name: controller}, settings).get(name, {}))
     if len(rows) < 2:

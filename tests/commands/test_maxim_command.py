@@ -33,8 +33,10 @@ def test_the_table_of_a_lie(run):
     [
         (("gossip",), "unknown maxim 'gossip'; known are lie, truth, greed, share"),
         (("lie", "--runs", "1"), "runs must be at least 2"),
-        (("lie", "--controller", "x"), "--controller steers a model; give --model too"),
-        (("lie", "--model", "/nowhere/at/all"), "cannot load the model '/nowhere/at/all'"),
+        (("lie", "--controller", "x"), "without --model, has no --controller; leave it out"),
+        (("lie", "--dtype", "float32"), "without --model, has no --dtype; leave it out"),
+        (("lie", "--seed", "-1"), "seed must be an int in [0, 2**64), got -1"),
+        (("lie", "--model", "/nowhere/at/all"), "'/nowhere/at/all': there is no such folder"),
     ],
 )
 def test_a_wrong_value_is_one_line(run, arguments, message):

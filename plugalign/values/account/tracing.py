@@ -14,7 +14,7 @@ from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, Row, load_prompts
 from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import versions
-from plugalign.evaluation.run_folder.folder import locked
+from plugalign.evaluation.run_folder.folder import MANIFEST, locked
 from plugalign.files.folders import check_folder
 from plugalign.loading import load_controllers, resolve_model
 from plugalign.pocket.world import PROMPT_SEED
@@ -151,6 +151,8 @@ def _prompts(model: Any, prompts: Any, limit: int | None) -> Prompts:
 
 
 def _run(recorder: Recorder, about: RunLine, out: Path, resume: bool) -> Traced:
+    if (out / MANIFEST).exists():
+        raise ValueError(f"{out} holds a run of another command; choose another --out")
     chain = Chain(out / FILE)
     lines = [line_of(link) for link in chain.links]
     done = _done(lines, about, out, resume)

@@ -299,6 +299,21 @@ BAD = {
 }
 
 
+def test_judges_and_controllers_without_a_run_are_refused(traced, compared, tmp_path):
+    folder, out = pocket.parts() / "controllers" / "dexperts", tmp_path / "account"
+    for runs, given, message in (
+        ([compared], {"judges": ["pocket"]}, "comparisons have their own"),
+        ([compared], {"controllers": {"other": folder}}, "'other' is no method .* 'dexperts'"),
+        ([traced / "out"], {"controllers": {"dexperts": folder}}, "these are traces"),
+        ([compared, compared], {}, "is named twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            account(runs, **given, out=out)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="holds a run of another command"):
+        trace(prompts=TEXTS[:1], max_new_tokens=1, out=compared)
+
+
 @pytest.mark.parametrize("which", BAD)
 def test_bad_arguments_give_one_error(which, traced, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
