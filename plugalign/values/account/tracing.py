@@ -130,11 +130,15 @@ def chosen_controllers(
 
     Raises:
         ValueError: for none, with a model of one's own.
+        TypeError: for controllers without names.
     """
     if controllers is None and model is None:
         controllers = {name: pocket.parts() / "controllers" / name for name in POCKET}
     if not controllers:
         raise ValueError("there is no controller; give at least one, as NAME=FOLDER")
+    if not isinstance(controllers, Mapping):
+        got = type(controllers).__name__
+        raise TypeError(f"controllers must be controllers or folders by name, got {got}")
     folders = {
         name: str(given) if isinstance(given, (str, Path)) else None
         for name, given in controllers.items()

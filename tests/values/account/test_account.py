@@ -14,6 +14,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.steering import Steering
 from plugalign.evaluation.run_folder.answers import read_answers
+from plugalign.evaluation.run_folder.folder import locked
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.kernels.terms.linear import Linear
 from plugalign.values.account.accounting import account
@@ -194,6 +195,14 @@ def test_incidents_are_kept_and_cannot_be_removed_unseen(copy):
     (where / "out" / NOTES).write_bytes(lines[0] + lines[2])
     with pytest.raises(ValueError, match=r"incidents.jsonl, line 2: .* removed, added or moved"):
         account([where / "out"])
+
+
+def test_two_processes_do_not_write_notes_at_once(copy):
+    out = copy[0] / "out"
+    with locked(out), pytest.raises(ValueError, match="is in use"):
+        account([out], incidents=["one"])
+    assert not (out / NOTES).exists()
+    assert [n.text for n in account([out], incidents=["two"]).runs[0].notes] == ["two"]
 
 
 def test_a_deleted_line_of_the_trace_is_found(copy):
