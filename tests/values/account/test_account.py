@@ -18,8 +18,10 @@ from plugalign.evaluation.run_folder.folder import locked
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.kernels.terms.linear import Linear
 from plugalign.values.account.accounting import account
+from plugalign.values.account.controllers import folder_hash
 from plugalign.values.account.notes import FILE as NOTES
 from plugalign.values.account.reading import TraceFile
+from plugalign.values.account.sheets import of_trace
 from plugalign.values.account.tracing import trace
 
 TEXTS = [f"{who} {what}" for who in ("My boss", "The cook", "A nurse") for what in ("is", "was")]
@@ -148,6 +150,21 @@ def test_one_changed_byte_in_a_guide_changes_the_report(copy):
     trace(parts, **given, out=where / "again")
     files = [made.runs[0].controllers[0].files for made in (after, account([where / "again"]))]
     assert files[0] != files[1]
+
+
+def test_hidden_files_change_nothing_and_no_other_folder_is_read(copy):
+    folder = copy[0] / "fudge_head"
+    before = folder_hash(folder)
+    (folder / ".lock").write_text("process 1")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    assert folder_hash(folder) == before
+    (folder / "more.json").write_text("{}")
+    assert folder_hash(folder) != before
+    record = TraceFile(copy[1]).run.controllers["fudge_head"]
+    elsewhere = record.model_copy(update={"folder": str(copy[0])})  # holds no controller itself
+    [found] = of_trace({"fudge_head": elsewhere})
+    assert found.status == "its folder is not there now; not checked" and found.histories == ()
 
 
 def test_what_people_state_later_is_in_the_report(copy):
