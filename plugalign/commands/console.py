@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from plugalign.files.shown import one_line, printable, shown
+from plugalign.files.shown import one_line, printable, shown_path
 
 WIDTH = 110  # columns of a table that goes to a file
 
@@ -45,7 +45,7 @@ def message_of(error: BaseException) -> str:
     and of a full disk the cure."""
     said = str(error)
     if isinstance(error, OSError) and error.strerror:
-        place = "" if error.filename is None else f"{shown(str(error.filename), 200)}: "
+        place = "" if error.filename is None else f"{shown_path(error.filename)}: "
         said = f"{place}{error.strerror.lower()}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             said += "; free some space and run the same again"

@@ -31,7 +31,7 @@ from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.report.table import number
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
-from plugalign.files.shown import shown
+from plugalign.files.shown import shown_path
 from plugalign.loading import load_controllers
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -143,7 +143,7 @@ def _own_folder(name: str, given: str | Path) -> Path:
     folder = Path(given)
     if not folder.is_dir():
         raise ValueError(
-            f"{name}: {shown(str(given))} is no folder, and the chosen setting is written into the "
+            f"{name}: {shown_path(given)} is no folder, and the chosen setting is written into the "
             "controller's folder; download or save the controller first"
         )
     return check_folder(folder, "the controller")

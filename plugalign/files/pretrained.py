@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from plugalign.files.shown import one_line, shown
+from plugalign.files.shown import one_line, shown_path
 
 # What transformers and safetensors raise on damaged configurations, vocabularies and weights.
 DAMAGED = (
@@ -44,4 +44,4 @@ def loading(what: str, source: object) -> Iterator[None]:
             reason = "there is no such folder, and the hub has no such names"
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
-        raise ValueError(f"cannot load {what} {shown(str(source), 200)}: {reason}") from error
+        raise ValueError(f"cannot load {what} {shown_path(source)}: {reason}") from error
