@@ -170,9 +170,9 @@ def _unpickled(text: str, trust: bool) -> Any:
 
     if not trust:
         raise ValueError(
-            f"judge {shown_path(text)} is a pickle: loading it runs code from the file. If you know "
-            f"who made it, say --trust, in Python Trusted(…); plugalign fit judge makes judges that "
-            f"hold no code"
+            f"judge {shown_path(text)} is a pickle: loading it runs code from the file. If you "
+            f"know who made it, say --trust, in Python Trusted(…); plugalign fit judge makes "
+            f"judges that hold no code"
         )
     if not Path(text).is_file():
         raise ValueError(f"{shown_path(text)}: there is no such judge")
