@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
@@ -26,6 +27,16 @@ def run(monkeypatch, capsys):
 def test_the_table_of_a_lie(run):
     code, said = run("lie", "--runs", "2")
     assert code == 0 and "pi(lie) = 0.9" in said and "pi(truth) = 0.00" in said
+
+
+def test_a_terminal_without_all_characters_gets_their_escapes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["plugalign", "maxim", "lie", "--runs", "2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    sys.stdout.flush()
+    assert not ended.value.code and rb"\u201c" in written.getvalue()
 
 
 @pytest.mark.parametrize(
