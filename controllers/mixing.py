@@ -78,6 +78,9 @@ class MOD(LMArithmetic):
     def __init__(self, weights: Mapping[Model, float], *, trust_remote_code: bool = False):
         if not isinstance(weights, Mapping):
             raise TypeError(f"MOD needs weights by model, got {type(weights).__name__}")
+        for weight in weights.values():
+            if not isinstance(weight, (int, float)):
+                raise TypeError(f"MOD's weights must be numbers, got {weight!r:.60}")
         total = math.fsum(weights.values())
         if not abs(total - 1) <= TOLERANCE:
             raise ValueError(f"MOD's weights must add up to 1, got {total:g}; divide them by it")

@@ -35,7 +35,7 @@ class Principle:
 
     Raises:
         ValueError: for no name, a negative epsilon, or a priority below 1.
-        TypeError: for a scorer or controller that is none.
+        TypeError: for a scorer or controller that is none, or a priority that is no whole number.
     """
 
     name: str
@@ -48,10 +48,15 @@ class Principle:
         check_scorer(f"the principle {shown(self.name)}", self.name, self.scorer)
         if self.epsilon is not None:
             check_epsilon(f"the principle {shown(self.name)}", self.epsilon)
-        if self.priority is not None and self.priority < 1:
+        if not isinstance(self.controller, Controller | None):
+            got = type(self.controller).__name__
+            raise TypeError(f"a principle's controller must be one, or None, got {got}")
+        place = self.priority
+        if place is not None and (isinstance(place, bool) or not isinstance(place, int)):
+            raise TypeError(f"a priority must be a whole number, got {shown(place)}")
+        if place is not None and place < 1:
             raise ValueError(
-                f"the principle {shown(self.name)} has the priority {self.priority}; 1 is the "
-                "highest"
+                f"the principle {shown(self.name)} has the priority {place}; 1 is the highest"
             )
 
 
@@ -66,7 +71,7 @@ class Preferences:
 
     Raises:
         ValueError: without features, or for numbers that do not fit them.
-        TypeError: for a scorer that is none.
+        TypeError: for a scorer that is none, or numbers that are no tensor.
     """
 
     features: Mapping[str, Scorer]
@@ -74,6 +79,12 @@ class Preferences:
     covariance: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.features, Mapping):
+            got = type(self.features).__name__
+            raise TypeError(f"features must be scorers by name, got {got}")
+        for what, numbers in (("theta", self.theta), ("covariance", self.covariance)):
+            if numbers is not None and not isinstance(numbers, Tensor):
+                raise TypeError(f"{what} must be a tensor, got {type(numbers).__name__}")
         for name, scorer in self.features.items():
             check_scorer(f"the feature {shown(name)}", name, scorer)
         count = len(self.features)
@@ -127,9 +138,9 @@ def check_epsilon(what: str, epsilon: float) -> None:
     Raises:
         ValueError: naming it.
     """
-    if not 0 <= epsilon < math.inf:
+    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < math.inf:
         raise ValueError(
-            f"{what}: epsilon must be at least 0 and finite, got {epsilon}; 1 bounds nothing"
+            f"{what}: epsilon must be at least 0 and finite, got {shown(epsilon)}; 1 bounds nothing"
         )
 
 
@@ -139,7 +150,11 @@ def in_order(principles: Iterable[Principle]) -> tuple[Principle, ...]:
     Raises:
         ValueError: for names or priorities that contradict each other.
     """
+    if not isinstance(principles, Iterable):
+        raise TypeError(f"principles must be a list of them, got {type(principles).__name__}")
     given = tuple(principles)
+    if odd := [each for each in given if not isinstance(each, Principle)]:
+        raise TypeError(f"principles must be Principle(name, scorer), got {shown(odd[0])}")
     if not given:
         raise ValueError("an equilibrium needs a principle; give Principle(name, scorer)")
     names, places = [p.name for p in given], [p.priority for p in given]

@@ -7,6 +7,7 @@ transformers.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -51,6 +52,8 @@ for command in (
 def main() -> None:
     """The console entry: an error is one line on stderr and exit code 2."""
     arguments = sys.argv[1:] or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe that has not all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options.check_arguments(arguments)
         status = app(arguments, prog_name="plugalign", standalone_mode=False)

@@ -130,7 +130,11 @@ def load_controllers(controllers: Mapping[str, Any]) -> dict[str, Controller]:
 
     Raises:
         ValueError: if a folder holds no controller; names it.
+        TypeError: for controllers without names.
     """
+    if not isinstance(controllers, Mapping):
+        got = type(controllers).__name__
+        raise TypeError(f"controllers must be controllers or folders by name, got {got}")
     loaded: dict[str, Controller] = {}
     for name, given in controllers.items():
         check_name(name, "a controller")

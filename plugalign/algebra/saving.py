@@ -32,6 +32,7 @@ from plugalign.files.saved import (
     copy_model,
     read_settings,
     read_tensors,
+    writing_tensors,
 )
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
@@ -131,7 +132,8 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
         (save_directory / CONFIG).write_text(text + "\n", encoding="utf-8")
         if tensors := self.tensors():
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_file(contiguous, save_directory / TENSORS)
+            with writing_tensors(save_directory / TENSORS):
+                save_file(contiguous, save_directory / TENSORS)
         if (fit := self.provenance.fit) is not None:
             text = json.dumps(fit, indent=2, sort_keys=True)
             (save_directory / sheets.FIT).write_text(text + "\n", encoding="utf-8")

@@ -71,8 +71,6 @@ def bench(
     batches, chosen = options.sizes(batch, "--batch"), options.names(methods, "--methods")
     if out is not None:
         check_file(out)
-    from transformers import AutoConfig
-
     from plugalign.benchmarking.bench import run_bench
     from plugalign.benchmarking.costs import failures, table
 
@@ -92,7 +90,7 @@ def bench(
         plain_cache=plain_cache,
         compiled=compiled,
         captures=capture.split(","),
-        expert_config=None if expert_config is None else AutoConfig.from_pretrained(expert_config),
+        expert_config=None if expert_config is None else _config(expert_config),
         threads=threads,
         chat=chat,
         system=system,
@@ -102,6 +100,15 @@ def bench(
     if failed := failures(costs):
         print(*failed, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    from plugalign.files.pretrained import loading
+
+    with loading("the configuration", folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _loaded(model: str | None, dtype: str, *, random_weights: bool) -> tuple[Any, Any]:

@@ -35,7 +35,11 @@ Chat = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
 Methods = Annotated[
     str | None,
-    typer.Option(metavar="A,B", help="Methods to compare.", show_default="all there are"),
+    typer.Option(
+        metavar="A,B",
+        help="Methods to compare.",
+        show_default="those of --controllers, on the pocket model all",
+    ),
 ]
 Controllers = Annotated[
     list[str] | None,

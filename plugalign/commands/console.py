@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from plugalign.files.shown import one_line, printable, shown
+from plugalign.files.shown import one_line, printable, shown_path
 
 WIDTH = 110  # columns of a table that goes to a file
 
@@ -40,10 +41,14 @@ def fail(message: str) -> None:
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says, with its notes; of the system's errors the words and the path."""
+    """What an exception says, with its notes; of the system's errors the words and the path,
+    and of a full disk the cure."""
     said = str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        said = f"{shown(str(error.filename), 200)}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f"{shown_path(error.filename)}: "
+        said = f"{place}{error.strerror.lower()}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said += "; free some space and run the same again"
     return " ".join([said, *getattr(error, "__notes__", [])])
 
 

@@ -30,6 +30,7 @@ Keep = Annotated[float, typer.Option(help="The share of earlier evidence that st
 
 
 def feedback(
+    context: typer.Context,
     folder: Folder,
     add: Add = None,
     model: Model = None,
@@ -41,6 +42,8 @@ def feedback(
     threads: options.Threads = None,
 ) -> None:
     """Teach an equilibrium from pairs, likes or edits; each lesson is kept in its history."""
+    if add is None:
+        options.refuse_others(context, "feedback without --add", ("folder",))
     from plugalign.threads import torch_threads
     from plugalign.values.feedback_learning import load_taught, teach
 

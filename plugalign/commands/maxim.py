@@ -26,6 +26,7 @@ Runs = Annotated[int, typer.Option(help="Of each world, for the intervals.")]
 
 
 def maxim(
+    context: typer.Context,
     name: Name,
     model: Model = None,
     controller: Controller = None,
@@ -34,8 +35,9 @@ def maxim(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Test whether a maxim still works, and leaves nobody worse off, when all follow it."""
-    if controller is not None and model is None:
-        raise ValueError("--controller steers a model; give --model too")
+    if model is None:
+        scripted = ("name", "runs", "seed")
+        options.refuse_others(context, "a maxim of scripted agents, without --model,", scripted)
     from plugalign.values.universalising.universalise import universalise
 
     chosen: dict[str, Any] = {"runs": runs, "seed": seed}

@@ -38,14 +38,40 @@ def command_line() -> str:
     return shlex.join(["plugalign", *sys.argv[1:]])
 
 
-def check_arguments(arguments: Iterable[str]) -> None:
+def check_arguments(arguments: Sequence[str]) -> None:
     """Refuses what no name, path or text can hold, in any option.
 
     Raises:
-        ValueError: naming the argument, for bytes that are not UTF-8 and for NUL.
+        ValueError: naming the argument, for bytes that are not UTF-8, for NUL, and for nothing at
+            all: an empty path would be the folder that one is in.
     """
     for number, argument in enumerate(arguments, start=1):
         check_unicode(argument, f"argument {number}")
+        before = arguments[number - 2] if number > 1 else ""
+        what = before if before.startswith("--") and "=" not in before else f"argument {number}"
+        option, sign, value = argument.partition("=")
+        if not sign or not option.startswith("--"):
+            option, value = what, argument
+        if not value.strip():
+            raise ValueError(f"{option} is empty, got {shown(value)}; give a value or leave it out")
+
+
+def refuse_others(context: typer.Context, mode: str, allowed: Iterable[str]) -> None:
+    """Refuses options that a mode of a command does not look at.
+
+    Args:
+        mode: what is typed for it, for the message.
+        allowed: the names of the parameters that it looks at.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in allowed or source is None or source.name == "DEFAULT":
+            continue
+        raise ValueError(f"{mode} has no {parameter.opts[0]}; leave it out")
 
 
 def value_of(parameter: Any, arguments: Sequence[str]) -> str:

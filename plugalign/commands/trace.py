@@ -17,6 +17,7 @@ GIVEN = (  # to the function as they are
     *("model", "prompts", "chat", "system", "limit", "stratum", "store_prompts", "samples"),
     *("max_new_tokens", "temperature", "top_p", "batch_size", "seed", "resume", "dtype"),
 )
+REPLAYED = ("replay", "model", "prompts", "controllers", "dtype", "threads")
 
 Controllers = Annotated[
     list[str] | None,
@@ -87,11 +88,11 @@ def trace(
     """Record what controllers change at every token, as it goes, in a file that shows tampering."""
     given = options.named(controllers, "--controllers")
     if verify is not None:
-        _refuse_others(context, "verify", ())
+        options.refuse_others(context, "--verify", ("verify",))
         _verify(verify)
         return
     if replay is not None:
-        _refuse_others(context, "replay", ("model", "prompts", "controllers", "dtype", "threads"))
+        options.refuse_others(context, "--replay", REPLAYED)
         _replay(replay, model, prompts, given, dtype, threads)
         return
     chosen: dict[str, Any] = {
@@ -109,16 +110,6 @@ def trace(
     show(f"{found.answers} answers of {found.tokens} tokens are in {found.file}")
     show(f"Its last hash, to be kept elsewhere: {found.head}")
     show(f"The page: {found.page}")
-
-
-def _refuse_others(context: typer.Context, mode: str, allowed: tuple[str, ...]) -> None:
-    """Refuses options that a mode of the command does not look at."""
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if name in (mode, *allowed) or source is None or source.name == "DEFAULT":
-            continue
-        raise ValueError(f"--{mode} has no {parameter.opts[0]}; leave it out")
 
 
 def _verify(path: Path) -> None:

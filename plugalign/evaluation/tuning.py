@@ -31,7 +31,7 @@ from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
-from plugalign.files.shown import shown
+from plugalign.files.shown import shown_path
 from plugalign.loading import load_controllers
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -108,6 +108,8 @@ def tune(
     [(name, given)] = controllers.items()
     budgets, out = budgets or Budgets(), check_folder(out)
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
+    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"out: {out} lies in the controller's own folder; name another folder")
     controller = load_controllers({name: given})[name]
     rows = variants(name, controller, by_method({name: controller}, settings).get(name, {}))
     if len(rows) < 2:
@@ -143,7 +145,7 @@ def _own_folder(name: str, given: str | Path) -> Path:
     folder = Path(given)
     if not folder.is_dir():
         raise ValueError(
-            f"{name}: {shown(str(given))} is no folder, and the chosen setting is written into the "
+            f"{name}: {shown_path(given)} is no folder, and the chosen setting is written into the "
             "controller's folder; download or save the controller first"
         )
     return check_folder(folder, "the controller")

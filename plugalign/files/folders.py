@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from plugalign.files.shown import printable, shown
+from plugalign.files.shown import printable, shown_path
 
 
 def check_folder(path: str | Path, option: str = "out") -> Path:
@@ -40,7 +40,7 @@ def check_file(path: str | Path, option: str = "out") -> Path:
     """
     file = Path(path)
     if file.is_dir() or not file.name.strip():
-        raise ValueError(f"{option}: {shown(str(path))} is no file; name one")
+        raise ValueError(f"{option}: {shown_path(path)} is no file; name one")
     check_folder(file.absolute().parent, option)
     return file
 
@@ -57,5 +57,5 @@ def there(path: str | Path) -> bool:
         return False
     except (OSError, ValueError) as error:  # too long, or a character that no path can hold
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{shown(str(path))} is no path ({reason})") from error
+        raise ValueError(f"{shown_path(path)} is no path ({reason})") from error
     return True

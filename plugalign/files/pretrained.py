@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from plugalign.files.shown import one_line, shown
+from plugalign.files.shown import one_line, shown_path
 
 # What transformers and safetensors raise on damaged configurations, vocabularies and weights.
 DAMAGED = (
@@ -38,6 +39,9 @@ def loading(what: str, source: object) -> Iterator[None]:
             error = ValueError("a file in it is not UTF-8")
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = one_line(lines[0] if lines else "", 300)
+        causes = (error, error.__cause__, error.__context__)
+        if any(isinstance(cause, HFValidationError) for cause in causes):
+            reason = "there is no such folder, and the hub has no such names"
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
-        raise ValueError(f"cannot load {what} {shown(str(source), 200)}: {reason}") from error
+        raise ValueError(f"cannot load {what} {shown_path(source)}: {reason}") from error

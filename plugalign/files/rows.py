@@ -77,7 +77,7 @@ class Row:
         """The label in a field.
 
         Raises:
-            ValueError: it is no word and no whole number.
+            ValueError: there is none, or it is no word and no whole number.
         """
         found, value = self._value(name)
         label = label_of(value)
@@ -97,11 +97,16 @@ class Row:
         return share_of(value, f"{self.place}: {found!r}")
 
     def _value(self, name: str) -> tuple[str, Any]:
-        """The field's full name, and its value."""
+        """The field's full name, and its value.
+
+        Raises:
+            ValueError: there is no such field.
+        """
+        name = self.first(name)
         at = self._at(name)
         if at is None:
             name, at = f"{name}.{TEXT}", self._at(f"{name}.{TEXT}")
-        assert at is not None, name
+        assert at is not None  # `first` has found one
         value = opened(at[0], f"{self.place}: {name!r}")
         if isinstance(value, Mapping) and TEXT in value:
             return f"{name}.{TEXT}", value[TEXT]

@@ -7,7 +7,8 @@ read or copied that lies outside a folder, also not through a link.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -76,6 +77,19 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); {cure}") from error
     return tensors
+
+
+@contextmanager
+def writing_tensors(path: Path) -> Iterator[None]:
+    """A block in which safetensors writes a file.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk; names the file and the cure.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error}); free some space there") from error
 
 
 def check_dimensions(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 WIDTH = 60  # characters of a value in a message
+PATH_WIDTH = 200  # of a path
 LONGEST_NAME = 200
 LISTED = 10  # names that a message lists
 
@@ -30,6 +31,15 @@ def shown(value: Any, width: int = WIDTH) -> str:
     short.maxstring = short.maxother = width
     text = printable(short.repr(value))
     return text if len(text) <= 2 * width else text[: 2 * width] + "…"
+
+
+def shown_path(path: object) -> str:
+    """A path in quotes, so wide that nearly all are whole: one cut in its middle cannot be found.
+
+    Args:
+        path: a path, or an id of the hub.
+    """
+    return shown(str(path), PATH_WIDTH)
 
 
 def listed(values: Iterable[Any]) -> str:

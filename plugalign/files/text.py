@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugalign.files.shown import UNSAFE, printable, shown
+from plugalign.files.shown import UNSAFE, printable, shown, shown_path
 
 
 def read_text(path: Path) -> str:
@@ -23,7 +23,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{place}: this is a folder; name a file in it") from error
     except (OSError, ValueError) as error:  # a ValueError is of a path that cannot be
         reason = getattr(error, "strerror", None) or "no path"
-        raise ValueError(f"{shown(str(path))}: cannot be read ({reason.lower()})") from error
+        raise ValueError(f"{shown_path(path)}: cannot be read ({reason.lower()})") from error
     try:
         content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

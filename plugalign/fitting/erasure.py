@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from plugalign.files.saved import read_tensors
+from plugalign.files.saved import read_tensors, writing_tensors
 from plugalign.fitting.progress import progress
 
 Array = NDArray[np.float64]
@@ -184,7 +184,8 @@ def principal_direction(differences: Array) -> Array:
 def write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes a file that is complete or not there."""
     half = path.with_suffix(".half")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, half)
+    with writing_tensors(half):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, half)
     os.replace(half, path)
 
 

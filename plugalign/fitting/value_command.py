@@ -14,6 +14,8 @@ from plugalign.values.discriminator.contrast import ValueContrast, negated
 from plugalign.values.discriminator.loading import load_reader
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
 
+LEVEL = 0.9  # of verdict sets
+
 
 def fit_value_files(
     paths: Sequence[Path],
@@ -24,7 +26,7 @@ def fit_value_files(
     encoder: str | None = None,
     negation: str | None = None,
     licence: str | None = None,
-    level: float = 0.9,
+    level: float | None = None,
     desired: str | None = None,
     read: Mapping[str, Any] | None = None,
 ) -> str:
@@ -34,6 +36,7 @@ def fit_value_files(
         paths: of the data; none for a statement against its negation.
         model: a causal language model to read with. encoder: a sentence encoder in its place.
         negation: where there is no data.
+        licence, level, desired: of data, see `fit_value`.
         read: the columns of the data and how much of it, see `load_data`.
 
     Returns:
@@ -47,11 +50,13 @@ def fit_value_files(
     if (model is None) == (encoder is None):
         raise ValueError("fit value needs one of --model and --encoder to read texts with")
     if not paths:
-        if licence is not None or desired is not None:
-            raise ValueError("--licence and --desired are of data; give --data, or leave them out")
+        of_data = {"licence": licence, "desired": desired, "level": level}
+        if given := [name for name, value in of_data.items() if value is not None]:
+            raise ValueError(f"--{given[0]} is of data; give --data, or leave it out")
         return _without_labels(out, statement, negation, model, encoder)
     if negation is not None:
         raise ValueError("--negation is for a value without data; leave it out")
+    level = LEVEL if level is None else level
     data = load_data(list(paths), **(read or {}))
     split(*distinct(data, desired), level)  # says now what a fit would say once the model is there
     return fit_value(

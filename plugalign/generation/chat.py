@@ -17,6 +17,8 @@ from torch import Tensor
 
 from plugalign.engine.batching.contexts import occurrences
 
+# What a template that refuses messages raises: jinja's errors, and Python's from inside of it.
+REFUSED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 ROLES = ("user", "assistant", "user")
 CONTENTS = ("content-one", "content-two", "content-three")
 
@@ -80,7 +82,7 @@ def chat_of(tokenizer: Any) -> Chat | None:
     try:
         text = _rendered(tokenizer, messages, add_generation_prompt=True)
         closed = _rendered(tokenizer, messages[:2], add_generation_prompt=False)
-    except TemplateError:
+    except REFUSED:
         return None
     if any(text.count(content) != 1 for content in CONTENTS) or CONTENTS[1] not in closed:
         return None

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from jinja2 import TemplateError
-
 from plugalign.algebra.identity import model_name
 from plugalign.files.messages import Message, Prompt
-from plugalign.generation.chat import Chat, chat_of, encode
+from plugalign.generation.chat import REFUSED, Chat, chat_of, encode
 from plugalign.generation.request import token_list
 
 SAID = "what-the-user-says"  # stands for any text
@@ -59,7 +57,7 @@ class ChatFormat:
             text: str = self.chat.tokenizer.apply_chat_template(
                 [each.model_dump() for each in messages], tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, ValueError, TypeError) as error:
+        except REFUSED as error:
             roles = ", ".join(each.role for each in messages)
             raise ValueError(f"the chat template refuses {what} ({roles}): {error}") from error
         return text

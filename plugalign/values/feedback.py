@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.evaluation.comparison.prompts import prompts_of_run
 from plugalign.evaluation.run_folder.folder import GENERATIONS, PROMPTS
 from plugalign.evaluation.run_folder.journal import read_journal
 from plugalign.evaluation.run_folder.records import Count, Generated, Key, described
@@ -88,7 +88,7 @@ def known_texts(run: Path) -> KnownTexts:
             raise ValueError(f"{printable(str(run))} holds no {name}, so it is no run of compare")
     answers = read_journal(run / GENERATIONS, Generated, None)
     texts = {key: answer.text for key, answer in answers.items()}
-    return KnownTexts(printable(str(run)), load_prompts(run / PROMPTS).texts, texts)
+    return KnownTexts(printable(str(run)), prompts_of_run(run).texts, texts)
 
 
 def read_feedback(path: Path, known: KnownTexts | None = None) -> list[Choice]:

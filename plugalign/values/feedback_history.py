@@ -89,7 +89,7 @@ def read_history(folder: Path) -> list[Lesson]:
     path, before, found = folder / HISTORY, FIRST, list[Lesson]()
     if not path.is_file():
         return []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         place = f"{printable(str(path))}, line {number}"
         lesson = validated(Lesson, parse_object(line, place), place)
         if lesson.previous != before:
@@ -109,8 +109,13 @@ def line_hash(line: str) -> str:
 def last_hash(folder: Path) -> str:
     """The hash that the next line holds."""
     path = folder / HISTORY
-    lines = read_text(path).splitlines() if path.is_file() else []
+    lines = _lines(path) if path.is_file() else []
     return line_hash(lines[-1]) if lines else FIRST
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file; names in it may hold what other alphabets end a line with."""
+    return read_text(path).removesuffix("\n").split("\n")
 
 
 def append(folder: Path, lesson: Lesson) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
-from plugalign.algebra.saving import TENSORS
+from plugalign.algebra.saving import AGAIN, TENSORS
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.run_folder.folder import full_disk_named, locked
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.folders import check_folder
+from plugalign.files.saved import read_tensors
 from plugalign.files.shown import printable
 from plugalign.generation.wrap import wrap
 from plugalign.loading import resolve_model
@@ -139,6 +141,7 @@ def teach(
     taught = load_taught(path)
     run = None if texts is None else known_texts(Path(texts))
     choices, digest = read_feedback(source, run), file_hash(source)
+    _catch_up(path, taught.equilibrium)
     check_new(taught.history, digest)
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     wrap(model, tokenizer, taught.equilibrium)  # refuses another model or tokenizer
@@ -206,10 +209,25 @@ def read_choices(
     return found.index_add(0, torch.tensor(numbers), signed), seen
 
 
+def _catch_up(folder: Path, equilibrium: Equilibrium) -> None:
+    """Writes what the last lesson taught, where a kill came between it and the tensors: who loads
+    the folder reads those alone."""
+    with locked(folder):
+        saved = read_tensors(folder / TENSORS, AGAIN)
+        learned = equilibrium.tensors()
+        if saved.keys() != learned.keys() or any(
+            not torch.equal(saved[name], tensor) for name, tensor in learned.items()
+        ):
+            _write_tensors(folder, equilibrium)
+
+
 def _write_tensors(folder: Path, equilibrium: Equilibrium) -> None:
     """Replaces the learned tensors; a kill leaves the old ones or the new ones."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in equilibrium.tensors().items()}
     half = folder / f"{TENSORS}.half"
     with full_disk_named(folder):
-        half.write_bytes(save(tensors))
+        with half.open("wb") as file:
+            file.write(save(tensors))
+            file.flush()
+            os.fsync(file.fileno())
         half.replace(folder / TENSORS)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import plugalign as pa
 from plugalign import cli, pocket
 
 POCKET = pocket.parts() / pocket.MODEL
@@ -31,7 +32,8 @@ POCKET = pocket.parts() / pocket.MODEL
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SHOWN = ("progress.log", "report.html", "table.tex")  # costs among the rest, in words
-TIMED = ("seconds", "check", "measured", "conditions")
+TIMED = ("seconds", "check", "measured", "conditions", "time")
+RESUMED = ("compare", "tune", "values", "capabilities")
 
 
 @dataclass
@@ -123,11 +125,42 @@ def texts(folder: Path) -> str:
     return str(path)
 
 
+def prepare(name: str, out: Path) -> None:
+    """What a command changes, and does not make."""
+    controllers = pocket.parts() / "controllers"
+    if name == "tune":
+        shutil.copytree(controllers / "self_debias", out / "debias")
+    if name == "feedback":
+        model, tokenizer = pocket.load()
+        kind, rude = (pa.TokenTable.of_words([w], model, tokenizer) for w in ("kind", "lazy"))
+        parts = [pa.Principle("rude", rude)], pa.Preferences({"kind": kind})
+        pa.Equilibrium(None, *parts, k=60).save_pretrained(out)
+
+
 def command(name: str, out: Path, data: str) -> list[str]:
     """The command line; the same again goes on where a killed one was."""
     if name == "compare":
         small = "--methods self_debias,self_critique --limit 4 --samples 2 --max-new-tokens 4"
         return ["compare", *small.split(), "--batch-size", "4", "--out", str(out)]
+    if name == "tune":
+        small = f"tune it={out / 'debias'} --set it.decay=1,50 --limit 4 --max-perplexity 100"
+        small += " --samples 2 --max-new-tokens 4 --batch-size 4 --max-length-change 100"
+        return [*small.split(), "--out", str(out / "run")]
+    if name in ("values", "capabilities"):
+        small = f"{name} {POCKET} --controllers it={pocket.parts() / 'controllers' / 'self_debias'}"
+        if name == "values":
+            small += " --formats options --no-refusals"
+        else:
+            rows = Path(data).read_text().splitlines(keepends=True)
+            few = Path(data).with_name("few.jsonl")
+            few.write_text("".join(rows[:2] + rows[-2:]))
+            small += f" --judgements {few} --prompts {few} --judge pocket --max-new-tokens 4"
+        return [*small.split(), "--out", str(out)]
+    if name == "feedback":
+        pairs = Path(data).with_name("pairs.jsonl")
+        row = {"prompt": "The nurse was", "chosen": " kind", "rejected": " lazy"}
+        pairs.write_text(json.dumps(row) + "\n")
+        return ["feedback", str(out), "--add", str(pairs)]
     fit = ["fit", name, "--data", data, "--out", str(out)]
     if name == "judge":
         return fit
@@ -164,10 +197,15 @@ def untimed(value: Any) -> Any:
 # --------------------------------------------------------------------------- the campaign
 
 
-def fault(run: Callable[..., int | None], out: Path, want: Any, points: list[Any]) -> Any:
+def fault(
+    run: Callable[..., int | None],
+    anew: Callable[[], None],
+    out: Path,
+    want: Any,
+    points: list[Any],
+) -> Any:
     """What is wrong behind kills at ``points``, one after the other; None if nothing is."""
-    shutil.rmtree(out.parent)
-    out.parent.mkdir()
+    anew()
     for at, torn in points:
         if run(at, torn) is not None:
             break  # it ended before that event
@@ -175,7 +213,8 @@ def fault(run: Callable[..., int | None], out: Path, want: Any, points: list[Any
     said = (out.parent.parent / "log").read_text(errors="replace")
     if "Traceback" in said:
         return f"traceback: {said[-600:]}"
-    finished = "is not empty" in said  # it was killed behind its last change
+    # It was killed behind its last change.
+    finished = "is not empty" in said or "was learned already" in said
     if code and not finished:
         return f"code {code}: {said[-600:]}"
     if result(out) != want:
@@ -192,10 +231,16 @@ def campaign(name: str, folder: Path, count: int, rng: random.Random) -> Iterato
     line = command(name, out, data)
 
     def run(at: int | None, torn: bool) -> int | None:
-        again = ["--resume"] if name == "compare" and (out / "manifest.json").is_file() else []
+        began = name in RESUMED and any(out.rglob("manifest.json"))
+        again = ["--resume"] if began else []
         return forked([*line, *again], log, Killer(f"{out.parent}/", at, torn))
 
-    out.parent.mkdir()
+    def anew() -> None:
+        shutil.rmtree(out.parent, ignore_errors=True)
+        out.parent.mkdir()
+        prepare(name, out)
+
+    anew()
     if run(None, False):
         raise SystemExit(f"the undisturbed {name} failed: {log.read_text()[-2000:]}")
     want, events = result(out), json.loads(log.with_suffix(".events").read_text())
@@ -203,7 +248,7 @@ def campaign(name: str, folder: Path, count: int, rng: random.Random) -> Iterato
     places += [(i, True) for i, event in enumerate(events, 1) if event.startswith("sync")]
     for place in places if len(places) <= count else rng.sample(places, count):
         second = [(rng.randint(1, len(events)), False)] if rng.random() < 1 / 3 else []
-        wrong = fault(run, out, want, [place, *second])
+        wrong = fault(run, anew, out, want, [place, *second])
         yield {"at": [place, *second], "event": events[place[0] - 1], "fault": wrong}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from api_tables import calls, constructors
+from api_values_tables import values_calls
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plugalign as pa
@@ -64,6 +65,8 @@ def test_a_bad_argument_is_one_error_that_names_it(
     steered = pa.wrap(tiny(), tokenizer, pa.SelfDebias(["w5"]))
     out = tmp_path / "out"
     table = constructors(tiny(seed=1), reward()) | calls(steered, prompts(rows=1), str(out))
+    words = pa.TokenTable.of_words(["w6"], steered.model, tokenizer)
+    table |= values_calls(words, steered.model, tokenizer, str(out))
     cases = [
         (name, argument, value)
         for name, (_, bad) in table.items()

@@ -1,7 +1,7 @@
 """Bad command lines, specs and data files by the hundred: each is one line that names the value.
 
-A seeded generator (`inputs`) draws what people get wrong. PLUGALIGN_CAMPAIGN says how many are
-drawn (300 by default, thousands on demand), PLUGALIGN_CAMPAIGN_SEED which:
+Seeded generators (`inputs`, `values`) draw what people get wrong. PLUGALIGN_CAMPAIGN says how many
+are drawn (300 by default, thousands on demand), PLUGALIGN_CAMPAIGN_SEED which:
 
     PLUGALIGN_CAMPAIGN=5000 PLUGALIGN_CAMPAIGN_SEED=3 pytest tests/campaign
 
@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import campaign_inputs as inputs
+import campaign_values as values
 import pytest
 
+import plugalign as pa
 from plugalign import cli
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.files.shown import UNSAFE
+from plugalign.values.account.tracing import trace
 
 COUNT = int(os.environ.get("PLUGALIGN_CAMPAIGN", "300"))
 SEED = int(os.environ.get("PLUGALIGN_CAMPAIGN_SEED", "0"))
@@ -38,6 +41,15 @@ def world(tiny: Any, tokenizer: Any, tmp_path: Path) -> Any:
     tokenizer.save_pretrained(folder / "model")
     LinearJudge.fit(["kind", "fool"], [0, 1], n_features=64).save(folder / "judge")
     SelfDebias(["w5"]).save_pretrained(folder / "debias")
+    table = pa.TokenTable.of_words(["w6"], tiny(), tokenizer)
+    principles, preferences = [pa.Principle("rude", table)], pa.Preferences({"kind": table})
+    pa.Equilibrium(None, principles, preferences, k=60).save_pretrained(folder / "equilibrium")
+    given = {"prompt": "w1", "chosen": " w6", "rejected": " w5"}
+    (folder / "pairs.jsonl").write_text(json.dumps(given) + "\n")
+    task = {"question": "w1", "choices": ["w2", "w3"], "answer": 1}
+    (folder / "tasks.jsonl").write_text(json.dumps(task) + "\n")
+    traced: dict[str, Any] = {"out": folder / "traced", "max_new_tokens": 1}
+    trace({"debias": folder / "debias"}, model=folder / "model", prompts=["w1"], **traced)
     rows = [{"text": f"w{n} w{n + 1}", "label": n % 2, "score": n / 40} for n in range(40)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "data.jsonl").write_text(lines)
@@ -81,7 +93,7 @@ def test_bad_inputs_are_one_line_that_names_the_value(
     tried: Counter[str] = Counter()
     wrong: set[str] = set()
     for _ in range(COUNT):
-        case = rng.choice(inputs.KINDS)(rng, world)
+        case = rng.choice([*inputs.KINDS, *values.KINDS])(rng, world)
         tried[case.kind] += 1
         fault = outcome(case, monkeypatch, capsys)
         if (world.folder / "out").exists():

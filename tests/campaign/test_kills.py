@@ -15,12 +15,13 @@ import pytest
 
 COUNT = int(os.environ.get("PLUGALIGN_CAMPAIGN", "300"))
 SEED = os.environ.get("PLUGALIGN_CAMPAIGN_SEED", "0")
+FITTED = ("judge", "dexperts", "fudge", "fudge_head", "nullspace", "prefix")
 PROGRAM = Path(__file__).with_name("killed.py")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", ["compare", "judge", "dexperts", "fudge", "fudge_head", "nullspace", "prefix"]
+    "command", [*FITTED, "compare", "tune", "values", "capabilities", "feedback"]
 )
 def test_a_killed_command_goes_on_to_the_same_end(command: str, tmp_path: Path) -> None:
     if COUNT < 1000 and command not in ("compare", "fudge_head"):

@@ -58,6 +58,8 @@ def test_a_run_is_traced_verified_replayed_and_accounted_for(run, tmp_path):
         (("trace", "--verify", "x.jsonl", "--seed", "3"), "--verify has no --seed; leave it out"),
         (("trace", "--replay", "x.jsonl", "--out", "x"), "--replay has no --out; leave it out"),
         (("trace", "--verify", "x.jsonl"), "x.jsonl: cannot be read (no such file or directory)"),
+        (("trace", "--risk", "pocket", "--cuts", "nan"), "cuts must be rising numbers"),
+        (("trace", "--out="), "--out is empty, got ''; give a value or leave it out"),
         (("trace", "--cuts", "a"), "--cuts takes numbers with commas between, got 'a'"),
         (("trace", "--samples", "0"), "samples must be at least 1, got 0"),
         (("trace", "--controllers", "x"), "--controllers takes NAME=FOLDER, got 'x'"),
@@ -70,6 +72,7 @@ def test_a_run_is_traced_verified_replayed_and_accounted_for(run, tmp_path):
         (("trace", "--set", "dexperts.beta=1"), "DExperts has no setting 'beta'"),
         (("account",), "Missing argument 'RUN...'"),
         (("account", "nowhere"), "nowhere holds no trace.jsonl and no manifest.json"),
+        (("account", ""), "argument 2 is empty, got ''"),
         (("account", "x", "--by", "me"), "--by names who reports an --incident or --override"),
     ],
 )

@@ -35,6 +35,9 @@ def test_errors_are_one_printable_line(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_systems_errors_are_words() -> None:
     found = OSError(2, "No such file or directory", "/x/\x1by")
     assert message_of(found) == r"'/x/\x1by': no such file or directory"
+    assert message_of(OSError(28, "No space left on device")) == (
+        "no space left on device; free some space and run the same again"
+    )
     noted = ValueError("said")
     noted.add_note("and more")
     assert message_of(noted) == "said and more"

@@ -51,6 +51,8 @@ def test_a_lesson_and_what_was_learned(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--ridge", "2"], "feedback without --add has no --ridge; leave it out"),
+        (["--add", ""], "--add is empty, got ''; give a value or leave it out"),
         (["--add", "no.jsonl"], "no.jsonl: there is no such file"),
         (["--add", "no.txt"], "data must be a .jsonl or a .csv file"),
         (["--add", "no.jsonl", "--learner", "magic"], "a learner is one of map, gradient"),

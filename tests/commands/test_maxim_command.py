@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
@@ -28,13 +29,25 @@ def test_the_table_of_a_lie(run):
     assert code == 0 and "pi(lie) = 0.9" in said and "pi(truth) = 0.00" in said
 
 
+def test_a_terminal_without_all_characters_gets_their_escapes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["plugalign", "maxim", "lie", "--runs", "2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    sys.stdout.flush()
+    assert not ended.value.code and rb"\u201c" in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("gossip",), "unknown maxim 'gossip'; known are lie, truth, greed, share"),
         (("lie", "--runs", "1"), "runs must be at least 2"),
-        (("lie", "--controller", "x"), "--controller steers a model; give --model too"),
-        (("lie", "--model", "/nowhere/at/all"), "cannot load the model '/nowhere/at/all'"),
+        (("lie", "--controller", "x"), "without --model, has no --controller; leave it out"),
+        (("lie", "--dtype", "float32"), "without --model, has no --dtype; leave it out"),
+        (("lie", "--seed", "-1"), "seed must be an int in [0, 2**64), got -1"),
+        (("lie", "--model", "/nowhere/at/all"), "'/nowhere/at/all': there is no such folder"),
     ],
 )
 def test_a_wrong_value_is_one_line(run, arguments, message):

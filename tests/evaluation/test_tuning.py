@@ -226,6 +226,12 @@ def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path
     ]
 
 
+def test_results_do_not_go_into_the_controllers_own_folder(folder: Path) -> None:
+    with pytest.raises(ValueError, match="lies in the controller's own folder"):
+        tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, out=folder / "tuned")
+    assert not (folder / "tuned").exists()
+
+
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"d.alpha": [1.0]}}, r"nothing to choose from; give d\.SETTING several values"),
     ({"settings": {"x.alpha": [1.0, 2.0]}}, "of the method 'x', which is not compared"),

@@ -157,6 +157,14 @@ def test_what_is_no_label_is_refused_in_every_format(write: Write, label: Any) -
             load_data(path)
 
 
+def test_a_field_that_is_not_there_is_named_with_those_that_are(write: Write) -> None:
+    [row] = read_rows(write("a.jsonl", lines([{"text": "a"}])))
+    readers = (row.text, row.texts, row.label, row.share, row.conversation)
+    for read in readers:
+        with pytest.raises(ValueError, match=r"a\.jsonl, line 1: no field 'b'; the fields are"):
+            read("b")
+
+
 def test_lines_are_those_that_an_editor_shows(write: Write) -> None:
     content = 'text,label\n"two\nlines",0\n\n"three\r\nmore\nlines",1\nlast,0.5\n'
     with pytest.raises(ValueError, match="line 8: 'label' must be a word"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
 
 from plugalign.files.folders import check_file, check_folder
-from plugalign.files.shown import listed, one_line, printable, shown
+from plugalign.files.saved import writing_tensors
+from plugalign.files.shown import listed, one_line, printable, shown, shown_path
 from plugalign.files.typed import read_config, read_yaml, validated
 
 
@@ -115,3 +118,17 @@ def test_where_results_can_be_written(tmp_path: Path) -> None:
             check_folder(path)
     with pytest.raises(ValueError, match="names no folder"):
         check_folder("")
+
+
+def test_tensors_that_cannot_be_written_name_the_file(tmp_path: Path) -> None:
+    """As on a full disk: safetensors has an error of its own, which is none of the system's."""
+    path = tmp_path / "model.safetensors"
+    path.mkdir()
+    message = r"model\.safetensors cannot be written .*free some space"
+    with pytest.raises(OSError, match=message), writing_tensors(path):
+        save_file({"a": torch.zeros(1)}, path)
+
+
+def test_a_path_is_shown_whole() -> None:
+    path = Path("/a/path/that/is/longer/than/values/are/shown/in/messages/of/the/command/line")
+    assert shown_path(path) == f"'{path}'" and shown(str(path)) != f"'{path}'"

@@ -161,6 +161,7 @@ def test_a_text_inside_the_first_turn_is_where_the_template_would_put_it(chat):
     [
         None,
         "{{ raise_exception('only translations') }}",
+        "{{ messages + 1 }}",
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
         "{% for m in messages if m['role'] == 'user' %}<turn>{{ m['content'] }}</turn>{% endfor %}",
         "<turn>{{ messages[-1]['content'] }}{{ messages[-1]['content'] }}</turn>",

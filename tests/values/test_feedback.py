@@ -89,6 +89,16 @@ def test_texts_of_a_run_may_be_named(tmp_path):
         known_texts(tmp_path)
 
 
+def test_the_texts_of_a_chat_run_may_be_named(tmp_path):
+    (tmp_path / "generations.jsonl").write_text("")
+    turns = [{"role": "user", "content": "Hello\u2028you"}]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": 0, "text": "x", "messages": turns}])
+    assert known_texts(tmp_path).prompts == ("Hello\u2028you",)
+    write(prompts, [{"prompt": 0, "text": "x"}, {"prompt": 1}])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 2: the prompt is null"):
+        known_texts(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -141,6 +151,19 @@ def test_a_kill_before_the_tensors_loses_nothing(folder, rows):
     taught = teach(folder, rows).equilibrium.preferences
     (folder / "model.safetensors").write_bytes(before)
     assert torch.equal(load_taught(folder).equilibrium.preferences.theta, taught.theta)
+    with pytest.raises(ValueError, match="this feedback was learned already"):
+        teach(folder, rows)
+    for name in ("theta", "covariance"):  # as everybody else loads them
+        assert torch.equal(getattr(pa.load(folder).preferences, name), getattr(taught, name))
+
+
+def test_names_may_hold_what_ends_a_line_elsewhere(folder, tmp_path):
+    """U+2028 ends a line for `str.splitlines`, and JSON writes it as it is."""
+    one, other = (tmp_path / f"{name}\u2028\x85.jsonl" for name in "ab")
+    teach(folder, write(one, ROWS))
+    taught = teach(folder, write(other, ROWS[:2]))
+    assert [lesson.feedback.file for lesson in taught.history] == [one.name, other.name]
+    assert read_history(folder) == list(taught.history)
 
 
 def test_what_is_wrong_is_said_before_any_work(folder, rows, tmp_path):

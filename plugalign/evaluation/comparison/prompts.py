@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plugalign.algebra.identity import model_name
+from plugalign.evaluation.run_folder.folder import PROMPTS
 from plugalign.files.messages import Prompt, prompt_of, said_last
 from plugalign.files.rows import Row as FileRow
 from plugalign.files.rows import read_lines, read_rows
@@ -90,6 +91,22 @@ def load_prompts(source: str | Path | Sequence[Any], limit: int | None = None) -
         raise ValueError(f"{printable(str(path))} holds no prompts; give it one prompt per line")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Prompts(tuple(found[:limit]), str(path), digest)
+
+
+def prompts_of_run(out: Path) -> Prompts:
+    """The prompts in a comparison's folder.
+
+    Raises:
+        ValueError: if the file is missing or damaged; names it and the line.
+    """
+    path = out / PROMPTS
+    found = [
+        prompt_of(row.fields.get(MESSAGES, row.fields.get("text")), f"{row.place}: the prompt")
+        for row in read_rows(path)
+    ]
+    if not found:
+        raise ValueError(f"{printable(str(path))} holds no prompts, so the run is damaged")
+    return Prompts(tuple(found))
 
 
 def encode(

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 from plugalign.evaluation.judging.files import WEIGHTS, kind_of, read_arrays
 from plugalign.evaluation.statistics.paired import FloatArray
+from plugalign.files.saved import writing_tensors
 from plugalign.files.typed import read_config
 
 WORD_NGRAMS = (1, 2)
@@ -96,7 +97,8 @@ class LinearJudge:
         target.mkdir(parents=True, exist_ok=True)
         config = {"judge": self.KIND, "n_features": self.n_features, "intercept": self.intercept}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({"weights": self.weights}, target / WEIGHTS)
+        with writing_tensors(target / WEIGHTS):
+            save_file({"weights": self.weights}, target / WEIGHTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -16,7 +16,7 @@ from plugalign.evaluation.judging.tfidf import TfidfJudge
 from plugalign.files.embedded import parts
 from plugalign.files.folders import there
 from plugalign.files.pretrained import loading
-from plugalign.files.shown import one_line, shown
+from plugalign.files.shown import one_line, shown, shown_path
 from plugalign.values.discriminator.contrast import ValueContrast
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
 
@@ -124,13 +124,13 @@ def _load(text: str, positive_label: str | None, device: str | None) -> Function
         return _function(_imported(text), positive_label)
     if not there(text) and HUB_ID.fullmatch(text) is None:
         raise ValueError(
-            f"{shown(text)}: there is no such judge; it is 'pocket', a folder, a hub id, "
+            f"{shown_path(text)}: there is no such judge; it is 'pocket', a folder, a hub id, "
             f"module:function or a {PICKLE} file"
         )
     own = kind_of(Path(text)) if there(text) else None
     if own is not None and own not in FITTED:
         known = ", ".join(FITTED)
-        raise ValueError(f"{shown(text)} is a judge of kind {shown(own)}; known are {known}")
+        raise ValueError(f"{shown_path(text)} is a judge of kind {shown(own)}; known are {known}")
     if own is not None:
         function: Function = FITTED[own].load(text)
         return function
@@ -170,12 +170,12 @@ def _unpickled(text: str, trust: bool) -> Any:
 
     if not trust:
         raise ValueError(
-            f"judge {shown(text)} is a pickle: loading it runs code from the file. If you know who "
-            f"made it, say --trust, in Python Trusted(…); plugalign fit judge makes judges that "
-            f"hold no code"
+            f"judge {shown_path(text)} is a pickle: loading it runs code from the file. If you "
+            f"know who made it, say --trust, in Python Trusted(…); plugalign fit judge makes "
+            f"judges that hold no code"
         )
     if not Path(text).is_file():
-        raise ValueError(f"{shown(text)}: there is no such judge")
+        raise ValueError(f"{shown_path(text)}: there is no such judge")
     with loading("the judge", text):
         return joblib.load(text)
 

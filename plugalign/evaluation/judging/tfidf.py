@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from plugalign.evaluation.judging.files import CONFIG, WEIGHTS, kind_of, read_arrays
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.files.pretrained import loading
+from plugalign.files.saved import writing_tensors
 from plugalign.files.typed import read_config
 
 VOCABULARY = "vocabulary.json"
@@ -123,7 +124,8 @@ class TfidfJudge:
             text = json.dumps(content, indent=0, ensure_ascii=False)
             (target / file).write_text(text + "\n", encoding="utf-8")
         rarity = {f"idf_{name}": part.idf_ for name, part in parts.items()}
-        save_file({"weights": self.weights, **rarity}, target / WEIGHTS)
+        with writing_tensors(target / WEIGHTS):
+            save_file({"weights": self.weights, **rarity}, target / WEIGHTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

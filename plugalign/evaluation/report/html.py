@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plugalign.evaluation.comparison.prompts import prompts_of_run
 from plugalign.evaluation.comparison.references import BASE, PLAIN
 from plugalign.evaluation.report.alignment import alignment_notes, alignment_sections
 from plugalign.evaluation.report.charts import Estimate, Scatter, scatter
@@ -16,7 +17,7 @@ from plugalign.evaluation.report.pairs import Decode, Pair, telling_pairs
 from plugalign.evaluation.report.table import revisions_in_words
 from plugalign.evaluation.report.templates import environment
 from plugalign.evaluation.run_folder.answers import read_answers
-from plugalign.evaluation.run_folder.folder import PROMPTS, REPORT, replace_text
+from plugalign.evaluation.run_folder.folder import REPORT, replace_text
 from plugalign.evaluation.run_folder.manifest import ControllerRecord, Manifest, read_manifest
 from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.evaluation.statistics.figure import Figure
@@ -127,8 +128,7 @@ def _estimate(figure: Figure) -> Estimate | None:
 
 def _pairs(out: Path, manifest: Manifest, decode: Decode) -> dict[str, list[Pair]]:
     settings, answers = manifest.settings, read_answers(out, manifest)
-    lines = (out / PROMPTS).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    prompts = [json.loads(line)["text"] for line in lines]
+    prompts = prompts_of_run(out).texts
     return {
         name: telling_pairs(
             answers[BASE], method, settings.judges[0], prompts, decode, settings.seed

@@ -126,7 +126,7 @@ def full_disk_named(out: Path) -> Iterator[None]:
             raise
         raise OSError(
             f"no space is left for {out}; what is there is kept: free some space and run the same "
-            f"again with --resume"
+            f"again, with --resume where the command has that"
         ) from error
 
 

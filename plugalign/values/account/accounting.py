@@ -12,7 +12,7 @@ from plugalign.evaluation.comparison.prompts import load_prompts
 from plugalign.evaluation.judging.load import Judge, load_judges
 from plugalign.evaluation.run_folder.folder import MANIFEST
 from plugalign.files.folders import check_folder
-from plugalign.files.shown import printable
+from plugalign.files.shown import listed, printable, shown
 from plugalign.values.account import sheets
 from plugalign.values.account.compared import read_comparison, strata_of_comparison, stratum_of
 from plugalign.values.account.figures import figures, scored
@@ -58,6 +58,8 @@ def account(
             sorted.
     """
     folders = [_checked(Path(run)) for run in runs]
+    if twice := [run for run in folders if folders.count(run) > 1]:
+        raise ValueError(f"{printable(str(twice[0]))} is named twice; name each run once")
     if not folders:
         raise ValueError("there is no run to account for; name at least one folder")
     target = check_folder(folders[0] if out is None else out)
@@ -73,6 +75,7 @@ def account(
     loaded = [] if judges is None else list(load_judges(judges).values())
     options = _Sorting(None if strata is None else sorting, strata, risk, cuts)
     found = [_of_run(run, options, loaded, controllers or {}) for run in folders]
+    _check_used(found, judges, controllers or {})
     given: list[tuple[Kind, str]] = [("incident", text) for text in incidents]
     given += [("override", text) for text in overrides]
     if given:
@@ -179,6 +182,25 @@ def _of_comparison(
         notes=read_notes(folder),
         compared=compared,
     )
+
+
+def _check_used(
+    found: Sequence[RunAccount], judges: Any, controllers: Mapping[str, str | Path]
+) -> None:
+    """Refuses judges and controllers that no run has a use for.
+
+    Raises:
+        ValueError: naming it, and what it is for.
+    """
+    compared = [run.compared.manifest.settings for run in found if run.compared is not None]
+    if judges is not None and len(compared) == len(found):
+        raise ValueError("judges score the answers of traces, and comparisons have their own")
+    known = {name for settings in compared for name in settings.methods}
+    if unknown := sorted(controllers.keys() - known):
+        there = f"these have {listed(known)}" if known else "these are traces, which name their own"
+        raise ValueError(
+            f"{shown(unknown[0])} is no method of the comparisons that are accounted for; {there}"
+        )
 
 
 def _noted(

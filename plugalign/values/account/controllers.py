@@ -59,10 +59,13 @@ def _described(controller: Controller, folder: str | None) -> TracedController:
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of every file in a controller's folder but data sheets, which steer nothing: of all
-    their bytes, where a fingerprint of weights looks at some."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != README)
-    return fingerprint([(str(p.relative_to(folder)), file_hash(p)) for p in files])
+    """A hash of every file in a controller's folder but data sheets and hidden files (locks,
+    repositories), which steer nothing: of all their bytes, where a fingerprint of weights looks at
+    some."""
+    every = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    hidden = [name for name in every if any(part.startswith(".") for part in name.parts)]
+    files = sorted(every.keys() - {*hidden, *(name for name in every if name.name == README)})
+    return fingerprint([(str(name), file_hash(every[name])) for name in files])
 
 
 def differences(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from plugalign.evaluation.run_folder.folder import locked
 from plugalign.files.saved import described
 from plugalign.files.text import check_unicode
 from plugalign.values.account.chain import Chain, read_chain
@@ -27,12 +28,14 @@ def add_note(
         head: the last hash of the run's own file.
 
     Raises:
-        ValueError: for an empty text, or a file whose chain does not hold.
+        ValueError: for an empty text, a file whose chain does not hold, or a folder in which
+            another process is at work.
     """
     if not text.strip():
         raise ValueError(f"an {kind} needs words, got {text!r}")
     line = NoteLine(kind=kind, time=now(), text=check_unicode(text, kind), by=by, head=head)
-    Chain(run / FILE).append([content_of(line)])
+    with locked(run):  # two that read one last line would both follow it
+        Chain(run / FILE).append([content_of(line)])
 
 
 def read_notes(run: Path) -> list[NoteLine]:

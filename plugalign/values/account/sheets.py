@@ -10,6 +10,7 @@ from typing import Any
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.data_sheet import Notes, read_provenance
+from plugalign.algebra.saving import CONFIG
 from plugalign.evaluation.run_folder.describe import describe_controller
 from plugalign.evaluation.run_folder.manifest import ControllerRecord
 from plugalign.files.fingerprint import file_hash
@@ -107,7 +108,8 @@ def _of_trace(name: str, record: TracedController) -> ControllerAccount:
     folder = None if record.folder is None else Path(record.folder)
     sheet, status = dict(record.sheet), "it was given in Python; not checked"
     histories: tuple[History, ...] = ()
-    if folder is not None and not folder.is_dir():
+    # A trace that somebody else has written may name any folder.
+    if folder is not None and not (folder / CONFIG).is_file():
         status = "its folder is not there now; not checked"
     elif folder is not None:
         same = record.files == folder_hash(folder)

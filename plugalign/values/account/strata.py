@@ -82,7 +82,7 @@ def _named(prompts: Prompts, field: str) -> tuple[str, ...]:
 
 def _by_risk(prompts: Prompts, risk: Any, cuts: tuple[float, ...]) -> Strata:
     edges = (0.0, *cuts, 1.0)
-    if not cuts or any(low >= high for low, high in pairwise(edges)):
+    if not cuts or not all(low < high for low, high in pairwise(edges)):
         raise ValueError(f"cuts must be rising numbers between 0 and 1, got {shown(list(cuts))}")
     judge = load_judge(risk)
     verdicts = judge.verdicts(prompts.texts)

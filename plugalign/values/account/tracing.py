@@ -14,7 +14,7 @@ from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.comparison.prompts import Prompts, Row, load_prompts
 from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import versions
-from plugalign.evaluation.run_folder.folder import locked
+from plugalign.evaluation.run_folder.folder import MANIFEST, locked
 from plugalign.files.folders import check_folder
 from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import load_controllers, resolve_model
@@ -134,11 +134,15 @@ def chosen_controllers(
 
     Raises:
         ValueError: for none, with a model of one's own.
+        TypeError: for controllers without names.
     """
     if controllers is None and model is None:
         controllers = {name: pocket.parts() / "controllers" / name for name in POCKET}
     if not controllers:
         raise ValueError("there is no controller; give at least one, as NAME=FOLDER")
+    if not isinstance(controllers, Mapping):
+        got = type(controllers).__name__
+        raise TypeError(f"controllers must be controllers or folders by name, got {got}")
     folders = {
         name: str(given) if isinstance(given, (str, Path)) else None
         for name, given in controllers.items()
@@ -155,6 +159,8 @@ def _prompts(model: Any, prompts: Any, limit: int | None) -> Prompts:
 
 
 def _run(recorder: Recorder, about: RunLine, out: Path, resume: bool) -> Traced:
+    if (out / MANIFEST).exists():
+        raise ValueError(f"{out} holds a run of another command; choose another --out")
     chain = Chain(out / FILE)
     lines = [line_of(link) for link in chain.links]
     done = _done(lines, about, out, resume)

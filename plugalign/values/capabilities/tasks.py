@@ -15,6 +15,7 @@ import numpy as np
 from plugalign.evaluation.comparison.progress import Progress
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.records import Addressed, Count, Finite, Key
+from plugalign.kernels.philox import check_seed
 from plugalign.sampling import CoupledSampler
 from plugalign.values.capabilities.data import CapabilityData
 from plugalign.values.questionnaire.respondent import ROWS, ModelRespondent
@@ -47,6 +48,9 @@ class Asked:
     tokens: int
     seed: int
     context: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def judgement(self, text: str) -> str:
         return f"{text}\n\nIs this right? Answer Yes or No.\nAnswer:"

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from plugalign.algebra.identity import Identity
 from plugalign.evaluation.judging.files import CONFIG, WEIGHTS, kind_of, read_arrays
 from plugalign.evaluation.statistics.paired import FloatArray
-from plugalign.files.saved import read_settings
+from plugalign.files.saved import read_settings, writing_tensors
 from plugalign.values.discriminator.head import Calibration, Head
 from plugalign.values.discriminator.judgement import Assessment
 from plugalign.values.discriminator.loading import load_reader
@@ -147,7 +147,8 @@ class ValueDiscriminator:
         }
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (target / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file({"weights": self.head.weights}, target / WEIGHTS)
+        with writing_tensors(target / WEIGHTS):
+            save_file({"weights": self.head.weights}, target / WEIGHTS)
         self.sheet.save(target)
 
     @classmethod

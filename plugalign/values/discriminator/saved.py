@@ -8,7 +8,7 @@ from typing import Any
 
 from plugalign.evaluation.judging.files import CONFIG, kind_of
 from plugalign.files.json_text import read_object
-from plugalign.files.shown import shown
+from plugalign.files.shown import shown_path
 from plugalign.values.discriminator.contrast import ValueContrast
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
 from plugalign.values.discriminator.judgement import Discriminator
@@ -28,7 +28,7 @@ def load_discriminators(folders: Mapping[str, str | Path]) -> dict[str, Discrimi
         kind = kind_of(Path(folder))
         if kind is None or kind not in KINDS:
             raise ValueError(
-                f"{shown(str(folder))} holds no value discriminator; plugalign fit value makes one"
+                f"{shown_path(folder)} holds no value discriminator; plugalign fit value makes one"
             )
         config = read_object(Path(folder) / CONFIG)
         key = (str(config.get("reader")), str(config.get("model")))

@@ -95,6 +95,8 @@ def measure(
     Raises:
         ValueError: for anything wrong with the arguments, before any model is asked.
     """
+    if not isinstance(refusals, bool):
+        raise TypeError(f"refusals must be True or False, got {shown(refusals)}")
     folder = check_folder(out)
     given = instrument if isinstance(instrument, Instrument) else read_instrument(instrument)
     survey = Survey(given, _checked_formats(formats), refusals)

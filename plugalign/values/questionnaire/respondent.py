@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from plugalign.engine.context_length import context_length_of
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import left_padded
-from plugalign.files.shown import shown
-from plugalign.generation.chat import encode
+from plugalign.files.shown import one_line, shown
+from plugalign.generation.chat import REFUSED, encode
 from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.wrap import Steered
 from plugalign.sampling import CoupledSampler
@@ -57,15 +56,17 @@ def is_chat(tokenizer: Any, mode: str, system: str | None, name: str) -> bool:
             "leave it at 'auto', or say 'off'"
         )
     chat = there and mode != "off"
-    if system is not None:
-        if not chat:
-            raise ValueError(f"{shown(name)} is not asked in a chat, so leave out the system text")
-        try:
+    if system is not None and not chat:
+        raise ValueError(f"{shown(name)} is not asked in a chat, so leave out the system text")
+    try:
+        if chat:
             rendered(tokenizer, "text", system)
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template of {shown(name)} takes no system text ({error}); leave it out"
-            ) from error
+    except REFUSED as error:
+        why = "takes no system text", "leave it out"
+        what, cure = why if system is not None else ("takes no question", "say chat 'off'")
+        raise ValueError(
+            f"the chat template of {shown(name)} {what} ({one_line(str(error))}); {cure}"
+        ) from error
     return chat
 
 

@@ -14,6 +14,7 @@ import torch
 from plugalign.algebra.controller import Composition, Controller
 from plugalign.algebra.identity import model_name
 from plugalign.generation.wrap import wrap
+from plugalign.values.questionnaire.respondent import is_chat, rendered
 from plugalign.values.universalising.maxim import Maxim, Situation, drawn
 
 
@@ -35,6 +36,7 @@ class ModelAgent:
         name: str | None = None,
     ):
         own = model_name(model)
+        self._chat = is_chat(tokenizer, "auto", None, own)
         if controller is not None:
             own += f" with {controller.display_name}"
         self.name = own if name is None else name
@@ -70,12 +72,9 @@ class ModelAgent:
             f"{letter}) {option}" for letter, option in zip(names, situation.options, strict=True)
         )
         question = f"{rule}{situation.text}\n{options}\nAnswer with one letter."
-        if getattr(self._tokenizer, "chat_template", None) is None:
+        if not self._chat:
             return f"{question}\nAnswer: "
-        message = [{"role": "user", "content": question}]
-        return str(
-            self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        )
+        return rendered(self._tokenizer, question, None)
 
 
 def letters(count: int) -> tuple[str, ...]:

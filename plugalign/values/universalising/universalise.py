@@ -25,6 +25,7 @@ from rich import box
 from rich.table import Table
 
 from plugalign.evaluation.statistics.paired import Interval, PairedBootstrap
+from plugalign.kernels.philox import check_seed
 from plugalign.values.universalising.commons import WELL, Commons
 from plugalign.values.universalising.gate import Comprehension, check_comprehension
 from plugalign.values.universalising.maxim import (
@@ -127,11 +128,13 @@ def universalise(
 
     Raises:
         ValueError: for an unknown maxim, no agent, no world in which it can be followed, too few
-            runs, or an agent that does not understand the situations; names it.
+            runs, a seed out of range, or an agent that does not understand the situations; names
+            it.
     """
     chosen = _maxim(maxim)
     if runs < 2:
         raise ValueError(f"runs must be at least 2, for an interval, got {runs}")
+    check_seed(seed)
     if not agents:
         raise ValueError("there is no agent; give at least one")
     possible = [world for world in worlds if chosen.name in world.maxims]

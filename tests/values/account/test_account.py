@@ -14,11 +14,14 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.steering import Steering
 from plugalign.evaluation.run_folder.answers import read_answers
+from plugalign.evaluation.run_folder.folder import locked
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.kernels.terms.linear import Linear
 from plugalign.values.account.accounting import account
+from plugalign.values.account.controllers import folder_hash
 from plugalign.values.account.notes import FILE as NOTES
 from plugalign.values.account.reading import TraceFile
+from plugalign.values.account.sheets import of_trace
 from plugalign.values.account.tracing import trace
 
 TEXTS = [f"{who} {what}" for who in ("My boss", "The cook", "A nurse") for what in ("is", "was")]
@@ -149,6 +152,21 @@ def test_one_changed_byte_in_a_guide_changes_the_report(copy):
     assert files[0] != files[1]
 
 
+def test_hidden_files_change_nothing_and_no_other_folder_is_read(copy):
+    folder = copy[0] / "fudge_head"
+    before = folder_hash(folder)
+    (folder / ".lock").write_text("process 1")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    assert folder_hash(folder) == before
+    (folder / "more.json").write_text("{}")
+    assert folder_hash(folder) != before
+    record = TraceFile(copy[1]).run.controllers["fudge_head"]
+    elsewhere = record.model_copy(update={"folder": str(copy[0])})  # holds no controller itself
+    [found] = of_trace({"fudge_head": elsewhere})
+    assert found.status == "its folder is not there now; not checked" and found.histories == ()
+
+
 def test_what_people_state_later_is_in_the_report(copy):
     where, _ = copy
     trace({"mine": where / "fudge_head"}, prompts=TEXTS[:1], max_new_tokens=2, out=where / "run")
@@ -194,6 +212,14 @@ def test_incidents_are_kept_and_cannot_be_removed_unseen(copy):
     (where / "out" / NOTES).write_bytes(lines[0] + lines[2])
     with pytest.raises(ValueError, match=r"incidents.jsonl, line 2: .* removed, added or moved"):
         account([where / "out"])
+
+
+def test_two_processes_do_not_write_notes_at_once(copy):
+    out = copy[0] / "out"
+    with locked(out), pytest.raises(ValueError, match="is in use"):
+        account([out], incidents=["one"])
+    assert not (out / NOTES).exists()
+    assert [n.text for n in account([out], incidents=["two"]).runs[0].notes] == ["two"]
 
 
 def test_a_deleted_line_of_the_trace_is_found(copy):
@@ -297,6 +323,21 @@ BAD = {
     "a judge of hashes": ({"risk": "pocket"}, "holds hashes of prompts, which no judge can score"),
     "an empty incident": ({"incidents": [" "]}, "an incident needs words"),
 }
+
+
+def test_judges_and_controllers_without_a_run_are_refused(traced, compared, tmp_path):
+    folder, out = pocket.parts() / "controllers" / "dexperts", tmp_path / "account"
+    for runs, given, message in (
+        ([compared], {"judges": ["pocket"]}, "comparisons have their own"),
+        ([compared], {"controllers": {"other": folder}}, "'other' is no method .* 'dexperts'"),
+        ([traced / "out"], {"controllers": {"dexperts": folder}}, "these are traces"),
+        ([compared, compared], {}, "is named twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            account(runs, **given, out=out)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="holds a run of another command"):
+        trace(prompts=TEXTS[:1], max_new_tokens=1, out=compared)
 
 
 @pytest.mark.parametrize("which", BAD)

@@ -188,6 +188,10 @@ BAD = {
         {"prompts": PROMPTS, "risk": "pocket", "cuts": [0.5, 0.2]},
         "rising numbers between 0 and 1",
     ),
+    "cuts that are no numbers": (
+        {"prompts": PROMPTS, "risk": "pocket", "cuts": [float("nan")]},
+        "rising numbers between 0 and 1",
+    ),
     "several values": ({"settings": {"dexperts.alpha": [1, 2]}}, "a setting has one value"),
     "no answers": ({"samples": 0}, "samples must be at least 1"),
 }

@@ -74,6 +74,7 @@ def test_words_are_the_models_own(world: Any) -> None:
         (None, "on", None, "'m' has no chat template, so it cannot be asked with chat 'on'"),
         (CHAT, "yes", None, "chat must be one of auto, on, off, got 'yes'"),
         (None, "auto", "x", "'m' is not asked in a chat, so leave out the system text"),
+        ("{{ messages + 1 }}", "auto", None, "takes no question .* say chat 'off'"),
         (NO_SYSTEM + CHAT, "auto", "x", "the chat template of 'm' takes no system text"),
     ],
 )
