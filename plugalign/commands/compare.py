@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plugalign.catalogue import ALONE
 from plugalign.commands import options
 from plugalign.commands.console import quiet_libraries, show
 from plugalign.files.folders import check_folder
@@ -35,7 +36,11 @@ Chat = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Only so many of the first prompts.")]
 Methods = Annotated[
     str | None,
-    typer.Option(metavar="A,B", help="Methods to compare.", show_default="all there are"),
+    typer.Option(
+        metavar="A,B",
+        help=f"Methods to compare. {', '.join(ALONE)} need nothing fitted: name them here.",
+        show_default="those of --controllers; on the pocket world all",
+    ),
 ]
 Controllers = Annotated[
     list[str] | None,
