@@ -52,7 +52,7 @@ def _table(rows: Mapping[str, Sequence[Capability]], name: str, reference: str |
         cells = [_value(figure) for figure in figures]
         if reference is not None:
             cells += _change(last)
-        table.add_row(f"  {last.name}", *cells)
+        table.add_row(f" {last.name}", *cells)
     return table
 
 
