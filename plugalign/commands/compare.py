@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plugalign.catalogue import ALONE
 from plugalign.commands import options
 from plugalign.commands.console import quiet_libraries, show
 from plugalign.files.folders import check_folder
@@ -37,8 +38,8 @@ Methods = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Methods to compare.",
-        show_default="those of --controllers, on the pocket model all",
+        help=f"Methods to compare. {', '.join(ALONE)} need nothing fitted: name them here.",
+        show_default="those of --controllers; on the pocket world all",
     ),
 ]
 Controllers = Annotated[

@@ -6,12 +6,33 @@ would accept and then read wrongly, or refuse from deep inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
+
+# Ways of the model to make texts that take no logits processors.
+CONTINUOUS_BATCHING = (
+    "generate_batch",
+    "init_continuous_batching",
+    "continuous_batching_context_manager",
+)
+COUNTS = {  # settings that are whole numbers, and the least that each may be
+    "max_new_tokens": 1,
+    "min_new_tokens": 0,
+    "max_length": 0,
+    "min_length": 0,
+    "top_k": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "prompt_lookup_num_tokens": 1,
+}
+NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
+TOKENS = ("pad_token_id", "eos_token_id", "bos_token_id")
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
@@ -36,6 +57,19 @@ def check_streamer(streamer: Any) -> None:
         raise TypeError(f"a streamer needs put() and end(), got {type(streamer).__name__}")
 
 
+def check_attribute(name: str) -> None:
+    """Refuses what a model has beside ``generate`` to make texts, where no controller acts.
+
+    Raises:
+        AttributeError: naming it.
+    """
+    if name in CONTINUOUS_BATCHING:
+        raise AttributeError(
+            f"{name} is continuous batching, which takes no logits processors, so controllers "
+            "would be left out; call generate"
+        )
+
+
 def check_config(config: GenerationConfig) -> None:
     """Refuses merged settings with which controllers would be left out, or that are no counts.
 
@@ -47,10 +81,54 @@ def check_config(config: GenerationConfig) -> None:
             "cache_implementation='paged' is continuous batching, which takes no logits "
             "processors, so controllers would be left out; take another cache_implementation"
         )
-    for name in ("num_return_sequences", "num_beams"):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    check_numbers(vars(config))
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuses settings that are no numbers of their kind. None leaves one open.
+
+    Raises:
+        TypeError: for token ids that are none.
+        ValueError: naming the setting.
+    """
+    for name, least in COUNTS.items():
+        value = settings.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    for name in NUMBERS:
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number, got {value!r:.60}")
+    for name in TOKENS:
+        _check_tokens(name, settings.get(name))
+
+
+def _check_tokens(name: str, value: Any) -> None:
+    ids = value if isinstance(value, Tensor) else [] if value is None else value
+    try:
+        ids = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.tensor([0.5])
+    if ids.numel() and ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be one token id or several, got {value!r:.60}")
+
+
+def check_objects(options: Mapping[str, Any]) -> None:
+    """Refuses arguments that are no settings and of another type.
+
+    Raises:
+        TypeError: naming the argument and what it got.
+    """
+    for name in ("logits_processor", "stopping_criteria"):
+        if (given := options.get(name)) is not None and not isinstance(given, Iterable):
+            raise TypeError(f"{name} must be a list, got {given!r:.60}")
+    assistant = options.get("assistant_model")
+    if assistant is not None and not hasattr(assistant, "generate"):
+        raise TypeError(f"assistant_model must be a model that generates, got {assistant!r:.60}")
+    check_type("past_key_values", options.get("past_key_values"), Cache)
+    check_type("inputs_embeds", options.get("inputs_embeds"), Tensor)
 
 
 def prompt_ids(inputs: Any, options: Mapping[str, Any], begin: Tensor | None = None) -> Tensor:
@@ -99,13 +177,17 @@ def _token_ids(ids: Any) -> Tensor:
     return ids
 
 
-def checked_mask(mask: Any, ids: Tensor) -> Tensor:
+def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tensor:
     """An attention mask that says of every token id ``(B, T)`` whether it is one of the prompt, as
     int64.
 
+    Args:
+        vocabulary: how many tokens the model knows, where that can be told.
+
     Raises:
         TypeError: for anything but a tensor.
-        ValueError: for another shape, values other than 0 and 1, or a row of zeros.
+        ValueError: for another shape, values other than 0 and 1, a row of zeros, or a token id
+            that the model does not know.
     """
     if not isinstance(mask, Tensor):
         raise TypeError(f"attention_mask must be a tensor, got a {type(mask).__name__}")
@@ -114,8 +196,15 @@ def checked_mask(mask: Any, ids: Tensor) -> Tensor:
             f"attention_mask has shape {tuple(mask.shape)}, but the prompts have {tuple(ids.shape)}"
         )
     known = (mask == 0) | (mask == 1)  # NaN is neither
-    if bool(known.all() & (mask != 0).any(1).all()):  # asks the device once
+    strange = (ids < 0) if vocabulary is None else (ids < 0) | (ids >= vocabulary)
+    if bool(known.all() & (mask != 0).any(1).all() & ~strange.any()):  # asks the device once
         return mask.long()
+    if bool(strange.any()):
+        row, column = strange.nonzero()[0].tolist()
+        raise ValueError(
+            f"the prompt in row {row} holds the token id {int(ids[row, column])}, and the model "
+            f"knows {vocabulary or 'none below 0'}; it was encoded by another tokenizer"
+        )
     if not bool(known.all()):
         value = mask[~known][0].item()
         raise ValueError(f"attention_mask holds {value}; it is 1 for tokens and 0 for padding")

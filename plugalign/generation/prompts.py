@@ -34,7 +34,10 @@ def prompts_of(
     begin = torch.tensor([start[:1]], device=model.device) if start else None
     ids, mask = prompt_ids(inputs, options, begin), options.get("attention_mask")
     check_cache(ids, options)
-    return ids, checked_mask(inferred_mask(model, ids, request) if mask is None else mask, ids)
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    vocabulary = None if embeddings is None else len(embeddings)
+    mask = inferred_mask(model, ids, request) if mask is None else mask
+    return ids, checked_mask(mask, ids, vocabulary)
 
 
 def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:

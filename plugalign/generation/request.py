@@ -11,7 +11,13 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
-from plugalign.generation.arguments import check_config, check_streamer, check_type
+from plugalign.generation.arguments import (
+    check_config,
+    check_numbers,
+    check_objects,
+    check_streamer,
+    check_type,
+)
 
 ONE_TOKEN_A_STEP = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 OF_A_DRAFT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -85,12 +91,14 @@ def make_request(model: Any, tokenizer: Any, options: Mapping[str, Any]) -> Requ
         options: the keyword arguments of the call; prompts and their mask are left out.
 
     Raises:
-        TypeError: for a ``generation_config`` or a streamer that is none.
-        ValueError: for settings that transformers or `check_config` refuse.
+        TypeError: for a ``generation_config``, a streamer or another argument that is none.
+        ValueError: for settings that transformers, `check_numbers` or `check_config` refuse.
     """
     check_type("generation_config", options.get("generation_config"), GenerationConfig)
     check_streamer(options.get("streamer"))
+    check_objects(options)
     settings = {name: value for name, value in options.items() if name not in ARGUMENTS}
+    check_numbers(settings)
     config, forward = model._prepare_generation_config(options.get("generation_config"), **settings)
     check_config(config)
     pad, ends = special_tokens(config, tokenizer)

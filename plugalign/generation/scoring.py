@@ -23,9 +23,11 @@ from plugalign.engine.prefix import prefix_of
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
+from plugalign.generation.chat import encode
 from plugalign.generation.passages import Batch, Sources
 from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.prompts import reworded
+from plugalign.generation.tokens import token_ids
 from plugalign.kernels import steer
 
 ENTRIES = 2**25  # logits of one model at a time
@@ -133,8 +135,13 @@ def without_supports(plan: Plan) -> Plan:
     return replace(plan, steerings=tuple(each for each in bare if each[1].shifts))
 
 
-def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
-    """Token ids of strings, or of ``(ids, mask)`` ``(B, T)`` with padding on either side."""
+def tokenized(texts: Texts, tokenizer: Any, special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of strings, or of ``(ids, mask)`` ``(B, T)`` with padding on either side.
+
+    Args:
+        special_tokens: whether the tokenizer frames strings. One that carries its begin token
+            already gets no second one.
+    """
     if isinstance(texts, str):
         raise ValueError(f"texts must be a list of strings or (ids, mask), got {texts!r}")
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], Tensor):
@@ -142,7 +149,9 @@ def tokenized(texts: Texts, tokenizer: Any, **options: Any) -> list[list[int]]:
         return [row[keep.bool()].tolist() for row, keep in rows]
     if other := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"texts must be a list of strings or (ids, mask), got {other[0]!r} in it")
-    return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
+    if not special_tokens:
+        return [encode(tokenizer, text) for text in texts]
+    return token_ids(tokenizer, list(texts)) if texts else []
 
 
 def asked(
@@ -167,7 +176,7 @@ def asked(
         _check_each("text", whole, least=2)
         return [text[:1] for text in whole], [text[1:] for text in whole]
     front = tokenized(prompts, tokenizer)
-    scored = tokenized(texts, tokenizer, add_special_tokens=False)
+    scored = tokenized(texts, tokenizer, special_tokens=False)
     _check_each("text", scored)
     _check_each("prompt", front)
     if len(front) != len(scored):

@@ -26,7 +26,7 @@ from plugalign.engine.run import Run, SteeringProcessor
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import EndingStreamer, freeing
 from plugalign.generation import scoring
-from plugalign.generation.arguments import check_type
+from plugalign.generation.arguments import check_attribute, check_type
 from plugalign.generation.calling import PreparedCall, generate_arguments
 from plugalign.generation.explanation import Explanation, example_prompts
 from plugalign.generation.prompt_memory import PromptMemory
@@ -83,6 +83,7 @@ class Steered:
     def __getattr__(self, name: str) -> Any:
         if name == "model":  # asked for by copy and pickle before __init__ has run
             raise AttributeError(name)
+        check_attribute(name)
         return getattr(self.model, name)
 
     @freeing

@@ -39,6 +39,7 @@ from plugalign.evaluation.statistics.prediction_powered import (
     PredictionPowered,
     prediction_powered,
 )
+from plugalign.evaluation.statistics.score_means import score_change, score_mean
 
 RESAMPLES = 2000
 Conforming = Mapping[str, FloatArray]
@@ -148,7 +149,8 @@ class Aligner:
         }
         return RowAlignment(
             degree={
-                n: self._mean(m, None if before is None else before[n]) for n, m in means.items()
+                name: self._degree(scores, None if base is None else base[name])
+                for name, scores in conforming.items()
             },
             total=self._total(means, before) if len(self._summed) > 1 else None,
             gap=gap,
@@ -160,6 +162,14 @@ class Aligner:
         both = [means] if before is None else [means, before]
         mine, *base = (np.sum([each[name] for name in self._summed], axis=0) for each in both)
         return self._mean(mine, base[0] if base else None)
+
+    def _degree(self, scores: FloatArray, base: FloatArray | None) -> Figure:
+        found = score_mean(scores, self._bootstrap)
+        lost = int(np.isnan(mean_score(scores)).sum())
+        if found is None:
+            return Figure(None, None, None, lost)
+        change = None if base is None else score_change(scores, base, self._bootstrap)
+        return Figure(found.value, found.low, found.high, lost, change)
 
     def _mean(self, values: FloatArray, base: FloatArray | None) -> Figure:
         if np.isnan(values).all():

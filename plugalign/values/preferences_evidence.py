@@ -118,7 +118,7 @@ def evidence(
         FloatingPointError: if a model gives NaN or infinite logits.
     """
     before = tokenized(list(prompts), tokenizer)
-    behind = tokenized(list(texts), tokenizer, add_special_tokens=False)
+    behind = tokenized(list(texts), tokenizer, special_tokens=False)
     for i, (prompt, text) in enumerate(zip(before, behind, strict=True)):
         if not (prompt and text):
             raise ValueError(f"{'text' if prompt else 'prompt'} {i} has no tokens")

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from plugalign import cli
 from plugalign.algebra.class_names import CONTROLLERS, class_of
 from plugalign.algebra.controller import Controller
-from plugalign.catalogue import METHODS
+from plugalign.catalogue import ALONE, METHODS
 from plugalign.commands.compare import default_out
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.comparison.spec import read_spec
@@ -265,6 +265,16 @@ def test_help_says_that_joblib_is_a_pickle(
     assert run(monkeypatch, "compare", "--help") == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ".joblib file (a pickle, which runs code as it is loaded: needs --trust)" in shown
+
+
+def test_help_says_which_methods_are_compared_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "compare", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"{', '.join(ALONE)} need nothing fitted: name them here." in shown
+    assert "[default: (those of --controllers; on the pocket world all)]" in shown
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from transformers import BatchEncoding, DynamicCache, GenerationConfig
 
 import plugalign as pa
+from plugalign.generation.arguments import CONTINUOUS_BATCHING
 
 SUPPRESSED = 7
 
@@ -144,6 +145,14 @@ def test_continuous_batching_is_refused(where, steered):
         steered.generate(torch.tensor([[5, 6]]), **option)
 
 
+def test_what_batches_continuously_is_not_the_models_own(steered):
+    """It would answer without controllers."""
+    for name in CONTINUOUS_BATCHING:
+        assert hasattr(steered.model, name)
+        with pytest.raises(AttributeError, match=f"{name} is .*controllers would be left out"):
+            getattr(steered, name)
+
+
 # ------------------------------------------------------------------ refused, before any work
 
 IDS = torch.tensor([[5, 6, 7], [0, 8, 9]])
@@ -222,6 +231,67 @@ REFUSED = {
         "num_beams must be a whole number of at least 1, got 0",
         {"inputs": IDS, "num_beams": 0},
     ),
+    "a token of another model": (
+        ValueError,
+        "row 1 holds the token id 120, and the model knows 120",
+        {"inputs": IDS.masked_fill(IDS == 9, 120)},
+    ),
+    "a token below 0": (ValueError, "row 0 holds the token id -5", {"inputs": -IDS}),
+    "half a token": (
+        ValueError,
+        "max_new_tokens must be a whole number of at least 1, got 2.5",
+        {"inputs": IDS, "max_new_tokens": 2.5},
+    ),
+    "a number in words": (
+        ValueError,
+        "max_new_tokens must be a whole number of at least 1, got '3'",
+        {"inputs": IDS, "max_new_tokens": "3"},
+    ),
+    "a share in words": (
+        ValueError,
+        "top_p must be a finite number, got 'a'",
+        {"inputs": IDS, "top_p": "a"},
+    ),
+    "a temperature that is none": (
+        ValueError,
+        "temperature must be a finite number, got nan",
+        {"inputs": IDS, "temperature": float("nan")},
+    ),
+    "an end in words": (
+        TypeError,
+        "eos_token_id must be one token id or several, got '</s>'",
+        {"inputs": IDS, "eos_token_id": "</s>"},
+    ),
+    "half an end": (
+        TypeError,
+        "eos_token_id must be one token id or several, got [1, 2.5]",
+        {"inputs": IDS, "eos_token_id": [1, 2.5]},
+    ),
+    "a processor by itself": (
+        TypeError,
+        "logits_processor must be a list, got 3",
+        {"inputs": IDS, "logits_processor": 3},
+    ),
+    "a criterion by itself": (
+        TypeError,
+        "stopping_criteria must be a list, got 3",
+        {"inputs": IDS, "stopping_criteria": 3},
+    ),
+    "a cache that is none": (
+        TypeError,
+        "past_key_values must be a Cache or None, got 3",
+        {"inputs": IDS, "past_key_values": 3},
+    ),
+    "an assistant by name": (
+        TypeError,
+        "assistant_model must be a model that generates, got 'gpt2'",
+        {"inputs": IDS, "assistant_model": "gpt2"},
+    ),
+    "embeddings that are none": (
+        TypeError,
+        "inputs_embeds must be a Tensor or None, got 3",
+        {"inputs": IDS, "inputs_embeds": 3},
+    ),
 }
 
 
@@ -233,7 +303,7 @@ def test_a_bad_argument_is_refused_before_any_model_runs(case, tiny, tokenizer):
         model.register_forward_pre_hook(lambda *_: pytest.fail("a model runs"))
     steered = pa.wrap(models[0], tokenizer, pa.DExperts(models[1], top_p=1.0))
     with pytest.raises(error) as caught:
-        steered.generate(**given, max_new_tokens=2)
+        steered.generate(**{"max_new_tokens": 2, **given})
     assert message in str(caught.value)
 
 

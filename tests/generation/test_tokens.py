@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+import plugalign as pa
 from plugalign.evaluation.comparison.prompts import encode, load_prompts
 from plugalign.evaluation.metrics.texts import perplexity
 from plugalign.fitting import data
 from plugalign.generation.tokens import token_ids
+from plugalign.values.questionnaire.respondent import ModelRespondent
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_a_tokenizer_without_framing_is_left_alone(tokenizer: Any) -> None:
     assert token_ids(tokenizer, ["w1"]) == [[4]]
     tokenizer.bos_token = "<eos>"  # as GPT-2: the same token, and never put in front
     assert token_ids(tokenizer, ["<eos><eos>w1", "w1"]) == [[1, 1, 4], [4]]
+
+
+def test_given_texts_and_their_prompts_are_read_so(framing: Any, tiny: Any) -> None:
+    steered = pa.wrap(tiny(vocab=121), framing, pa.SelfDebias(["w5"]))
+    carried, plain = (steered.log_probs([text])[0] for text in ("<bos>w7 w8", "w7 w8"))
+    assert carried.tolist() == plain.tolist()
+    carried, plain = (steered.log_probs(["w7"], [text])[0] for text in ("<bos>w1 w2", "w1 w2"))
+    assert carried.tolist() == plain.tolist()
+    asked = ModelRespondent(steered, chat=False)
+    assert asked.ids("<bos>w1 w2") == asked.ids("w1 w2") == [framing.bos_token_id, 4, 5]
+    assert asked.nats("<bos>w1 w2", 9) == asked.nats("w1 w2", 9)
 
 
 def test_compare_and_fit_read_chats_alike(framing: Any, tiny: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.values.alignment import Aligner
 
 
@@ -28,6 +29,18 @@ def test_the_degree_is_by_value_and_summed_and_paired() -> None:
     assert found.total.value == pytest.approx(care.value + truth.value)
     assert found.total.difference.value == pytest.approx(0.05)
     assert json.loads(json.dumps(found.to_json()))["degree_sum"]["value"] == found.total.value
+
+
+def test_the_degree_by_a_judge_that_says_yes_or_no_is_a_share() -> None:
+    """Of no answer that conforms, and of no change, a bootstrap gives points."""
+    nothing = np.zeros((50, 4))
+    found = Aligner(50).row({"care": nothing}, {"care": nothing}).degree["care"]
+    assert (found.low, found.value, found.high) == (0.0, 0.0, wilson(0.0, 50).high)
+    assert found.difference.low < found.difference.value == 0 < found.difference.high
+    nothing[:, 0] = np.nan  # an answer that a judge failed on
+    assert Aligner(50).row({"care": nothing}).degree["care"].high == found.high
+    lost = Aligner(50).row({"care": np.full((50, 4), np.nan)}).degree["care"]
+    assert (lost.value, lost.missing) == (None, 50)
 
 
 def test_two_samples_of_one_distribution_are_no_gap() -> None:

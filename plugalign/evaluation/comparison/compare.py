@@ -134,7 +134,8 @@ def compare(
 
     Args:
         model, tokenizer: a causal language model; or a hub id or folder, of which both are loaded.
-        methods: names of the controllers to compare; all by default. Also by name the settings of
+        methods: names of the controllers to compare, those that need nothing fitted among them; by
+            default all of ``controllers``, or of the pocket world. Also by name the settings of
             each, as in ``{"dexperts": {"alpha": [0, 1, 2]}}``.
         controllers: by name, a controller or its folder.
         settings: by "method.setting" a value in place of the saved one, or a list of values, of

@@ -15,12 +15,8 @@ from plugalign.evaluation.run_folder.answers import Answers, read_answers
 from plugalign.evaluation.run_folder.folder import PROMPTS
 from plugalign.evaluation.run_folder.manifest import Manifest, read_manifest
 from plugalign.evaluation.statistics.intervals import share_interval
-from plugalign.evaluation.statistics.paired import (
-    FloatArray,
-    Interval,
-    PairedBootstrap,
-    mean_score,
-)
+from plugalign.evaluation.statistics.paired import FloatArray, Interval, PairedBootstrap
+from plugalign.evaluation.statistics.score_means import score_change, score_mean
 from plugalign.files.text import read_text
 from plugalign.values.account.figures import FEW
 from plugalign.values.account.strata import ALL, Strata, make_strata
@@ -145,10 +141,7 @@ def _figures(
         tokens=sum(len(answer.generated.tokens) for row in rows for answer in row),
         changed=None if method == BASE else share_interval(changed, len(rows[0])),
         judged={
-            judge: _judged(
-                mean_score(own.scores(judge)),
-                None if method == BASE else mean_score(theirs.scores(judge)),
-            )
+            judge: _judged(own.scores(judge), None if method == BASE else theirs.scores(judge))
             for judge in judges
         },
     )
@@ -156,7 +149,5 @@ def _figures(
 
 def _judged(own: FloatArray, base: FloatArray | None) -> JudgedMethod:
     bootstrap = PairedBootstrap(len(own), resamples=2000)
-    mean = None if np.isnan(own).all() else bootstrap.mean(own)
-    if base is None or np.isnan(own - base).all():
-        return JudgedMethod(mean, None)
-    return JudgedMethod(mean, bootstrap.difference(own, base))
+    change = None if base is None else score_change(own, base, bootstrap)
+    return JudgedMethod(score_mean(own, bootstrap), change)

@@ -9,6 +9,7 @@ import numpy as np
 
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.statistics.auc import Auc, auc_difference, auc_of
+from plugalign.evaluation.statistics.intervals import share_interval, tango
 from plugalign.evaluation.statistics.paired import (
     FloatArray,
     Interval,
@@ -69,7 +70,11 @@ class Capability:
 
 @dataclass(frozen=True)
 class Found:
-    """The numbers behind a figure: one for each text, or placements for an AUC."""
+    """The numbers behind a figure: one for each text, or placements for an AUC.
+
+    Attributes:
+        signed: whether the numbers are differences of two numbers of a text.
+    """
 
     name: str
     of: str
@@ -79,6 +84,7 @@ class Found:
     auc: Auc | None = None
     paired: bool = True
     note: str | None = None
+    signed: bool = False
 
 
 def gathered(
@@ -121,7 +127,7 @@ def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
         "what being told adds": unasked - corrected,
     }
     for name, numbers in removed.items():
-        yield Found(name, "rectification", "higher", len(own), numbers)
+        yield Found(name, "rectification", "higher", len(own), numbers, signed=True)
 
 
 def figures_of(found: Sequence[Found], reference: Sequence[Found] | None) -> tuple[Capability, ...]:
@@ -147,7 +153,7 @@ def _capability(
     if found.auc is not None:
         value = found.auc.interval()
     elif found.numbers is not None and not np.isnan(found.numbers).all():
-        value = PairedBootstrap(found.numbers.size).mean(found.numbers)
+        value = _mean(found.numbers, _are_counts(found.numbers), found.signed)
     return Capability(
         found.name, found.of, found.better, value, found.texts, found.note, change, p_adjusted
     )
@@ -161,5 +167,22 @@ def _change(found: Found, before: Found) -> tuple[Interval, float] | None:
     both = found.numbers - before.numbers
     if np.isnan(both).all():
         return None
-    change = PairedBootstrap(both.size).mean(both)
+    counts = _are_counts(found.numbers) and _are_counts(before.numbers)
+    change = _mean(both, counts, signed=True)
     return change, sign_flip_test(found.numbers, before.numbers)
+
+
+def _mean(numbers: FloatArray, counts: bool, signed: bool) -> Interval:
+    """The mean with a score interval where texts are counted, since a bootstrap of 0 of n is a
+    point, and of other numbers with the bootstrap's."""
+    there = numbers[~np.isnan(numbers)]
+    if not counts or not _are_counts(there):
+        return PairedBootstrap(numbers.size).mean(numbers)
+    if signed:
+        return tango(int((there == 1).sum()), int((there == -1).sum()), there.size)
+    return share_interval(there)
+
+
+def _are_counts(numbers: FloatArray) -> bool:
+    """Whether each number says that something is so, is not, or has gone."""
+    return bool(np.isin(numbers[~np.isnan(numbers)], (-1, 0, 1)).all())

@@ -78,7 +78,7 @@ def _table(each: Compared) -> Table:
         cells = [_value(figure) for figure in figures]
         if each.reference is not None:
             cells += _change(last)
-        table.add_row(f"  {last.name}", *cells)
+        table.add_row(f" {last.name}", *cells)
     return table
 
 

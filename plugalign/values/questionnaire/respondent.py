@@ -17,6 +17,7 @@ from plugalign.evaluation.comparison.prompts import left_padded
 from plugalign.files.shown import one_line, shown
 from plugalign.generation.chat import REFUSED, encode
 from plugalign.generation.prompt_memory import PromptMemory
+from plugalign.generation.tokens import token_ids
 from plugalign.generation.wrap import Steered
 from plugalign.sampling import CoupledSampler
 
@@ -128,7 +129,7 @@ class ModelRespondent:
         """
         limit = context_length_of(self._steered.model)
         context = context if limit is None else min(context, limit // 2)
-        ids = list(self._tokenizer(text)["input_ids"])[:context]
+        ids = token_ids(self._tokenizer, [text])[0][:context]
         if len(ids) < 2:
             return 0.0, 0
         (found,) = self._steered.log_probs(_padded([ids]), supports=False)
@@ -138,14 +139,14 @@ class ModelRespondent:
         """The token ids of a prompt."""
         if self._chat:
             return encode(self._tokenizer, rendered(self._tokenizer, prompt, self._system))
-        return list(self._tokenizer(prompt)["input_ids"])
+        return token_ids(self._tokenizer, [prompt])[0]
 
     def _answer_ids(self, prompt: str, front: list[int], answer: str) -> list[int]:
         """An answer's token ids, as they follow the prompt: a tokenizer may write the first word
         differently where a text begins."""
         if self._chat:
             return encode(self._tokenizer, answer)
-        whole = list(self._tokenizer(f"{prompt} {answer}")["input_ids"])
+        whole = token_ids(self._tokenizer, [f"{prompt} {answer}"])[0]
         if whole[: len(front)] == front:
             return whole[len(front) :]
         return encode(self._tokenizer, f" {answer}")

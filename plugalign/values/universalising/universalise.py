@@ -24,7 +24,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from plugalign.evaluation.statistics.paired import Interval, PairedBootstrap
+from plugalign.evaluation.statistics.intervals import share_interval
+from plugalign.evaluation.statistics.paired import Interval
 from plugalign.kernels.philox import check_seed
 from plugalign.values.universalising.commons import WELL, Commons
 from plugalign.values.universalising.gate import Comprehension, check_comprehension
@@ -171,14 +172,16 @@ class _Test:
 
     def pi(self, cells: Sequence[tuple[Cell, FloatArray]]) -> Interval:
         """The mean over cells; runs of one number go together."""
-        return self._mean(np.mean([joint for _, joint in cells], axis=0))
+        members = min(world.members for world in self.worlds)
+        return share_interval(np.mean([joint for _, joint in cells], axis=0), members)
 
     def _cell(self, maxim: Maxim, agent: Agent, world: World) -> tuple[Cell, FloatArray]:
         found = np.array([self._run(maxim, agent, world, run) for run in range(self.runs)])
         alone, together, s2 = found.T
         s1 = np.maximum(0, alone - together)
         columns = (alone, together, s1, s2, s1 * s2)
-        return Cell(agent.name, world.name, *map(self._mean, columns)), s1 * s2
+        means = (share_interval(column, world.members) for column in columns)
+        return Cell(agent.name, world.name, *means), s1 * s2
 
     def _run(
         self, maxim: Maxim, agent: Agent, world: World, run: int
@@ -196,9 +199,6 @@ class _Test:
                 f"the judge must give {count} answers, one for each member, got {worse.shape}"
             )
         return float(alone.success[one]), float(together.success.mean()), float(worse.mean())
-
-    def _mean(self, values: FloatArray) -> Interval:
-        return PairedBootstrap(len(values), resamples=2000).mean(values)
 
 
 def _maxim(maxim: Maxim | str) -> Maxim:

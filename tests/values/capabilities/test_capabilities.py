@@ -14,6 +14,7 @@ from rich.console import Console
 
 from plugalign import cli, pocket
 from plugalign.evaluation.judging.judge import Judge
+from plugalign.evaluation.statistics.intervals import tango, wilson
 from plugalign.values.capabilities.data import CapabilityData, Judgement, Task, load_data
 from plugalign.values.capabilities.figures import figures_of, gathered
 from plugalign.values.capabilities.report import write_report
@@ -105,6 +106,20 @@ def test_what_is_known_is_found(rows: Any) -> None:
     assert unable["what being told adds"].change.value == pytest.approx(-2 / 3)
     assert unable["what being told adds"].p_adjusted < 0.01
     assert unable["nats a token"].change.value == 1.0
+
+
+def test_what_is_counted_has_score_intervals(rows: Any) -> None:
+    """A bootstrap of 24 of 24, or of a change that no text has, is a point."""
+    able, unable = by_name(rows["able"]), by_name(rows["unable"])
+    assert able["tasks solved"].value == wilson(1.0, N)
+    assert able["fault of own texts"].value == wilson(2 / 3, N)
+    assert able["fault taken away, once told"].value == tango(N * 2 // 3, 0, N)
+    assert able["fault taken away, unasked"].value == tango(0, 0, N)
+    assert unable["tasks solved"].value == wilson(0.0, N)
+    assert unable["tasks solved"].change == tango(0, N, N)
+    assert unable["what being told adds"].change == tango(0, N * 2 // 3, N)
+    nats = unable["nats a token"]
+    assert nats.change.low == nats.change.high == 1.0  # is no count
 
 
 def test_one_table_a_controller_in_80_columns(rows: Any) -> None:

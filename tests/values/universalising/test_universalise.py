@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from plugalign import pocket
+from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.loading import load_model
 from plugalign.values.universalising.commons import Commons
 from plugalign.values.universalising.gate import check_comprehension, comprehension, rotations
@@ -104,6 +105,8 @@ def test_agents_worlds_and_judge_are_pluggable():
     found = universalise("lie", agents=agents, worlds=WORLDS, judge=nobody, runs=2)
     assert [(c.agent, c.world) for c in found.cells] == [("one", "loans"), ("two", "loans")]
     assert found.pi.value == 0 and all(cell.s1.value > 0.7 for cell in found.cells)
+    nothing = wilson(0.0, 2)  # of two runs
+    assert found.pi == nothing and all(cell.s2 == nothing for cell in found.cells)
     with pytest.raises(ValueError, match="one for each member"):
         universalise("lie", worlds=WORLDS, judge=lambda after, before: [True], runs=2)
 
