@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from torch import Tensor
 from plugalign.algebra.sources import EMPTY
 from plugalign.controllers.self_debias import prompted
 from plugalign.engine.batching.contexts import context_layout
+from plugalign.evaluation.statistics.paired import PairedBootstrap
 
 HEAD = 0.1  # a token as probable as this is of the head of its distribution
 DAMPED = 0.5  # a token counts as damped where it loses half of its probability
 ROWS = 10  # texts in one forward
+LEAST, TIMES = 10, 5  # see `offensive_tokens`
 
 
 @dataclass(frozen=True)
@@ -112,29 +114,34 @@ def reaction(p: Tensor, q: Tensor, offensive: Tensor) -> dict[str, float]:
 
 
 def damping(
-    p: Tensor, q: Tensor, offensive: Tensor, decay: float, floor: float
-) -> dict[str, float]:
+    p: Tensor, q: Tensor, offensive: Tensor, decay: float, floor: float, steps: int = 1
+) -> dict[str, Any]:
     """What self-debiasing does to distributions (Schick et al. 2021, equations 3 to 5).
 
     Args:
         p: distributions ``(N, V)`` of the base.
         q: the largest probabilities ``(N, V)`` behind any of the descriptions.
+        steps: how many of the N, one after another, are of one text.
 
     Returns:
         "damped", the share of drawn tokens that lose half of their probability or more;
         "damped_offensive", that share among offensive ones; "removed" and "removed_offensive", the
         probability that all and that offensive tokens lose before the rest is normalised;
-        "offensive_after", the probability of offensive tokens once it is.
+        "offensive_after", the probability of offensive tokens once it is, and "change", what that
+        is more than before: a mean over texts with its interval (paired bootstrap over texts).
     """
     factor = (-decay * (q - p).clamp_min(0)).clamp_min(math.log(floor)).exp()
     kept, bad = p * factor, p[:, offensive]
     strong = p * (factor <= DAMPED)
+    after = kept[:, offensive].sum(-1) / kept.sum(-1)
+    texts = [x.view(-1, steps).mean(-1).double().numpy() for x in (after, bad.sum(-1))]
     return {
         "damped": float(strong.sum(-1).mean()),
         "damped_offensive": float(strong[:, offensive].sum() / bad.sum()),
         "removed": float(1 - kept.sum(-1).mean()),
         "removed_offensive": float(1 - kept[:, offensive].sum() / bad.sum()),
-        "offensive_after": float((kept[:, offensive].sum(-1) / kept.sum(-1)).mean()),
+        "offensive_after": float(after.mean()),
+        "change": asdict(PairedBootstrap(len(texts[0])).difference(*texts)),
     }
 
 
@@ -163,19 +170,30 @@ def measured(
         worst = torch.stack([seen[text] for text in group]).amax(0)
         found[name] = {
             **{part: sum(one[part] for one in each) / len(each) for part in each[0]},
-            "damping": {f"{d:g}": damping(p, worst, offensive, d, floor) for d in decays},
+            "damping": {
+                f"{decay:g}": damping(p, worst, offensive, decay, floor, texts.steps)
+                for decay in decays
+            },
         }
     return {"texts": len(texts.ids), "steps": texts.steps, "groups": found}
 
 
-def offensive_tokens(tokenizer: Any, size: int, judge: Any, threshold: float = 0.5) -> Tensor:
-    """Which tokens a judge takes for toxic when they stand alone, bool ``(V,)``.
+def offensive_tokens(tokenizer: Any, size: int, good: Sequence[str], bad: Sequence[str]) -> Tensor:
+    """Which tokens stand in `LEAST` toxic texts or more, and `TIMES` times as often as in the
+    polite ones, bool ``(V,)``.
 
     Args:
         size: V.
-        judge: a `plugalign.evaluation.judging.judge.Judge`.
+        good, bad: texts that differ in nothing else, as pairs of a text and its rewriting do.
     """
-    words = [tokenizer.decode([token]) for token in range(min(size, len(tokenizer)))]
-    found = torch.zeros(size, dtype=torch.bool)
-    found[: len(words)] = torch.as_tensor(judge.verdicts(words).scores) >= threshold
-    return found
+    often, seldom = (_counted(tokenizer, size, texts) for texts in (bad, good))
+    seldom *= len(bad) / len(good)
+    return (often >= LEAST) & (often >= TIMES * (1 + seldom))
+
+
+def _counted(tokenizer: Any, size: int, texts: Sequence[str]) -> Tensor:
+    """In how many texts each token stands, ``(V,)``."""
+    count = torch.zeros(size)
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        count[torch.tensor(sorted(set(ids)), dtype=torch.long)] += 1
+    return count

@@ -17,15 +17,15 @@ command goes on where it was killed::
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from real_models import REQUEST
-from results_tools import PROMPTS, fit_judges, load_guides, prompts_between
+from results_tools import GUIDES, PROMPTS, fit_judges, load_guides, prompts_between
 from self_debias_reaction import begun, measured, offensive_tokens
 
 from plugalign.algebra.controller import Controller
@@ -33,19 +33,19 @@ from plugalign.controllers.self_debias import PREFIXES, TEMPLATE, SelfDebias
 from plugalign.controllers.self_diagnosis import ATTRIBUTES, Diagnosis, diagnose
 from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.comparison.prompts import encode, load_prompts
-from plugalign.evaluation.judging.load import load_judge
 from plugalign.evaluation.report.table import number, percent
 from plugalign.evaluation.run_folder.folder import MANIFEST, SUMMARY, read_json, write_json
 from plugalign.evaluation.run_folder.summary import Row, Summary
 from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.files.precision import chosen_dtype, explained
-from plugalign.fitting.data import UNDESIRED, Labelled
+from plugalign.fitting.data import UNDESIRED, Labelled, load_data
 from plugalign.fitting.progress import duration, say
 from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import load_model
 
 DECAYS = (10.0, 50.0, 100.0)
+FLOOR = 0.01  # epsilon of the released code, and the default
 THRESHOLDS = (0.25, 0.5)  # about the median of SmolLM2-135M's diagnoses of prompts; the default
 RUDE = ATTRIBUTES["toxicity"]
 # Beside the paper's descriptions what has nothing to do with toxicity, and its opposite.
@@ -80,7 +80,7 @@ def rows() -> dict[str, Controller]:
     found: dict[str, Controller] = {}
     for count, prefixes in (("six", PREFIXES), ("one", PREFIXES[:1])):
         for decay in DECAYS:
-            found[f"{count}, decay {decay:g}"] = SelfDebias(prefixes, decay=decay)
+            found[f"{count}, decay {decay:g}"] = SelfDebias(prefixes, decay=decay, floor=FLOOR)
     for threshold in THRESHOLDS:
         gate = Diagnosis(RUDE, threshold=threshold)
         found[f"one, decay 50, diagnosis {threshold:g}"] = found["one, decay 50"].when(gate)
@@ -173,35 +173,41 @@ class Study:
         (out / TABLE).write_text("".join(f"{line}\n" for line in table(comparison.results)))
 
     def reacts(self, texts: Labelled) -> None:
-        """Measures what explains the results, where that is not done.
+        """Measures what explains the results: each part that the file lacks.
 
         Args:
             texts: labelled ones, that are diagnosed.
         """
-        if (self.out / REACTION).is_file():
-            return
-        say("measuring how the model reacts to descriptions")
-        judge = load_judge(list(self.judges.values())[-1])
+        path = self.out / REACTION
+        found = read_json(path) if path.is_file() else {}
+        parts: dict[str, Callable[[], Any]] = {
+            "texts": lambda: self._reaction("off"),
+            "chats": lambda: self._reaction("on"),
+            "diagnosis": lambda: self._diagnosis(texts),
+        }
+        if self.tokenizer.chat_template is None:
+            del parts["chats"]
+        for name, measure in parts.items():
+            if name not in found:
+                say(f"measuring how the model reacts: {name}")
+                write_json(path, found := found | {name: measure()})
+
+    def _reaction(self, chat: str) -> dict[str, Any]:
+        """To descriptions, at the first steps of its own answers."""
+        pairs = load_data(self.data / GUIDES[0], desired="neutral", undesired="toxic")
         size = self.model.get_output_embeddings().weight.shape[0]
-        offensive = offensive_tokens(self.tokenizer, size, judge)
-        found = {"offensive_tokens": int(offensive.sum()), "diagnosis": self._diagnosis(texts)}
-        for chat in sorted({kind.chat for kind in self.kinds().values()}):
-            prompts = load_prompts(self._prompts(chat, self.sizes.reaction))
-            form = choose_chat(self.model, self.tokenizer, chat).format
-            ids = encode(prompts, self.model, self.tokenizer, self.sizes.steps, form)
-            begin = begun(self.model, self.tokenizer, ids, self.sizes.steps)
-            found["texts" if chat == "off" else "chats"] = measured(
-                self.model, self.tokenizer, begin, offensive, DESCRIPTIONS, DECAYS, 0.01
-            )
-        write_json(self.out / REACTION, found)
+        offensive = offensive_tokens(self.tokenizer, size, *pairs.binary())
+        prompts = load_prompts(self._prompts(chat, self.sizes.reaction))
+        form = choose_chat(self.model, self.tokenizer, chat).format
+        ids = encode(prompts, self.model, self.tokenizer, self.sizes.steps, form)
+        begin = begun(self.model, self.tokenizer, ids, self.sizes.steps)
+        found = measured(self.model, self.tokenizer, begin, offensive, DESCRIPTIONS, DECAYS, FLOOR)
+        return {"offensive_tokens": int(offensive.sum()), **found}
 
     def kinds(self) -> dict[str, Kind]:
-        """The comparisons: chats only where the tokenizer has a template."""
-        return {
-            name: kind
-            for name, kind in KINDS.items()
-            if kind.chat == "off" or self.tokenizer.chat_template is not None
-        }
+        """The comparisons that are possible: chats only where the tokenizer has a template."""
+        chats = self.tokenizer.chat_template is not None
+        return {name: kind for name, kind in KINDS.items() if chats or kind.chat == "off"}
 
     def _diagnosis(self, texts: Labelled) -> dict[str, Any]:
         """Whether self-diagnosis tells toxic texts from others, and what it says of prompts."""
@@ -223,6 +229,25 @@ class Study:
         if chat == "off":
             return texts
         return [[{"role": "user", "content": REQUEST.format(text.strip())}] for text in texts]
+
+
+def chosen(
+    kinds: Mapping[str, Kind], names: Sequence[str] | None, settings: Sequence[str] | None
+) -> dict[str, Kind]:
+    """The comparisons of these names, and of their rows those of these settings.
+
+    Raises:
+        ValueError: for a name that none has.
+    """
+    for given, known in ((names, KINDS), (settings, rows())):
+        for name in given or ():
+            if name not in known:
+                raise ValueError(f"there is no {name!r}; there are {', '.join(known)}")
+    kept = {name: each for name, each in kinds.items() if names is None or name in names}
+    if settings is None:
+        return kept
+    few = {n: tuple(row for row in each.rows if row in settings) for n, each in kept.items()}
+    return {n: replace(each, rows=few[n]) for n, each in kept.items() if few[n]}
 
 
 # --------------------------------------------------------------------------- the table
@@ -277,6 +302,8 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers or beams at a time.")] = 30,
     reaction: Annotated[int, typer.Option(min=1, help="Prompts of the reaction.")] = 20,
+    kind: Annotated[list[str] | None, typer.Option(help="A comparison; all by default.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="A setting; all by default.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the reaction.")] = 4,
     diagnosed: Annotated[int, typer.Option(min=4, help="Texts that are diagnosed.")] = 100,
     dtype: Annotated[str, typer.Option(help="The precision of the models.")] = "bfloat16",
@@ -294,11 +321,11 @@ def main(
     base, tokenizer = load_model(model, precision)
     study = Study(base, tokenizer, found, data, work, out, sizes)
     study.reacts(load_guides(data, diagnosed))
-    for name, kind in study.kinds().items():
+    for name, each in chosen(study.kinds(), kind, row).items():
         with_outside = perplexity_model is not None and name == "texts-beams"
         outside = load_model(perplexity_model, precision) if with_outside else None
         say(name)
-        study.compared(name, kind, outside)
+        study.compared(name, each, outside)
     say(f"the results are in {out}; done in {duration(time.monotonic() - started)}")
 
 

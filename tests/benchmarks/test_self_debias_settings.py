@@ -1,4 +1,4 @@
-"""The script that tries settings of self-debiasing: what it measures, and all of it at tiny size."""
+"""The script that tries settings of self-debiasing: measurements, and all of it at a tiny size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tiny_models import make_chat_model, make_chat_tokenizer, make_model, make_t
 
 import plugalign as pa
 from plugalign import pocket
-from plugalign.evaluation.judging.judge import Judge
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -50,6 +49,8 @@ def test_reaction_and_damping_are_what_the_formulas_say(parts: Any) -> None:
     assert damped["removed"] == pytest.approx(1 - (p * factor).sum(1).mean())
     assert damped["removed_offensive"] == pytest.approx(0.04 * 0.99 / 0.29)
     assert damped["offensive_after"] == pytest.approx(after[:, 3].mean())
+    assert damped["change"]["value"] == pytest.approx((after - p)[:, 3].mean())
+    assert damped["change"]["low"] <= damped["change"]["value"] <= damped["change"]["high"]
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["texts", "chats"])
@@ -86,11 +87,26 @@ def test_damped_distributions_are_those_that_the_controller_draws_from(
     assert torch.allclose(out.scores[0].softmax(-1), wanted, atol=1e-5)
 
 
-def test_tokens_are_offensive_where_the_judge_says_so(parts: Any) -> None:
-    tokenizer = make_tokenizer()
-    judge = Judge("of w7", lambda texts: [float("w7" in text.split()) for text in texts])
-    found = parts.offensive_tokens(tokenizer, 130, judge)
+def test_tokens_are_offensive_where_toxic_texts_have_them_and_polite_ones_do_not(
+    parts: Any,
+) -> None:
+    bad = ["w1 w7 w7"] * 10 + ["w8 w9"] * 9 + ["w1 w5"] * 11
+    good = ["w1 w2"] * 10 + ["w5"] * 5
+    found = parts.offensive_tokens(make_tokenizer(), 130, good, bad)
+    # w7 in ten toxic texts; w8 and w9 in nine; w5 in eleven, and in ten of thirty polite ones.
     assert found.shape == (130,) and found.nonzero().tolist() == [[10]]
+
+
+def test_comparisons_and_their_rows_are_chosen_by_name(script: Any) -> None:
+    found = script.chosen(script.KINDS, None, ["six, decay 100", "one, decay 50"])
+    assert {name: kind.rows for name, kind in found.items()} == {
+        "texts-sampling": ("one, decay 50",),
+        "chats-sampling": ("one, decay 50",),
+        "texts-beams": ("six, decay 100", "one, decay 50"),
+    }
+    assert list(script.chosen(script.KINDS, ["chats-beams"], None)) == ["chats-beams"]
+    with pytest.raises(ValueError, match="there is no 'chat'; there are texts-sampling, "):
+        script.chosen(script.KINDS, ["chat"], None)
 
 
 def test_chats_put_the_description_inside_the_turn_and_rows_have_the_papers_settings(
@@ -134,6 +150,8 @@ def test_one_command_compares_and_writes_results_without_texts(script: Any, tmp_
         "new_tokens": 4,
         "batch_size": 6,
         "reaction": 2,
+        "kind": None,
+        "row": None,
         "steps": 2,
         "diagnosed": 8,
         "dtype": "float32",
@@ -157,6 +175,7 @@ def test_one_command_compares_and_writes_results_without_texts(script: Any, tmp_
     beams = json.loads((out / "texts-beams" / "summary.json").read_text())
     assert beams["samples"] == 1 and beams["methods"]["base"]["length"]["value"] == 4
     found = json.loads((out / "reaction.json").read_text())
+    assert found.keys() == {"texts", "diagnosis"}
     assert found["texts"]["groups"].keys() == script.DESCRIPTIONS.keys()
     assert 0 <= found["diagnosis"]["auc"]["value"] <= 1
     before = (out / "texts-beams" / "summary.json").read_bytes()
