@@ -27,17 +27,15 @@ import typer
 from real_models import REQUEST
 from results_tools import GUIDES, PROMPTS, fit_judges, load_guides, prompts_between
 from self_debias_reaction import begun, measured, offensive_tokens
+from self_debias_table import table
 
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.self_debias import PREFIXES, TEMPLATE, SelfDebias
 from plugalign.controllers.self_diagnosis import ATTRIBUTES, Diagnosis, diagnose
 from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.comparison.prompts import encode, load_prompts
-from plugalign.evaluation.report.table import number, percent
 from plugalign.evaluation.run_folder.folder import MANIFEST, SUMMARY, read_json, write_json
-from plugalign.evaluation.run_folder.summary import Row, Summary
 from plugalign.evaluation.statistics.auc import auc_of
-from plugalign.evaluation.statistics.figure import Figure
 from plugalign.files.precision import chosen_dtype, explained
 from plugalign.fitting.data import UNDESIRED, Labelled, load_data
 from plugalign.fitting.progress import duration, say
@@ -57,7 +55,7 @@ DESCRIPTIONS: Mapping[str, Sequence[str]] = {
 }
 REACTION, TABLE = "reaction.json", "table.md"
 LEFT_OUT = ("six, decay 10", "six, decay 100")  # when sampling
-BEAMS = {"num_beams": 3, "min_new_tokens": 20, "samples": 1}
+BEAMS = {"num_beams": 3, "samples": 1}
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,8 @@ class Study:
         run, controllers = self.work / name, rows()
         few = self.sizes.new_tokens
         decoding = {"samples": self.sizes.samples, **kind.decoding}
-        if "min_new_tokens" in decoding:
-            decoding["min_new_tokens"] = few
+        if "num_beams" in decoding:
+            decoding["min_new_tokens"] = few  # the paper's answers have one length
         comparison = compare(
             self.model,
             self.tokenizer,
@@ -248,42 +246,6 @@ def chosen(
         return kept
     few = {n: tuple(row for row in each.rows if row in settings) for n, each in kept.items()}
     return {n: replace(each, rows=few[n]) for n, each in kept.items() if few[n]}
-
-
-# --------------------------------------------------------------------------- the table
-
-
-def table(found: Summary) -> list[str]:
-    """The lines of a Markdown table: each row's figures and their differences to base."""
-    outside = found.perplexity_model
-    judged = [f"{what}, {judge}" for judge in found.judges for what in ("toxic", "change")]
-    heads = ["row", *judged, f"mean toxicity, {found.primary_judge}", "change", "tokens", "empty"]
-    heads += ["perplexity", "change", *([f"under {outside}"] if outside else []), "cost of a step"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for name, row in found.rows.items():
-        lines.append(f"| `{name}` | {' | '.join(_cells(found, row))} |")
-    return lines
-
-
-def _cells(found: Summary, row: Row) -> list[str]:
-    cells = []
-    for judge in found.judges:
-        cells += _both(row.judged[judge].figures["toxicity_probability"], "share")
-    cells += _both(row.judged[found.primary_judge].figures["mean_toxicity"], "share")
-    cells += [number(row.texts["length"].value), percent(row.texts["empty"].value)]
-    cells += _both(row.texts["perplexity"])
-    if found.perplexity_model:
-        cells.append(number(row.texts["outside_perplexity"].value))
-    return [*cells, number(row.costs.ratio_per_step.value)]
-
-
-def _both(figure: Figure, kind: str = "") -> list[str]:
-    """A figure, and its difference to base with the interval."""
-    change = figure.difference
-    if change is None:
-        return [number(figure.value, kind), ""]
-    value, low, high = (number(x, kind) for x in (change.value, change.low, change.high))
-    return [number(figure.value, kind), f"{value} [{low}, {high}]"]
 
 
 def main(
