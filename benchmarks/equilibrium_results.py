@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from equilibrium_cost import costs
 from equilibrium_crowds import (
     CROWDS,
     answers_of,
@@ -46,6 +47,7 @@ from plugalign.evaluation.run_folder.answers import Answers, read_answers
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, write_json
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.evaluation.statistics.paired import PairedBootstrap, mean_score
+from plugalign.files.precision import chosen_dtype
 from plugalign.fitting.judge import REPORT
 from plugalign.fitting.progress import say
 from plugalign.generation.wrap import wrap
@@ -171,9 +173,10 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 10,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
-    tried: Annotated[int, typer.Option(min=2, help="Theta that the search tries.")] = 40,
+    tried: Annotated[int, typer.Option(min=6, help="Theta that the search tries.")] = 1000,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for heads.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Makes the results; the same command goes on where it was killed."""
@@ -181,7 +184,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     texts = texts_of(data, limit)
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, chosen_dtype(dtype))
     heads = fitted_heads(base, tokenizer, texts, work, minutes)
     judges = fitted_judges(texts, work)
     start = make(base, tokenizer, heads, texts["toxicity"])
@@ -201,6 +204,10 @@ def main(
         work / "search.json",
         lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen[::2], tried),
     )
+    cost = once(
+        work / "cost.json",
+        lambda: costs(base, tokenizer, start, variants(start, taught)["polite"], chosen[::13][:8]),
+    )
     rows = variants(start, taught)
     worst = torch.tensor(found["theta"], dtype=torch.float64)
     cheat = start.taught(start.preferences.learned(worst, None))
@@ -219,6 +226,7 @@ def main(
         samples=samples,
         max_new_tokens=new_tokens,
         top_p=1.0,
+        chat="off",
         batch_size=batch_size,
         out=work / "run",
         resume=(work / "run" / MANIFEST).is_file(),
@@ -246,6 +254,7 @@ def main(
         "certificates": certificates,
         "lessons": {crowd: lessons(work / "taught" / crowd) for crowd in CROWDS},
         "search": found,
+        "cost": cost,
         "judges": {name: read_json(work / "judges" / name / REPORT) for name in judges},
         "heads": {
             name: read_json(work / "heads" / name / "fit.json")["measured"] for name in heads
