@@ -65,7 +65,7 @@ class Positions:
     reference: Tensor
 
     def found(self, theta: Tensor, kappa: float, *, bounded: bool = True) -> Found:
-        """What theta ``(F,)`` does within a budget, and within the bounds unless these are lifted."""
+        """What theta ``(F,)`` does within a budget, and within the bounds unless lifted."""
         at, delta = self.at, (theta[:, None] * self.at.phi).sum(-2)
         g, f, bounds = at.g[:, :-1], at.g[:, -1], at.bounds[:, :-1]
         result = project(at.log_rho, delta, g, bounds if bounded else bounds + 1, kappa)

@@ -38,13 +38,14 @@ from equilibrium_crowds import (
     texts_of,
 )
 from equilibrium_pictures import draw
+from equilibrium_report import report
 from equilibrium_search import search
 
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.comparison.prompts import load_prompts
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
-from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, write_json
+from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.evaluation.statistics.paired import PairedBootstrap, mean_score
 from plugalign.files.precision import chosen_dtype
@@ -262,6 +263,7 @@ def main(
     }
     write_json(out / "results.json", results)
     draw(results, out)
+    replace_text(out / "README.md", report(results))
     say(f"the results are in {out}, texts and report in {work / 'run'}")
 
 

@@ -57,7 +57,7 @@ def figure(value):
     return {"value": value, "low": value - 0.01, "high": value + 0.02}
 
 
-def test_pictures_and_a_table(script, tmp_path):
+def test_pictures_and_a_page(script, tmp_path):
     principles = {"toxicity": {"expected": figure(0.1), "change": figure(-0.001)}}
     told = {
         "tokens": 10,
@@ -72,19 +72,48 @@ def test_pictures_and_a_table(script, tmp_path):
     }
     lesson = {"pairs": 10, "theta": {"civil": 0.1}, "standard_error": {"civil": 0.05}}
     harm = {"unwritten": 0.02, "most_change": 0.05, "excess": 0.0, "kl": 0.05}
+    search = {
+        "by_budget": {"0.02": harm, "0.2": harm, "None": harm},
+        "free": harm,
+        "theta": [-30.0, 3.0],
+        "by_generate": {"theta": 3, "most_apart": 3e-8, "most_excess": 2e-8},
+        "dtype": "float32",
+        **dict.fromkeys(("tried", "uphill", "of_1000_nats_or_more", "prefixes"), 50),
+        **dict.fromkeys(("most_pressure", "most_excess", "most_engine_excess"), 1e-8),
+    }
+    shares = ("projection", "equilibrium_over_top_down", "equilibrium_over_base")
+    cost = {
+        "ms_a_step": dict.fromkeys(("base", "top_down", "equilibrium"), 70.0),
+        "projection_ms": 1.5,
+        "share_of_the_base": dict.fromkeys(shares, 0.02),
+        "dtype": "float32",
+        **dict.fromkeys(
+            ("batch", "candidates", "principles", "threads", "rounds", "new_tokens"), 8
+        ),
+    }
     results = {
+        "model": "tiny",
+        **dict.fromkeys(("samples", "new_tokens", "prompts", "strength", "epsilon", "kappa"), 1),
+        "judges": {"judge_toxicity": {"held_out": {"auc": figure(0.9)}}},
+        "heads": {"civil": {"held_out": {"auc": 0.8}}},
         "judged": {"base": row, "top_down": row, "rude_free": row, "adversary": row},
         "certificates": {"rude_free": told},
         "lessons": {"polite": [lesson, lesson], "rude": [lesson]},
-        "search": {"by_budget": {"0.02": harm, "0.2": harm, "None": harm}},
+        "search": search,
+        "cost": cost,
     }
     script("equilibrium_pictures").draw(results, tmp_path)
     for name in ("crowds", "bounds", "adversary", "budget", "learning"):
         svg = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
         assert svg.tag.endswith("svg") and len(svg) > 5
-    lines = (tmp_path / "table.md").read_text().splitlines()
+    report = script("equilibrium_report")
+    lines = list(report.table(results))
     assert len(lines) == 6 and all(line.count("|") == lines[0].count("|") for line in lines)
     assert "| 1e-12 | -0.0010 [-0.0110, 0.0190] | 0.030 | 0.0% |" in lines[-2]
+    page = report.report(results)
+    assert "| polite | 20 | +0.10 ± 0.05 (2.0 se) |" in page
+    assert "| 0.2 | +0.020 | 0.050 | 0.316 | 0.050 |" in page
+    assert "| projection alone | 1.5 | 2.0% |" in page
 
 
 def head(seed, weight=2.0):
