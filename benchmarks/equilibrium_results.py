@@ -40,6 +40,7 @@ from equilibrium_crowds import (
 from equilibrium_pictures import draw
 from equilibrium_report import report
 from equilibrium_search import search
+from equilibrium_variants import STRENGTH, acts, adversaries, firm_strengths, variants
 
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.comparison.compare import compare
@@ -55,23 +56,6 @@ from plugalign.generation.wrap import wrap
 from plugalign.loading import load_model
 from plugalign.trace import Trace
 from plugalign.values.feedback_learning import load_taught
-
-STRENGTH = 4.0  # of what the crowds taught, at its confidence bound
-
-
-def variants(start: Equilibrium, taught: Mapping[str, Equilibrium]) -> dict[str, Equilibrium]:
-    """What is compared: each crowd inside the bounds, and the rude one free."""
-    found = {"top_down": start}
-    for crowd, one in taught.items():
-        found[crowd] = one.with_settings(strength=STRENGTH)
-    found["rude_free"] = free(found["rude"])
-    return found
-
-
-def free(one: Equilibrium) -> Equilibrium:
-    """The same without bounds and budget."""
-    return one.with_settings(epsilon=1.0, kappa=None)
-
 
 # ------------------------------------------------------------------ what came of it
 
@@ -175,6 +159,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
     tried: Annotated[int, typer.Option(min=6, help="Theta that the search tries.")] = 1000,
+    firm: Annotated[bool, typer.Option(help="Rows of crowds that use half of the budget.")] = False,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for heads.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
@@ -205,18 +190,14 @@ def main(
         work / "search.json",
         lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen[::2], tried),
     )
-    cost = once(
-        work / "cost.json",
-        lambda: costs(base, tokenizer, start, variants(start, taught)["polite"], chosen[::13][:8]),
+    strengths = once(
+        work / "firm.json",
+        lambda: (
+            firm_strengths(base, tokenizer, taught, heads["civil"], neutral[:50]) if firm else {}
+        ),
     )
-    rows = variants(start, taught)
-    worst = torch.tensor(found["theta"], dtype=torch.float64)
-    cheat = start.taught(start.preferences.learned(worst, None))
-    rows |= {
-        "adversary": cheat,
-        "adversary_bounds_only": cheat.with_settings(kappa=None),
-        "adversary_free": free(cheat),
-    }
+    rows = variants(start, taught, strengths)
+    rows |= adversaries(start, torch.tensor(found["theta"], dtype=torch.float64))
     comparison = compare(
         base,
         tokenizer,
@@ -232,11 +213,15 @@ def main(
         out=work / "run",
         resume=(work / "run" / MANIFEST).is_file(),
     )
+    cost = once(
+        work / "cost.json",
+        lambda: costs(base, tokenizer, start, rows["polite"], chosen[::13][:8]),
+    )
     read = read_answers(comparison.out, read_manifest(comparison.out))
     certificates = {}
     for name, one in rows.items():
-        if not one.preferences.bounded(one.confidence).any():
-            continue  # nothing acts, so there is nothing to certify
+        if not acts(one):
+            continue  # there is nothing to certify
         say(f"certificates of {name}")
         certificates[name] = once(
             work / f"certificates-{name}.json",
@@ -249,6 +234,7 @@ def main(
         "samples": samples,
         "new_tokens": new_tokens,
         "strength": STRENGTH,
+        "firm": strengths,
         "epsilon": start.epsilon,
         "kappa": start.kappa,
         "judged": judged(read, ["base", *rows], len(chosen)),
