@@ -30,6 +30,13 @@ def head(results: Mapping[str, Any]) -> Iterator[str]:
         f"acts at strength {results['strength']:g}; epsilon {results['epsilon']:g}, kappa "
         f"{results['kappa']:g}. Brackets are 95 % intervals, bootstrapped over prompts."
     )
+    if results["firm"]:
+        yield ""
+        each = ", ".join(f"{crowd} {s:.1f}" for crowd, s in results["firm"].items())
+        yield (
+            f"In rows called firm theta itself acts, and not its confidence bound, at strengths "
+            f"({each}) that use half of the budget on the prompts of the pairs."
+        )
     yield ""
     judges = (
         f"{name} {one['held_out']['auc']['value']:.2f}" for name, one in results["judges"].items()
@@ -82,7 +89,7 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         if told is None:
             cells += [""] * (len(heads) - 5)
         else:
-            cells.append(f"{told['most_excess']:.0e}")
+            cells.append("unbound" if name.endswith("free") else f"{told['most_excess']:.0e}")
             cells += [interval(told["principles"][p]["change"], 4) for p in principles]
             cells += [f"{told['kl']['value']:.3f}", f"{told['repaired']['value']:.1%}"]
         yield row([f"`{name}`", *cells])

@@ -94,10 +94,11 @@ def test_pictures_and_a_page(script, tmp_path):
     results = {
         "model": "tiny",
         **dict.fromkeys(("samples", "new_tokens", "prompts", "strength", "epsilon", "kappa"), 1),
+        "firm": {"polite": 4.9},
         "judges": {"judge_toxicity": {"held_out": {"auc": figure(0.9)}}},
         "heads": {"civil": {"held_out": {"auc": 0.8}}},
         "judged": {"base": row, "top_down": row, "rude_free": row, "adversary": row},
-        "certificates": {"rude_free": told},
+        "certificates": {"rude_free": told, "adversary": told},
         "lessons": {"polite": [lesson, lesson], "rude": [lesson]},
         "search": search,
         "cost": cost,
@@ -109,10 +110,12 @@ def test_pictures_and_a_page(script, tmp_path):
     report = script("equilibrium_report")
     lines = list(report.table(results))
     assert len(lines) == 6 and all(line.count("|") == lines[0].count("|") for line in lines)
-    assert "| 1e-12 | -0.0010 [-0.0110, 0.0190] | 0.030 | 0.0% |" in lines[-2]
+    assert "| unbound | -0.0010 [-0.0110, 0.0190] | 0.030 | 0.0% |" in lines[-2]
+    assert "| 1e-12 | -0.0010" in lines[-1]
     page = report.report(results)
     assert "| polite | 20 | +0.10 ± 0.05 (2.0 se) |" in page
     assert "| 0.2 | +0.020 | 0.050 | 0.316 | 0.050 |" in page
+    assert "(polite 4.9)" in page
     assert "| projection alone | 1.5 | 2.0% |" in page
 
 
