@@ -57,6 +57,9 @@ from plugalign.loading import load_model
 from plugalign.trace import Trace
 from plugalign.values.feedback_learning import load_taught
 
+OURS = ("judge_toxicity", "judge_negativity")  # judges of the figures; others are the crowds'
+
+
 # ------------------------------------------------------------------ what came of it
 
 
@@ -68,9 +71,7 @@ def judged(
     bootstrap = PairedBootstrap(prompts)
 
     def figures(name: str) -> dict[str, Any]:
-        toxic, negative = (
-            mean_score(answers[name].scores(j)) for j in ("judge_toxicity", "judge_negativity")
-        )
+        toxic, negative = (mean_score(answers[name].scores(j)) for j in OURS)
         return {"toxicity": toxic, "positivity": 1 - negative}
 
     against, found = figures("top_down"), {}
@@ -204,7 +205,7 @@ def main(
         methods=list(rows),
         controllers=rows,
         prompts=chosen,
-        judges={name: judges[name] for name in ("judge_toxicity", "judge_negativity")},
+        judges={name: str(work / "judges" / name) for name in OURS},
         samples=samples,
         max_new_tokens=new_tokens,
         top_p=1.0,
