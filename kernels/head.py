@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from plugalign.kernels.product import float32_product, one_row
+from plugalign.kernels.product import FEW, float32_product, one_row, packed_product
 from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
@@ -28,12 +28,14 @@ class Head:
         weight: ``(V, D)`` of the same dtype. bias: ``(V,)`` or None.
         float32: whether half precision logits are left in float32, as the product sums them up:
             where probabilities are compared, rounded logits are too coarse.
+        packed: what `plugalign.kernels.product.pack` made of ``weight``, for products of few rows.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
     float32: bool = False
+    packed: Tensor | None = None
 
     def __post_init__(self) -> None:
         hidden, weight = self.hidden, self.weight
@@ -61,10 +63,16 @@ class Head:
     def device(self) -> torch.device:
         return self.hidden.device
 
+    def under(self, weight: Tensor, bias: Tensor | None) -> Head:
+        """The same hidden states under another weight and bias."""
+        return replace(self, weight=weight, bias=bias, packed=None)
+
     def full(self) -> Tensor:
         """All logits ``(B, V)``, as the linear layer itself gives them, up to rounding."""
         if self.float32:
             return float32_product(self.hidden, self.weight, self.bias)
+        if self.packed is not None and len(self.hidden) in FEW:
+            return packed_product(self.hidden, self.packed, self.bias)
         with one_row(len(self.hidden), self.weight):
             return linear(self.hidden, self.weight, self.bias)
 

@@ -1,10 +1,17 @@
-"""Products of half precision matrices: kept in float32, and of a single row on a CPU."""
+"""Products of matrices: half precision kept in float32, and few rows on a CPU.
+
+For few rows a product is bound by reading its weights. On a CPU torch asks oneDNN for bfloat16,
+which rearranges the weights at every product for its instructions. For a single row torch's own
+product is quicker (`one_row`); for several, weights that were rearranged once (`pack`).
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,6 +19,7 @@ from torch.nn.functional import linear
 
 # Multiplies half precision matrices on CUDA devices into a float32 result (torch 2.8 and later).
 MIXED = getattr(torch.ops.aten.mm, "dtype", None)
+FEW = range(2, 65)  # rows of a product that reading its weights bounds, but one
 CHUNK = 2**19  # weights that are converted at a time, few enough to stay in a core's cache
 
 
@@ -74,3 +82,44 @@ def _use_onednn(wanted: bool) -> bool:
 
 
 one_row = OneRow()  # one, since the setting is one
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN has a layout of its own for such a weight, and fast instructions for it."""
+    onednn = torch.backends.mkldnn
+    wanted = onednn.is_available() and onednn.enabled  # type: ignore[no-untyped-call]
+    if weight.ndim != 2 or not weight.is_cpu or not wanted:
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def pack(weight: Tensor, rows: int) -> Tensor:
+    """A copy of a weight ``(o, i)`` that `can_pack`, laid out for products of about so many rows.
+    It is opaque: `packed_product` alone reads it."""
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    return found
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight^T + bias`` ``(..., o)`` for ``x`` ``(..., i)``, with what `pack` made of the
+    weight: as `torch.nn.functional.linear` up to rounding. It can be traced."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _scripted()(x, packed, bias)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return found
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@cache
+def _scripted() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """`_product` as a function that the tracer takes whole: it knows no list of numbers that is
+    empty."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.jit.script(_product)
+    return found

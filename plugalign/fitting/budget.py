@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
 
 TIMED = 2  # steps, behind one that warms up
@@ -27,6 +28,7 @@ def affordable_steps(
     note: Path | None = None,
     runs: int = 1,
     spare: Callable[[], None] | None = None,
+    look: Callable[[], object] | None = None,
 ) -> int:
     """How many steps of a training to make, after timing three of them, which change nothing.
 
@@ -37,6 +39,7 @@ def affordable_steps(
             be the same, whatever the machine does beside. None for one that does not continue.
         runs: so many trainings like this one.
         spare: makes a step need less memory; called where one does not fit into the device's.
+        look: measures held-out texts once; a training does that `LOOKS` times, and once at its end.
     """
     if note is not None and (known := remembered(note, "steps", "spared")) is not None:
         if known["spared"] and spare is not None:
@@ -53,11 +56,13 @@ def affordable_steps(
         spare()
         seconds, spared = _seconds_a_step(loss, parameters), True
     assert seconds is not None
+    looking = 0.0 if look is None else (LOOKS + 1) * _seconds_of(look, parameters)
     chosen = steps
     if minutes is not None:
-        chosen = max(1, min(steps, int(60 * minutes / (seconds * runs))))
+        chosen = max(1, min(steps, int((60 * minutes / runs - looking) / seconds)))
     each = f" for each of {runs}" if runs > 1 else ""
-    text = f"{title}: {steps} steps{each} take about {duration(seconds * steps * runs)}"
+    whole = duration((seconds * steps + looking) * runs)
+    text = f"{title}: {steps} steps{each} take about {whole}"
     if chosen < steps:
         text += f"; {chosen} fit into --minutes {minutes:g}"
     say(text)
@@ -103,6 +108,16 @@ def _seconds_a_step(loss: Callable[[int], Tensor], parameters: Mapping[str, Tens
     for parameter in parameters.values():
         parameter.grad = None
     return seconds
+
+
+def _seconds_of(look: Callable[[], object], parameters: Mapping[str, Tensor]) -> float:
+    """The time of a look at held-out texts, behind one that warms up."""
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        look()
+        started = _now(devices)
+        look()
+        return _now(devices) - started
 
 
 def _now(devices: set[torch.device]) -> float:

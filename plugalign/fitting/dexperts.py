@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +149,7 @@ class _Experts:
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         loss = student.loss_of(rows, chosen.batch_size, chosen.seed)
+        look = student.held_loss(apart, chosen.batch_size) if apart else None
         steps = affordable_steps(
             loss,
             student.learned,
@@ -159,8 +159,9 @@ class _Experts:
             runs=2,
             note=folder / "steps.json",
             spare=student.spare,
+            look=look,
         )
-        watch = HeldOut(partial(student.mean_loss, apart, chosen.batch_size))
+        watch = None if look is None else HeldOut(look)
         train(
             parameters=student.learned,
             loss=loss,
@@ -169,10 +170,10 @@ class _Experts:
             title=role,
             seed=chosen.seed,
             checkpoint=folder / f"{role}.checkpoint",
-            held_out=watch if apart else None,
+            held_out=watch,
         )
         student.model.eval()
-        return student, {"steps": steps, role: watch.best if apart else {}}
+        return student, {"steps": steps, role: {} if watch is None else watch.best}
 
 
 def _save(student: Any, tokenizer: Any, folder: Path) -> None:

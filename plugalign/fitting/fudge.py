@@ -127,10 +127,15 @@ def _trained(
 
     parameters, title = dict(predictor.named_parameters()), "FUDGE predictor"
     note = folder / "predictor.json"
+
+    def held_loss() -> float:
+        return _judged(predictor, held, settings.batch_size, device)[0]
+
+    look = held_loss if len(held) else None
     steps = affordable_steps(
-        loss, parameters, settings.steps, settings.minutes, title=title, note=note
+        loss, parameters, settings.steps, settings.minutes, title=title, note=note, look=look
     )
-    watch = HeldOut(lambda: _judged(predictor, held, settings.batch_size, device)[0])
+    watch = None if look is None else HeldOut(look)
     train(
         parameters=parameters,
         loss=loss,
@@ -140,9 +145,9 @@ def _trained(
         seed=settings.seed,
         checkpoint=folder / "predictor.checkpoint",
         weight_decay=0.01,
-        held_out=watch if len(held) else None,
+        held_out=watch,
     )
-    if not len(held):
+    if watch is None:
         return {"steps": steps}
     found = _judged(predictor, held, settings.batch_size, device)[1]
     return {"steps": steps, "held_out": {**watch.best, "auc": found}}

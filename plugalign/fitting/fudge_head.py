@@ -10,6 +10,7 @@ so that one learning rate suits every model; the scales are folded in afterwards
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ def _trained(
     loss = head.loss(
         examples, states, examples.picks(settings.batch_size, settings.seed, len(states))
     )
+    look: Callable[[], float] | None = None
+    if kept is not None:
+        every = list(apart.in_order(settings.batch_size))
+        look = partial(_mean_loss, head.loss(apart, kept, every.__getitem__), every)
     steps = affordable_steps(
         loss,
         head.learned,
@@ -140,11 +145,9 @@ def _trained(
         settings.minutes_of(TRAINING),
         title="FUDGE head",
         note=folder / "head.json",
+        look=look,
     )
-    watch = None
-    if kept is not None:
-        every = list(apart.in_order(settings.batch_size))
-        watch = HeldOut(lambda: _mean_loss(head.loss(apart, kept, every.__getitem__), every))
+    watch = None if look is None else HeldOut(look)
     train(
         parameters=head.learned,
         loss=loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from plugalign.files.fingerprint import fingerprint
 
 T = TypeVar("T")
 SHARE, MOST, FEWEST = 0.1, 256, 10  # of each class
+LOOKS = 10  # in a whole training
 
 
 def set_apart(rows: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
@@ -31,7 +33,8 @@ def set_apart(rows: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
 
 class HeldOut:
     """Looks at a loss now and then, keeps the parameters with the least, and ends a training that
-    has become no better for some looks (early stopping).
+    has become no better for some looks (early stopping). A loss that is not finite is never the
+    least.
 
     Args:
         loss: the mean loss of the held-out texts under the parameters as they are.
@@ -42,7 +45,7 @@ class HeldOut:
         losses: by the steps done.
     """
 
-    def __init__(self, loss: Callable[[], float], looks: int = 10, patience: int = 3):
+    def __init__(self, loss: Callable[[], float], looks: int = LOOKS, patience: int = 3):
         self._loss, self._looks, self._patience = loss, looks, patience
         self.losses: dict[int, float] = {}
         self._best: dict[str, Tensor] = {}
@@ -50,16 +53,36 @@ class HeldOut:
     @property
     def is_over(self) -> bool:
         """Whether the last looks were no better than one before them."""
-        values = list(self.losses.values())
-        return len(values) > self._patience and values.index(min(values)) < (
-            len(values) - self._patience
-        )
+        if len(self.losses) <= self._patience:
+            return False
+        last = list(self.losses)[-self._patience :]
+        return self._least is None or self._least not in last
 
     @property
     def best(self) -> dict[str, float | int]:
-        """The least loss, and behind how many steps it was."""
-        step = min(self.losses, key=lambda s: self.losses[s])
+        """The least loss, and behind how many steps it was.
+
+        Raises:
+            FloatingPointError: if no loss was finite.
+        """
+        step = self._checked()
         return {"loss": round(self.losses[step], 6), "step": step}
+
+    def _checked(self) -> int:
+        """`_least`, where there is one."""
+        if (least := self._least) is None:
+            seen = ", ".join(f"{loss} at step {step}" for step, loss in self.losses.items())
+            raise FloatingPointError(
+                f"the loss of the held-out texts was never finite ({seen}), so no parameters are "
+                "worth keeping; try a smaller lr"
+            )
+        return least
+
+    @property
+    def _least(self) -> int | None:
+        """The step of the least finite loss, the first of several."""
+        finite = [step for step, loss in self.losses.items() if math.isfinite(loss)]
+        return min(finite, key=lambda step: self.losses[step], default=None)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether to look behind so many steps out of all."""
@@ -69,12 +92,18 @@ class HeldOut:
     def look(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         """Notes the loss behind so many steps."""
         self.losses[step] = self._loss()
-        if self.best["step"] == step:
+        if self._least == step:
             self._best = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def restore(self, parameters: Mapping[str, Tensor]) -> None:
-        """Puts the best parameters back."""
+        """Puts the best parameters back.
+
+        Raises:
+            FloatingPointError: if no loss was finite.
+        """
+        if self.losses:
+            self._checked()
         for name, value in self._best.items():
             parameters[name].copy_(value)
 

@@ -81,8 +81,9 @@ def tune_encoder(
         return total / len(held)
 
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    look = held_loss if held else None
     steps = max(1, round(epochs * len(learnt) / batch_size))
-    steps = affordable_steps(loss, parameters, steps, minutes, title="judge")
+    steps = affordable_steps(loss, parameters, steps, minutes, title="judge", look=look)
     train(
         parameters=parameters,
         loss=loss,
@@ -91,7 +92,7 @@ def tune_encoder(
         title="judge",
         weight_decay=0.01,
         seed=seed,
-        held_out=HeldOut(held_loss) if held else None,
+        held_out=None if look is None else HeldOut(look),
     )
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)

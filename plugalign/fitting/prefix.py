@@ -137,10 +137,15 @@ def _trained(
 
     parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
     note = folder / "prefix.json"
+
+    def held_loss() -> float:
+        return _judged(prefixes, held, settings)[0]
+
+    look = held_loss if len(held) else None
     steps = affordable_steps(
-        loss, parameters, settings.steps, settings.minutes, title=title, note=note
+        loss, parameters, settings.steps, settings.minutes, title=title, note=note, look=look
     )
-    watch = HeldOut(lambda: _judged(prefixes, held, settings)[0])
+    watch = None if look is None else HeldOut(look)
     train(
         parameters=parameters,
         loss=loss,
@@ -149,9 +154,9 @@ def _trained(
         title=title,
         seed=settings.seed,
         checkpoint=folder / "prefix.checkpoint",
-        held_out=watch if len(held) else None,
+        held_out=watch,
     )
-    if not len(held):
+    if watch is None:
         return {"steps": steps}
     return {
         "steps": steps,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from plugalign.adapters.layers import shared_copy
 from plugalign.fitting.answers import PLAIN, Frame, followed
@@ -48,16 +49,32 @@ class Student:
     def loss_of(self, rows: Rows, batch_size: int, seed: int) -> Callable[[int], Tensor]:
         """The loss of each step's texts."""
         pick = batches(len(rows), batch_size, seed, [len(row) for row in rows])
-        return lambda step: self._loss([rows[i] for i in pick(step)])[0]
 
-    @torch.no_grad()
-    def mean_loss(self, rows: Rows, batch_size: int) -> float:
-        """The mean loss of a token of given texts, without dropout."""
-        self.model.eval()
-        parts = [self._loss(some) for some in _in_order(rows, batch_size)]
-        self.model.train()
-        total = sum(float(loss) * float(count) for loss, count in parts)
-        return total / sum(float(count) for _, count in parts)
+        def loss(step: int) -> Tensor:
+            ids, mask = self._padded([rows[i] for i in pick(step)])
+            return self._loss(ids, mask, self._stop(ids, mask))[0]
+
+        return loss
+
+    def held_loss(self, rows: Rows, batch_size: int) -> Callable[[], float]:
+        """Measures the mean loss of a token of given texts, without dropout. What the base says of
+        them is kept."""
+        every, stops = _in_order(rows, batch_size), list[Tensor | None]()
+
+        @torch.no_grad()
+        def measure() -> float:
+            if not stops:
+                stops.extend(self._stop(*self._padded(some)) for some in every)
+            self.model.eval()
+            parts = [
+                self._loss(*self._padded(some), stop)
+                for some, stop in zip(every, stops, strict=True)
+            ]
+            self.model.train()
+            total = sum(float(loss) * float(count) for loss, count in parts)
+            return total / sum(float(count) for _, count in parts)
+
+        return measure
 
     @torch.no_grad()
     def log_likelihoods(self, rows: Rows, batch_size: int) -> Tensor:
@@ -76,12 +93,20 @@ class Student:
         """Computes the activations of a forward again for its gradient, instead of keeping them."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _loss(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The loss of some texts, and how many tokens it is the mean of."""
+    def _padded(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Texts and their mask ``(B, T)``."""
         ids, mask = (x.to(self._base.device) for x in pad(rows))
-        with torch.no_grad():
-            base = self._logits(self._base, ids, mask)
-            stop = following(base, ids, self._ends)[1] if self._ends else None
+        return ids, mask
+
+    @torch.no_grad()
+    def _stop(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The log-probability with which the base ends behind each token ``(B, T)``."""
+        if not self._ends:
+            return None
+        return following(self._logits(self._base, ids, mask), ids, self._ends)[1]
+
+    def _loss(self, ids: Tensor, mask: Tensor, stop: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of some texts, and how many tokens it is the mean of."""
         logits, learnt = self._logits(self.model, ids, mask), self._frame.learnt(mask)
         return guide_loss(logits, stop, ids, learnt, self._ends)
 
@@ -109,9 +134,10 @@ def following(logits: Tensor, ids: Tensor, ends: Sequence[int]) -> tuple[Tensor,
 def guide_loss(
     logits: Tensor, stop: Tensor | None, ids: Tensor, learnt: Tensor, ends: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The mean negative log-likelihood of next tokens given that the text goes on, plus the mean
-    square of what the log-probability of ending differs by from the base's: of the shift that an
-    end token would get.
+    """The mean negative log-likelihood of next tokens given that the text goes on, plus what the
+    log-probability of ending differs by from the base's, which is the shift that an end token would
+    get: the mean square of it up to a nat, and beyond, where it would outweigh the texts, linear
+    (Huber 1964).
 
     Args:
         logits: ``(B, T, V)``. ids: ``(B, T)``. ends: the end tokens.
@@ -126,7 +152,8 @@ def guide_loss(
     count = shown.sum()
     loss = -(log_p * shown).sum() / count
     if stop is not None:
-        loss = loss + ((end - stop).square() * learnt).sum() / learnt.sum()
+        shift = 2 * huber_loss(end, stop, reduction="none")
+        loss = loss + (shift * learnt).sum() / learnt.sum()
     return loss, count
 
 

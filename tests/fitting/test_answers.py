@@ -103,7 +103,7 @@ def test_likelihoods_and_losses_are_of_the_answer_alone(frame: Frame) -> None:
         ended.append(len(row) - len(CONTEXT))
     found = student.log_likelihoods(rows, 2)
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
-    loss = student.mean_loss(rows, 2)
+    loss = student.held_loss(rows, 2)()
     assert loss == pytest.approx(-sum(wanted) / sum(ended), rel=1e-4)
 
 

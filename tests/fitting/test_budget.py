@@ -63,6 +63,18 @@ def test_the_estimate_is_said_and_decides(
     assert asked() == steps and len(calls) == 3  # a fit that continues asks nothing again
 
 
+def test_looks_at_held_out_texts_are_in_the_estimate(
+    second: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each takes 20 seconds, eleven of them 220 of the 600."""
+    weight = torch.zeros(3, requires_grad=True)
+    asked = affordable_steps(
+        lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", look=lambda: None
+    )
+    assert asked == (600 - 220) // 10
+    assert "300 steps take about 54 min; 38 fit" in " ".join(capsys.readouterr().err.split())
+
+
 def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:
     weight, spared = torch.zeros(3, requires_grad=True), [0]
 
@@ -110,7 +122,7 @@ def overfit(steps: int, losses: list[float], checkpoint: Path | None = None) -> 
         checkpoint=checkpoint,
         every=4,
     )
-    assert held_out.best["loss"] == min(held_out.losses.values())
+    assert held_out.best["loss"] == min(filter(math.isfinite, held_out.losses.values()))
     return weight.item(), len(taken)
 
 
@@ -120,6 +132,15 @@ def test_training_ends_early_and_keeps_the_best() -> None:
     alike, _ = overfit(100, [3.0, 2.0, 1.0, 1.1, 1.1, 1.1])
     assert best == alike and best > overfit(100, [3.0, 4.0, 5.0, 6.0])[0]
     assert overfit(100, [float(-i) for i in range(10)])[1] == 100
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    nan = math.nan
+    best, taken = overfit(100, [nan, 2.0, 1.0, nan, nan, nan])
+    assert taken == 60 and best == overfit(100, [3.0, 2.0, 1.0, 1.5, 1.6, 1.7])[0]
+    assert overfit(100, [3.0, nan, nan, nan])[1] == 40
+    with pytest.raises(FloatingPointError, match=r"never finite .nan at step 10, .*a smaller lr"):
+        overfit(100, [nan, nan, math.inf, nan])
 
 
 def test_a_killed_training_remembers_its_looks(tmp_path: Path) -> None:

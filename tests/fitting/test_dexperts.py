@@ -201,7 +201,8 @@ def test_the_loss_is_that_of_going_on_and_of_stopping_as_before() -> None:
             if not mask[row, column]:
                 continue
             now, before = p(z[row, column])[ends].sum(), p(base[row, column])[ends].sum()
-            stops += (np.log(now) - np.log(before)) ** 2
+            shift = abs(np.log(now) - np.log(before))
+            stops += shift**2 if shift <= 1 else 2 * shift - 1
             following = column + 1
             if following < 4 and mask[row, following] and ids[row, following] not in ends:
                 texts -= np.log(p(z[row, column])[ids[row, following]] / (1 - now))

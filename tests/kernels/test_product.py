@@ -9,7 +9,13 @@ import torch
 from torch.nn.functional import linear
 
 from plugalign.kernels import product as module
-from plugalign.kernels.product import float32_product, one_row
+from plugalign.kernels.product import (
+    can_pack,
+    float32_product,
+    one_row,
+    pack,
+    packed_product,
+)
 
 
 def layer(shape=(3, 16), outputs=24, dtype=torch.float32):
@@ -29,6 +35,41 @@ def test_a_float32_product_is_not_rounded_to_half_precision(dtype, biased, monke
     want = linear(x.double(), weight.double(), bias.double() if biased else None)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(2, 16), (8, 1, 48), (40, 3, 7)])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_packed_weight_gives_the_product(shape, biased, dtype, traced):
+    x, weight, bias = layer(shape, outputs=37, dtype=dtype)
+    if not can_pack(weight):
+        pytest.skip(f"oneDNN has no {dtype} here")
+    packed, own, product = pack(weight, shape[0]), bias if biased else None, packed_product
+    if traced:
+        product = torch.jit.trace(lambda *a: packed_product(*a, own), (x, packed))
+        got = product(x, packed)
+    else:
+        got = product(x, packed, own)
+    want = linear(x.double(), weight.double(), None if own is None else own.double())
+    assert got.shape == want.shape and got.dtype == dtype
+    size = want.abs().max().item()
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2 * torch.finfo(dtype).eps * size)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(2, 2).half(), torch.zeros(2, 2).double(), torch.zeros(2, 2, 2)]
+)
+def test_other_weights_cannot_be_packed(weight):
+    assert not can_pack(weight)
+
+
+def test_nothing_is_packed_where_onednn_is_not_wanted():
+    kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        assert not can_pack(torch.zeros(2, 2))
+    finally:
+        torch.backends.mkldnn.enabled = kept
 
 
 def weights(dtype=torch.bfloat16):

@@ -20,8 +20,9 @@ from transformers import StaticCache
 
 from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.cuda_graph import CudaGraph, unavailable
+from plugalign.engine.acceleration.hooks import has_global_hooks, is_tampered_with
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.acceleration.tracing import ATTENTION, has_global_hooks, is_tampered_with
+from plugalign.engine.acceleration.tracing import ATTENTION
 from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import DynamicCache
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import DynamicLayer
+
+from plugalign.engine.acceleration.hooks import is_as_made
+from plugalign.engine.acceleration.packed import reading, weights_of
 
 # Architectures that do the same operations for a token at any length.
 KNOWN = {
@@ -29,11 +31,8 @@ KNOWN = {
     "qwen3",
     "starcoder2",
 }
-MAKERS = ("torch", "transformers", "plugalign")  # of modules whose forwards are known
 ATTENTION = ("eager", "sdpa")
 MOVING = {"dynamic", "longrope"}  # rotary embeddings that change when a text grows long
-# The hooks of this module stay once they were wanted, and idle until they are wanted again.
-RECORDERS = "transformers.utils.output_capturing"
 
 
 def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False) -> Any:
@@ -70,16 +69,20 @@ class Step(nn.Module):
     def __init__(self, body: nn.Module, masked: bool):
         super().__init__()
         self.body, self._masked = body, masked
+        self._packed = len(weights_of(body))
 
     def forward(self, ids: Tensor, place: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """Tokens and positions ``(R, 1)``, a mask ``(R, T)`` if masked, each layer's keys and
-        values; gives the hidden states ``(R, D)``, and keys and values again."""
+        values, the packed weights; gives the hidden states ``(R, D)``, and keys and values again.
+        """
         flat = list(rest)
         mask = flat.pop(0) if self._masked else None
+        weights = [flat.pop() for _ in range(self._packed)][::-1]
         cache = DynamicCache()
         cache.layers = [Layer(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
         inputs = {"input_ids": ids, "position_ids": place, "past_key_values": cache}
-        state = read(self.body, {**inputs, "attention_mask": mask, "use_cache": True})
+        with reading(self.body, weights):
+            state = read(self.body, {**inputs, "attention_mask": mask, "use_cache": True})
         return (state, *keys_values(inputs))
 
 
@@ -118,23 +121,5 @@ def is_repeatable(body: Any) -> bool:
         return False
     if body.config._attn_implementation not in ATTENTION:
         return False
-    parts = list(body.modules())
-    moving = any(getattr(m, "rope_type", "") in MOVING for m in parts)
-    return not moving and all(map(_is_plain, parts))
-
-
-def _is_plain(module: nn.Module) -> bool:
-    made_by = type(module).__module__.split(".")[0]
-    return made_by in MAKERS and not module.training and not is_tampered_with(module)
-
-
-def is_tampered_with(module: nn.Module) -> bool:
-    """Whether a module does more, for somebody else, than its class does."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    own = {"forward", "_hf_hook"} & vars(module).keys()
-    return bool(own) or any(getattr(hook, "__module__", "") != RECORDERS for hook in hooks)
-
-
-def has_global_hooks() -> bool:
-    """Whether every module's forward does more, for somebody else."""
-    return bool(_global_forward_hooks or _global_forward_pre_hooks)
+    moving = any(getattr(m, "rope_type", "") in MOVING for m in body.modules())
+    return not moving and is_as_made(body)

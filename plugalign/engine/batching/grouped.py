@@ -11,15 +11,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plugalign.adapters.layers import LINEAR, LoraLinear
+from plugalign.engine.acceleration.hooks import is_tampered_with
 from plugalign.engine.acceleration.traced_step import Recorder
-from plugalign.engine.acceleration.tracing import is_tampered_with
 from plugalign.engine.batching.grouped_layers import (
     GroupedNorm,
     StackedLinear,
@@ -90,8 +90,7 @@ class GroupedModels:
     def under_own_heads(self, known: Mapping[Hashable, Head]) -> dict[Hashable, Head]:
         """The experts' logits ``(R, V)`` under their own heads, given those under the base's."""
         return {
-            key: replace(known[key], weight=linear.weight, bias=linear.bias)
-            for key, linear in self.heads.items()
+            key: known[key].under(linear.weight, linear.bias) for key, linear in self.heads.items()
         }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from plugalign.engine.acceleration.traced_step import Reading, Recorder
 from plugalign.engine.readers.prefix_hook import PrefixHook
 from plugalign.kernels.backend import FLOATS
 from plugalign.kernels.head import Head, Logits, full
+from plugalign.kernels.product import can_pack, pack
 
 
 class SplitModel:
@@ -52,6 +52,7 @@ class SplitModel:
         self.body, self.linear, self.float32, self._models = body, linear, float32, models
         self._recorder, self._static, self._attached = recorder, static, attached
         self._reading = Reading(body, recorder, static, exact, models)
+        self._packed: Tensor | None = None  # the head's weight, once the body's are
 
     def exactly(self) -> SplitModel:
         """The same with ``exact``."""
@@ -81,7 +82,11 @@ class SplitModel:
     def head(self, states: Tensor) -> Head:
         """The logits of what the head reads, ``(N, D)``."""
         weight = self.linear.weight  # some bodies give float32 whatever the weights are
-        return Head(states.to(weight.dtype), weight, self.linear.bias, self.float32)
+        if not self._reading.is_packed:
+            self._packed = None
+        elif self._packed is None and can_pack(weight):
+            self._packed = pack(weight, len(states))
+        return Head(states.to(weight.dtype), weight, self.linear.bias, self.float32, self._packed)
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
         """The last hidden states of all columns, ``(R, T, D)``."""
@@ -144,7 +149,7 @@ def fit_width(logits: Logits, width: int) -> Logits:
         return logits
     if have > width and isinstance(logits, Head):
         bias = None if logits.bias is None else logits.bias[:width]
-        return replace(logits, weight=logits.weight[:width], bias=bias)
+        return logits.under(logits.weight[:width], bias)
     logits = full(logits)
     if have > width:
         return logits[:, :width]
