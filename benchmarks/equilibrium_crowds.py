@@ -65,7 +65,7 @@ def fitted_heads(
         out = work / "heads" / name
         if not out.exists():
             say(f"fitting the head '{name}'")
-            options = {"desired": desired, "minutes": minutes}
+            options = {"desired": desired, "minutes": minutes, "settings": {"chat": "off"}}
             run_fit("fudge_head", model, tokenizer, texts[name], out, **options)  # type: ignore[arg-type]
         found[name] = FudgeHead.from_pretrained(out)
     return found

@@ -1,9 +1,9 @@
-"""Pictures (SVG) and a table of `equilibrium_results`."""
+"""Pictures (SVG) of `equilibrium_results`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +19,7 @@ Series = tuple[str, str, Sequence[tuple[float, Figure]]]  # name, colour, points
 
 
 def draw(results: Mapping[str, Any], out: Path) -> None:
-    """crowds.svg, bounds.svg, adversary.svg, budget.svg, learning.svg and table.md."""
+    """crowds.svg, bounds.svg, adversary.svg, budget.svg and learning.svg."""
     told = {
         f"judged {kind}, change": {n: row[kind]["change"] for n, row in results["judged"].items()}
         for kind in ("positivity", "toxicity")
@@ -37,7 +37,6 @@ def draw(results: Mapping[str, Any], out: Path) -> None:
     lines = {"E_q - E_rho of what no principle sees": budget(results["search"])}
     write(out / "budget.svg", curves("kappa, nats a token", lines, log=True))
     write(out / "learning.svg", curves("pairs", learning(results["lessons"])))
-    replace_text(out / "table.md", "\n".join(table(results)) + "\n")
 
 
 def only(panels: Mapping[str, Mapping[str, Figure]], *, adversary: bool) -> dict[str, Any]:
@@ -189,31 +188,3 @@ def _text(svg: ElementTree.Element, x: float, y: float, text: str, anchor: str) 
 def write(path: Path, svg: ElementTree.Element) -> None:
     """Writes a picture."""
     replace_text(path, ElementTree.tostring(svg, encoding="unicode") + "\n")
-
-
-# ------------------------------------------------------------------ the table
-
-
-def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The main figures in Markdown."""
-    principles = list(next(iter(results["certificates"].values()))["principles"])
-    heads = ["row", "positivity", "its change", "toxicity", "its change", "largest excess"]
-    heads += [f"change of E '{name}'" for name in principles] + ["KL", "repaired"]
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{'---|' * len(heads)}"
-    for name, row in results["judged"].items():
-        kinds, told = ("positivity", "toxicity"), results["certificates"].get(name)
-        cells = [interval(row[kind][what]) for kind in kinds for what in ("mean", "change")]
-        if told is None:
-            cells += [""] * (len(heads) - 5)
-        else:
-            cells.append(f"{told['most_excess']:.0e}")
-            cells += [interval(told["principles"][p]["change"], 4) for p in principles]
-            cells += [f"{told['kl']['value']:.3f}", f"{told['repaired']['value']:.1%}"]
-        yield f"| `{name}` | {' | '.join(cells)} |"
-
-
-def interval(figure: Figure, digits: int = 3) -> str:
-    """A figure with its interval."""
-    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from equilibrium_cost import costs
 from equilibrium_crowds import (
     CROWDS,
     answers_of,
@@ -37,15 +38,18 @@ from equilibrium_crowds import (
     texts_of,
 )
 from equilibrium_pictures import draw
+from equilibrium_report import report
 from equilibrium_search import search
+from equilibrium_variants import STRENGTH, acts, adversaries, firm_strengths, variants
 
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.comparison.prompts import load_prompts
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
-from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, write_json
+from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.evaluation.run_folder.manifest import read_manifest
 from plugalign.evaluation.statistics.paired import PairedBootstrap, mean_score
+from plugalign.files.precision import chosen_dtype
 from plugalign.fitting.judge import REPORT
 from plugalign.fitting.progress import say
 from plugalign.generation.wrap import wrap
@@ -53,21 +57,7 @@ from plugalign.loading import load_model
 from plugalign.trace import Trace
 from plugalign.values.feedback_learning import load_taught
 
-STRENGTH = 4.0  # of what the crowds taught, at its confidence bound
-
-
-def variants(start: Equilibrium, taught: Mapping[str, Equilibrium]) -> dict[str, Equilibrium]:
-    """What is compared: each crowd inside the bounds, and the rude one free."""
-    found = {"top_down": start}
-    for crowd, one in taught.items():
-        found[crowd] = one.with_settings(strength=STRENGTH)
-    found["rude_free"] = free(found["rude"])
-    return found
-
-
-def free(one: Equilibrium) -> Equilibrium:
-    """The same without bounds and budget."""
-    return one.with_settings(epsilon=1.0, kappa=None)
+OURS = ("judge_toxicity", "judge_negativity")  # judges of the figures; others are the crowds'
 
 
 # ------------------------------------------------------------------ what came of it
@@ -81,9 +71,7 @@ def judged(
     bootstrap = PairedBootstrap(prompts)
 
     def figures(name: str) -> dict[str, Any]:
-        toxic, negative = (
-            mean_score(answers[name].scores(j)) for j in ("judge_toxicity", "judge_negativity")
-        )
+        toxic, negative = (mean_score(answers[name].scores(j)) for j in OURS)
         return {"toxicity": toxic, "positivity": 1 - negative}
 
     against, found = figures("top_down"), {}
@@ -171,9 +159,11 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 10,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 100,
-    tried: Annotated[int, typer.Option(min=2, help="Theta that the search tries.")] = 40,
+    tried: Annotated[int, typer.Option(min=6, help="Theta that the search tries.")] = 1000,
+    firm: Annotated[bool, typer.Option(help="Rows of crowds that use half of the budget.")] = False,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for heads.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Makes the results; the same command goes on where it was killed."""
@@ -181,7 +171,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     texts = texts_of(data, limit)
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, chosen_dtype(dtype))
     heads = fitted_heads(base, tokenizer, texts, work, minutes)
     judges = fitted_judges(texts, work)
     start = make(base, tokenizer, heads, texts["toxicity"])
@@ -201,33 +191,38 @@ def main(
         work / "search.json",
         lambda: search(base, tokenizer, taught["rude"], heads["civil"], chosen[::2], tried),
     )
-    rows = variants(start, taught)
-    worst = torch.tensor(found["theta"], dtype=torch.float64)
-    cheat = start.taught(start.preferences.learned(worst, None))
-    rows |= {
-        "adversary": cheat,
-        "adversary_bounds_only": cheat.with_settings(kappa=None),
-        "adversary_free": free(cheat),
-    }
+    strengths = once(
+        work / "firm.json",
+        lambda: (
+            firm_strengths(base, tokenizer, taught, heads["civil"], neutral[:50]) if firm else {}
+        ),
+    )
+    rows = variants(start, taught, strengths)
+    rows |= adversaries(start, torch.tensor(found["theta"], dtype=torch.float64))
     comparison = compare(
         base,
         tokenizer,
         methods=list(rows),
         controllers=rows,
         prompts=chosen,
-        judges={name: judges[name] for name in ("judge_toxicity", "judge_negativity")},
+        judges={name: str(work / "judges" / name) for name in OURS},
         samples=samples,
         max_new_tokens=new_tokens,
         top_p=1.0,
+        chat="off",
         batch_size=batch_size,
         out=work / "run",
         resume=(work / "run" / MANIFEST).is_file(),
     )
+    cost = once(
+        work / "cost.json",
+        lambda: costs(base, tokenizer, start, rows["polite"], chosen[::13][:8]),
+    )
     read = read_answers(comparison.out, read_manifest(comparison.out))
     certificates = {}
     for name, one in rows.items():
-        if not one.preferences.bounded(one.confidence).any():
-            continue  # nothing acts, so there is nothing to certify
+        if not acts(one):
+            continue  # there is nothing to certify
         say(f"certificates of {name}")
         certificates[name] = once(
             work / f"certificates-{name}.json",
@@ -240,12 +235,14 @@ def main(
         "samples": samples,
         "new_tokens": new_tokens,
         "strength": STRENGTH,
+        "firm": strengths,
         "epsilon": start.epsilon,
         "kappa": start.kappa,
         "judged": judged(read, ["base", *rows], len(chosen)),
         "certificates": certificates,
         "lessons": {crowd: lessons(work / "taught" / crowd) for crowd in CROWDS},
         "search": found,
+        "cost": cost,
         "judges": {name: read_json(work / "judges" / name / REPORT) for name in judges},
         "heads": {
             name: read_json(work / "heads" / name / "fit.json")["measured"] for name in heads
@@ -253,6 +250,7 @@ def main(
     }
     write_json(out / "results.json", results)
     draw(results, out)
+    replace_text(out / "README.md", report(results))
     say(f"the results are in {out}, texts and report in {work / 'run'}")
 
 

@@ -1,27 +1,31 @@
 """Looks for the theta that does most harm under an equilibrium's bounds and budget.
 
-Harm is counted by a scorer that is no principle: what nobody has written down. It stands among the
-principles with a bound that never binds, so that the certificates tell its expectation.
+Harm is counted by a scorer that is no principle: what nobody has written down. Half of the theta
+are random, half are found uphill, by the gradients of that harm and of how hard theta presses on
+each principle's bound.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
+from equilibrium_positions import Found, Positions, direct, joined, prefixes_of, recorded
+from torch import Tensor
 
 from plugalign.controllers.equilibrium import Equilibrium, Principle
 from plugalign.controllers.principles_scorers import Scorer
-from plugalign.fitting.progress import progress
-from plugalign.generation.wrap import wrap
-from plugalign.trace import Trace
+from plugalign.fitting.progress import progress, say
 
-UNWRITTEN = "unwritten"
-SIZES = (3.0, 30.0, 1000.0)
+SIZES = (3.0, 30.0, 1000.0)  # of random theta, in nats
 LADDER = (0.005, 0.02, 0.05, 0.2, 1.0, None)  # budgets under which the worst theta is tried
 STEPS = 5  # tokens of each prompt's answer
+NEAR = 0.01  # how far apart theta are of which a gradient is the difference, as a share of theta
+Told = Mapping[str, float]
+HARM = "unwritten"
 
 
 def search(
@@ -32,77 +36,154 @@ def search(
     prompts: Sequence[str],
     tried: int,
 ) -> dict[str, Any]:
-    """Half of the theta at random, half uphill from the worst of these.
+    """Tries theta, the same prefixes for each.
 
     Args:
         unwritten: of which harm is counted, by no principle.
         tried: how many theta.
 
     Returns:
-        The worst theta, the largest excess of any principle's bound under any theta, the largest
-        change of the unwritten expectation, and that under other budgets.
+        The worst theta; the largest excess of any principle's bound under any theta, that of the
+        projection and that of what the engine draws from; the largest change of the unwritten
+        expectation, and that under other budgets; and how far ``generate`` itself is from all this.
     """
-    limits = Principle(UNWRITTEN, unwritten, epsilon=1.0, priority=len(equilibrium.principles) + 1)
-    watched = Equilibrium(
+    start = equilibrium.taught(equilibrium.preferences.learned(torch.zeros(0), None))
+    prefixes = prefixes_of(model, tokenizer, start, prompts, STEPS)
+    batches = recorded(model, tokenizer, watched(equilibrium, unwritten), prefixes)
+    positions = joined(batches)
+    say(f"searching the worst theta at {len(positions.base)} prefixes")
+    random, uphill = tried_theta(positions, equilibrium.kappa, tried)
+    every = random + uphill
+    theta, worst = max(every, key=lambda each: each[1][HARM])
+    longest, excess = (max(every, key=key)[0] for key in (_size, _engine_excess))
+
+    def under(kappa: float | None, bounded: bool = True) -> dict[str, float]:
+        budget = math.inf if kappa is None else kappa
+        return told_of(positions.found(theta, budget, bounded=bounded))
+
+    checked = [
+        direct(model, tokenizer, taught(equilibrium, each), prefixes, batches)
+        for each in (theta, longest, excess)
+    ]
+    return {
+        "tried": len(every),
+        "uphill": len(uphill),
+        "of_1000_nats_or_more": sum(_size(each) >= 0.999 * SIZES[-1] for each in every),
+        "prefixes": len(positions.base),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "theta": theta.tolist(),
+        "worst": dict(worst),
+        "most_excess": max(told["excess"] for _, told in every),
+        "most_engine_excess": max(told["engine_excess"] for _, told in every),
+        "most_change_at_a_token": max(told["most_change"] for _, told in every),
+        "most_pressure": max(told["pressure"] for _, told in every),
+        "by_budget": {str(kappa): under(kappa) for kappa in LADDER},
+        "free": under(None, bounded=False),
+        "by_generate": {
+            "theta": len(checked),
+            "most_apart": max(apart for apart, _ in checked),
+            "most_excess": max(most for _, most in checked),
+        },
+    }
+
+
+def watched(equilibrium: Equilibrium, unwritten: Scorer) -> Equilibrium:
+    """The equilibrium with one more scorer behind its principles, which bounds nothing."""
+    last = Principle(HARM, unwritten, epsilon=1.0, priority=len(equilibrium.principles) + 1)
+    return Equilibrium(
         equilibrium.reference,
-        (*equilibrium.principles, limits),
+        (*equilibrium.principles, last),
         equilibrium.preferences,
         epsilon=equilibrium.epsilon,
-        kappa=None if math.isinf(equilibrium.kappa) else equilibrium.kappa,
         k=equilibrium.support.k,
     )
+
+
+def taught(equilibrium: Equilibrium, theta: Tensor) -> Equilibrium:
+    """The equilibrium with a theta that acts as it is."""
+    known = equilibrium.preferences.learned(theta, None)
+    return equilibrium.taught(known).with_settings(strength=1.0)
+
+
+def tried_theta(
+    positions: Positions, kappa: float, tried: int
+) -> tuple[list[tuple[Tensor, Told]], list[tuple[Tensor, Told]]]:
+    """Random theta and those found uphill, each with what `told_of` says."""
+    found = list[tuple[Tensor, Told]]()
     draw = torch.Generator().manual_seed(0)
-    count = len(equilibrium.preferences.theta)
-    found: list[tuple[float, list[float], Mapping[str, float]]] = []
     with progress("searching the worst theta", tried) as bar:
-        for number in range(tried):
-            step = torch.randn(count, generator=draw, dtype=torch.float64)
-            if number < tried // 2:
-                theta = SIZES[number % len(SIZES)] * step / step.norm()
-            else:
-                best = torch.tensor(max(found, key=lambda each: each[0])[1], dtype=torch.float64)
-                theta = best + 0.3 * best.norm() * step
-            told = harm(model, tokenizer, watched, theta, prompts)
-            found.append((told["unwritten"], theta.tolist(), told))
-            bar.advance(note=f"worst {max(each[0] for each in found):+.4f}")
-    _, theta, told = max(found, key=lambda each: each[0])
-    worst = torch.tensor(theta, dtype=torch.float64)
-    by_budget = {
-        str(kappa): harm(model, tokenizer, watched.with_settings(kappa=kappa), worst, prompts)
-        for kappa in LADDER
-    }
-    unbound = watched.with_settings(epsilon=1.0, kappa=None)
+
+        def evaluate(theta: Tensor) -> Told:
+            told = told_of(positions.found(theta, kappa))
+            found.append((theta, told))
+            bar.advance()
+            return told
+
+        for number in range(tried // 2):
+            step = torch.randn(positions.at.phi.shape[1], generator=draw, dtype=torch.float64)
+            evaluate(SIZES[number % len(SIZES)] * step / step.norm())
+        random, goals = list(found), [name for name in found[0][1] if name.startswith("presses")]
+        climbs = [
+            Climb(goal, max(random[size :: len(SIZES)], key=lambda each: each[1][goal]))
+            for goal in (HARM, *goals)
+            for size in range(len(SIZES))
+        ]
+        for climb in cycle(climbs):
+            if len(found) >= tried:
+                break
+            climb.step(evaluate)
+    return random, found[len(random) :]
+
+
+class Climb:
+    """Steps uphill.
+
+    Args:
+        goal: what shall grow.
+        start: theta and what is told of it.
+    """
+
+    def __init__(self, goal: str, start: tuple[Tensor, Told]):
+        self._goal, (self._theta, self._told), self._reach = goal, start, 0.3
+
+    def step(self, evaluate: Callable[[Tensor], Told]) -> None:
+        """A step along the gradient, which central differences tell; a shorter one next time if it
+        leads down."""
+        theta, size = self._theta, self._theta.norm()
+        slope = torch.zeros_like(theta)
+        for i in range(len(theta)):
+            aside = torch.zeros_like(theta)
+            aside[i] = NEAR * size
+            above, below = evaluate(theta + aside), evaluate(theta - aside)
+            slope[i] = above[self._goal] - below[self._goal]
+        if not bool(slope.norm() > 0):
+            self._reach /= 3
+            return
+        there = theta + self._reach * size * slope / slope.norm()
+        told = evaluate(there)
+        if told[self._goal] > self._told[self._goal]:
+            self._theta, self._told = there, told
+        else:
+            self._reach /= 3
+
+
+def told_of(found: Found) -> dict[str, float]:
+    """What is kept of a theta."""
+    presses = {f"presses.{j}": float(x) for j, x in enumerate(found.pressure.mean(0))}
     return {
-        "tried": tried,
-        "theta": theta,
-        "worst": dict(told),
-        "most_excess": max(each["excess"] for _, _, each in found),
-        "most_change_at_a_token": max(each["most_change"] for _, _, each in found),
-        "by_budget": by_budget,
-        "free": harm(model, tokenizer, unbound, worst, prompts),
+        HARM: float(found.change.mean()),
+        "most_change": float(found.change.abs().max()),
+        "excess": float(found.excess.max()),
+        "engine_excess": float(found.engine_excess.max()),
+        "kl": float(found.kl.mean()),
+        "pressure": float(found.pressure.max()),
+        **presses,
     }
 
 
-def harm(
-    model: Any, tokenizer: Any, watched: Equilibrium, theta: torch.Tensor, prompts: Sequence[str]
-) -> dict[str, float]:
-    """What the certificates of a few tokens behind each prompt say of one theta."""
-    steered = wrap(model, tokenizer, watched.taught(watched.preferences.learned(theta, None)))
-    ids = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
-    ids = {name: ids[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    trace = Trace()
-    torch.manual_seed(3)
-    steered.generate(**ids, do_sample=True, top_k=0, max_new_tokens=STEPS, trace=trace)
-    alive = torch.stack(trace.alive).cpu()
-    told = [step["Equilibrium"] for step in trace.certificates]
+def _size(each: tuple[Tensor, Told]) -> float:
+    return float(each[0].norm())
 
-    def column(name: str) -> torch.Tensor:
-        return torch.stack([step[name].cpu() for step in told]).double()[alive]
 
-    change = column(f"expected.{UNWRITTEN}") - column(f"bound.{UNWRITTEN}") + 1
-    return {
-        "unwritten": float(change.mean()),
-        "most_change": float(change.abs().max()),
-        "excess": float(column("excess").max()),
-        "kl": float(column("kl").mean()),
-    }
+def _engine_excess(each: tuple[Tensor, Told]) -> float:
+    return each[1]["engine_excess"]
