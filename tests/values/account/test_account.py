@@ -175,7 +175,7 @@ def test_what_people_state_later_is_in_the_report(copy):
     [controller] = account([where / "run"]).runs[0].controllers
     assert controller.status == "as in the run" and controller.sheet["license"] == "apache-2.0"
     assert controller.sheet["intended_use"] == "demonstrations"
-    assert "held out" in controller.sheet["limitations"]
+    assert "mild and invented" in controller.sheet["limitations"]
 
 
 def test_strata_can_be_named_afterwards(copy):

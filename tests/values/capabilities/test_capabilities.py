@@ -208,7 +208,7 @@ def test_scenarios_and_excuses_are_read(tmp_path: Path) -> None:
         ([], "there is nothing to measure on; give judgements, prompts, texts or tasks"),
         (["--prompts", "P"], "diagnosis and rectification take both prompts and a judge"),
         (["--texts", "P", "--judge", "pocket"], "take both prompts and a judge; give both"),
-        (["--texts", "P", "--fault", " "], "give a fault in words"),
+        (["--texts", "P", "--fault", " "], "--fault is empty"),
         (["--prompts", "P", "--judge", "pocket", "--max-new-tokens", "100"], "the context of"),
     ],
 )
