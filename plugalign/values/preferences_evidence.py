@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,10 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(Shift):
-    """Adds nothing, and shows what stands to choose."""
+    """Adds nothing, and shows what stands to choose: the candidates' probabilities as
+    `plugalign.controllers.equilibrium_step.EquilibriumShift` reads them."""
+
+    compares_probabilities: ClassVar[bool] = True
 
     situations: Situations
     show: Callable[[Step, Situation], None]

@@ -118,6 +118,21 @@ def equilibrium(features, reference=None, k=20):
 
 
 @torch.no_grad()
+def test_evidence_of_half_precision_models_is_not_rounded(tiny, tokenizer):
+    """The logits are the head's sums in float32, as the equilibrium acts on."""
+    model, table = tiny().bfloat16(), torch.rand(120, generator=torch.Generator().manual_seed(2))
+    mine = equilibrium({"table": pa.TokenTable(table)}, k=120)
+    front, text = tokenizer("w5 w6")["input_ids"], tokenizer("w20 w21 w22 w23")["input_ids"]
+    weight, want = model.get_output_embeddings().weight.double(), 0.0
+    for n, token in enumerate(text):
+        ids = torch.tensor([[*front, *text[:n]]])
+        state = model.model(input_ids=ids).last_hidden_state[0, -1]
+        want += float(table[token] - (weight @ state.double()).softmax(-1) @ table.double())
+    got = evidence(model, tokenizer, mine, ["w5 w6"], ["w20 w21 w22 w23"]).phi
+    assert float(got) == pytest.approx(want, abs=2e-6)
+
+
+@torch.no_grad()
 def test_evidence_is_what_the_text_has_beyond_the_reference(tiny, tokenizer):
     """phi of the token less its mean under the reference, one unpadded prefix at a time."""
     model, table = tiny(), torch.rand(120, generator=torch.Generator().manual_seed(2))

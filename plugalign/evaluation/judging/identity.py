@@ -14,6 +14,7 @@ from plugalign.algebra.identity import vocabulary_hash
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.judging.text_classifier import TextClassifier
+from plugalign.evaluation.judging.tfidf import TfidfJudge
 from plugalign.evaluation.run_folder.manifest import JudgeRecord
 from plugalign.files.embedded import parts
 from plugalign.files.fingerprint import file_hash, fingerprint, weights_fingerprint
@@ -79,6 +80,12 @@ def _of_object(thing: Any) -> str | None:
         return fingerprint(weights_fingerprint(thing.model), vocabulary_hash(thing.tokenizer))
     if isinstance(thing, LinearJudge):
         return fingerprint(joblib.hash(thing.weights), thing.intercept)
+    if isinstance(thing, TfidfJudge):  # a vectorizer's own state is another in each process
+        learned = [
+            (part.get_feature_names_out().tolist(), joblib.hash(part.idf_))
+            for part in (thing.words, thing.characters)
+        ]
+        return fingerprint(learned, joblib.hash(thing.weights), thing.intercept)
     if inspect.isroutine(thing):
         return _of_function(thing)
     try:

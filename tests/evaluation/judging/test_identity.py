@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from plugalign.evaluation.judging.identity import describe_judge
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge, Trusted, load_judge
+from plugalign.evaluation.judging.tfidf import TfidfJudge
 
 TEXTS, LABELS = ["good day", "kind word", "bad day", "rude word"], [0, 0, 1, 1]
 
@@ -125,8 +126,13 @@ def test_what_nothing_is_known_of_has_no_hash() -> None:
     assert (found.kind, found.sha256) == ("Unknowable", None)
 
 
-def test_another_process_finds_the_same(tmp_path: Path) -> None:
-    joblib.dump(classifier(1.0), tmp_path / "one.joblib")
+@pytest.mark.parametrize(
+    "judge",
+    [lambda: classifier(1.0), lambda: TfidfJudge.fit(TEXTS * 3, LABELS * 3)],
+    ids=["scikit-learn", "tfidf"],
+)
+def test_another_process_finds_the_same(judge: Callable[[], Any], tmp_path: Path) -> None:
+    joblib.dump(judge(), tmp_path / "one.joblib")
     code = (
         "import joblib, sys\n"
         "from plugalign.evaluation.judging.identity import describe_judge\n"
