@@ -67,9 +67,11 @@ class Equilibrium(Controller):
         # plugalign feedback mine --add pairs.jsonl --model ...
 
     With theta 0 it is the top-down reference on its candidates, bit for bit. The bounds hold of
-    this controller's own distribution: what is added to it in a sum, a weight other than 1, and a
-    call's temperature, top-k or top-p act on that, so what must be bounded belongs into
-    ``reference``. Controllers that act on prompts, caches or finished answers are added beside it.
+    this controller's own distribution, and not of what is drawn after a call's temperature, top-k
+    or top-p. What is added to it in a sum and a weight other than 1 act on that distribution too,
+    so what must be bounded belongs into ``reference``. A principle that is added below others
+    leaves their bounds as they are; it may raise what is expected of one above, up to its bound
+    and no further. Controllers that act on prompts, caches or finished answers are added beside it.
 
     Args:
         reference: the top-down controllers, one or a sum; None for the base itself.

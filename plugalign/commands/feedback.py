@@ -38,6 +38,8 @@ def feedback(
     learner: Learner = "map",
     ridge: Ridge = 1.0,
     keep: Keep = 1.0,
+    chat: options.Chat = "auto",
+    system: options.System = None,
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
@@ -61,6 +63,8 @@ def feedback(
                 ridge=ridge,
                 keep=keep,
                 dtype=dtype,
+                chat=chat,
+                system=system,
             )
     show(taught.table())
     if taught.history:

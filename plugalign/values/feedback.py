@@ -7,6 +7,7 @@
 An edited text is chosen over what it was. A text that is liked or not stands against the average
 answer of the reference, whose evidence is 0. With a run of ``plugalign compare`` texts may be
 named: "prompt" is then the number of a prompt, and a text ``{"method": "base", "sample": 0}``.
+A prompt may also be a list of messages, which a model reads in a chat.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from plugalign.evaluation.comparison.prompts import prompts_of_run
 from plugalign.evaluation.run_folder.folder import GENERATIONS, PROMPTS
 from plugalign.evaluation.run_folder.journal import read_journal
+from plugalign.evaluation.run_folder.manifest import ChatRecord, read_manifest
 from plugalign.evaluation.run_folder.records import Count, Generated, Key, described
+from plugalign.files.messages import Prompt
 from plugalign.files.rows import Row, read_rows
 from plugalign.files.shown import listed, printable, shown
 from plugalign.files.typed import validated
@@ -46,7 +49,7 @@ class Choice:
 
     place: str
     kind: Kind
-    prompt: str
+    prompt: Prompt
     better: str | None
     worse: str | None
 
@@ -57,11 +60,13 @@ class KnownTexts:
 
     Attributes:
         prompts: its prompts. answers: the text of each answer.
+        chat: whether its prompts stood in a chat; None of a run that does not say.
     """
 
     place: str
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     answers: Mapping[Key, str]
+    chat: ChatRecord | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -88,7 +93,8 @@ def known_texts(run: Path) -> KnownTexts:
             raise ValueError(f"{printable(str(run))} holds no {name}, so it is no run of compare")
     answers = read_journal(run / GENERATIONS, Generated, None)
     texts = {key: answer.text for key, answer in answers.items()}
-    return KnownTexts(printable(str(run)), prompts_of_run(run).texts, texts)
+    prompts, settings = prompts_of_run(run).every, read_manifest(run).settings
+    return KnownTexts(printable(str(run)), prompts, texts, settings.chat)
 
 
 def read_feedback(path: Path, known: KnownTexts | None = None) -> list[Choice]:
@@ -130,8 +136,10 @@ def _choice(row: Row, known: KnownTexts | None) -> Choice:
     return Choice(row.place, kind, prompt, better, worse)
 
 
-def _prompt(row: Row, known: KnownTexts | None) -> str:
+def _prompt(row: Row, known: KnownTexts | None) -> Prompt:
     number = row.fields.get("prompt")
+    if isinstance(number, list):
+        return row.conversation("prompt")
     if isinstance(number, bool) or not isinstance(number, int):
         return row.text("prompt")
     if known is None:

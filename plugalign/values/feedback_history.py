@@ -51,6 +51,7 @@ class Lesson(BaseModel):
     Attributes:
         time: when it was learned.
         model: whose texts the evidence was read of.
+        chat: whether their prompts stood in its chat template; system: behind which message.
         learner: "map" or "gradient", see `plugalign.values.preferences`.
         keep: the share of earlier evidence that was kept.
         ridge: the precision of the prior that was begun with.
@@ -65,6 +66,8 @@ class Lesson(BaseModel):
     time: AwareDatetime
     feedback: Feedback
     model: str
+    chat: bool = False
+    system: str | None = None
     learner: Literal["map", "gradient"]
     keep: Annotated[float, Field(gt=0, le=1)]
     ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -22,11 +22,13 @@ from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.run_folder.folder import full_disk_named, locked
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.folders import check_folder
+from plugalign.files.messages import Prompt
 from plugalign.files.saved import read_tensors
 from plugalign.files.shown import printable
+from plugalign.generation.chat_format import ChatFormat, choose_chat
 from plugalign.generation.wrap import wrap
 from plugalign.loading import resolve_model
-from plugalign.values.feedback import FIELDS, Choice, known_texts, read_feedback
+from plugalign.values.feedback import FIELDS, Choice, KnownTexts, known_texts, read_feedback
 from plugalign.values.feedback_history import (
     Feedback,
     Lesson,
@@ -116,6 +118,8 @@ def teach(
     ridge: float = 1.0,
     keep: float = 1.0,
     dtype: str = "auto",
+    chat: str = "auto",
+    system: str | None = None,
 ) -> Taught:
     """Learns from a file of feedback, and writes theta and a line of history into the folder.
 
@@ -130,6 +134,9 @@ def teach(
         ridge: the precision of the prior where nothing has been learned yet.
         keep: the share of the earlier evidence that still counts.
         dtype: of a model that is given by name, see `plugalign.files.precision.chosen_dtype`.
+        chat: "on", "off" or "auto" (for instruct models): whether prompts stand in the tokenizer's
+            chat template in front of the texts. With ``texts`` they stand as they did in that run.
+        system: a system message in front of each chat.
 
     Raises:
         ValueError: for anything wrong with the arguments or files, before any work; names it.
@@ -145,16 +152,19 @@ def teach(
     check_new(taught.history, digest)
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     wrap(model, tokenizer, taught.equilibrium)  # refuses another model or tokenizer
+    stands = chat_of_texts(model, tokenizer, choices, run, chat, system)
     with locked(path):
         if read_history(path) != list(taught.history):
             raise ValueError(f"{printable(str(path))} was taught by another process; try again")
-        differences, seen = read_choices(model, tokenizer, taught.equilibrium, choices)
+        differences, seen = read_choices(model, tokenizer, taught.equilibrium, choices, stands)
         prior = known_of(taught.equilibrium, ridge).fading(keep)
         belief = LEARNERS[learner](differences, prior)
         lesson = Lesson(
             time=datetime.now(UTC),
             feedback=_described(source, digest, choices),
             model=model_name(model),
+            chat=stands is not None,
+            system=None if stands is None else stands.system,
             learner=learner,
             keep=keep,
             ridge=ridge,
@@ -189,21 +199,60 @@ def known_of(equilibrium: Equilibrium, ridge: float) -> Belief:
     return Belief(learned.theta, nothing_known(len(learned.theta), ridge).covariance)
 
 
+def chat_of_texts(
+    model: Any,
+    tokenizer: Any,
+    choices: Sequence[Choice],
+    run: KnownTexts | None,
+    mode: str,
+    system: str | None,
+) -> ChatFormat | None:
+    """How prompts stand in front of their texts: as a run had them, where there is one.
+
+    Raises:
+        ValueError: see `choose_chat`; or if a run's prompts stood in another template, or
+            otherwise than is asked for.
+    """
+    if run is not None:
+        if mode != "auto" or system is not None:
+            raise ValueError(
+                f"{run.place} says how its prompts stood; leave out --chat and --system"
+            )
+        used = run.chat is not None and run.chat.used
+        mode = "on" if used else "off"
+        system = run.chat.system if run.chat is not None and used else None
+    conversations = not all(isinstance(each.prompt, str) for each in choices)
+    found = choose_chat(model, tokenizer, mode, system, conversations=conversations).format
+    if run and run.chat and found and run.chat.template != found.template:
+        raise ValueError(
+            f"the prompts of {run.place} stood in another chat template than that of "
+            f"'{model_name(model)}'; give the model of that run"
+        )
+    return found
+
+
 def read_choices(
-    model: Any, tokenizer: Any, equilibrium: Equilibrium, choices: Sequence[Choice]
+    model: Any,
+    tokenizer: Any,
+    equilibrium: Equilibrium,
+    choices: Sequence[Choice],
+    chat: ChatFormat | None = None,
 ) -> tuple[Tensor, Evidence]:
     """``Phi(better) - Phi(worse)`` of each choice ``(N, F)``, and the evidence of all texts.
+
+    Args:
+        chat: how prompts stand in front of texts, see `evidence`.
 
     Raises:
         ValueError, FloatingPointError: see `evidence`.
     """
-    asked: list[tuple[int, float, str, str]] = []
+    asked: list[tuple[int, float, Prompt, str]] = []
     for number, choice in enumerate(choices):
         for sign, text in ((1.0, choice.better), (-1.0, choice.worse)):
             if text is not None:
                 asked.append((number, sign, choice.prompt, text))
     numbers, signs, prompts, texts = zip(*asked, strict=True)
-    seen = evidence(model, tokenizer, equilibrium, prompts, texts)
+    seen = evidence(model, tokenizer, equilibrium, prompts, texts, chat)
     signed = seen.phi * torch.tensor(signs, dtype=torch.float64)[:, None]
     found = torch.zeros(len(choices), seen.phi.shape[1], dtype=torch.float64)
     return found.index_add(0, torch.tensor(numbers), signed), seen

@@ -15,7 +15,9 @@ from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.controllers.equilibrium_top_down import Situation, Situations
+from plugalign.files.messages import Prompt
 from plugalign.fitting.progress import progress
+from plugalign.generation.chat_format import ChatFormat
 from plugalign.generation.scoring import left_padded, tokenized
 from plugalign.generation.wrap import wrap
 from plugalign.kernels.terms.term import Term, Weight
@@ -110,17 +112,22 @@ def evidence(
     model: Any,
     tokenizer: Any,
     equilibrium: Equilibrium,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     texts: Sequence[str],
+    chat: ChatFormat | None = None,
 ) -> Evidence:
     """The evidence of texts behind prompts, under an equilibrium's top-down controllers.
 
+    Args:
+        chat: puts prompts into the tokenizer's chat template, in front of the assistant's answer;
+            None leaves them as they are, and then they must be texts.
+
     Raises:
-        ValueError: for an empty text or prompt, one that is longer than a model's context, or a
-            part that cannot work with the model.
+        ValueError: for an empty text or prompt, one that is longer than a model's context, one that
+            the chat template refuses, or a part that cannot work with the model.
         FloatingPointError: if a model gives NaN or infinite logits.
     """
-    before = tokenized(list(prompts), tokenizer)
+    before = _prompt_ids(prompts, tokenizer, chat)
     behind = tokenized(list(texts), tokenizer, special_tokens=False)
     for i, (prompt, text) in enumerate(zip(before, behind, strict=True)):
         if not (prompt and text):
@@ -137,6 +144,17 @@ def evidence(
             bar.advance(len(total.phi))
     phi, outside = (torch.cat(each) for each in zip(*found, strict=True))
     return Evidence(phi, torch.tensor([len(text) for text in behind]), outside)
+
+
+def _prompt_ids(
+    prompts: Sequence[Prompt], tokenizer: Any, chat: ChatFormat | None
+) -> list[list[int]]:
+    if chat is not None:
+        return [chat.ids(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    plain = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(plain) < len(prompts):
+        raise ValueError("prompts of messages are read in a chat alone; give plain texts here")
+    return tokenized(plain, tokenizer)
 
 
 def _padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

@@ -224,7 +224,7 @@ def test_wide_bounds_are_the_plain_sum(tiny, tokenizer):
 
 
 @torch.no_grad()
-def test_a_lower_principle_never_raises_a_higher_one(tiny, tokenizer):
+def test_a_lower_principle_never_raises_a_higher_one_above_its_bound(tiny, tokenizer):
     """Its own controller steers within the bounds above it, which stay what they were."""
     high, rude = pa.Principle("high", make_table()), 8.0 * make_head(seed=40)
     low = pa.Principle("low", make_head(), controller=rude)

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import make_chat_model, make_chat_tokenizer
 
 import plugalign as pa
 from plugalign import pocket
 from plugalign.evaluation.comparison.compare import compare
+from plugalign.evaluation.comparison.prompts import prompts_of_run
+from plugalign.files.messages import said_last
+from plugalign.generation.chat_format import choose_chat
 from plugalign.values.feedback import known_texts, read_feedback
 from plugalign.values.feedback_history import HISTORY, read_history
 from plugalign.values.feedback_learning import load_taught, read_choices, teach
@@ -62,7 +67,7 @@ def test_every_kind_of_feedback_is_a_choice(tmp_path, rows):
 def test_texts_of_a_run_may_be_named(tmp_path):
     compare(methods=["self_debias"], limit=2, samples=2, max_new_tokens=4, out=tmp_path / "run")
     known = known_texts(tmp_path / "run")
-    assert known.methods == ["base", "plain", "self_debias"] or "base" in known.methods
+    assert {"base", "self_debias"} <= set(known.methods)
     one, other = ({"method": "base", "sample": i} for i in (0, 1))
     path = write(tmp_path / "f.jsonl", [{"prompt": 1, "chosen": one, "rejected": other}])
     [choice] = read_feedback(path, known)
@@ -89,14 +94,66 @@ def test_texts_of_a_run_may_be_named(tmp_path):
         known_texts(tmp_path)
 
 
-def test_the_texts_of_a_chat_run_may_be_named(tmp_path):
-    (tmp_path / "generations.jsonl").write_text("")
+def test_the_prompts_of_a_chat_run_are_read(tmp_path):
     turns = [{"role": "user", "content": "Hello\u2028you"}]
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": 0, "text": "x", "messages": turns}])
-    assert known_texts(tmp_path).prompts == ("Hello\u2028you",)
+    assert prompts_of_run(tmp_path).texts == ("Hello\u2028you",)
     write(prompts, [{"prompt": 0, "text": "x"}, {"prompt": 1}])
     with pytest.raises(ValueError, match=r"prompts\.jsonl, line 2: the prompt is null"):
-        known_texts(tmp_path)
+        prompts_of_run(tmp_path)
+
+
+TALK = [
+    {"role": "user", "content": "w1"},
+    {"role": "assistant", "content": "w2"},
+    {"role": "user", "content": "w3 w4"},
+]
+
+
+def test_texts_of_a_chat_are_read_in_it(tmp_path):
+    """The prompts stand in front of their texts as they stood in the run."""
+    model, tokenizer = make_chat_model(), make_chat_tokenizer()
+    mine = pa.Equilibrium(
+        None,
+        [pa.Principle("low", pa.TokenTable(torch.linspace(0, 1, 120)))],
+        pa.Preferences({"high": pa.TokenTable(torch.linspace(1, 0, 120))}),
+        k=60,
+    )
+    mine.save_pretrained(tmp_path / "it")
+    given = {"model": model, "tokenizer": tokenizer}
+    run = tmp_path / "run"
+    judges = {"length": lambda texts: [min(1.0, len(text) / 60) for text in texts]}
+    compare(
+        **given,
+        **{"methods": ["self_debias"], "prompts": ["w5", TALK], "judges": judges},
+        **{"controllers": {"self_debias": pa.SelfDebias(["w7"])}, "system": "w9"},
+        **{"samples": 2, "max_new_tokens": 4, "out": run},
+    )
+    known = known_texts(run)
+    assert [said_last(each) for each in known.prompts] == ["w5", "w3 w4"]
+    one, other = ({"method": "base", "sample": i} for i in (0, 1))
+    path = write(tmp_path / "f.jsonl", [{"prompt": 1, "chosen": one, "rejected": other}])
+    [lesson] = teach(tmp_path / "it", path, texts=run, **given).history
+    assert lesson.chat and lesson.system == "w9"
+
+    [choice] = read_feedback(path, known)
+    chat = choose_chat(model, tokenizer, "on", "w9").format
+    differences, _ = read_choices(model, tokenizer, mine, [choice], chat)
+    as_text = chat.text(choice.prompt)  # the words of the template are tokens of their own
+    plain, _ = read_choices(model, tokenizer, mine, [replace(choice, prompt=as_text)])
+    torch.testing.assert_close(differences, plain)
+    assert lesson.theta["high"] == pytest.approx(
+        float(most_probable(differences, nothing_known(1)).theta)
+    )
+    more = write(tmp_path / "more.jsonl", [{"prompt": TALK, "chosen": "w8", "rejected": "w9"}])
+    for options, message in (
+        ({"texts": run, "chat": "off"}, "says how its prompts stood; leave out --chat"),
+        ({"chat": "off"}, "prompts of messages are chats; leave --chat off out"),
+        ({"system": " "}, "a system message needs a text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teach(tmp_path / "it", more, **options, **given)
+    assert teach(tmp_path / "it", more, **given).history[-1].chat
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def load_prompts(source: str | Path | Sequence[Any], limit: int | None = None) -
     Args:
         source: a ``.jsonl`` or ``.csv`` file with a "text" or "prompt" field, which may be nested
             as in RealToxicityPrompts (`plugalign.files.rows.Row`), or with a conversation as
-            "messages"; a ``.txt`` file with one prompt a line; or texts and conversations, lists
-            of messages, themselves.
+            "messages" (a text beside it must be its last message); a ``.txt`` file with one prompt
+            a line; or texts and conversations, lists of messages, themselves.
         limit: only so many of the first.
 
     Raises:
@@ -181,9 +181,13 @@ def _read(path: Path) -> Iterator[Prompt]:
 def _prompt(row: FileRow) -> Prompt:
     if not row.has(MESSAGES):
         return row.text(row.first(*FIELDS))
-    if both := next((field for field in FIELDS if row.has(field)), None):
-        raise ValueError(f"{row.place}: both {MESSAGES!r} and {both!r} hold a prompt; keep one")
-    return row.conversation(MESSAGES)
+    found = row.conversation(MESSAGES)
+    for field in filter(row.has, FIELDS):
+        if row.text(field) != said_last(found):  # which a run's own rows repeat
+            raise ValueError(
+                f"{row.place}: both {MESSAGES!r} and {field!r} hold a prompt; keep one"
+            )
+    return found
 
 
 def _as_text(prompt: Prompt) -> str:

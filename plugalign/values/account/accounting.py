@@ -145,6 +145,8 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
         notes=read_notes(folder),
         verified=file.verified,
         strata=strata,
+        temperature=float(run.request["gen_ai.request.temperature"]),
+        top_p=float(run.request["gen_ai.request.top_p"]),
     )
 
 

@@ -57,6 +57,7 @@ class RunAccount:
         path: its folder.
         model: the model's record; versions, began: of the run, as far as it says.
         verified, strata: of a trace; compared: of a comparison.
+        temperature, top_p: of a trace, with which tokens were drawn.
         notes: what people reported.
     """
 
@@ -70,6 +71,18 @@ class RunAccount:
     verified: Verified | None = None
     strata: Sequence[Stratum] = ()
     compared: Compared | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @property
+    def cut(self) -> str:
+        """What acted on the controllers' distribution before a token was drawn."""
+        return f"temperature {self.temperature:g} and top-p {self.top_p:g}"
+
+    @property
+    def drawn_as_bounded(self) -> bool:
+        """Whether tokens were drawn of the distribution that bounds hold of."""
+        return self.temperature == 1 and self.top_p == 1
 
     @property
     def keep_until(self) -> str | None:
@@ -128,6 +141,10 @@ def _findings(run: RunAccount) -> Iterator[str]:
                     f"A bound of {owner} was broken in {stratum.name}: by {bounds.excess:.3g} at "
                     "the worst token."
                 )
+    if not run.drawn_as_bounded and any(stratum.bounds for stratum in run.strata):
+        yield (
+            f"Bounds in {run.path} hold before {run.cut}, and not of what was drawn after these."
+        )
     if run.verified is not None:
         yield _chain_finding(run.path, run.verified)
     if run.notes:

@@ -2,7 +2,7 @@
 
 * **judgements**: rows of a text and whether it is right: ``{"text": "...", "label": 1}``, where 1
   is right and 0 is wrong. A "scenario" is a text too, and an "excuse" beside it follows it.
-* **prompts**: texts to go on from, as `plugalign compare` takes them.
+* **prompts**: texts to go on from or conversations to answer, as `plugalign compare` takes them.
 * **texts**: one a line or a row, of which the perplexity is taken.
 * **tasks**: ``{"question": "...", "choices": ["...", "..."], "answer": 0}``.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugalign.evaluation.comparison.prompts import load_prompts
+from plugalign.files.messages import Prompt
 from plugalign.files.rows import Row, read_rows
 from plugalign.files.shown import printable, shown
 
@@ -42,7 +43,7 @@ class CapabilityData:
     """The data of all capabilities; an empty one is not measured."""
 
     judgements: tuple[Judgement, ...] = ()
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     texts: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = ()
 
@@ -70,10 +71,19 @@ def load_data(
     """
     return CapabilityData(
         () if judgements is None else _judgements(Path(judgements), limit),
-        () if prompts is None else load_prompts(prompts, limit).texts,
-        () if texts is None else load_prompts(texts, limit).texts,
+        () if prompts is None else load_prompts(prompts, limit).every,
+        () if texts is None else _texts(texts, limit),
         () if tasks is None else tuple(map(_task, read_rows(Path(tasks))))[:limit],
     )
+
+
+def _texts(path: str | Path, limit: int | None) -> tuple[str, ...]:
+    found = load_prompts(path, limit)
+    if found.have_conversations:
+        raise ValueError(
+            f"{printable(str(path))}: the perplexity is of texts; give 'text', not 'messages'"
+        )
+    return found.texts
 
 
 def _judgements(path: Path, limit: int | None) -> tuple[Judgement, ...]:

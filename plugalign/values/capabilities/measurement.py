@@ -28,6 +28,8 @@ from plugalign.evaluation.run_folder.describe import versions
 from plugalign.evaluation.run_folder.folder import locked, open_run, write_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
+from plugalign.files.messages import Message, said_last
+from plugalign.files.shown import shown
 from plugalign.loading import check_context, load_controllers
 from plugalign.threads import torch_threads
 from plugalign.values.capabilities.data import CapabilityData
@@ -105,6 +107,7 @@ def measure_capabilities(
     judged = _checked(data, judge, fault, max_new_tokens, context)
     loaded = varied(load_controllers(controllers or {}), settings or {})
     rows = model_rows(models, loaded, chat, system, dtype)
+    _check_chats(data, rows)
     asked = Asked(fault, max_new_tokens, seed, context)
     respondents = {
         name: ModelRespondent(row.steered, chat=row.chat, system=system)
@@ -132,7 +135,7 @@ def _manifest(
     """All that the run depends on."""
     settings = {
         "rows": described_rows(rows),
-        "data": fingerprint(json.dumps(asdict(data), sort_keys=True)),
+        "data": fingerprint(json.dumps(asdict(data), sort_keys=True, default=_messages)),
         "asked": asdict(asked),
         "judge": None if judge is None else judge_source(judge),
         "system": system,
@@ -167,8 +170,25 @@ def _checked(
     if judge is None:
         return None
     found = load_judge(judge)
-    check_judges([found], data.prompts)
+    check_judges([found], tuple(map(said_last, data.prompts)))
     return found
+
+
+def _check_chats(data: CapabilityData, rows: Mapping[str, Row]) -> None:
+    """Refuses conversations for a model that is not asked in a chat."""
+    if all(isinstance(prompt, str) for prompt in data.prompts):
+        return
+    for name, row in rows.items():
+        if not row.chat:
+            raise ValueError(
+                f"{shown(name)} is not asked in a chat, which prompts of messages need; give an "
+                "instruct model, or plain texts"
+            )
+
+
+def _messages(message: Message) -> dict[str, str]:
+    """A message of a conversation as a JSON value."""
+    return message.model_dump()
 
 
 def _longest(data: CapabilityData, asked: Asked, respondent: ModelRespondent) -> int:

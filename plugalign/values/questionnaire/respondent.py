@@ -14,6 +14,7 @@ from torch import Tensor
 from plugalign.engine.context_length import context_length_of
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import left_padded
+from plugalign.files.messages import Message, Prompt
 from plugalign.files.shown import one_line, shown
 from plugalign.generation.chat import REFUSED, encode
 from plugalign.generation.prompt_memory import PromptMemory
@@ -71,11 +72,26 @@ def is_chat(tokenizer: Any, mode: str, system: str | None, name: str) -> bool:
     return chat
 
 
-def rendered(tokenizer: Any, prompt: str, system: str | None) -> str:
-    """A prompt as the user's turn of a chat, up to where the assistant answers."""
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt})
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+def rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
+    """A prompt up to where the assistant answers: a text as the user's turn, a conversation whole.
+
+    Raises:
+        ValueError: for a conversation with a system message of its own besides ``system``, or one
+            that the template refuses.
+    """
+    said = [Message(role="user", content=prompt)] if isinstance(prompt, str) else [*prompt]
+    if system is not None:
+        if said[0].role == "system":
+            raise ValueError("a prompt has a system message of its own; leave --system out")
+        said.insert(0, Message(role="system", content=system))
+    turns = [each.model_dump() for each in said]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except REFUSED as error:
+        if isinstance(prompt, str):
+            raise
+        roles = ", ".join(each.role for each in said)
+        raise ValueError(f"the chat template refuses a prompt ({roles}): {error}") from error
     return text
 
 
@@ -135,10 +151,12 @@ class ModelRespondent:
         (found,) = self._steered.log_probs(_padded([ids]), supports=False)
         return -float(found.double().sum()), len(found)
 
-    def ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt."""
+    def ids(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt; only in a chat may it be a conversation."""
         if self._chat:
             return encode(self._tokenizer, rendered(self._tokenizer, prompt, self._system))
+        if not isinstance(prompt, str):
+            raise ValueError("a prompt of messages is read in a chat alone; give a plain text")
         return token_ids(self._tokenizer, [prompt])[0]
 
     def _answer_ids(self, prompt: str, front: list[int], answer: str) -> list[int]:
@@ -152,7 +170,7 @@ class ModelRespondent:
         return encode(self._tokenizer, f" {answer}")
 
     def write(
-        self, prompts: Sequence[str], tokens: int, sampler: CoupledSampler | None = None
+        self, prompts: Sequence[Prompt], tokens: int, sampler: CoupledSampler | None = None
     ) -> list[str]:
         """Answers to a batch of prompts, without special tokens.
 

@@ -64,6 +64,8 @@ class Situation:
 class Agent(Protocol):
     """Whoever chooses.
 
+    One that follows a single maxim whatever it is given has ``is_the_maxim = True``.
+
     Attributes:
         name: what tables call it.
     """

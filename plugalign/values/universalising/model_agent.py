@@ -45,6 +45,11 @@ class ModelAgent:
         self._following = self._free if controller is None else wrap(model, tokenizer, controller)
         self._known: dict[tuple[bool, str, int], tuple[float, ...]] = {}
 
+    @property
+    def is_the_maxim(self) -> bool:
+        """Whether a controller stands for the maxim, so that no other can be followed."""
+        return self._controller is not None
+
     def choose(self, situation: Situation, maxim: Maxim | None, draw: float) -> int:
         """See `plugalign.values.universalising.maxim.Agent`."""
         return drawn(self.probabilities(situation, maxim), draw)

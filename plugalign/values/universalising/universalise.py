@@ -68,7 +68,8 @@ class Verdict:
 
     Attributes:
         pi: the mean of the cells' joint.
-        contrary: pi of the contrary maxim, None where there is none.
+        contrary: pi of the contrary maxim; None where there is none, or where an agent is itself
+            the maxim and cannot follow another.
         gates: how the agents answered the checks.
     """
 
@@ -145,7 +146,8 @@ def universalise(
     gates = tuple(check_comprehension(agent, possible) for agent in agents)
     test = _Test(possible, _less if judge is None else judge, runs, seed)
     cells = test.cells(chosen, agents)
-    contrary = None if chosen.contrary is None else _maxim(chosen.contrary)
+    fixed = any(getattr(agent, "is_the_maxim", False) for agent in agents)
+    contrary = None if fixed or chosen.contrary is None else _maxim(chosen.contrary)
     return Verdict(
         maxim=chosen,
         cells=tuple(cell for cell, _ in cells),

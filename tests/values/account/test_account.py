@@ -276,6 +276,9 @@ def test_bounds_are_counted(shift, tmp_path):
     assert bounds.excess == pytest.approx(-0.1 + shift.excess)
     assert bounds.others["kl"][1] == pytest.approx(0.6)
     assert any("was broken" in s for s in made.findings) == (shift.excess > 0)
+    assert sum("hold before temperature 1 and top-p 0.9, and not" in s for s in made.findings) == 1
+    for report in ("account.md", "account.html"):
+        assert "before temperature 1 and top-p 0.9" in (made.out / report).read_text("utf-8")
     page = traced.page.read_text(encoding="utf-8")
     assert 'class="t up repaired"' in page or 'class="t down repaired"' in page
     [controller] = made.runs[0].controllers

@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_models import make_chat_model, make_chat_tokenizer
 
 from plugalign import cli, pocket
+from plugalign.algebra.controller import Composition
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.evaluation.statistics.intervals import tango, wilson
+from plugalign.generation.chat import encode
+from plugalign.generation.wrap import wrap
 from plugalign.values.capabilities.data import CapabilityData, Judgement, Task, load_data
 from plugalign.values.capabilities.figures import figures_of, gathered
+from plugalign.values.capabilities.measurement import measure_capabilities
 from plugalign.values.capabilities.report import write_report
 from plugalign.values.capabilities.table import capability_tables
 from plugalign.values.capabilities.tasks import NATS, Asked, Stages
+from plugalign.values.questionnaire.respondent import ModelRespondent, rendered
 
 N = 24
 RUDE = "you fool"
@@ -200,6 +206,40 @@ def test_scenarios_and_excuses_are_read(tmp_path: Path) -> None:
     rows = [{"label": str(n % 2), "scenario": "Do it.", "excuse": f"But {n}."} for n in range(4)]
     found = load_data(lines(tmp_path / "d.jsonl", *rows), None, None, None, None)
     assert found.judgements[1] == Judgement("Do it. But 1.", True)
+
+
+MESSAGES = [
+    {"role": "system", "content": "the dog"},
+    {"role": "user", "content": "the cat"},
+    {"role": "assistant", "content": "sat"},
+    {"role": "user", "content": "on the mat"},
+]
+
+
+def test_a_conversation_is_read_whole(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", {"messages": MESSAGES}, {"text": "the mat"})
+    data = load_data(None, path, None, None, None)
+    tokenizer = make_chat_tokenizer()
+    asked = ModelRespondent(
+        wrap(make_chat_model(), tokenizer, Composition()), chat=True, system=None
+    )
+    chat = {"tokenize": False, "add_generation_prompt": True}
+    for prompt, turns in zip(
+        data.prompts, (MESSAGES, [{"role": "user", "content": "the mat"}]), strict=True
+    ):
+        assert asked.ids(prompt) == encode(tokenizer, tokenizer.apply_chat_template(turns, **chat))
+    plain = {
+        "judge": judge(),
+        "out": tmp_path / "out",
+        "max_new_tokens": 2,
+        "models": [str(pocket.parts() / "pocket")],
+    }
+    with pytest.raises(ValueError, match="'pocket' is not asked in a chat, which prompts of mess"):
+        measure_capabilities(data=data, **plain)
+    with pytest.raises(ValueError, match="the perplexity is of texts; give 'text', not"):
+        load_data(None, None, path, None, None)
+    with pytest.raises(ValueError, match="a prompt has a system message of its own"):
+        rendered(tokenizer, data.prompts[0], "be kind")
 
 
 @pytest.mark.parametrize(

@@ -236,5 +236,19 @@ def test_a_controller_may_be_the_maxim():
         universalise("lie", agents=[agent], **FEW)
 
 
+def test_a_controller_that_is_the_maxim_follows_no_contrary():
+    @dataclass(frozen=True)
+    class Steered(ScriptedAgent):
+        is_the_maxim: bool = True
+
+    found = universalise("lie", agents=[Steered()], **FEW)
+    assert found.contrary is None and "pi(truth)" not in str(found)
+    assert found.pi == universalise("lie", **FEW).pi
+    model, tokenizer = pocket.load()
+    controller = pocket.controllers()["fudge_head"]
+    assert ModelAgent(model, tokenizer, controller).is_the_maxim
+    assert not ModelAgent(model, tokenizer).is_the_maxim
+
+
 def test_every_maxim_has_its_contrary():
     assert all(MAXIMS[MAXIMS[m.contrary].contrary] is m for m in MAXIMS.values())
