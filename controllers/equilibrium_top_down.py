@@ -31,7 +31,7 @@ from plugalign.controllers.principles_scorers import Probability
 from plugalign.engine.readers.candidates import best_candidates
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import mix_at
-from plugalign.kernels.projection import project
+from plugalign.kernels.projection import project_in_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,15 +182,13 @@ class SituationReader:
     def _bounded(self, stages: Sequence[Tensor], g: Tensor) -> tuple[Tensor, Tensor]:
         """log rho ``(R, K)`` and the bounds ``(R, J)``, from log-probabilities ``(R, K)`` of each
         stage without any bound."""
-        log_rho, bounds = stages[0], list[Tensor]()
-        for j, principle in enumerate(self._top_down.principles):
-            if j and principle.stage.shifts:
-                added = (stages[j] - stages[j - 1]).where(
-                    stages[j].isfinite(), log_rho.new_zeros(())
-                )
-                log_rho = project(log_rho, added, g[:, :j], torch.stack(bounds, 1)).log_q
-            bounds.append((g[:, j] * log_rho.exp()).sum(-1) + principle.epsilon)
-        return log_rho, torch.stack(bounds, 1)
+        shifts: list[Tensor | None] = [None]
+        for j, principle in enumerate(self._top_down.principles[1:], start=1):
+            added = (stages[j] - stages[j - 1]).where(stages[j].isfinite(), stages[0].new_zeros(()))
+            shifts.append(added if principle.stage.shifts else None)
+        slack = g.new_tensor([each.epsilon for each in self._top_down.principles])
+        found, bounds = project_in_order(stages[0], shifts, g, slack)
+        return found[-1], bounds
 
     def forget(self) -> None:
         """Nothing is kept."""

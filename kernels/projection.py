@@ -20,6 +20,7 @@ with the smallest tau that satisfies every bound and the budget (KL is convex, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +107,9 @@ def project(
 
 
 def project_in_order(
-    log_rho: Tensor, shifts: Tensor, g: Tensor, slack: Tensor, kappa: Tensor | float = math.inf
-) -> tuple[list[Projection], Tensor]:
-    """Stages in the order of their priority: the shift of each principle, and a last one.
+    log_rho: Tensor, shifts: Sequence[Tensor | None], g: Tensor, slack: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Stages in the order of their priority: the shift of each principle, within the bounds above.
 
     Stage i projects its shift, from what stage i - 1 found, on the bounds of the principles above
     it; then its own bound is fixed::
@@ -117,39 +118,35 @@ def project_in_order(
         b_i = E_(q_i)[g_i] + slack_i
 
     So a principle below never raises the expectation of one above by more than that one's slack,
-    and changes no bound above. A single `project` on all bounds does not keep that: it holds every
-    bound, but a lower one that binds may push what a higher one leaves up to its bound.
+    and changes no bound above.
 
     Args:
-        log_rho: log-probabilities ``(R, K)`` before any stage.
-        shifts: ``(R, J + 1, K)``: of each principle, 0 for one that only binds others, and last
-            one that all bounds hold, such as what was learned.
+        log_rho: log-probabilities ``(R, K)`` before any stage, normalised.
+        shifts: of each of the J principles ``(R, K)``, finite; None for one that only binds others.
         g: how far each candidate violates each principle, ``(R, J, K)``.
         slack: at least 0, ``(J,)`` or ``(R, J)``.
-        kappa: the KL budget of the last stage, from the stage before it.
 
     Returns:
-        The J + 1 stages' projections, and the bounds ``(R, J)``.
+        log q of each stage ``(R, K)``, and the bounds ``(R, J)``, float64.
 
     Raises:
         ValueError: as `project`, or for a slack that is negative or not finite.
     """
-    if shifts.ndim != 3 or g.ndim != 3 or shifts.shape[1] != g.shape[1] + 1:
+    if g.ndim != 3 or len(shifts) != g.shape[1]:
         raise ValueError(
-            f"shifts must be (R, J + 1, K) with g (R, J, K), got {tuple(shifts.shape)} and "
-            f"{tuple(g.shape)}"
+            f"there must be a shift for each of J principles with g (R, J, K), got {len(shifts)} "
+            f"and {tuple(g.shape)}"
         )
     if not bool(((slack >= 0) & slack.isfinite()).all()):
         raise ValueError(f"slack must be finite and at least 0, got {float(slack.min()):g}")
-    at, stages, principles = log_rho, list[Projection](), g.shape[1]
     slack = slack.to(g.device, torch.float64).expand(g.shape[:2])
+    at, stages = log_rho, list[Tensor]()
     bounds = g.new_empty(g.shape[:2], dtype=torch.float64)
-    for i in range(principles + 1):
-        budget = kappa if i == principles else math.inf
-        stages.append(project(at, shifts[:, i], g[:, :i], bounds[:, :i], budget))
-        at = stages[-1].log_q
-        if i < principles:
-            bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + slack[:, i]
+    for i, shift in enumerate(shifts):
+        if shift is not None:
+            at = project(at, shift, g[:, :i], bounds[:, :i]).log_q
+        stages.append(at)
+        bounds[:, i] = (g[:, i].double() * at.exp()).sum(-1) + slack[:, i]
     return stages, bounds
 
 

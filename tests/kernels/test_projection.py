@@ -200,16 +200,17 @@ def ordered(slack, rows=12, k=20, j=3):
 
 
 @pytest.mark.parametrize("slack", [0.0, 0.02])
-def test_a_lower_principle_never_raises_a_higher_one(slack):
+def test_a_lower_principle_never_raises_a_higher_one_above_its_bound(slack):
     log_rho, shifts, g, slacks = ordered(slack)
-    stages, bounds = project_in_order(log_rho, shifts, g, slacks, 0.3)
-    expected = torch.stack([(g @ s.log_q.exp()[..., None])[..., 0] for s in stages], 1)
+    stages, bounds = project_in_order(log_rho, shifts[:, :3].unbind(1), g, slacks)
+    last = project(stages[-1], shifts[:, 3], g, bounds, 0.3).log_q
+    expected = torch.stack([(g @ q.exp()[..., None])[..., 0] for q in (*stages, last)], 1)
     for i in range(3):
         rise = expected[:, i + 1 :, i] - expected[:, i, i, None]
         assert float(rise.max()) <= slack + 1e-9
-    fewer, above = project_in_order(log_rho, shifts[:, [0, 1, 3]], g[:, :2], slacks[:2], 0.3)
+    fewer, above = project_in_order(log_rho, shifts[:, :2].unbind(1), g[:, :2], slacks[:2])
     assert torch.equal(above, bounds[:, :2])
-    assert torch.equal(fewer[1].log_q, stages[1].log_q)
+    assert torch.equal(fewer[1], stages[1])
 
 
 def test_one_projection_lets_a_lower_bound_raise_a_higher_one_up_to_its_bound():
@@ -222,20 +223,21 @@ def test_one_projection_lets_a_lower_bound_raise_a_higher_one_up_to_its_bound():
     assert float(one.expected[0, 0]) + 0.2 < float(both.expected[0, 0]) <= 0.4 + 1e-9
 
 
-def test_stages_without_shifts_are_one_projection():
+def test_stages_without_shifts_only_fix_bounds():
     log_rho, delta, g, _ = problem(j=2, strength=4.0)
-    shifts = torch.stack([0 * delta, 0 * delta, delta], 1)
-    stages, bounds = project_in_order(log_rho, shifts, g, torch.tensor([0.01, 0.02]), 0.3)
-    assert torch.equal(stages[-1].log_q, project(log_rho, delta, g, bounds, 0.3).log_q)
-    assert torch.equal(stages[1].log_q, log_rho)
+    slack = torch.tensor([0.01, 0.02], dtype=torch.float64)
+    for shifts in ([None, None], [0 * delta, 0 * delta]):
+        stages, bounds = project_in_order(log_rho, shifts, g, slack)
+        assert all(torch.equal(each, log_rho) for each in stages)
+        torch.testing.assert_close(bounds, (g @ log_rho.exp()[..., None])[..., 0] + slack)
 
 
 def test_stages_that_do_not_fit_are_refused():
     log_rho, shifts, g, slacks = ordered(0.0)
-    with pytest.raises(ValueError, match=r"shifts must be \(R, J \+ 1, K\)"):
-        project_in_order(log_rho, shifts[:, 1:], g, slacks)
+    with pytest.raises(ValueError, match=r"a shift for each of J principles .* got 4 and"):
+        project_in_order(log_rho, shifts.unbind(1), g, slacks)
     with pytest.raises(ValueError, match=r"slack must be finite and at least 0, got -0\.1"):
-        project_in_order(log_rho, shifts, g, slacks - 0.1)
+        project_in_order(log_rho, [None] * 3, g, slacks - 0.1)
 
 
 def test_rows_do_not_hang_together():
