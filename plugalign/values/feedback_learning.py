@@ -68,7 +68,7 @@ class Taught:
             table.add_column(heading, justify="right", no_wrap=True)
         errors = [None] * len(acting)
         if learned.covariance is not None:
-            errors = learned.covariance.diagonal().sqrt().tolist()
+            errors = Belief(learned.theta, learned.covariance).standard_errors().tolist()
         rows = zip(learned.features, learned.theta.tolist(), errors, acting.tolist(), strict=True)
         for name, theta, error, weight in rows:
             doubt = "none given" if error is None else f"{error:.4g}"
