@@ -19,7 +19,7 @@ WORK = {  # the command line, and the function that does its work
     "fit judge --data d --out o": "plugalign.fitting.judge:fit_judge",
     "fit value --statement s --data d --out o": "plugalign.fitting.value_command:fit_value_files",
     "judge text --value v=v": "plugalign.values.discriminator.saved:load_discriminators",
-    "feedback f": "plugalign.values.feedback_learning:load_taught",
+    "feedback f --add d --model m": "plugalign.values.feedback_learning:teach",
     "trace": "plugalign.values.account.tracing:trace",
     "trace --replay f": "plugalign.values.account.replay:replay",
 }

@@ -26,7 +26,13 @@ from plugalign.fitting.workspace import make
 COUNT = int(os.environ.get("PLUGALIGN_CAMPAIGN", "300"))
 SEED = int(os.environ.get("PLUGALIGN_CAMPAIGN_SEED", "0"))
 # Not read by who loads the folder, or not needed.
-BESIDE = ("fit.json", "held_out.json", "generation_config.json", "tokenizer_config.json")
+BESIDE = (
+    "README.md",
+    "fit.json",
+    "held_out.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+)
 TEXTS = ["a kind word", "you fool"]
 
 
