@@ -34,7 +34,9 @@ def loading(what: str, source: object) -> Iterator[None]:
     """
     try:
         yield
-    except DAMAGED as error:
+    except Exception as error:
+        if not (isinstance(error, DAMAGED) or is_bare(error)):
+            raise
         if isinstance(error, UnicodeError):
             error = ValueError("a file in it is not UTF-8")
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
@@ -45,3 +47,9 @@ def loading(what: str, source: object) -> Iterator[None]:
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"cannot load {what} {shown_path(source)}: {reason}") from error
+
+
+def is_bare(error: Exception) -> bool:
+    """Whether an error is an Exception of no kind of its own, as tokenizers raises of a damaged
+    file."""
+    return type(error) is Exception

@@ -25,7 +25,15 @@ from plugalign.fitting.progress import progress
 if TYPE_CHECKING:
     from plugalign.fitting.held_out import HeldOut
 
-DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, UnpicklingError)  # torch.load
+DAMAGED = (
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    UnpicklingError,
+)  # torch.load
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # that AdamW keeps of a parameter
 WINDOW = 32  # batches that are sorted by length together
 
 
@@ -211,6 +219,8 @@ def _resume(
         state = torch.load(path, map_location="cpu", weights_only=True)
         made_then, kept, optimized = (state[k] for k in ("made_by", "parameters", "optimizer"))
         looked, losses = state["held_out"], list(state["losses"])
+        if not all(each.keys() >= MOMENTS for each in optimized["state"].values()):
+            raise KeyError("its optimizer's moments")
     except DAMAGED as error:
         reason = str(error).split(". ")[0] or "it is empty"
         raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
