@@ -182,7 +182,7 @@ def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tenso
     int64.
 
     Args:
-        vocabulary: how many tokens the model knows, where that can be told.
+        vocabulary: how many tokens the model knows, where that is known.
 
     Raises:
         TypeError: for anything but a tensor.

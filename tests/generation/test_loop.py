@@ -453,6 +453,21 @@ def test_experts_heads_are_read_only_where_the_nucleus_is(
     assert max(entries) < 3 * 120
 
 
+WINDOWED = {  # sizes of a small Gemma
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "sliding_window": 5,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
 def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompts):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -460,20 +475,7 @@ def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompt
 
     def gemma(seed):
         torch.manual_seed(seed)
-        config = Gemma2Config(
-            vocab_size=120,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=128,
-            final_logit_softcapping=2.0,
-            sliding_window=5,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
+        config = Gemma2Config(**WINDOWED, final_logit_softcapping=2.0)
         return Gemma2ForCausalLM(config).eval()
 
     model = gemma(0)
@@ -486,20 +488,8 @@ def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompt
 def windowed(seed):
     """A Gemma 3 whose first layer has a sliding window, and no cap on its logits."""
     torch.manual_seed(seed)
-    config = Gemma3TextConfig(
-        vocab_size=120,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        layer_types=["sliding_attention", "full_attention"],
-        sliding_window=5,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**WINDOWED, layer_types=kinds)
     return Gemma3ForCausalLM(config).eval()
 
 
