@@ -50,9 +50,8 @@ def record(body: Any, arguments: list[Tensor], masked: bool, exact: bool = False
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         for text, category in EXPECTED:
             warnings.filterwarnings("ignore", text, category)
-        if (
-            arguments[-1].dtype == torch.float32 and not exact
-        ):  # in half precision all rows would round otherwise
+        # In half precision all rows would round otherwise.
+        if arguments[-1].dtype == torch.float32 and not exact:
             body = fused(body)
         step, given = Step(body, masked).eval(), tuple(arguments)
         try:
