@@ -3,11 +3,12 @@
     python benchmarks/how_aligned.py --model comments-3m --model smollm2 --encoder minilm \\
         --data DATA --work WORK --out benchmarks/results/how-aligned
 
-Of each model alone, behind a value statement, and steered by a value guide: the degree, the four
-numbers of its gap to what humans wrote behind the same prompts, and what it says of its own texts
-beside what independent judges say (`plugalign.values.alignment`). It is one `plugalign compare`
-with ``--human-texts`` and ``--agreement`` a model. Nobody has labelled these answers, so what a few
-human labels give (PPI++) is shown where all are known: of tweets (how_aligned_labels.py).
+Of each model alone, behind a value statement and, if it is small, steered by a value guide: the
+degree, the four numbers of its gap to what humans wrote behind the same prompts, and what it says
+of its own texts beside what independent judges say (`plugalign.values.alignment`). It is one
+`plugalign compare` with ``--human-texts`` and ``--agreement`` a model. Nobody has labelled these
+answers, so what a few human labels give (PPI++) is shown where all are known: of tweets
+(how_aligned_labels.py).
 
 The data folder holds, as JSON lines::
 
@@ -38,7 +39,7 @@ from plugalign.controllers.value_guide import ValueGuide
 from plugalign.controllers.value_statement import ValueStatement
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.judging.load import Judge, load_judges
-from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
+from plugalign.evaluation.run_folder.folder import MANIFEST, replace_text, write_json
 from plugalign.files.precision import chosen_dtype
 from plugalign.files.rows import Row, read_rows
 from plugalign.fitting import workspace
@@ -66,7 +67,8 @@ class Sizes:
         samples: answers to a prompt. new_tokens: of an answer, at most.
         labels: labelled texts that the value's heads are fitted on, a quarter of them held out.
         checked: labelled texts that all judges are checked on.
-        k: tokens that the guide scores.
+        k: tokens that the guide scores. guided: models of at most so many parameters have one,
+            since it reads k tokens for each that it chooses.
         tweets: labelled ones.
     """
 
@@ -76,6 +78,7 @@ class Sizes:
     labels: int
     checked: int
     k: int
+    guided: float
     tweets: int
 
 
@@ -144,13 +147,14 @@ def aligned(
         STATEMENT, NEGATION, CausalReader(model, tokenizer, middle_layers(model)), name
     )
     rows = list(read_rows(data / PROMPTS))[USED : USED + sizes.prompts]
+    controllers: dict[str, Controller] = {"value_statement": ValueStatement()}
+    if model.num_parameters() <= sizes.guided:
+        guide = value_guide(model, tokenizer, name, data, work / "head", sizes)
+        controllers["value_guide"] = guide
     comparison = compare(
         model,
         tokenizer,
-        controllers={
-            "value_statement": ValueStatement(),
-            "value_guide": value_guide(model, tokenizer, name, data, work / "head", sizes),
-        },
+        controllers=controllers,
         prompts=_lines(work / "prompts.jsonl", [{"text": row.text("text")} for row in rows]),
         chat="off",
         judges={**judges, OWN: own},
@@ -162,12 +166,9 @@ def aligned(
         resume=(work / "run" / MANIFEST).is_file(),
     )
     summary = comparison.summary
-    sheet = read_json(work / "head" / "sheet.json")
     return {
         "alignment": summary["alignment"],
         "agreement": {judge: each["agreement"] for judge, each in summary["judges"].items()},
-        "lengths": {row: each["length"] for row, each in summary["methods"].items()},
-        "head": {"auc": sheet["held_out"]["auc"], "texts": sheet["held_out"]["texts"]},
     }
 
 
@@ -182,18 +183,19 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with the data.")],
     work: Annotated[Path, typer.Option(help="Folder for fits, judges and runs; kept.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    prompts: Annotated[int, typer.Option(min=2, help="How many.")] = 50,
+    prompts: Annotated[int, typer.Option(min=2, help="How many.")] = 40,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each.")] = 2,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 20,
-    labels: Annotated[int, typer.Option(help="Texts that heads are fitted on.")] = 384,
-    checked: Annotated[int, typer.Option(help="Texts that judges are checked on.")] = 64,
+    labels: Annotated[int, typer.Option(help="Texts that heads are fitted on.")] = 256,
+    checked: Annotated[int, typer.Option(help="Texts that judges are checked on.")] = 40,
     k: Annotated[int, typer.Option(help="Tokens that the guide scores.")] = 20,
-    tweets: Annotated[int, typer.Option(help="Labelled tweets.")] = 600,
+    guided: Annotated[float, typer.Option(help="Parameters of a model with a guide.")] = 5e7,
+    tweets: Annotated[int, typer.Option(help="Labelled tweets.")] = 400,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Makes the results; the same command goes on where it was killed."""
     torch.set_num_threads(threads)
-    sizes = Sizes(prompts, samples, new_tokens, labels, checked, k, tweets)
+    sizes = Sizes(prompts, samples, new_tokens, labels, checked, k, guided, tweets)
     work.mkdir(parents=True, exist_ok=True)
     kept_conditions(work, {"encoder": Path(encoder).name, **asdict(sizes)})
     judges = independent_judges(data, work / "judges", encoder, sizes)
