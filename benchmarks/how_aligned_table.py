@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plugalign.evaluation.comparison.references import PLAIN
+from plugalign.evaluation.comparison.references import BASE, PLAIN
 from plugalign.evaluation.statistics.distributions import GAPS
 
 Found = Mapping[str, Any]
@@ -27,9 +27,12 @@ def tables(found: Found) -> str:
 
 
 def _degrees(rows: Found) -> Iterator[str]:
-    """Degree and gap of each row by each judge."""
+    """Degree and gap of each row by each judge, and the degree of the human texts."""
     yield "| | judge | degree | change | " + " | ".join(n.replace("_", " ") for n in GAPS) + " |"
     yield "|---" * (4 + len(GAPS)) + "|"
+    for judge, gap in rows[BASE]["gap"].items():
+        human = rows[BASE]["degree"][judge]["value"] - gap["signed_difference"]["value"]
+        yield f"| humans | {judge} | {human:.2f} |" + " |" * (1 + len(GAPS))
     for name, row in rows.items():
         for judge, degree in row["degree"].items():
             gap = [_words(row["gap"][judge][kind], 3) for kind in GAPS]
@@ -68,5 +71,5 @@ def _words(found: Found | None, digits: int = 2) -> str:
     """An estimate with its interval."""
     if found is None or found["value"] is None:
         return ""
-    value, low, high = (found[part] + 0.0 for part in ("value", "low", "high"))
+    value, low, high = (round(found[part], digits) + 0.0 for part in ("value", "low", "high"))
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

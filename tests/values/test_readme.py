@@ -34,7 +34,7 @@ def test_values_make_an_equilibrium_that_feedback_teaches(
         fit_value(reader, "pocket", Labelled(texts, labels), Path(name), statement=f"It is {name}.")
     names: dict[str, Any] = {}
     exec(compile(example, str(README), "exec"), names)
-    pair = re.search(r"pairs\.jsonl: (\{.*\})", example)
+    pair = re.search(r"`pairs\.jsonl` is `(\{.*?\})`", section)
     assert pair is not None
     Path("pairs.jsonl").write_text(json.dumps(json.loads(pair[1])) + "\n")
     taught = teach("mine", "pairs.jsonl")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib  # type: ignore[import-untyped]
+import torch
 
 from plugalign.algebra.identity import vocabulary_hash
 from plugalign.evaluation.judging.linear import LinearJudge
@@ -36,11 +37,14 @@ def judge_source(spec: Any) -> str | None:
     return str(spec) if isinstance(spec, (str, Path)) else None
 
 
-def describe_judge(judge: Judge, spec: Any) -> JudgeRecord:
+def describe_judge(judge: Judge, spec: Any, dtype: torch.dtype | None = None) -> JudgeRecord:
     """A judge's kind and a hash of what its scores depend on.
 
     The hash is of the judge's files where it has some, else of its weights or its source. None
     where nothing is known of it: an object of foreign code that cannot be serialised.
+
+    Args:
+        dtype: of the model that answers, in which a contrast is known to read with that model.
     """
     function = judge.function
     sha256 = _of_spec(spec)
@@ -50,7 +54,10 @@ def describe_judge(judge: Judge, spec: Any) -> JudgeRecord:
     if isinstance(function, TextClassifier):
         return found.model_copy(update={"label": function.positive})
     if isinstance(function, (ValueContrast, ValueDiscriminator)):
-        return found.model_copy(update={"reads": weights_fingerprint(function.reader.model)})
+        rounded = dtype if isinstance(function, ValueContrast) else None
+        return found.model_copy(
+            update={"reads": weights_fingerprint(function.reader.model, rounded)}
+        )
     return found
 
 
