@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def _of_object(thing: Any) -> str | None:
             for part in (thing.words, thing.characters)
         ]
         return fingerprint(learned, joblib.hash(thing.weights), thing.intercept)
+    if isinstance(thing, (ValueContrast, ValueDiscriminator)):
+        return _of_value(thing)
     if inspect.isroutine(thing):
         return _of_function(thing)
     try:
@@ -100,6 +103,19 @@ def _of_object(thing: Any) -> str | None:
     # joblib pickles, and a foreign object may answer that with anything.
     except Exception:
         return None
+
+
+def _of_value(thing: ValueContrast | ValueDiscriminator) -> str:
+    """A hash of what is asked, and of the model that reads: a model's own state is another in each
+    process."""
+    if isinstance(thing, ValueContrast):
+        asked: tuple[Any, ...] = (thing.statement, thing.negation)
+    else:
+        head = (joblib.hash(thing.head.weights), thing.head.offset)
+        asked = (thing.statement, *head, asdict(thing.calibration))
+    reader = thing.reader
+    how = (reader.kind, reader.layers, reader.max_tokens, reader.identity.to_dict())
+    return fingerprint(asked, how, weights_fingerprint(reader.model))
 
 
 def _of_function(function: Any) -> str | None:
