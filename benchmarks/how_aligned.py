@@ -183,14 +183,14 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with the data.")],
     work: Annotated[Path, typer.Option(help="Folder for fits, judges and runs; kept.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    prompts: Annotated[int, typer.Option(min=2, help="How many.")] = 40,
+    prompts: Annotated[int, typer.Option(min=2, help="How many.")] = 100,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each.")] = 2,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 20,
-    labels: Annotated[int, typer.Option(help="Texts that heads are fitted on.")] = 256,
-    checked: Annotated[int, typer.Option(help="Texts that judges are checked on.")] = 40,
+    labels: Annotated[int, typer.Option(help="Texts that heads are fitted on.")] = 384,
+    checked: Annotated[int, typer.Option(help="Texts that judges are checked on.")] = 100,
     k: Annotated[int, typer.Option(help="Tokens that the guide scores.")] = 20,
     guided: Annotated[float, typer.Option(help="Parameters of a model with a guide.")] = 5e7,
-    tweets: Annotated[int, typer.Option(help="Labelled tweets.")] = 400,
+    tweets: Annotated[int, typer.Option(help="Labelled tweets.")] = 600,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Makes the results; the same command goes on where it was killed."""

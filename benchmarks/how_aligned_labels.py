@@ -13,7 +13,7 @@ from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.evaluation.statistics.prediction_powered import prediction_powered
 from plugalign.fitting.data import load_data
 
-LABELLED, OTHERS, DRAWS = 60, 340, 2000
+LABELLED, OTHERS, DRAWS = 60, 540, 2000
 
 
 def few_labels(judges: Mapping[str, Judge], path: Path, count: int) -> dict[str, Any]:
