@@ -15,7 +15,6 @@ from plugalign.evaluation.comparison.prompts import Prompts, load_prompts, parag
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
 from plugalign.evaluation.comparison.variants import varied
-from plugalign.evaluation.judging.agreement import agreement as agree
 from plugalign.evaluation.judging.identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
 from plugalign.evaluation.metrics.metric import Metric, Metrics, check_measures, sorted_metrics
@@ -27,7 +26,6 @@ from plugalign.evaluation.run_folder.describe import (
     versions,
 )
 from plugalign.evaluation.run_folder.manifest import (
-    AgreementSet,
     DataRecord,
     JudgeRecord,
     Manifest,
@@ -35,12 +33,11 @@ from plugalign.evaluation.run_folder.manifest import (
     ScorerRecord,
     Settings,
 )
-from plugalign.files.fingerprint import file_hash
 from plugalign.files.precision import explained
 from plugalign.files.shown import shown
 from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.generation.chat_format import ChatChoice, choose_chat
-from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
+from plugalign.loading import load_controllers, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -128,27 +125,6 @@ class Study:
         threshold = next(found, None)
         record = describe_judge(self.judges[name], self.judge_specs[name])
         return record.model_copy(update={"threshold": threshold})
-
-    def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[AgreementSet]:
-        """How far every judge agrees with the reference scores in each of these files.
-
-        Raises:
-            ValueError: naming the file, if it is malformed or cannot tell a judge from a coin.
-        """
-        given = [paths] if isinstance(paths, (str, Path)) else list(paths or ())
-        return [self._agreement(Path(path)) for path in dict.fromkeys(map(str, given))]
-
-    def _agreement(self, path: Path) -> AgreementSet:
-        texts, references = load_references(path)
-        found = {}
-        for name, judge in self.judges.items():
-            verdicts = judge.verdicts(texts)
-            try:
-                found[name] = agree(verdicts.scores, references)
-            except ValueError as error:
-                reason = f" ({verdicts.first_error})" if verdicts.failed else ""
-                raise ValueError(f"{path}, judge {name!r}: {error}{reason}") from error
-        return AgreementSet(source=path.name, sha256=file_hash(path), judges=found)
 
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
