@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from plugalign.evaluation.run_folder.folder import full_disk_named, locked
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.folders import check_folder
 from plugalign.files.messages import Prompt
+from plugalign.files.replacing import replacing
 from plugalign.files.saved import read_tensors
 from plugalign.files.shown import printable
 from plugalign.generation.chat_format import ChatFormat, choose_chat
@@ -273,10 +273,5 @@ def _catch_up(folder: Path, equilibrium: Equilibrium) -> None:
 def _write_tensors(folder: Path, equilibrium: Equilibrium) -> None:
     """Replaces the learned tensors; a kill leaves the old ones or the new ones."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in equilibrium.tensors().items()}
-    half = folder / f"{TENSORS}.half"
-    with full_disk_named(folder):
-        with half.open("wb") as file:
-            file.write(save(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(folder / TENSORS)
+    with full_disk_named(folder), replacing(folder / TENSORS) as half:
+        half.write_bytes(save(tensors))
