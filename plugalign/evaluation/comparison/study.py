@@ -9,6 +9,7 @@ from typing import Any
 
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
+from plugalign.catalogue import ALONE
 from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.comparison.generation import end_tokens
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts, paragraphs
@@ -179,7 +180,7 @@ def make_study(
         _require(prompts=prompts, judges=judges)
     texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
     check_measures(chosen_metrics, texts.texts)
-    _check_some(methods, controllers)
+    _check_some(methods, controllers, is_pocket)
     given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
     chosen = varied(load_controllers(_chosen(methods, given)), settings)
     specs = ["pocket"] if judges is None else judges
@@ -238,8 +239,16 @@ def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> P
     return load_prompts(prompts, limit)
 
 
-def _check_some(methods: Sequence[str] | None, controllers: Mapping[str, Any] | None) -> None:
+def _check_some(
+    methods: Sequence[str] | None, controllers: Mapping[str, Any] | None, is_pocket: bool
+) -> None:
     """Refuses to compare what was given as nothing; the plain model alone has a name."""
+    if methods is None and controllers is None and not is_pocket:
+        raise ValueError(
+            f"with a model of your own, say what to compare: controllers (NAME=FOLDER of what was "
+            f"fitted), or methods ({', '.join(ALONE)} need nothing fitted, and '{BASE}' is the "
+            f"plain model alone)"
+        )
     if methods is not None and not methods:
         raise ValueError(f"there is no method; name at least one, or '{BASE}' for the plain model")
     if methods is None and controllers is not None and not controllers:
