@@ -210,7 +210,8 @@ class Steered:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        prompted, scored = scoring.asked(self._active(), self.tokenizer, texts, prompts)
+        given = self.model, self.tokenizer, texts, prompts
+        prompted, scored = scoring.asked(self._active(), *given)
         found: list[Tensor] = []
         request, together = self._request(), memory is not None
         with self._attached() as extra:

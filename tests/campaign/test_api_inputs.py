@@ -35,21 +35,22 @@ def fault(call: Callable[..., Any], argument: str, value: Any) -> str | None:
         return f"accepted: {got!r:.80}"
     if "\n" in message.strip() or len(message) > 2100:
         return f"not one line: {message!r:.300}"
-    named = [argument.rstrip("s"), type(value).__name__, *map(shown, parts(value))]
+    kinds = [type(part).__name__ for part in (value if isinstance(value, tuple) else [value])]
+    named = [argument.rstrip("s"), *kinds, *map(shown, parts(value))]
     return None if any(name in message for name in named) else f"does not name it: {message!r:.200}"
 
 
 def shown(value: Any) -> str:
     """How a message may begin to name a value."""
     if isinstance(value, torch.Tensor):
-        return str(tuple(value.shape))
+        return str(value.dtype if value.is_floating_point() else tuple(value.shape))
     return repr(value)[:10].strip("'")
 
 
 def parts(value: Any) -> list[Any]:
     """A value, and what is in it."""
     inside = [*value, *value.values()] if isinstance(value, dict) else value
-    return [value, *inside] if isinstance(value, (dict, list)) else [value]
+    return [value, *inside] if isinstance(value, (dict, list, tuple)) else [value]
 
 
 def reward() -> LlamaForSequenceClassification:
