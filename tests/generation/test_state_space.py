@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor
+from transformers import AutoModelForCausalLM, CompileConfig, LogitsProcessor
 from transformers.models.auto.configuration_auto import AutoConfig
 
 import plugalign as pa
@@ -65,6 +65,21 @@ def make(kind, seed=0):
             if parameter.ndim > 1 and "A_log" not in name:
                 parameter.mul_(4.0)
     return model
+
+
+def test_a_hybrid_with_a_static_cache_is_compiled_as_transformers_compiles_it(tokenizer):
+    """Its recurrent layers know their length in another way than those with keys."""
+    torch.compiler.reset()
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True  # transformers compiles on GPUs alone, else
+    base, expert, ids = make("jamba"), make("jamba", seed=1), torch.tensor([[5, 6, 7], [8, 9, 4]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "do_sample": False}
+    static = {"cache_implementation": "static", "compile_config": config}
+    for weight in (0, 1):
+        steered = pa.wrap(base, tokenizer, weight * pa.DExperts(expert, alpha=1.0, top_p=1.0))
+        want = steered.generate(ids, **options)
+        assert torch.equal(steered.generate(ids, **options, **static), want)
+    torch.compiler.reset()
 
 
 class Whole(LogitsProcessor):
