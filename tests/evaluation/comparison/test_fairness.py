@@ -339,7 +339,7 @@ def test_references_that_tell_nothing_are_named(world: Any, tmp_path: Path) -> N
     path = tmp_path / "clean.jsonl"
     path.write_text('{"text": "w1", "score": 0.1}\n' * 5)
     with pytest.raises(ValueError, match=r"clean\.jsonl, judge 'words_judge': .* each side of 0.5"):
-        compare(**world, agreement=path, out=tmp_path / "run")
+        compare(**world, methods=["base"], agreement=path, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -348,7 +348,9 @@ def test_a_judge_that_cannot_work_is_found_before_the_work(world: Any, tmp_path:
         raise RuntimeError("no pad token")
 
     with pytest.raises(ValueError, match="'broken' cannot score 'w4': RuntimeError: no pad"):
-        compare(**world | {"judges": [words_judge, broken]}, out=tmp_path / "run")
+        compare(
+            **world | {"judges": [words_judge, broken], "methods": ["base"]}, out=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 
