@@ -5,6 +5,7 @@ Nothing here imports torch or transformers: ``plugalign --help`` must not wait f
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -196,7 +197,7 @@ def references(given: Sequence[str] | None) -> list[str] | dict[str, str] | None
 def _named_file(given: str) -> tuple[bool, str, str]:
     """Whether it has a name, the name, and the path; a file may have "=" in its own."""
     name, sign, path = given.partition("=")
-    if not sign or Path(given).exists():
+    if not sign or os.path.exists(given):
         return False, Path(given).name, given
     if not (name.strip() and path.strip()):
         raise ValueError(f"--agreement takes FILE or NAME=FILE, got {shown(given)}")

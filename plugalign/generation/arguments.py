@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig
@@ -107,7 +108,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a finite number, got {value!r:.60}")
     for name in FLAGS:
         value = settings.get(name)
-        if value is not None and not (isinstance(value, Integral) and value in (0, 1)):
+        if value is not None and not (isinstance(value, (Integral, np.bool_)) and value in (0, 1)):
             raise ValueError(f"{name} must be True or False, got {value!r:.60}")
     _check_stops(settings.get("stop_strings"))
     for name in TOKENS:
