@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairwise import pairwise
+from pairwise import each_level, pairwise
 
 from plugalign.kernels import steer
 from plugalign.kernels.calls import Draw
@@ -123,7 +123,7 @@ KINDS = {
 }
 
 
-ALWAYS, RARELY = ("one", "dexperts", "all terms"), ("union", "intersection", "probability mix")
+ALWAYS, RARELY = ("dexperts", "all terms", "one"), ("union", "intersection", "probability mix")
 
 
 def small_vocabulary(vocab, kind, before):
@@ -131,7 +131,7 @@ def small_vocabulary(vocab, kind, before):
     assert_equal_to_the_reference(m, draw(3), before, tile=256, parts=3)
 
 
-@pairwise(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
+@each_level(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
 def test_small_vocabularies(kind, vocab, before):
     small_vocabulary(vocab, kind, before)
 
@@ -143,9 +143,9 @@ def test_small_vocabularies_of_rare_terms(kind, vocab, before):
 
 @pytest.mark.parametrize("name", CUTS)
 def test_truncations_of_the_base_and_of_the_result(name):
-    m = mixture(4, 600, torch.float32 if "p" in name[-1] else torch.bfloat16)
-    assert_equal_to_the_reference(m, draw(4), CUTS[name], tile=256, parts=2)
-    assert_equal_to_the_reference(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
+    m = mixture(2, 300, torch.float32 if "p" in name[-1] else torch.bfloat16)
+    for before, after in ((CUTS[name], ALL), (ALL, CUTS[name])):
+        assert_equal_to_the_reference(m, draw(2, (0.6, 2.5)), before, after, tile=256, parts=2)
 
 
 @pytest.mark.parametrize("after", [NUCLEUS, Truncation(min_p=0.05), Truncation(0.9, 5)])
@@ -174,7 +174,7 @@ def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, place, parts
     for x_k in x:
         x_k[1, vocab - 1] += 9  # where the row ends, something is drawn too
     m = weighted(x, (1.0, 2.0, -1.0))
-    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
+    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=128, parts=parts)
 
 
 def test_seeds_of_64_bits_and_greedy_calls():
