@@ -187,7 +187,7 @@ def test_seeds_of_64_bits_and_greedy_calls():
 
 
 def test_tiles_and_parts_change_nothing():
-    m, d = mixture(4, 1003, torch.bfloat16), draw(4)
+    m, d = mixture(2, 1003, torch.bfloat16), draw(2, (0.6, 2.5))
     want = torch_reference(m, d, NUCLEUS)
     for tile, parts in ((64, 5), (256, 1), (2048, 1)):
         assert torch.equal(run(m, d, NUCLEUS, tile=tile, parts=parts), want)
@@ -205,10 +205,10 @@ def test_a_row_does_not_depend_on_its_batch():
 
 def test_an_expert_that_only_likes_what_is_cut_off():
     """All of the best noised scores fail the test, again and again."""
-    base = torch.linspace(5, -5, 700, device=DEVICE).expand(3, 700).contiguous()
+    base = torch.linspace(5, -5, 300, device=DEVICE).expand(2, 300).contiguous()
     m = weighted((base, -base), (1.0, 9.0))
     for cut in (NUCLEUS, Truncation(top_k=4), Truncation(min_p=0.5)):
-        assert_equal_to_the_reference(m, draw(3), cut, tile=256, parts=2)
+        assert_equal_to_the_reference(m, draw(2), cut, tile=256, parts=2)
 
 
 def test_rows_without_an_answer():
@@ -217,10 +217,10 @@ def test_rows_without_an_answer():
     other[3, base[3].argmax()] = NAN
     m, d = weighted((base, other), (1.0, 1.0)), draw(5, (1.0,) * 5)
     for before in (ALL, NUCLEUS, Truncation(top_k=4)):
-        assert run(m, d, before).tolist() == torch_reference(m, d, before).tolist()
+        assert_equal_to_the_reference(m, d, before, tile=64)
     for after in (NUCLEUS, Truncation(0.9, 4)):
-        assert run(m, d, NUCLEUS, after).tolist() == torch_reference(m, d, NUCLEUS, after).tolist()
-    assert run(m, d)[:4].tolist() == [-1] * 4
+        assert_equal_to_the_reference(m, d, NUCLEUS, after, tile=64)
+    assert run(m, d, tile=64)[:4].tolist() == [-1] * 4
 
 
 @given(
@@ -253,7 +253,7 @@ def kept_by_threshold(x, cut, **choices):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_thresholds_are_exact(dtype):
-    x = logits(2, 703, 5, dtype, stride=704)
+    x = logits(2, 319, 5, dtype, stride=320)
     for cut in (NUCLEUS, Truncation(0.5, 7, joint=True), Truncation(min_p=0.03)):
         found = kept_by_threshold(x, cut, tile=256, parts=2)
         assert torch.equal(found & (x > -INF), kept_mask(x, cut))
