@@ -21,8 +21,9 @@ from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
 from plugalign.engine.plan import make_plan
+from plugalign.engine.processors import SteeringProcessor
 from plugalign.engine.readers.heads import SplitModels
-from plugalign.engine.run import Run, SteeringProcessor
+from plugalign.engine.run import Run
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import EndingStreamer, freeing
 from plugalign.generation import scoring

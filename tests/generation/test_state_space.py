@@ -22,19 +22,32 @@ CONFIGS = {
     "mamba2": MAMBA2,
     "falcon_mamba": {"state_size": 8},
     "jamba": {
-        **ATTENTION, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
-        "num_experts_per_tok": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
-        "mamba_d_state": 8, "use_mamba_kernels": False,
+        **ATTENTION,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+        "use_mamba_kernels": False,
     },
     "bamba": {
-        **ATTENTION, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8,
-        "mamba_d_state": 8, "mamba_chunk_size": 4,
+        **ATTENTION,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 4,
     },
     "recurrent_gemma": {
-        **ATTENTION, "num_hidden_layers": 3, "lru_width": 32, "head_dim": 8,
+        **ATTENTION,
+        "num_hidden_layers": 3,
+        "lru_width": 32,
+        "head_dim": 8,
     },
     "rwkv": {"context_length": 64, "attention_hidden_size": 32},
-}  # fmt: skip
+}
 KINDS = tuple(kind for kind in CONFIGS if kind != "recurrent_gemma")
 MODES = {
     "greedy": {},
