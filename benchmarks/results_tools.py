@@ -9,14 +9,14 @@ The data folder holds, as JSON lines::
                                       continuation, continuation_toxicity    whether judges agree
     toxicity/scored_generations.jsonl continuation, perspective_toxicity    whether judges agree
 
-What takes long is kept in a work folder (fits, judges, runs with their texts and reports): the
-same command goes on where it was killed. Results have no texts, since many offend.
+What takes long is kept in a work folder (fits, judges, figures, runs with their texts and reports):
+the same command goes on where it was killed. Results have no texts, since many offend.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ GUIDES = ("toxicity/paradetox.jsonl", "toxicity/davidson_tweets.jsonl")
 JUDGED = "toxicity/jigsaw.jsonl"
 PROMPTS, REFERENCES = "prompts/rtp_toxic.jsonl", "toxicity/scored_generations.jsonl"
 ANTI = "dexperts_anti"  # the anti-expert of dexperts alone
+CONDITIONS = "conditions.json"  # what a work folder is for
 COLUMNS = ("toxicity_probability", "mean_toxicity")
 
 
@@ -184,3 +185,26 @@ def _shortened(manifest: dict[str, Any]) -> dict[str, Any]:
     judges = {name: Path(path).name for name, path in data["judges"].items()}
     path = None if data["path"] is None else Path(data["path"]).name
     return {**manifest, "data": {**data, "path": path, "judges": judges}}
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What was measured before and lies in a JSON file, or is measured now."""
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
+
+
+def kept_conditions(work: Path, conditions: Mapping[str, Any]) -> None:
+    """Notes in a work folder what it is for, or checks that it is for that.
+
+    Raises:
+        ValueError: if it is for something else; names what differs.
+    """
+    path = work / CONDITIONS
+    found = once(path, lambda: dict(conditions))
+    for name in sorted({*found, *conditions}):
+        if found.get(name) != conditions.get(name):
+            raise ValueError(
+                f"{path}: {name} was {found.get(name)} and is {conditions.get(name)}; give another "
+                f"--work"
+            )

@@ -38,6 +38,17 @@ FLAGS = (
     *("output_attentions", "output_hidden_states", "renormalize_logits", "remove_invalid_values"),
 )
 TOKENS = ("pad_token_id", "eos_token_id", "bos_token_id")
+FLAGS = (
+    "do_sample",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+)
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
@@ -76,9 +87,10 @@ def check_attribute(name: str) -> None:
 
 
 def check_config(config: GenerationConfig) -> None:
-    """Refuses merged settings with which controllers would be left out, or that are no counts.
+    """Refuses merged settings with which controllers would be left out, or of another kind.
 
     Raises:
+        TypeError: for token ids that are none, and flags that are neither true nor false.
         ValueError: naming the setting.
     """
     if config.cache_implementation == "paged":
@@ -87,6 +99,8 @@ def check_config(config: GenerationConfig) -> None:
             "processors, so controllers would be left out; take another cache_implementation"
         )
     check_numbers(vars(config))
+    for name in FLAGS:
+        check_type(name, getattr(config, name, None), bool)
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:

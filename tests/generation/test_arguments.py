@@ -257,6 +257,16 @@ REFUSED = {
         "temperature must be a finite number, got nan",
         {"inputs": IDS, "temperature": float("nan")},
     ),
+    "a flag in words": (
+        TypeError,
+        "use_cache must be a bool or None, got 'no'",
+        {"inputs": IDS, "use_cache": "no"},
+    ),
+    "a flag that is a number": (
+        TypeError,
+        "do_sample must be a bool or None, got 1",
+        {"inputs": IDS, "do_sample": 1},
+    ),
     "an end in words": (
         TypeError,
         "eos_token_id must be one token id or several, got '</s>'",

@@ -124,7 +124,7 @@ class Study:
     def _judge(self, name: str) -> JudgeRecord:
         found = (m.threshold for m in self.metrics.judged if m.threshold is not None)
         threshold = next(found, None)
-        record = describe_judge(self.judges[name], self.judge_specs[name])
+        record = describe_judge(self.judges[name], self.judge_specs[name], self.model.dtype)
         return record.model_copy(update={"threshold": threshold})
 
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_models import make_model, make_tokenizer
 
@@ -28,7 +29,7 @@ def odd(texts: list[str]) -> list[float]:
 
 
 def run(out: Path, **more: Any) -> Any:
-    model, tokenizer = make_model(), make_tokenizer()
+    model, tokenizer = more.pop("model", None) or make_model(), make_tokenizer()
     given = {"judges": {"odd": odd}, "samples": 2, "max_new_tokens": 5, "seed": 1}
     return compare(
         model,
@@ -102,10 +103,12 @@ def test_labels_of_other_answers_are_refused(tmp_path: Path) -> None:
     assert "alignment" not in run(tmp_path / "run", resume=True).summary
 
 
-def test_the_model_judges_its_own_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_judges_its_own_texts(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Also where it answers in half precision, and the judge was loaded in float32."""
     reader = CausalReader(make_model(), make_tokenizer(), (1,))
     judges = {"itself": Judge("itself", ValueContrast("w5", "w7", reader)), "odd": odd}
-    found = run(tmp_path / "run", judges=judges)
+    found = run(tmp_path / "run", judges=judges, model=make_model().to(dtype))
     action = found.summary["alignment"]["rows"]["base"]["judgement_and_action"]["itself"]["odd"]
     gap = action["judgement"]["value"] - action["action"]["value"]
     assert action["gap"]["value"] == pytest.approx(gap)

@@ -15,12 +15,15 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tiny_models import make_model, make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
 from plugalign.evaluation.judging.identity import describe_judge
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge, Trusted, load_judge
 from plugalign.evaluation.judging.tfidf import TfidfJudge
+from plugalign.values.discriminator.contrast import ValueContrast
+from plugalign.values.discriminator.readers import CausalReader
 
 TEXTS, LABELS = ["good day", "kind word", "bad day", "rude word"], [0, 0, 1, 1]
 
@@ -109,6 +112,19 @@ def test_functions_are_known_by_their_source_and_the_values_in_it() -> None:
     assert one is not None and one == same != other
     named = Judge("mine", constant(0.1))
     assert describe_judge(named, named).sha256 == one
+
+
+def test_values_are_known_by_what_is_asked_and_the_model_that_reads() -> None:
+    def contrast(statement: str, seed: int = 0) -> ValueContrast:
+        reader = CausalReader(make_model(seed=seed), make_tokenizer(), (1,))
+        return ValueContrast(statement, "w7", reader)
+
+    used = contrast("w5")
+    used(["w1 w2"])
+    used.reader.states(["w1 w2"], "w5")  # makes the reader's own part of the model
+    one = identity(used)
+    assert one is not None and one == identity(contrast("w5"))
+    assert len({one, identity(contrast("w6")), identity(contrast("w5", seed=3))}) == 3
 
 
 class Unknowable:
