@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,6 +168,7 @@ def compare(
     trust: Trust = False,
 ) -> None:
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
+    _check_fitted(controllers)
     given = context.params | {  # all options by name; these hold several things
         "agreement": agreement,
         "methods": options.names(methods, "--methods"),
@@ -185,6 +187,16 @@ def compare(
     comparison = run(**chosen, command=options.command_line())
     show(comparison.table())
     show(f"The report: {comparison.report}")
+
+
+def _check_fitted(controllers: Sequence[str] | None) -> None:
+    """Raises a ValueError for a method that needs nothing fitted, where folders are wanted."""
+    for name in ",".join(controllers or ()).split(","):
+        if name.strip() in ALONE:
+            raise ValueError(
+                f"--controllers takes NAME=FOLDER, and {name.strip()} needs no folder; pass "
+                f"--methods {name.strip()}"
+            )
 
 
 def chosen_options(

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
 
 TIMED = 2  # steps, behind one that warms up
+LOOKING = 0.2  # of a fit's time, at most, for looks at held-out texts; but for two of them
+
+
+class Affordable(NamedTuple):
+    """What a time allows of a training: steps, and looks at held-out texts among them."""
+
+    steps: int
+    looks: int
 
 
 def affordable_steps(
@@ -29,7 +37,7 @@ def affordable_steps(
     runs: int = 1,
     spare: Callable[[], None] | None = None,
     look: Callable[[], object] | None = None,
-) -> int:
+) -> Affordable:
     """How many steps of a training to make, after timing three of them, which change nothing.
 
     Args:
@@ -39,12 +47,13 @@ def affordable_steps(
             be the same, whatever the machine does beside. None for one that does not continue.
         runs: so many trainings like this one.
         spare: makes a step need less memory; called where one does not fit into the device's.
-        look: measures held-out texts once; a training does that `LOOKS` times, and once at its end.
+        look: measures held-out texts once; a training does that `LOOKS` times, less often where
+            that would take much of its time, and once more at its end.
     """
-    if note is not None and (known := remembered(note, "steps", "spared")) is not None:
+    if note is not None and (known := remembered(note, "steps", "looks", "spared")) is not None:
         if known["spared"] and spare is not None:
             spare()
-        return int(known["steps"])
+        return Affordable(int(known["steps"]), int(known["looks"]))
     seconds, spared = None, False
     try:
         seconds = _seconds_a_step(loss, parameters)
@@ -56,19 +65,31 @@ def affordable_steps(
         spare()
         seconds, spared = _seconds_a_step(loss, parameters), True
     assert seconds is not None
-    looking = 0.0 if look is None else (LOOKS + 1) * _seconds_of(look, parameters)
-    chosen = steps
+    looking = 0.0 if look is None else _seconds_of(look, parameters)
+    chosen = Affordable(steps, LOOKS)
     if minutes is not None:
-        chosen = max(1, min(steps, int((60 * minutes / runs - looking) / seconds)))
+        chosen = _within(60 * minutes / runs, steps, seconds, looking)
     each = f" for each of {runs}" if runs > 1 else ""
-    whole = duration((seconds * steps + looking) * runs)
+    whole = duration((seconds * steps + looking * (LOOKS + 1)) * runs)
     text = f"{title}: {steps} steps{each} take about {whole}"
-    if chosen < steps:
-        text += f"; {chosen} fit into --minutes {minutes:g}"
+    if chosen.steps < steps:
+        text += f"; {chosen.steps} fit into --minutes {minutes:g}"
     say(text)
     if note is not None:
-        remember(note, {"steps": chosen, "spared": spared})
+        remember(note, {**chosen._asdict(), "spared": spared})
     return chosen
+
+
+def _within(time: float, steps: int, step: float, look: float) -> Affordable:
+    """What fits into a time, in seconds; at least one step and two looks.
+
+    Args:
+        steps: at most. step, look: seconds of one.
+    """
+    looks = LOOKS
+    if steps * step + (looks + 1) * look > time:
+        looks = max(2, min(looks, int(LOOKING * time / look) - 1 if look else looks))
+    return Affordable(max(1, min(steps, int((time - (looks + 1) * look) / step))), looks)
 
 
 def remembered(note: Path, *names: str) -> dict[str, Any] | None:

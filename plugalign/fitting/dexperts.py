@@ -150,7 +150,7 @@ class _Experts:
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         loss = student.loss_of(rows, chosen.batch_size, chosen.seed)
         look = student.held_loss(apart, chosen.batch_size) if apart else None
-        steps = affordable_steps(
+        steps, looks = affordable_steps(
             loss,
             student.learned,
             chosen.steps,
@@ -161,7 +161,7 @@ class _Experts:
             spare=student.spare,
             look=look,
         )
-        watch = None if look is None else HeldOut(look)
+        watch = None if look is None else HeldOut(look, looks)
         train(
             parameters=student.learned,
             loss=loss,

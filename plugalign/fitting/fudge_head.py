@@ -138,7 +138,7 @@ def _trained(
     if kept is not None:
         every = list(apart.in_order(settings.batch_size))
         look = partial(_mean_loss, head.loss(apart, kept, every.__getitem__), every)
-    steps = affordable_steps(
+    steps, looks = affordable_steps(
         loss,
         head.learned,
         settings.steps,
@@ -147,7 +147,7 @@ def _trained(
         note=folder / "head.json",
         look=look,
     )
-    watch = None if look is None else HeldOut(look)
+    watch = None if look is None else HeldOut(look, looks)
     train(
         parameters=head.learned,
         loss=loss,

@@ -80,7 +80,7 @@ def tune_encoder(
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     look = held_loss if held else None
     steps = max(1, round(epochs * len(learnt) / batch_size))
-    steps = affordable_steps(loss, parameters, steps, minutes, title="judge", look=look)
+    steps, looks = affordable_steps(loss, parameters, steps, minutes, title="judge", look=look)
     train(
         parameters=parameters,
         loss=loss,
@@ -89,7 +89,7 @@ def tune_encoder(
         title="judge",
         weight_decay=0.01,
         seed=seed,
-        held_out=None if look is None else HeldOut(look),
+        held_out=None if look is None else HeldOut(look, looks),
     )
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -142,10 +142,10 @@ def _trained(
         return _judged(prefixes, held, settings)[0]
 
     look = held_loss if len(held) else None
-    steps = affordable_steps(
+    steps, looks = affordable_steps(
         loss, parameters, settings.steps, settings.minutes, title=title, note=note, look=look
     )
-    watch = None if look is None else HeldOut(look)
+    watch = None if look is None else HeldOut(look, looks)
     train(
         parameters=parameters,
         loss=loss,

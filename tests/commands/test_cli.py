@@ -124,6 +124,7 @@ ERRORS = [
     (["--methods", "shout"], "unknown method 'shout'; known are base, self_critique, self_debias"),
     (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
     (["--samples", "-2"], "samples: input should be greater than or equal to 1, got -2"),
+    (["--controllers", "self_debias"], "needs no folder; pass --methods self_debias"),
     (["--controllers", "oops"], "--controllers takes NAME=FOLDER, got 'oops'"),
     (["--controllers", "x=/nowhere/x"], "/nowhere/x"),
     (["--judge", "nobody:knows"], "nobody:knows"),

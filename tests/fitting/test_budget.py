@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plugalign.fitting import budget
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import Affordable, affordable_steps
 from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
 from plugalign.fitting.progress import duration
 from plugalign.fitting.training import train
@@ -55,7 +55,7 @@ def test_the_estimate_is_said_and_decides(
         note = tmp_path / "steps.json"
         return affordable_steps(
             loss, {"w": weight}, 300, minutes, title="a fit", note=note, runs=runs
-        )
+        ).steps
 
     assert asked() == steps
     assert said in " ".join(capsys.readouterr().err.split())
@@ -66,13 +66,26 @@ def test_the_estimate_is_said_and_decides(
 def test_looks_at_held_out_texts_are_in_the_estimate(
     second: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each takes 20 seconds, eleven of them 220 of the 600."""
+    """Each takes 20 seconds: six of them a fifth of the 600, one at the end among them."""
     weight = torch.zeros(3, requires_grad=True)
     asked = affordable_steps(
         lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", look=lambda: None
     )
-    assert asked == (600 - 220) // 10
-    assert "300 steps take about 54 min; 38 fit" in " ".join(capsys.readouterr().err.split())
+    assert asked == Affordable(steps=(600 - 120) // 10, looks=5)
+    assert "300 steps take about 54 min; 48 fit" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "looks"),
+    [(100.0, 300, 10), (60.0, 300, 10), (1.0, 1, 2), (5.0, 24, 2)],
+)
+def test_short_fits_look_seldom(second: None, minutes: float, steps: int, looks: int) -> None:
+    """300 steps of 10 seconds and eleven looks of 20 take 54 minutes."""
+    weight = torch.zeros(3, requires_grad=True)
+    asked = affordable_steps(
+        lambda step: weight.sum(), {"w": weight}, 300, minutes, title="a fit", look=lambda: None
+    )
+    assert asked == Affordable(steps, looks)
 
 
 def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:
@@ -88,7 +101,8 @@ def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> Non
 
     def asked(spare: Callable[[], None] | None) -> int:
         note = tmp_path / "steps.json"
-        return affordable_steps(loss, {"w": weight}, 5, None, title="a", note=note, spare=spare)
+        given = {"w": weight}
+        return affordable_steps(loss, given, 5, None, title="a", note=note, spare=spare).steps
 
     with pytest.raises(torch.OutOfMemoryError):
         asked(None)

@@ -229,8 +229,9 @@ class BatchedBase:
 
 def is_cheap(head: Head) -> bool:
     """Whether the logits of all rows cost little more than those of one: the product of few rows is
-    bound by memory. Of many rows a head is better evaluated at the tokens that are kept."""
-    return not head.hidden.is_cpu or len(head.hidden) <= FEW
+    bound by memory. Of many rows a head is better evaluated at the tokens that are kept, unless
+    whole distributions are compared."""
+    return head.float32 or not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
 def takes_contexts(cache: Any, captured: bool = False) -> bool:

@@ -15,10 +15,12 @@ from plugalign.evaluation.run_folder.manifest import (
 )
 
 LONGEST = 16  # characters of a setting that stands beside a method's name
+BEGINNING = 40  # characters of a text that does where a method has no short setting
 
 
 def settings_line(controller: ControllerRecord | None) -> str:
-    """A method's settings in a line, to stand beside its name; what is long is left out of it."""
+    """A method's settings in a line, to stand beside its name; what is long is left out of it, but
+    for the beginning of a text where nothing is short."""
     if controller is None:
         return ""
     if controller.parts:
@@ -27,6 +29,9 @@ def settings_line(controller: ControllerRecord | None) -> str:
     config = controller.config
     shown = {k: v for k, v in config.items() if v is not None and k != "fitted_for"}
     short = [f"{k} {v}" for k, v in shown.items() if _is_short(v)]
+    if shown and not short:
+        texts = [f"{k} “{v[:BEGINNING].strip()}…”" for k, v in shown.items() if isinstance(v, str)]
+        return next(iter(texts), "…")
     return ", ".join([*short, "…"] if len(short) < len(shown) else short)
 
 

@@ -36,7 +36,7 @@ COUNTS = {  # what revisers count, and the heading
     "refined": "Refined",
     "changed": "Changed",
     "empty": "Without a word",
-    "too_long": "No room",
+    "too_long": "Context too short",
 }
 
 

@@ -300,3 +300,7 @@ def test_settings_in_a_line_leave_out_what_is_long() -> None:
     record = ControllerRecord(kind="A", config=config, learned="")
     assert settings_line(record) == "alpha 2.0, kind leace, …"
     assert settings_line(None) == ""
+    record = ControllerRecord(kind="A", config={"statement": "Be kind. " * 9}, learned="")
+    assert settings_line(record) == "statement “Be kind. Be kind. Be kind. Be kind. Be k…”"
+    record = ControllerRecord(kind="A", config={"statement": "Be kind. " * 9}, learned="")
+    assert settings_line(record) == "statement “Be kind. Be kind. Be kind. Be kind. Be k…”"
