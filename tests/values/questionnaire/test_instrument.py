@@ -46,6 +46,7 @@ def test_only_what_validity_items_say_tells_their_ends_apart(part: str) -> None:
     found = read_instrument("foundations")
     items = [found.items[n] for n in found.numbers("validity", part)]
     high = [item.expected == "high" for item in items]
+    good = [item.valence == "good" for item in items]
     texts = [item.text for item in items]
     frames = [int(re.findall(r"\d+", item.id)[0]) for item in items]
     first = [text.split()[0] for text in texts]
@@ -55,6 +56,8 @@ def test_only_what_validity_items_say_tells_their_ends_apart(part: str) -> None:
         *([word == each for word in first] for each in set(first)),
     ):
         assert auc_of(high, cue).value == pytest.approx(0.5, abs=0.05)
+    # Nor does the length tell the tone, so that it shows which of the two scores follow.
+    assert auc_of(good, [len(text) for text in texts]).value == pytest.approx(0.5, abs=0.05)
     for frame in set(frames):
         ends: dict[bool, list[Any]] = {True: [], False: []}
         for item, end, text, each in zip(items, high, texts, frames, strict=True):
