@@ -33,10 +33,6 @@ COUNTS = {  # settings that are whole numbers, and the least that each may be
     "prompt_lookup_num_tokens": 1,
 }
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
-FLAGS = (
-    *("do_sample", "use_cache", "return_dict_in_generate", "output_scores", "output_logits"),
-    *("output_attentions", "output_hidden_states", "renormalize_logits", "remove_invalid_values"),
-)
 TOKENS = ("pad_token_id", "eos_token_id", "bos_token_id")
 FLAGS = (
     "do_sample",
@@ -90,7 +86,7 @@ def check_config(config: GenerationConfig) -> None:
     """Refuses merged settings with which controllers would be left out, or of another kind.
 
     Raises:
-        TypeError: for token ids that are none, and flags that are neither true nor false.
+        TypeError: for token ids that are none.
         ValueError: naming the setting.
     """
     if config.cache_implementation == "paged":
@@ -99,8 +95,6 @@ def check_config(config: GenerationConfig) -> None:
             "processors, so controllers would be left out; take another cache_implementation"
         )
     check_numbers(vars(config))
-    for name in FLAGS:
-        check_type(name, getattr(config, name, None), bool)
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:

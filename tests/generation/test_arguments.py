@@ -257,15 +257,15 @@ REFUSED = {
         "temperature must be a finite number, got nan",
         {"inputs": IDS, "temperature": float("nan")},
     ),
-    "a flag in words": (
-        TypeError,
-        "use_cache must be a bool or None, got 'no'",
+    "another flag in words": (
+        ValueError,
+        "use_cache must be True or False, got 'no'",
         {"inputs": IDS, "use_cache": "no"},
     ),
     "a flag that is a number": (
-        TypeError,
-        "do_sample must be a bool or None, got 1",
-        {"inputs": IDS, "do_sample": 1},
+        ValueError,
+        "do_sample must be True or False, got 2",
+        {"inputs": IDS, "do_sample": 2},
     ),
     "an end in words": (
         TypeError,
