@@ -176,31 +176,31 @@ def adversarial(situation, size):
     return size * torch.nn.functional.normalize(theta.detach(), dim=-1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kappa", [None, 0.05])
 @torch.no_grad()
 def test_no_theta_passes_a_bound_the_budget_or_the_support(dtype, kappa, tiny, tokenizer):
-    """250 of them each; in float64, and in what the engine makes of it."""
+    """1,000 of them each; in float64, and in what the engine makes of it."""
     reference = pa.DExperts(tiny(seed=1).to(dtype), top_p=0.98) + make_head(seed=20)
     mine, model = equilibrium(reference, kappa=kappa), tiny().to(dtype)
     model.get_output_embeddings().weight.mul_(5)
-    run, step = step_of(mine, model, tokenizer, rows=250)
+    run, step = step_of(mine, model, tokenizer, rows=1000)
     *_, shift = run.plan.shifts
     assert isinstance(shift, EquilibriumShift)
     at = step.read(shift.balances).situation
-    sizes = torch.tensor([0.1, 3.0, 30.0, 1000.0]).double().repeat(63)[:250, None]
-    random = torch.nn.functional.normalize(draw(250, 2).double(), dim=-1)
+    sizes = torch.tensor([0.1, 3.0, 30.0, 1000.0]).double().repeat(250)[:, None]
+    random = torch.nn.functional.normalize(draw(1000, 2).double(), dim=-1)
     with torch.enable_grad():
         found = adversarial(at, 1.0)
-    theta = sizes * torch.where(torch.arange(250)[:, None] % 8 < 4, random, found)
+    theta = sizes * torch.where(torch.arange(1000)[:, None] % 8 < 4, random, found)
     tried = replace(shift, balances=replace(shift.balances, theta=theta))
     run.plan.sources[tried.balances.key] = tried.balances
     balance = step.read(tried.balances)
     assert float((balance.found.expected - at.bounds).max()) <= 1e-9
     assert float(balance.found.kl.max()) <= (math.inf if kappa is None else kappa + 1e-9)
     slackness = (balance.found.multipliers * (balance.found.expected - at.bounds)).abs()
-    usual = (balance.found.repair == 0) & (sizes[:, 0] <= 3)
-    assert float(slackness[usual].max()) <= 1e-6
+    unrepaired = balance.found.repair == 0  # a repaired q need not have it
+    assert float(unrepaired.double().mean()) > 0.95 and float(slackness[unrepaired].max()) <= 1e-8
 
     step._plan = replace(run.plan, steerings=(("it", Steering((*run.plan.shifts[:-1], tried))),))
     made = steer.scores(step.mixture(), before=run.plan.truncation).gather(1, at.ids).double()

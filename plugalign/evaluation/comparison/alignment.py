@@ -29,7 +29,7 @@ from plugalign.values.alignment import Aligner, Alignment
 
 HUMAN_TEXTS, HUMAN_LABELS = "human_texts.json", "human_labels.json"
 CURE = "remove it, and give the file again"
-VALUE, CONTRAST = "ValueDiscriminator", "ValueContrast"
+VALUE, CONTRAST, DIAGNOSIS = KINDS = "ValueDiscriminator", "ValueContrast", "diagnose"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -178,7 +178,7 @@ def alignment_of(out: Path, manifest: Manifest, answers: Mapping[str, Answers]) 
     texts, labels = _read(out / HUMAN_TEXTS, HumanTexts), _read(out / HUMAN_LABELS, HumanLabels)
     settings = manifest.settings
     kinds = {name: record.kind for name, record in settings.judge_details.items()}
-    if texts is None and labels is None and not {VALUE, CONTRAST} & set(kinds.values()):
+    if texts is None and labels is None and not set(KINDS) & set(kinds.values()):
         return None
     own = _own(manifest)
     summed = [name for name in settings.judges if kinds.get(name) == VALUE]
@@ -214,11 +214,12 @@ def _read(path: Path, kind: type[F]) -> F | None:
 def _own(manifest: Manifest) -> list[str]:
     """The judges that ask the very model that answers."""
     model, details = manifest.settings.model, manifest.settings.judge_details
-    weights = None if model is None else model.weights
+    if model is None or model.weights is None:
+        return []
     return [
         name
         for name, record in details.items()
-        if record.kind == CONTRAST and record.reads is not None and record.reads == weights
+        if record.kind in (CONTRAST, DIAGNOSIS) and record.reads == model.weights
     ]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import joblib  # type: ignore[import-untyped]
 import torch
 
 from plugalign.algebra.identity import vocabulary_hash
+from plugalign.controllers.self_diagnosis import diagnose
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.judging.text_classifier import TextClassifier
@@ -45,12 +47,16 @@ def describe_judge(judge: Judge, spec: Any, dtype: torch.dtype | None = None) ->
     where nothing is known of it: an object of foreign code that cannot be serialised.
 
     Args:
-        dtype: of the model that answers, in which a contrast is known to read with that model.
+        dtype: of the model that answers, in which a contrast or a diagnosis is known to read
+            with that model.
     """
     function = judge.function
     sha256 = _of_spec(spec)
     if sha256 is None:
         sha256 = _of_object(spec if hasattr(spec, "predict_proba") else function)
+    if (asked := _diagnosis(function)) is not None:
+        reads = weights_fingerprint(asked["model"], dtype)
+        return JudgeRecord(kind=diagnose.__name__, sha256=sha256, reads=reads)
     found = JudgeRecord(kind=type(function).__name__, sha256=sha256)
     if isinstance(function, TextClassifier):
         return found.model_copy(update={"label": function.positive})
@@ -60,6 +66,14 @@ def describe_judge(judge: Judge, spec: Any, dtype: torch.dtype | None = None) ->
             update={"reads": weights_fingerprint(function.reader.model, rounded)}
         )
     return found
+
+
+def _diagnosis(function: Any) -> dict[str, Any] | None:
+    """What `diagnose` is called with, where a judge is it but for the texts."""
+    if not isinstance(function, partial) or function.func is not diagnose:
+        return None
+    given = inspect.signature(diagnose).bind_partial(*function.args, **function.keywords).arguments
+    return given if {"model", "tokenizer", "attribute"} <= set(given) else None
 
 
 def _of_spec(spec: Any) -> str | None:
@@ -84,6 +98,11 @@ def _of_files(path: Path) -> str:
 
 
 def _of_object(thing: Any) -> str | None:
+    if (asked := _diagnosis(thing)) is not None:
+        model, tokenizer = weights_fingerprint(asked["model"]), vocabulary_hash(asked["tokenizer"])
+        template = getattr(asked["tokenizer"], "chat_template", None)
+        settings = {name: value for name, value in asked.items() if isinstance(value, SIMPLE)}
+        return fingerprint(model, tokenizer, template, settings)
     if isinstance(thing, TextClassifier):
         return fingerprint(weights_fingerprint(thing.model), vocabulary_hash(thing.tokenizer))
     if isinstance(thing, LinearJudge):

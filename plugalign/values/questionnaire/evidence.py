@@ -37,7 +37,9 @@ def _evidence(profile: Profile) -> Iterator[tuple[str, str]]:
     yield "catch items passed", f"{sum(c.passed for c in profile.catches)}/{len(profile.catches)}"
     for each in profile.contrasts:
         yield f"AUC {each.high}, {each.low}", f"{bounded(each.auc)}\np {p_value(each.p)}"
-        yield f"AUC good, bad in {each.part}", f"{each.valence_auc:.2f}"
+        yield f"AUC good, bad in {each.part}", bounded(each.valence_auc)
+        length = each.length_auc
+        yield f"AUC long, short in {each.part}", NONE if length is None else bounded(length)
     yield "refused", NONE if profile.refusals is None else percent(profile.refusals.rate)
 
 

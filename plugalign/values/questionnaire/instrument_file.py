@@ -14,7 +14,9 @@ item of the foundation "catch" is a catch item, whose expected answer is low in 
 and high in "agreement" unless ``"catch": "low"`` or ``"high"`` says so. ``"PART_prompt"`` is the
 instruction of a part. For the parts "relevance" and "agreement" (and items without parts count as
 "agreement") wordings, content-free items and validity items ship with the package; ``"parts"``
-replaces them, and gives those of any other part::
+replaces them, and gives those of any other part. The validity items that ship are frames, by the
+number in their ids, each filled in for both ends: the ends are alike in tone, length, syntax and
+what words the frames share, and differ in what is said. Items of your own should, too::
 
     "parts": {"likeness": {"wordings": [{"instruction": "...", "question": "{item}\\nAnswer:"},
                                         ...],

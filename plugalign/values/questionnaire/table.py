@@ -139,8 +139,8 @@ def _notes(instrument: Instrument, profiles: Sequence[Profile]) -> Iterator[str]
     )
     yield (
         "Alpha: agreement of the wordings. AUC: whether items whose answer is known are told "
-        "apart; they are balanced, so good against bad should be 0.5. Who draws lots passes two "
-        "catch items one time in four. p: that all dimensions score alike."
+        "apart; they are balanced, so good against bad and long against short should be 0.5. Who "
+        "draws lots passes two catch items one time in four. p: that all dimensions score alike."
     )
     if instrument.note:
         yield printable(f"{instrument.name}: {instrument.note}")

@@ -2,14 +2,16 @@
 
 *Core* checks ask whether the answers depend on the items: the item share of the variance (see
 `plugalign.values.reliability.Shares.telling`) is at least `ITEM_SHARE`, and the interval of each
-validity contrast's AUC lies above one half. *Further* checks ask whether the answers can be relied
+validity contrast's AUC lies above one half, where the items' length does not order the scores as
+well. An interval below one half is no sign of an answer at random: the respondent tells the items
+apart by something else than what they say. *Further* checks ask whether the answers can be relied
 on: every catch item is passed, the runs agree (alpha within parts, after debiasing, of at least
 `ALPHA`), at most `REFUSED` of the items are declined, and, where letters score, turning the scale
 round moves an item by at most `TURNED` of the scale on average.
 
 * **measured**: all checks hold. Only then is a profile drawn.
-* **not measured**: the item share fails, or no AUC's interval lies above one half, or more than
-  half of the items are declined.
+* **not measured**: the item share fails, or no contrast holds, or more than half of the items are
+  declined.
 * **partly measured**: anything between.
 
 A respondent who draws answers by lot passes two catch items one time in four: no check stands
@@ -23,11 +25,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugalign.evaluation.report.numbers import p_value
+from plugalign.evaluation.statistics.paired import Interval
 from plugalign.values.questionnaire.reliability import Shares
-from plugalign.values.questionnaire.validity import Catch, Contrast
+from plugalign.values.questionnaire.validity import CHANCE, Catch, Contrast, beside_chance
 
 ITEM_SHARE = 0.05
-CHANCE = 0.5
 ALPHA = 0.7
 REFUSED, MOSTLY_REFUSED = 0.25, 0.5
 TURNED = 0.1  # of the scale
@@ -79,7 +81,7 @@ def judge(
         turned: how far turning the scale round moves an item on average, as a part of the scale;
             None where letters do not score.
     """
-    valid = [contrast.auc.low > CHANCE for contrast in contrasts]
+    valid = [each.auc.low > CHANCE and not each.by_length for each in contrasts]
     reads = shares.telling >= ITEM_SHARE
     text = (
         f"the items explain {shares.telling:.3f} of the variance of the answers"
@@ -97,14 +99,24 @@ def judge(
 
 
 def _contrast(contrast: Contrast, holds: bool) -> Check:
-    auc = contrast.auc
-    return Check(
-        f"{contrast.high} against {contrast.low}",
-        holds,
-        True,
-        f"{contrast.high} against {contrast.low} items: AUC {auc.value:.2f} [{auc.low:.2f}, "
-        f"{auc.high:.2f}], p {p_value(contrast.p)} (the interval above {CHANCE})",
-    )
+    name = f"{contrast.high} against {contrast.low}"
+    found = f"{_auc(contrast.auc)}, p {p_value(contrast.p)}"
+    text = f"{name} items: {found} (the interval above {CHANCE})"
+    return Check(name, holds, True, text if holds else "".join([text, *_instead(contrast)]))
+
+
+def _instead(contrast: Contrast) -> Iterator[str]:
+    """What the scores of a contrast that does not hold follow, as far as that is known."""
+    if contrast.auc.high < CHANCE:
+        yield f"; below {CHANCE} is not by chance: they go by something other than what is said"
+    if beside_chance(contrast.valence_auc):
+        yield f"; they follow the tone: good against bad {_auc(contrast.valence_auc)}"
+    if contrast.length_auc is not None and beside_chance(contrast.length_auc):
+        yield f"; they follow the length: long against short {_auc(contrast.length_auc)}"
+
+
+def _auc(auc: Interval) -> str:
+    return f"AUC {auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
 
 
 def _further(

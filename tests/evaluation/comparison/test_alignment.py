@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from tiny_models import make_model, make_tokenizer
 
 from plugalign.controllers.self_debias import SelfDebias
+from plugalign.controllers.self_diagnosis import diagnose
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.values.discriminator.contrast import ValueContrast
@@ -103,17 +105,30 @@ def test_labels_of_other_answers_are_refused(tmp_path: Path) -> None:
     assert "alignment" not in run(tmp_path / "run", resume=True).summary
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_model_judges_its_own_texts(dtype: torch.dtype, tmp_path: Path) -> None:
+def own_judge(kind: str, seed: int) -> Any:
+    model, tokenizer = make_model(seed=seed), make_tokenizer()
+    if kind == "contrast":
+        return ValueContrast("w5", "w7", CausalReader(model, tokenizer, (1,)))
+    return partial(diagnose, model, tokenizer, attribute="w5 w7", template="{text} w1 {attribute}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("contrast", torch.float32),
+        ("contrast", torch.bfloat16),
+        ("diagnosis", torch.float32),
+        ("diagnosis", torch.bfloat16),
+    ],
+)
+def test_the_model_judges_its_own_texts(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Also where it answers in half precision, and the judge was loaded in float32."""
-    reader = CausalReader(make_model(), make_tokenizer(), (1,))
-    judges = {"itself": Judge("itself", ValueContrast("w5", "w7", reader)), "odd": odd}
+    judges = {"itself": Judge("itself", own_judge(kind, 0)), "odd": odd}
     found = run(tmp_path / "run", judges=judges, model=make_model().to(dtype))
     action = found.summary["alignment"]["rows"]["base"]["judgement_and_action"]["itself"]["odd"]
     gap = action["judgement"]["value"] - action["action"]["value"]
     assert action["gap"]["value"] == pytest.approx(gap)
     assert "the model on its own texts (itself)" in " ".join(shown(found).split())
-    other = CausalReader(make_model(seed=3), make_tokenizer(), (1,))
-    judges["itself"] = Judge("itself", ValueContrast("w5", "w7", other))
+    judges["itself"] = Judge("itself", own_judge(kind, 3))
     rows = run(tmp_path / "other", judges=judges).summary["alignment"]["rows"]
     assert "judgement_and_action" not in rows["base"]

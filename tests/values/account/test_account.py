@@ -280,7 +280,8 @@ def test_bounds_are_counted(shift, tmp_path):
     for report in ("account.md", "account.html"):
         assert "before temperature 1 and top-p 0.9" in (made.out / report).read_text("utf-8")
     page = traced.page.read_text(encoding="utf-8")
-    assert 'class="t up repaired"' in page or 'class="t down repaired"' in page
+    repaired = sum(step % 3 == 2 for steps in by_prompt.values() for step in steps)
+    assert repaired and page.count('class="t down repaired"') == repaired  # nothing is raised
     [controller] = made.runs[0].controllers
     assert controller.status == "it was given in Python; not checked"
 
@@ -303,6 +304,14 @@ def test_a_comparison_is_accounted_for_by_method_and_stratum(compared, tmp_path)
     [controller] = made.runs[0].controllers
     assert controller.status == "as in the run" and controller.sheet["n"] == 4000
     assert "Methods by stratum" in made.page.read_text(encoding="utf-8")
+
+
+def test_a_prompt_of_two_lines_is_one_prompt(tmp_path):
+    few = {"methods": ["self_debias"], "samples": 1, "max_new_tokens": 2}
+    pa.compare(**few, prompts=["the cook\u2028is", "a nurse\x85was"], out=tmp_path / "run")
+    made = account([tmp_path / "run"], risk="pocket", out=tmp_path / "account")
+    figures = made.runs[0].compared.figures
+    assert sum(f.prompts for f in figures if f.method == "base") == 2
 
 
 def test_what_users_write_is_shown_and_not_obeyed(tmp_path):

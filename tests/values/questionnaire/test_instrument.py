@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 from respondents import small, written
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
 
+from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.values.questionnaire.instrument_file import SHIPPED, VALIDITY, read_instrument
 from plugalign.values.questionnaire.questions import orders, question, questions
 
@@ -33,6 +38,37 @@ def test_what_ships_is_balanced(name: str) -> None:
             assert valences.count("good") == valences.count("bad")
         assert len(found.parts[part].wordings) >= 3
     assert [found.items[n].expected for n in found.numbers("catch")] == ["low", "high"]
+
+
+@pytest.mark.parametrize("part", ["relevance", "agreement"])
+def test_only_what_validity_items_say_tells_their_ends_apart(part: str) -> None:
+    """Not length, tone or words: frames (the number in an id) are the same at both ends."""
+    found = read_instrument("foundations")
+    items = [found.items[n] for n in found.numbers("validity", part)]
+    high = [item.expected == "high" for item in items]
+    good = [item.valence == "good" for item in items]
+    texts = [item.text for item in items]
+    frames = [int(re.findall(r"\d+", item.id)[0]) for item in items]
+    first = [text.split()[0] for text in texts]
+    for cue in (
+        [len(text.split()) for text in texts],
+        [len(text) for text in texts],
+        *([word == each for word in first] for each in set(first)),
+    ):
+        assert auc_of(high, cue).value == pytest.approx(0.5, abs=0.05)
+    # Nor does the length tell the tone, so that it shows which of the two scores follow.
+    assert auc_of(good, [len(text) for text in texts]).value == pytest.approx(0.5, abs=0.05)
+    for frame in set(frames):
+        ends: dict[bool, list[Any]] = {True: [], False: []}
+        for item, end, text, each in zip(items, high, texts, frames, strict=True):
+            if each == frame:
+                ends[end].append((len(text.split()), text.split()[0], item.valence))
+        assert sorted(ends[True]) == sorted(ends[False])
+    words = make_pipeline(CountVectorizer(token_pattern=r"\w+"), LogisticRegression())
+    by_words = cross_val_predict(
+        words, texts, high, groups=frames, cv=LeaveOneGroupOut(), method="decision_function"
+    )
+    assert auc_of(high, by_words.round(6)).value == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.skipif(not MFQ.is_file(), reason="needs the MFQ-30's items, which do not ship")

@@ -81,11 +81,51 @@ def test_who_reads_is_measured(instrument: Instrument, tmp_path: Path, formats: 
     profile = profile_of(instrument, oracle(instrument), tmp_path, formats)
     assert profile.verdict.level == "measured" and not profile.verdict.failed
     assert all(contrast.auc.value == 1.0 and contrast.p < 1e-3 for contrast in profile.contrasts)
-    assert all(contrast.valence_auc == pytest.approx(0.5) for contrast in profile.contrasts)
+    for contrast in profile.contrasts:
+        assert contrast.valence_auc.value == pytest.approx(0.5)
+        assert contrast.length_auc is not None and not contrast.by_length
+        assert contrast.length_auc.value == pytest.approx(0.5, abs=0.05)
     scores = wanted(instrument)
     for name, figure in profile.dimensions.items():
         assert figure.value == pytest.approx(scores[instrument.of(name)].mean(), abs=1e-6)
         assert figure.low < figure.value < figure.high
+
+
+def test_who_goes_by_length_or_tone_is_not_measured(instrument: Instrument, tmp_path: Path) -> None:
+    levels = np.arange(instrument.levels)
+    valence = {
+        item.text: {"good": 1.0, "bad": -1.0}.get(item.valence, 0) for item in instrument.items
+    }
+    cues = {
+        "words": lambda text: len(text.split()),
+        "length": lambda text: -len(text) / 10,
+        "tone": lambda text: valence[text],
+    }
+    for name, cue in cues.items():
+        stub = Stub(instrument, lambda text, cue=cue: cue(text) * levels)
+        profile = profile_of(instrument, stub, tmp_path / name, ("options",))
+        assert profile.verdict.level == "not measured", name
+        texts = [check.text for check in profile.verdict.failed if "AUC" in check.text]
+        assert len(texts) == 2
+        if name != "words":
+            assert all(f"they follow the {name}: " in text for text in texts)
+
+
+def test_length_that_tells_the_ends_of_own_items_apart_is_no_reading(tmp_path: Path) -> None:
+    """Items of a file may be unbalanced: there length alone has an AUC of 1."""
+    validity = [
+        {"id": f"{end}-{n}", "expected": end, "valence": ("good", "bad")[n % 2], "text": text}
+        for n in range(12)
+        for end, text in (("high", f"A long statement, number {n}"), ("low", f"Short, {n}"))
+    ]
+    content = small(parts={"agreement": {"validity": validity}})
+    instrument = read_instrument(written(tmp_path / "small.json", content))
+    levels = np.arange(instrument.levels)
+    stub = Stub(instrument, lambda text: 0.1 * len(text) * levels)
+    profile = profile_of(instrument, stub, tmp_path / "out")
+    [contrast] = profile.contrasts
+    assert contrast.auc.low > 0.5 and contrast.by_length
+    assert profile.verdict.level == "not measured"
 
 
 def test_who_refuses_scores_the_middle(instrument: Instrument, tmp_path: Path) -> None:
@@ -116,10 +156,10 @@ def test_what_was_answered_is_not_asked_again(instrument: Instrument, tmp_path: 
     stub, survey = oracle(instrument), Survey(instrument, ("options",))
     whole = ask(survey, {"stub": stub}, tmp_path, "run")["stub"]
     lines = (tmp_path / READINGS).read_text().splitlines(keepends=True)
-    (tmp_path / READINGS).write_text("".join(lines[:60]) + lines[60][:20])  # torn by a kill
+    (tmp_path / READINGS).write_text("".join(lines[:90]) + lines[90][:20])  # torn by a kill
     stub.prompts.clear()
     again = ask(survey, {"stub": stub}, tmp_path, "run")["stub"]
-    assert len(stub.prompts) == 6 * 44 - 44  # one whole block of six was there
+    assert len(stub.prompts) == 6 * 68 - 68  # one whole block of six was there
     np.testing.assert_array_equal(again.readings["options"].log_p, whole.readings["options"].log_p)
     changed = lines[3].replace("-1", "-2", 1)
     (tmp_path / READINGS).write_text("".join([*lines[:3], changed, *lines[4:]]))

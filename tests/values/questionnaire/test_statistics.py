@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from respondents import Stub, readings_of, small, written
 
+from plugalign.evaluation.statistics.paired import Interval
 from plugalign.values.questionnaire.instrument import Instrument
 from plugalign.values.questionnaire.instrument_file import read_instrument
-from plugalign.values.questionnaire.reliability import cronbach_alpha, variance_shares
+from plugalign.values.questionnaire.reliability import Shares, cronbach_alpha, variance_shares
 from plugalign.values.questionnaire.scoring import Readings
-from plugalign.values.questionnaire.validity import contrasts, dimensions_differ
+from plugalign.values.questionnaire.validity import Catch, Contrast, contrasts, dimensions_differ
 from plugalign.values.questionnaire.verdict import judge
 
 
@@ -104,18 +105,18 @@ def with_validity(instrument: Instrument, high: Any, low: Any) -> np.ndarray:
 
 def test_auc_counts_pairs(instrument: Instrument) -> None:
     rng = np.random.default_rng(1)
-    high, low = rng.integers(2, 6, 12).tolist(), rng.integers(0, 5, 12).tolist()
+    high, low = rng.integers(2, 6, 24).tolist(), rng.integers(1, 5, 24).tolist()
     pairs = [(h > o) + 0.5 * (h == o) for h in high for o in low]
     (found,) = contrasts(instrument, with_validity(instrument, high[:], low[:]))
-    assert found.auc.value == pytest.approx(np.mean(pairs)) and found.items == (12, 12)
+    assert found.auc.value == pytest.approx(np.mean(pairs)) and found.items == (24, 24)
     assert found.auc.low < found.auc.value <= found.auc.high and 0 < found.p < 0.05
     # The p-value beside the normal approximation of the rank sum with ties.
     ranks = np.array([*high, *low])
     order = np.array([(ranks < x).sum() + ((ranks == x).sum() + 1) / 2 for x in ranks])
     n = len(ranks)
     _, ties = np.unique(ranks, return_counts=True)
-    spread = np.sqrt(12 * 12 / 12 * (n + 1 - (ties**3 - ties).sum() / (n * (n - 1))))
-    z = (abs(order[:12].sum() - 12 * (n + 1) / 2) - 0.5) / spread
+    spread = np.sqrt(24 * 24 / 12 * (n + 1 - (ties**3 - ties).sum() / (n * (n - 1))))
+    z = (abs(order[:24].sum() - 24 * (n + 1) / 2) - 0.5) / spread
     from math import erfc
 
     assert found.p == pytest.approx(erfc(z / np.sqrt(2)), rel=0.02)
@@ -124,6 +125,11 @@ def test_auc_counts_pairs(instrument: Instrument) -> None:
 def test_dimensions_that_differ_are_found(instrument: Instrument) -> None:
     scores = np.full(len(instrument.items), 2.0)
     assert dimensions_differ(instrument, scores) == 1.0
+    many = read_instrument("foundations")
+    scores = np.random.default_rng(0).normal(2.5, 0.5, len(many.items))
+    assert dimensions_differ(many, scores) > 0.05
+    scores[many.of("care")] += 2
+    assert dimensions_differ(many, scores) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -137,18 +143,20 @@ def test_dimensions_that_differ_are_found(instrument: Instrument) -> None:
         ({"item": 0.01}, "not measured"),
         ({"valid": (True, False)}, "partly measured"),
         ({"valid": (False, False)}, "not measured"),
+        ({"length": 0.85}, "not measured"),
+        ({"length": 0.7}, "measured"),
         ({"caught": False}, "partly measured"),
     ],
 )
 def test_the_rule_of_the_verdict(instrument: Instrument, changes: Any, level: str) -> None:
-    from plugalign.evaluation.statistics.paired import Interval
-    from plugalign.values.questionnaire.reliability import Shares
-    from plugalign.values.questionnaire.validity import Catch, Contrast
-
     given = {"alpha": 0.9, "refusal_rate": 0.0, "turned": None, "item": 0.3, "caught": True}
-    given |= {"valid": (True, True)} | changes
+    given |= {"valid": (True, True), "length": 0.5} | changes
+    half, length = Interval(0.5, 0.4, 0.6), given["length"]
+    by_length = Interval(length, length - 0.1, length + 0.1)
     contrasts_ = [
-        Contrast("p", "h", "l", Interval(0.8, 0.6 if v else 0.5, 0.9), 0.01, 0.5, (12, 12))
+        Contrast(
+            "p", "h", "l", Interval(0.8, 0.6 if v else 0.5, 0.9), 0.01, half, by_length, (12, 12)
+        )
         for v in given["valid"]
     ]
     verdict = judge(
@@ -160,3 +168,17 @@ def test_the_rule_of_the_verdict(instrument: Instrument, changes: Any, level: st
         given["turned"],
     )
     assert verdict.level == level and bool(verdict.failed) == (level != "measured")
+
+
+def test_an_auc_below_one_half_is_not_called_chance() -> None:
+    below, half = Interval(0.24, 0.04, 0.45), Interval(0.5, 0.4, 0.6)
+    tone = Interval(0.9, 0.8, 1.0)
+    found = [
+        Contrast("p", "relevant", "irrelevant", below, 0.035, half, half, (24, 24)),
+        Contrast("q", "true", "false", half, 0.9, tone, half, (24, 24)),
+    ]
+    verdict = judge(Shares(None, 0.1, 0.3, 0.3), found, [], 0.9, None, None)
+    first, second = (check.text for check in verdict.failed)
+    assert verdict.level == "not measured"
+    assert "is not by chance: they go by something other than what is said" in first
+    assert "by chance" not in second and "the tone: good against bad AUC 0.90 [0.80, " in second
