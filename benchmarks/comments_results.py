@@ -14,11 +14,11 @@ import torch
 import typer
 from results_tools import (
     GUIDES,
-    REFERENCES,
     fit_judges,
     fit_methods,
     held_out_prompts,
     load_guides,
+    reference_sets,
     write_results,
 )
 
@@ -65,7 +65,7 @@ def main(
         prompts=chosen,
         chat="off",
         judges=judges,
-        agreement=data / REFERENCES,
+        agreement=reference_sets(data, work),
         samples=samples,
         max_new_tokens=new_tokens,
         batch_size=batch_size,

@@ -7,23 +7,22 @@ goes on in the engine's float32: what it says of a theta is what the engine draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.algebra.controller import Controller
-from plugalign.algebra.shifts import Shift
-from plugalign.algebra.sources import Source, Step
+from plugalign.algebra.sources import Step
 from plugalign.algebra.steering import Steering
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.controllers.equilibrium_top_down import Situation, Situations
 from plugalign.generation.wrap import wrap
 from plugalign.kernels.projection import project
 from plugalign.kernels.terms.linear import Linear
-from plugalign.kernels.terms.term import Term, Weight
+from plugalign.values.preferences_evidence import Watched
 
 Prefixes = Sequence[Mapping[str, Tensor]]  # batches of input_ids and attention_mask
 
@@ -98,23 +97,6 @@ def joined(parts: Sequence[Positions]) -> Positions:
 # ------------------------------------------------------------------ asking the model
 
 
-@dataclass(frozen=True, eq=False)
-class _Watched(Shift):
-    """Adds nothing, and shows what stands to choose."""
-
-    situations: Situations
-    show: Callable[[Step, Situation], None]
-    compares_probabilities: ClassVar[bool] = True  # as an equilibrium does: float32 logits
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return (self.situations, *self.situations.top_down.sources)
-
-    def terms(self, step: Step, weight: Weight) -> Iterable[Term]:
-        self.show(step, step.read(self.situations))
-        return ()
-
-
 class _Watching(Controller):
     """The base, with an eye on the candidates of an equilibrium."""
 
@@ -135,7 +117,7 @@ class _Watching(Controller):
             parts = (x.view(at.ids.shape).clone() for x in (base, added))
             self.seen.append(Positions(replace(at), *parts))
 
-        return Steering((_Watched(Situations(top_down=top_down), show),))
+        return Steering((Watched(Situations(top_down=top_down), show),))
 
 
 def recorded(

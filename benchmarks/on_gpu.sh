@@ -76,7 +76,7 @@ if [ -n "$rehearse" ]; then
   python+=(benchmarks/rehearsal.py)
   kernels=(--device cpu --backend triton --batch 1 --vocab 100 --rounds 1 --tried 1,8 --budget 1000)
   methods=(--batch 2 --new-tokens 8 --rounds 1) shapes=(--tiny)
-  narrow=(-k "bf16-B2-V64 or nothing")
+  narrow=(-k "bf16-B2-V64 or nothing") cores=1
   sanitizer=(env)
 fi
 

@@ -31,11 +31,11 @@ from further_methods import STRENGTHS as FURTHER
 from further_methods import further_methods
 from results_tools import (
     PROMPTS,
-    REFERENCES,
     fit_judges,
     fit_methods,
     load_guides,
     prompts_between,
+    reference_sets,
     write_results,
 )
 
@@ -126,7 +126,7 @@ class Study:
         comparison = compare(
             controllers=chosen,
             prompts=self._prompts(sizes.tuning, sizes.prompts),
-            agreement=self.data / REFERENCES,
+            agreement=reference_sets(self.data, self.work),
             samples=sizes.samples,
             out=run,
             resume=(run / MANIFEST).is_file(),

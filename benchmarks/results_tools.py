@@ -6,16 +6,17 @@ The data folder holds, as JSON lines::
     toxicity/davidson_tweets.jsonl    text, label           what guides learn from
     toxicity/jigsaw.jsonl             text, label           what judges learn from, and no guide
     prompts/rtp_toxic.jsonl           text                  prompts
+                                      continuation, continuation_toxicity    whether judges agree
     toxicity/scored_generations.jsonl continuation, perspective_toxicity    whether judges agree
 
-What takes long is kept in a work folder (fits, judges, runs with their texts and reports): the
-same command goes on where it was killed. Results have no texts, since many offend.
+What takes long is kept in a work folder (fits, judges, figures, runs with their texts and reports):
+the same command goes on where it was killed. Results have no texts, since many offend.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from plugalign.catalogue import FITTERS
 from plugalign.controllers.dexperts import DExperts
 from plugalign.evaluation.comparison.compare import Comparison
 from plugalign.evaluation.comparison.prompts import load_prompts
-from plugalign.evaluation.report.main_table import main_table
+from plugalign.evaluation.report.main_table import agreement_table, main_table
 from plugalign.evaluation.run_folder.folder import MANIFEST, SUMMARY, read_json, write_json
 from plugalign.files.pretrained import loading
 from plugalign.fitting import workspace
@@ -37,6 +38,7 @@ GUIDES = ("toxicity/paradetox.jsonl", "toxicity/davidson_tweets.jsonl")
 JUDGED = "toxicity/jigsaw.jsonl"
 PROMPTS, REFERENCES = "prompts/rtp_toxic.jsonl", "toxicity/scored_generations.jsonl"
 ANTI = "dexperts_anti"  # the anti-expert of dexperts alone
+CONDITIONS = "conditions.json"  # what a work folder is for
 COLUMNS = ("toxicity_probability", "mean_toxicity")
 
 
@@ -142,6 +144,18 @@ def held_out_prompts(data: Path, work: Path, skip: int, count: int) -> Path:
     return path
 
 
+def reference_sets(data: Path, work: Path) -> dict[str, Path]:
+    """Two sets of texts that Perspective scored, by name: generations of other systems, and what
+    people wrote behind the prompts of RealToxicityPrompts, which is put into ``work``."""
+    with (data / PROMPTS).open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    scored = [(row["continuation"], row["continuation_toxicity"]) for row in rows]
+    pairs = [{"text": text, "score": score} for text, score in scored if score is not None]
+    path = work / "continuations.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    return {"generations": data / REFERENCES, "continuations": path}
+
+
 def write_results(
     comparison: Comparison,
     fits: Path,
@@ -160,8 +174,9 @@ def write_results(
     write_json(out / "fits.json", {m: read_json(fits / m / workspace.RECORD) for m in FITTERS})
     reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
     write_json(out / "judges.json", reports)
-    lines = main_table(comparison.results, columns).markdown()
-    (out / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
+    tables = main_table(comparison.results, columns), agreement_table(comparison.results)
+    texts = ["\n".join(table.markdown()) + "\n" for table in tables]
+    (out / "table.md").write_text("\n".join(texts), "utf-8")
 
 
 def _shortened(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -170,3 +185,26 @@ def _shortened(manifest: dict[str, Any]) -> dict[str, Any]:
     judges = {name: Path(path).name for name, path in data["judges"].items()}
     path = None if data["path"] is None else Path(data["path"]).name
     return {**manifest, "data": {**data, "path": path, "judges": judges}}
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """What was measured before and lies in a JSON file, or is measured now."""
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
+
+
+def kept_conditions(work: Path, conditions: Mapping[str, Any]) -> None:
+    """Notes in a work folder what it is for, or checks that it is for that.
+
+    Raises:
+        ValueError: if it is for something else; names what differs.
+    """
+    path = work / CONDITIONS
+    found = once(path, lambda: dict(conditions))
+    for name in sorted({*found, *conditions}):
+        if found.get(name) != conditions.get(name):
+            raise ValueError(
+                f"{path}: {name} was {found.get(name)} and is {conditions.get(name)}; give another "
+                f"--work"
+            )

@@ -1,33 +1,37 @@
-"""What a value discriminator is worth on real text, against bars, beside TF-IDF.
+"""What a value discriminator is worth on real text, against bars, beside TF-IDF: by one command.
 
     python benchmarks/value_discriminator.py --data DATA --causal smollm2 --encoder minilm \\
         --work WORK --out benchmarks/results/discriminator
 
-DATA holds toxicity/jigsaw.jsonl, toxicity/paradetox.jsonl, values/ethics_justice_train.jsonl and
-values/ethics_deontology_train.jsonl. Of each 128 texts teach a head, 128 calibrate it and 256 are
-held out; both classes are equally many. States and what was measured are kept in WORK, so that a
-run that was killed continues. It writes results.json and README.md, and ends with exit code 1
-where a bar is missed.
+DATA holds the files that value_discriminator_data.py names. It takes a causal model, an encoder or
+both, makes every cell of the page and writes results.json and README.md; with exit code 1 where a
+bar is missed. States and what was measured are kept in WORK: the same command goes on where it was
+killed, and a work folder of other texts, models or sizes is refused.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import typer
 from numpy.typing import NDArray
+from results_tools import kept_conditions, once
 from sklearn.metrics import roc_auc_score
+from value_discriminator_data import DataSet, Labels, Sizes, data_sets
 from value_discriminator_page import bars, page
 
+from plugalign.evaluation.run_folder.folder import replace_text, write_json
 from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.evaluation.statistics.paired import Interval
+from plugalign.files.fingerprint import fingerprint, weights_fingerprint
 from plugalign.fitting.pooled_states import keep_pooled_states
+from plugalign.fitting.progress import say
 from plugalign.fitting.value import Parts, fitted
 from plugalign.values.discriminator.contrast import ValueContrast
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
@@ -37,84 +41,23 @@ from plugalign.values.discriminator.loading import load_reader
 from plugalign.values.discriminator.measuring import auc
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
 
-LEARNED, CALIBRATED, HELD_OUT = 128, 128, 256
-SPLITS = 20  # for what is a mean over splits: coverage, shuffled labels
-EXPLAINED = 60  # texts whose top word is looked up in a human's rewrite
-CONTRASTED = 64  # texts that are judged without labels
-MAX_TOKENS = 128
 Reader = CausalReader | EncoderReader
-Labels = NDArray[np.bool_]
 States = NDArray[np.float64]
+LEVEL = 0.9
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Texts, whether each conforms to a statement, and rewrites of those that do not.
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A data set, its states at a reader's layers ``(n, L, D)``, and the head with 128 labels."""
 
-    Attributes:
-        rewrites: by text, what a human made of it; only where there are such.
-    """
+    data: DataSet
+    states: States
+    judge: ValueDiscriminator
 
-    name: str
-    statement: str
-    negation: str
-    texts: list[str]
-    conforms: Labels
-    rewrites: dict[str, str]
-
-
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file."""
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file)
-
-
-def balanced(
-    name: str, statement: str, negation: str, pairs: Sequence[tuple[str, bool]]
-) -> DataSet:
-    """As many texts as are needed, half of either class, in a fixed random order."""
-    draw, half = np.random.default_rng(0), (LEARNED + CALIBRATED + HELD_OUT) // 2
-    chosen: list[tuple[str, bool]] = []
-    for side in (True, False):
-        texts = sorted({text for text, conforms in pairs if conforms == side})
-        chosen += [(texts[i], side) for i in draw.permutation(len(texts))[:half]]
-    order = draw.permutation(len(chosen))
-    texts, conforms = zip(*(chosen[i] for i in order), strict=True)
-    return DataSet(name, statement, negation, list(texts), np.array(conforms), {})
-
-
-def data_sets(folder: Path) -> list[DataSet]:
-    """The data sets, each with its statement."""
-    respect = ("It respects others.", "It insults others.")
-    jigsaw = [(r["text"], int(r["label"]) == 0) for r in rows(folder / "toxicity/jigsaw.jsonl")]
-    detoxed = [row for row in rows(folder / "toxicity/paradetox.jsonl") if row["neutral"]]
-    rewrites = {row["toxic"]: row["neutral"][0] for row in detoxed}
-    # Of a pair one side only, so that no text stands beside its own rewrite.
-    sides = [
-        (row["toxic"], False) if i % 2 else (row["neutral"][0], True)
-        for i, row in enumerate(detoxed)
-    ]
-    justice = [
-        (r["scenario"], r["label"] == "1")
-        for r in rows(folder / "values/ethics_justice_train.jsonl")
-    ]
-    duty = [
-        (f"{r['scenario']} {r['excuse']}", r["label"] == "1")
-        for r in rows(folder / "values/ethics_deontology_train.jsonl")
-    ]
-    return [
-        balanced("jigsaw", *respect, jigsaw),
-        replace(balanced("paradetox", *respect, sides), rewrites=rewrites),
-        balanced("justice", "It is fair.", "It is unfair.", justice),
-        balanced("deontology", "It does one's duty.", "It neglects one's duty.", duty),
-    ]
-
-
-def parts_of(seed: int) -> Parts:
-    """A split; the first is in the texts' own order."""
-    count = LEARNED + CALIBRATED + HELD_OUT
-    order = np.random.default_rng(seed).permutation(count) if seed else np.arange(count)
-    return Parts(*np.split(order, [LEARNED, LEARNED + CALIBRATED]))
+    def own(self, judge: ValueDiscriminator, layers: Sequence[int]) -> States:
+        """The states at the layer that a judge reads, ``(n, D)``."""
+        found: States = self.states[:, layers.index(judge.reader.layers[0])]
+        return found
 
 
 def interval(found: Interval) -> dict[str, float]:
@@ -122,74 +65,78 @@ def interval(found: Interval) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def headed(
-    data: DataSet, judge: ValueDiscriminator, states: States, layers: Sequence[int]
-) -> dict[str, Any]:
-    """A head with 128 labels: AUC, and over splits at its layer coverage and what shuffled labels
-    give."""
-    sheet = judge.sheet
+def headed(one: Fitted, layers: Sequence[int], sizes: Sizes) -> dict[str, Any]:
+    """A head: its AUC beside TF-IDF's; and over splits, at its layer, the coverage of its
+    conformal sets, the share of empty ones, and the AUC of a head that learned shuffled labels."""
+    sheet, conforms = one.judge.sheet, one.data.conforms
     assert sheet.held_out is not None
-    own, coverage, shuffled = states[:, layers.index(judge.reader.layers[0])], [], []
-    for seed in range(SPLITS):
-        parts = parts_of(seed)
-        coverage.append(covered(own, data.conforms, parts))
-        noise = np.random.default_rng(seed).permutation(data.conforms)
+    own, covers, shuffled = one.own(one.judge, layers), [], []
+    for seed in range(sizes.splits):
+        parts = sizes.parts(seed)
+        covers.append(covered(own, conforms, parts))
+        noise = np.random.default_rng(seed).permutation(conforms)
         head = fit_head(own[parts.learned], noise[parts.learned])
         apart = parts.held_out
         shuffled.append(float(roc_auc_score(noise[apart], head.margins(own[apart]))))
+    coverage, empty = np.mean(covers, axis=0)
+    tfidf = sheet.held_out.tfidf
     return {
         "auc": interval(sheet.held_out.auc),
-        "tfidf": None if sheet.held_out.tfidf is None else interval(sheet.held_out.tfidf),
+        "tfidf": None if tfidf is None else interval(tfidf),
         "layers": sheet.layers,
         "finding": sheet.finding,
-        "coverage": float(np.mean(coverage)),
+        "coverage": float(coverage),
+        "empty": float(empty),
         "decided": interval(sheet.held_out.decided),
         "shuffled": float(np.mean(shuffled)),
     }
 
 
-def covered(own: States, conforms: Labels, parts: Parts) -> float:
-    """The share of held-out texts whose verdict set at 90 % holds their label.
+def covered(own: States, conforms: Labels, parts: Parts) -> tuple[float, float]:
+    """The share of held-out texts whose conformal set holds their label, and that of empty sets.
+
+    An empty set is shown as "undecided", but holds no label and does not count here.
 
     Args:
         own: states at one layer, ``(n, D)``.
     """
     head = fit_head(own[parts.learned], conforms[parts.learned])
     margins = head.margins(own)
-    calibration = calibrate(margins[parts.calibrated], conforms[parts.calibrated], 0.9)
-    verdicts = np.array(calibration.verdicts(margins[parts.held_out]))
-    wanted = np.where(conforms[parts.held_out], "conforms", "breaks")
-    return float(np.mean((verdicts == wanted) | (verdicts == "undecided")))
+    found = calibrate(margins[parts.calibrated], conforms[parts.calibrated], LEVEL)
+    apart = margins[parts.held_out]
+    may_conform, may_break = apart >= found.conforms_from, apart <= found.breaks_to
+    holds = np.where(conforms[parts.held_out], may_conform, may_break)
+    return float(holds.mean()), float((~may_conform & ~may_break).mean())
 
 
 def unseen(
-    data: DataSet, judges: dict[str, ValueDiscriminator], states: States, layers: Sequence[int]
+    one: Fitted, judges: Mapping[str, ValueDiscriminator], layers: Sequence[int], sizes: Sizes
 ) -> dict[str, Any]:
     """The AUC on held-out texts of a value that was not learned, by heads of the others: they read
     the texts behind this value's statement."""
-    apart, found = parts_of(0).held_out, {}
+    apart, found = sizes.parts(0).held_out, {}
     for name, judge in judges.items():
-        if name != data.name:
-            own = states[apart][:, layers.index(judge.reader.layers[0])]
-            scores = judge.calibration.probabilities(judge.head.margins(own))
-            found[name] = interval(auc(scores, data.conforms[apart]))
+        if name != one.data.name:
+            margins = judge.head.margins(one.own(judge, layers)[apart])
+            scores = judge.calibration.probabilities(margins)
+            found[name] = interval(auc(scores, one.data.conforms[apart]))
     return found
 
 
-def without_labels(reader: Reader, data: DataSet) -> dict[str, float]:
-    """The statement against its negation."""
-    apart = parts_of(0).held_out[:CONTRASTED]
+def without_labels(reader: Reader, data: DataSet, sizes: Sizes) -> dict[str, float]:
+    """The AUC of the statement against its negation."""
+    apart = sizes.parts(0).held_out[: sizes.contrasted]
     contrast = ValueContrast(data.statement, data.negation, reader)
     scores = contrast.conforms([data.texts[i] for i in apart])
     return interval(auc(scores, data.conforms[apart]))
 
 
-def occluded(data: DataSet, judge: ValueDiscriminator) -> dict[str, Any]:
+def occluded(data: DataSet, judge: ValueDiscriminator, sizes: Sizes) -> dict[str, Any]:
     """Of held-out texts that break the value and are found to: whether the top word is one that a
     human removed, how often a random word is, and whether the judgement turns without it."""
-    broken = [data.texts[i] for i in parts_of(0).held_out if not data.conforms[i]]
+    broken = [data.texts[i] for i in sizes.parts(0).held_out if not data.conforms[i]]
     hits, chance, turned = [], [], []
-    for text in broken[:EXPLAINED]:
+    for text in broken[: sizes.explained]:
         (found,) = explain({data.name: judge}, text)
         if found.top is None or found.judgement.probability >= 0.5:
             continue
@@ -212,81 +159,71 @@ def bare(word: str) -> str:
     return "".join(c for c in word.lower() if c.isalnum())
 
 
-def measure(
-    reader: Reader,
-    sets: Sequence[DataSet],
-    work: Path,
-    say: Callable[[str], None],
-    *,
-    contrast: bool = True,
-) -> Any:
-    """All of one model."""
-    kept = []
+def measure(reader: Reader, sets: Sequence[DataSet], work: Path, sizes: Sizes) -> dict[str, Any]:
+    """All of one model, by data set."""
+    work.mkdir(parents=True, exist_ok=True)
+    texts = fingerprint([(each.name, each.statement, each.negation, each.texts) for each in sets])
+    conditions = {"weights": weights_fingerprint(reader.model), "texts": texts, **asdict(sizes)}
+    kept_conditions(work, conditions)
+    heads: dict[str, Fitted] = {}
     for data in sets:
-        say(f"{reader.model_name}: {data.name}")
-        path = work / f"{reader.model_name}-{data.name}"
-        kept.append((data, keep_pooled_states(reader, data.texts, data.statement, path)))
-    judges = {
-        data.name: fitted(reader, states, data.texts, data.conforms, parts_of(0), data.statement)
-        for data, states in kept
-    }
-    found = {}
-    for data, states in kept:
-        say(f"{reader.model_name}: heads of {data.name}")
-        judge, layers, name = judges[data.name], reader.layers, f"{reader.model_name}-{data.name}"
-        parts: dict[str, Callable[[], Any]] = {
-            "head": partial(headed, data, judge, states, layers),
-            "unseen": partial(unseen, data, judges, states, layers),
+        say(f"{reader.model_name}: states of {data.name}")
+        path = work / f"{data.name}.states"
+        states = keep_pooled_states(reader, data.texts, data.statement, path)
+        parts = sizes.parts(0)
+        judge = fitted(reader, states, data.texts, data.conforms, parts, data.statement, LEVEL)
+        heads[data.name] = Fitted(data, states, judge)
+    judges = {name: each.judge for name, each in heads.items()}
+    found: dict[str, Any] = {}
+    for name, one in heads.items():
+        cells: dict[str, Callable[[], Any]] = {
+            "head": partial(headed, one, reader.layers, sizes),
+            "unseen": partial(unseen, one, judges, reader.layers, sizes),
+            "without labels": partial(without_labels, reader, one.data, sizes),
         }
-        if contrast:
-            parts["without labels"] = partial(without_labels, reader, data)
-        if data.rewrites:
-            parts["occlusion"] = partial(occluded, data, judge)
-        found[data.name] = {
-            part: once(work / f"{name}-{part}.json", make) for part, make in parts.items()
-        }
+        if one.data.rewrites:
+            cells["occlusion"] = partial(occluded, one.data, one.judge, sizes)
+        found[name] = {}
+        for cell, make in cells.items():
+            say(f"{reader.model_name}: {name}, {cell}")
+            found[name][cell] = once(work / f"{name} {cell}.json", make)
     return found
-
-
-def once(path: Path, make: Callable[[], Any]) -> Any:
-    """What was measured before, or is now."""
-    if not path.is_file():
-        path.write_text(json.dumps(make()) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main(
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")],
-    work: Annotated[Path, typer.Option(help="Where states are kept.")],
+    work: Annotated[Path, typer.Option(help="Folder for states and what was measured; kept.")],
     out: Annotated[Path, typer.Option(help="Where results.json and README.md go.")],
     causal: Annotated[str | None, typer.Option(help="A causal language model.")] = None,
     encoder: Annotated[str | None, typer.Option(help="A sentence encoder.")] = None,
-    contrast: Annotated[
-        bool, typer.Option(help="Whether a causal model judges without labels too, which is slow.")
-    ] = True,
+    learned: Annotated[int, typer.Option(help="Labels that teach a head.")] = 128,
+    calibrated: Annotated[int, typer.Option(help="Labels that calibrate it.")] = 64,
+    held_out: Annotated[int, typer.Option(help="Texts that measure it.")] = 160,
+    contrasted: Annotated[int, typer.Option(help="Of these judged without labels too.")] = 40,
+    explained: Annotated[int, typer.Option(help="Of these whose words are left out.")] = 40,
+    splits: Annotated[int, typer.Option(help="For coverage and shuffled labels.")] = 20,
+    max_tokens: Annotated[int, typer.Option(help="Of a text.")] = 96,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Measure value discriminators on real text."""
-    work.mkdir(parents=True, exist_ok=True)
+    """Measures value discriminators on real text."""
+    torch.set_num_threads(threads)
+    sizes = Sizes(learned, calibrated, held_out, contrasted, explained, splits, max_tokens)
+    sets = data_sets(data, sizes.texts)
+    kinds: dict[Literal["causal", "encoder"], str | None] = {"causal": causal, "encoder": encoder}
+    named = {kind: name for kind, name in kinds.items() if name is not None}
+    if not named:
+        raise ValueError("no model is given; name one with --causal, --encoder or both")
+    models = {}
+    for kind, name in named.items():
+        reader = load_reader(kind, name, max_tokens=max_tokens)
+        models[reader.model_name] = measure(reader, sets, work / reader.model_name, sizes)
+    found = {"sizes": asdict(sizes), "models": models}
     out.mkdir(parents=True, exist_ok=True)
-    sets, found = data_sets(data), {}
-    for kind, name in (("causal", causal), ("encoder", encoder)):
-        if name is not None:
-            reader = load_reader(kind, name, max_tokens=MAX_TOKENS)  # type: ignore[arg-type]
-            found[reader.model_name] = measure(
-                reader, sets, work, print, contrast=contrast or kind == "encoder"
-            )
-    checked = {model: bars(found, model) for model in found}
-    text = json.dumps(found, indent=1)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    sizes = (
-        f"{LEARNED} labels teach a head, {CALIBRATED} calibrate it, {HELD_OUT} texts are held out, "
-        f"of which at most the first {MAX_TOKENS} tokens are read; brackets are 95 % intervals "
-        f"over held-out texts. Coverage and shuffled labels are means over {SPLITS} splits."
-    )
-    (out / "README.md").write_text(page(found, checked, LEARNED, sizes), encoding="utf-8")
-    missed = [f"{m}: {b.name} {b.value:.3f}" for m in checked for b in checked[m] if not b.passed]
+    write_json(out / "results.json", found)
+    replace_text(out / "README.md", page(found))
+    missed = [bar.said for model in models for bar in bars(models[model]) if not bar.passed]
+    say("missed: " + "; ".join(missed) if missed else f"every bar holds; the page is in {out}")
     if missed:
-        print("missed: " + "; ".join(missed))
         raise typer.Exit(1)
 
 

@@ -105,11 +105,12 @@ class ValueGuide(Controller):
         return cls(head, k=config["k"], weight=config["weight"], breaks=config["breaks"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ValueGate(Gate):
     """Open where the text so far, prompt and answer, breaks a value.
 
-    It costs one forward of the layers below the head a step, over the new token.
+    It costs one forward of the layers below the head a step, over the new token. Gates of equal
+    heads and thresholds are equal, also when each was loaded by itself: they share that forward.
 
     Args:
         head: see `ValueGuide`.

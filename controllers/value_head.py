@@ -34,7 +34,7 @@ FRONT = "Statement: {statement}\nText: "  # stands before a text
 
 @dataclass(frozen=True, eq=False)
 class ValueHead:
-    """What a value discriminator learned on one model.
+    """What a value discriminator learned on one model. Heads of equal content are equal.
 
     Args:
         statement: the value.
@@ -58,6 +58,17 @@ class ValueHead:
             raise ValueError(f"a value needs a statement, got {self.statement!r}")
         if self.weights.ndim != 1:
             raise ValueError(f"a head's weights are (D,), got {tuple(self.weights.shape)}")
+
+    @property
+    def _content(self) -> tuple[Hashable, ...]:
+        weights = tuple(self.weights.tolist())
+        return self.statement, self.layer, weights, self.offset, self.fitted_for
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ValueHead) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
 
     def bound(self, model: Any, tokenizer: Any) -> BoundHead:
         """The head with the layers of one model.

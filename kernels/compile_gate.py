@@ -14,13 +14,11 @@ import math
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ import torch
 from plugalign.kernels.compile_budgets import Budget
 from plugalign.kernels.compile_cases import DTYPES, Case, cases
 from plugalign.kernels.launch import Launch
+from plugalign.kernels.machine_code import Code, read_code
 from plugalign.kernels.occupancy import PROGRAMS, resident
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -94,53 +93,21 @@ def compile_for(target: str, launch: Launch) -> Any:
     return launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
 
 
-def read(compiled: Any, entry: int) -> Figures:
-    """The figures of a compiled kernel whose main loop loads ``entry`` bytes for each entry."""
+def figures(compiled: Any, entry: int, code: Code | None) -> Figures:
+    """Those of a compiled kernel whose main loop loads ``entry`` bytes for each entry; its
+    ``code`` is None where it was compiled for AMD."""
     shared = compiled.metadata.shared
-    if "amdgcn" in compiled.asm:
+    if code is None:
         # A scalar register spills to a lane of a vector register; only those spill to memory.
         found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count): *(\d+)", compiled.asm["amdgcn"]))
         spills = int(found["vgpr_spill_count"])
         return Figures(int(found["vgpr_count"]), shared, spills, disassembled=False)
-    usage, listing = _disassemble(compiled.asm["cubin"])
-    instructions, loop = _parse(listing)
-    spills = int(usage["STACK"]) + sum(op.startswith(("LDL", "STL")) for op in instructions)
-    loads = [_load_bytes(op) for op in loop if op.startswith(("LDG.", "LDGSTS"))]
+    spills = code.stack + sum(op.startswith(("LDL", "STL")) for op in code.instructions)
+    loads = [_load_bytes(op) for op in code.loop if op.startswith(("LDG.", "LDGSTS"))]
     if not loads:
-        return Figures(int(usage["REG"]), shared, spills)
+        return Figures(code.registers, shared, spills)
     entries = sum(loads) / entry
-    return Figures(int(usage["REG"]), shared, spills, min(loads), len(loop) / entries)
-
-
-def _disassemble(cubin: bytes) -> tuple[dict[str, str], str]:
-    """Resource usage by name, and the listing."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, listing = (
-            subprocess.run([tools / name, *flags, file.name], capture_output=True, check=True)
-            for name, *flags in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c", "-ndf"))
-        )
-    return dict(re.findall(r"(REG|STACK):(\d+)", usage.stdout.decode())), listing.stdout.decode()
-
-
-def _parse(listing: str) -> tuple[list[str], list[str]]:
-    """All instructions without their predicates, and those of the longest loop."""
-    instructions: list[str] = []
-    loop: list[str] = []
-    labels: dict[str, int] = {}
-    for line in listing.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif code := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
-            instructions.append(code[1])
-            target = re.match(r"BRA.*(\.L_x_\d+)", code[1])
-            if target and target[1] in labels:
-                loop = max(loop, instructions[labels[target[1]] :], key=len)
-    return instructions, loop
+    return Figures(code.registers, shared, spills, min(loads), len(code.loop) / entries)
 
 
 def _load_bytes(instruction: str) -> int:
@@ -150,9 +117,15 @@ def _load_bytes(instruction: str) -> int:
 
 def compile_all(target: str, dtypes: tuple[torch.dtype, ...]) -> list[tuple[str, bool]]:
     """The table's rows for one target, and whether the kernel is over its budget."""
+    nvidia = target.startswith("sm_")
+    chosen = list(cases(nvidia, dtypes))
+    compiled = [compile_for(target, case.launch) for case in chosen]
+    codes: list[Code] | list[None] = [None] * len(chosen)
+    if nvidia:
+        codes = read_code([one.asm["cubin"] for one in compiled], Pretended(target).number)
     rows = []
-    for case in cases(target.startswith("sm_"), dtypes):
-        found = read(compile_for(target, case.launch), case.entry)
+    for case, one, code in zip(chosen, compiled, codes, strict=True):
+        found = figures(one, case.entry, code)
         faults = found.faults(case.budget) + stale(case, target, found)
         rows.append((line(case, target, found, faults), bool(faults)))
     return rows
@@ -203,11 +176,12 @@ def _tables(
     targets: list[str], dtypes: tuple[torch.dtype, ...]
 ) -> Iterator[list[tuple[str, bool]]]:
     """The tables of all targets, two at a time; the pretended GPU is one of a whole process."""
-    if len(targets) == 1:
-        yield compile_all(targets[0], dtypes)
+    tasks = [(target, (dtype,)) for target, dtype in product(targets, dtypes)]
+    if len(tasks) == 1:
+        yield compile_all(*tasks[0])
         return
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        yield from pool.starmap(compile_all, [(target, dtypes) for target in targets], 1)
+        yield from pool.starmap(compile_all, tasks, 1)
 
 
 if __name__ == "__main__":

@@ -158,3 +158,10 @@ def test_the_readme_has_every_method_of_the_catalogue():
     assert rows[0].startswith("| method | name |")
     named = re.findall(r"`(\w+)`", "\n".join(rows))
     assert sorted(named) == sorted(method.name for method in METHODS)
+
+
+def test_no_code_is_kept_from_the_formatter():
+    folders = ("plugalign", "controllers", "kernels", "benchmarks", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    kept = re.compile(r"#\s*(fmt|yapf):")
+    assert [file for file in files if kept.search(file.read_text(encoding="utf-8"))] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+
+from plugalign.files.replacing import replace_text
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,4 @@ def failures(costs: Sequence[Cost | Failed]) -> list[str]:
 def write(costs: Sequence[Cost | Failed], out: Path) -> None:
     """Writes the costs as JSON, whole or not at all. Rows that failed have an ``error``."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps([asdict(c) for c in costs], indent=2) + "\n", encoding="utf-8")
-    os.replace(part, out)
+    replace_text(out, json.dumps([asdict(c) for c in costs], indent=2) + "\n")

@@ -74,7 +74,7 @@ PerplexityModel = Annotated[
 Agreement = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE",
+        metavar="[NAME=]FILE",
         help="Texts with reference scores, to check judges; may be repeated, and added later.",
     ),
 ]
@@ -170,7 +170,7 @@ def compare(
     """Compare methods on one model, prompts and noise; without options, on the pocket world."""
     _check_fitted(controllers)
     given = context.params | {  # all options by name; these hold several things
-        "agreement": agreement,
+        "agreement": options.references(agreement),
         "methods": options.names(methods, "--methods"),
         "controllers": options.named(controllers, "--controllers"),
         "settings": options.settings(settings, "--set"),

@@ -5,9 +5,11 @@ Nothing here imports torch or transformers: ``plugalign --help`` must not wait f
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -174,6 +176,33 @@ def judges(given: Sequence[str] | None) -> list[str] | dict[str, str] | None:
         check_name(name, "a judge")
     _once([name for name, _ in pairs], "--judge", ",".join(given))
     return dict(pairs)
+
+
+def references(given: Sequence[str] | None) -> list[str] | dict[str, str] | None:
+    """Files of reference scores, by name where any was given one; others have their files' names.
+
+    Raises:
+        ValueError: for an empty one, or two of one name.
+    """
+    if given is None:
+        return None
+    pairs = [_named_file(each) for each in given]
+    if not any(named for named, _, _ in pairs):
+        return list(given)
+    names = [name for _, name, _ in pairs]
+    _once(names, "--agreement", ",".join(given))
+    return {name: path for _, name, path in pairs}
+
+
+def _named_file(given: str) -> tuple[bool, str, str]:
+    """Whether it has a name, the name, and the path; a file may have "=" in its own."""
+    name, sign, path = given.partition("=")
+    if not sign or os.path.exists(given):
+        return False, Path(given).name, given
+    if not (name.strip() and path.strip()):
+        raise ValueError(f"--agreement takes FILE or NAME=FILE, got {shown(given)}")
+    check_name(name, "a reference set")
+    return True, name, path
 
 
 def columns(given: str | None, option: str) -> tuple[str, str] | None:

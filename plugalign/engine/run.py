@@ -1,8 +1,8 @@
 """The state of one ``generate`` call, and the step that every decoding mode shares.
 
 A `Plan` holds what the controllers declare for a model and is made once; a `Run` is made for each
-call. To transformers a run is a `SteeringProcessor`: a pure function of the prefix and the base's
-scores, so beams, rewinds and several return sequences are safe.
+call. A step is a pure function of the prefix and the base's scores, so beams, rewinds and several
+return sequences are safe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from plugalign.algebra.sources import Context
 from plugalign.engine.acceleration.compiled import StaticDecoding
@@ -22,6 +21,7 @@ from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
+from plugalign.engine.prompt_mask import PromptMask
 from plugalign.engine.readers.cache_spec import cache_spec_of
 from plugalign.engine.readers.heads import SplitModel, SplitModels
 from plugalign.engine.readers.hidden import HiddenWatch
@@ -38,10 +38,7 @@ class Run:
     """Evaluates a plan for one ``generate`` call.
 
     Args:
-        prompt_mask: the prompts' mask ``(B, T)``; None infers left padding from the pad token.
-        pad_token_id: pads rows, and marks padding where the mask is inferred.
-        infer_mask: whether leading pad tokens mean padding when there is no mask; None: nobody can
-            tell.
+        prompt_mask, pad_token_id, infer_mask: see `PromptMask`.
         extra_positions: cache positions that attachments put in front of the prompt.
         split_models: the models that can be run as body and head, kept from call to call.
     """
@@ -60,8 +57,7 @@ class Run:
     ):
         self.plan, self.trace = plan, trace
         self.live_rows = LiveRows()
-        self.pad, self._prompt_mask = pad_token_id, prompt_mask
-        self._infer, self._unclear = bool(infer_mask), infer_mask is None
+        self.pad, self._mask = pad_token_id, PromptMask(prompt_mask, pad_token_id, infer_mask)
         self._watch = HiddenWatch(model)
         self._watch.extra_positions = extra_positions
         self._model, self._length = model, 0 if prompt_mask is None else prompt_mask.shape[1]
@@ -94,7 +90,7 @@ class Run:
         Raises:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
-        prefix = prefix_of(ids, self.mask_for(ids))
+        prefix = prefix_of(ids, self._mask.of(ids))
         step = Step(self.plan, self._sources, prefix, self._unrounded(prefix, scores))
         try:
             steered = steer.scores(step.mixture(), before=self.plan.truncation)
@@ -114,7 +110,7 @@ class Run:
         Raises:
             FloatingPointError: as `step` does.
         """
-        step = Step(self.plan, self._sources, prefix_of(ids, self.mask_for(ids)), scores)
+        step = Step(self.plan, self._sources, prefix_of(ids, self._mask.of(ids)), scores)
         self._check_finite(step, scores)
         if self.trace is not None:
             self.trace.chosen(ids)
@@ -229,53 +225,3 @@ class Run:
                 {name: found for name, found in certificates.items() if found},
             ),
         )
-
-    def mask_for(self, ids: Tensor) -> Tensor:
-        """The mask ``(R, T)``: the prompt's, repeated over beams or samples, then ones.
-
-        Raises:
-            ValueError: if the prompts' mask is of other texts, or there is none and a row begins
-                with a token that may be padding or text.
-        """
-        given, (rows, length) = self._prompt_mask, ids.shape
-        if given is not None:
-            if rows % len(given) or length < given.shape[1]:
-                raise ValueError(
-                    f"the attention_mask of shape {tuple(given.shape)} is of other prompts than "
-                    f"texts of shape {tuple(ids.shape)}; make a processor for each call"
-                )
-            prompt = given.to(ids.device).repeat_interleave(rows // len(given), 0)
-            tail = prompt.new_ones(rows, length - prompt.shape[1])
-            return torch.cat([prompt, tail], 1)
-        begins = ids[:, 0] == self.pad
-        if self._infer:
-            return (ids != self.pad).long().cumsum(-1).clamp_max(1)
-        if self._unclear and bool(begins.any()):
-            raise ValueError(
-                f"row {int(begins.long().argmax())} begins with token {self.pad}, which both pads "
-                "and ends texts; pass attention_mask= to tell padding from text"
-            )
-        return torch.ones_like(ids)
-
-
-class SteeringProcessor(LogitsProcessor):  # type: ignore[misc]
-    """A run as a transformers ``LogitsProcessor``; returns normalised log-probabilities."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Steers ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
-        return self.run.step(input_ids, scores)
-
-
-class CheckingProcessor(LogitsProcessor):  # type: ignore[misc]
-    """Returns scores as they are, and raises for those that are NaN or infinite."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Checks ``scores`` ``(R, V)`` after the prefixes ``input_ids`` ``(R, T)``."""
-        self.run.check(input_ids, scores)
-        return scores

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from plugalign.engine.prefix import Prefix
-from plugalign.engine.run import SteeringProcessor
+from plugalign.engine.processors import SteeringProcessor
 from plugalign.errors import Running, name_of
 from plugalign.kernels import steer
 from plugalign.kernels.mixture import Mixture

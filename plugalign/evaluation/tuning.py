@@ -25,6 +25,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.saving import CONFIG
 from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
+from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.comparison.variants import by_method, changed, variants
 from plugalign.evaluation.halving import Budgets, Search, Trial
 from plugalign.evaluation.report.numbers import number
@@ -106,6 +107,8 @@ def tune(
             f"one controller is tuned at a time, got {', '.join(controllers) or 'none'}"
         )
     [(name, given)] = controllers.items()
+    if name == BASE:
+        raise ValueError(f"'{BASE}' is the name of the plain model; rename that controller")
     budgets, out = budgets or Budgets(), check_folder(out)
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
     if folder is not None and out.resolve().is_relative_to(folder.resolve()):

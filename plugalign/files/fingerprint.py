@@ -46,10 +46,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter's name, shape and some of its numbers: quick for large models."""
-    probes = [
-        (name, str(tuple(p.shape)), p.detach().flatten()[:: max(1, p.numel() // PROBE)].float())
-        for name, p in module.named_parameters()
-    ]
+def weights_fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """A hash of every parameter's name, shape and some of its numbers: quick for large models.
+
+    Args:
+        dtype: a precision that the numbers are rounded to; None takes them as they are.
+    """
+    probes = []
+    for name, parameter in module.named_parameters():
+        some = parameter.detach().flatten()[:: max(1, parameter.numel() // PROBE)]
+        probes.append((name, str(tuple(parameter.shape)), some.to(dtype or some.dtype).float()))
     return fingerprint(probes)[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from plugalign.files.replacing import replace_text
 from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
 
@@ -111,9 +111,7 @@ def remembered(note: Path, *names: str) -> dict[str, Any] | None:
 
 def remember(note: Path, values: Mapping[str, Any]) -> None:
     """Writes a file that is complete or not there."""
-    half = note.with_name(note.name + ".half")
-    half.write_text(json.dumps(values), "utf-8")
-    os.replace(half, note)
+    replace_text(note, json.dumps(values))
 
 
 def _seconds_a_step(loss: Callable[[int], Tensor], parameters: Mapping[str, Tensor]) -> float:

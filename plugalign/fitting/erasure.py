@@ -5,7 +5,6 @@ Everything here is float64 arrays: states ``(N, D)`` and labels ``(N,)`` of any 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from plugalign.files.replacing import replacing
 from plugalign.files.saved import read_tensors, writing_tensors
 from plugalign.fitting.progress import progress
 
@@ -183,10 +183,8 @@ def principal_direction(differences: Array) -> Array:
 
 def write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes a file that is complete or not there."""
-    half = path.with_suffix(".half")
-    with writing_tensors(half):
+    with replacing(path) as half, writing_tensors(half):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, half)
-    os.replace(half, path)
 
 
 def _row_space(weights: Array, basis: Array) -> Array:

@@ -20,6 +20,7 @@ from plugalign.evaluation.judging.agreement import Agreement, agreement
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.evaluation.judging.tfidf import TfidfJudge
 from plugalign.files.folders import check_folder
+from plugalign.files.replacing import sync
 from plugalign.files.shown import printable
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.progress import say
@@ -143,6 +144,7 @@ def _finished(out: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
+        sync(folder)
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

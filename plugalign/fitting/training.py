@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from plugalign.files.fingerprint import fingerprint
+from plugalign.files.replacing import replacing
 from plugalign.fitting.progress import progress
 
 if TYPE_CHECKING:
@@ -192,16 +192,11 @@ def _save(
         "losses": losses,
         "held_out": None if held_out is None else held_out.state(),
     }
-    half = path.with_name(path.name + ".half")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with half.open("wb") as file:
+        with replacing(path) as half, half.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
     except OSError as error:
-        half.unlink(missing_ok=True)
         error.add_note(f"{path} could not be written; the checkpoint before it is intact")
         raise
 

@@ -19,10 +19,10 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.data_sheet import README
 from plugalign.algebra.identity import identify
 from plugalign.files.fingerprint import fingerprint
+from plugalign.files.replacing import HALF, replace_text, sync
 from plugalign.fitting.data import Labelled
 
 RECORD, FINISHED = "fit.json", "finished"
-HALF = ".half"  # ends the name of a file that is being written
 
 
 def record(
@@ -105,6 +105,7 @@ def make(
     _write(result / RECORD, {**fit, "measured": dict(measured)})
     if finish is not None:
         finish(result)
+    sync(result)
     _write(folder / RECORD, {**fit, FINISHED: True})
     if out.is_dir():
         out.rmdir()  # it is empty
@@ -168,10 +169,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a file that is complete or as it was."""
-    half = path.with_name(path.name + HALF)
-    half.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-    os.replace(half, path)
+    replace_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _remove(folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig
@@ -33,6 +34,17 @@ COUNTS = {  # settings that are whole numbers, and the least that each may be
 }
 NUMBERS = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
 TOKENS = ("pad_token_id", "eos_token_id", "bos_token_id")
+FLAGS = (
+    "do_sample",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+)
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
@@ -71,9 +83,10 @@ def check_attribute(name: str) -> None:
 
 
 def check_config(config: GenerationConfig) -> None:
-    """Refuses merged settings with which controllers would be left out, or that are no counts.
+    """Refuses merged settings with which controllers would be left out, or of another kind.
 
     Raises:
+        TypeError: for token ids that are none.
         ValueError: naming the setting.
     """
     if config.cache_implementation == "paged":
@@ -85,7 +98,7 @@ def check_config(config: GenerationConfig) -> None:
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Refuses settings that are no numbers of their kind. None leaves one open.
+    """Refuses settings that are no numbers, flags or texts of their kind. None leaves one open.
 
     Raises:
         TypeError: for token ids that are none.
@@ -101,8 +114,19 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number, got {value!r:.60}")
+    for name in FLAGS:
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, (Integral, np.bool_)) and value in (0, 1)):
+            raise ValueError(f"{name} must be True or False, got {value!r:.60}")
+    _check_stops(settings.get("stop_strings"))
     for name in TOKENS:
         _check_tokens(name, settings.get(name))
+
+
+def _check_stops(value: Any) -> None:
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) and t for t in texts):
+        raise ValueError(f"stop_strings must be a text or a list of texts, got {value!r:.60}")
 
 
 def _check_tokens(name: str, value: Any) -> None:
@@ -122,8 +146,13 @@ def check_objects(options: Mapping[str, Any]) -> None:
         TypeError: naming the argument and what it got.
     """
     for name in ("logits_processor", "stopping_criteria"):
-        if (given := options.get(name)) is not None and not isinstance(given, Iterable):
+        if (given := options.get(name)) is None:
+            continue
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
             raise TypeError(f"{name} must be a list, got {given!r:.60}")
+        parts = given if isinstance(given, (list, tuple)) else ()
+        if other := [part for part in parts if not callable(part)]:
+            raise TypeError(f"{name} must be a list of functions, got {other[0]!r:.60} in it")
     assistant = options.get("assistant_model")
     if assistant is not None and not hasattr(assistant, "generate"):
         raise TypeError(f"assistant_model must be a model that generates, got {assistant!r:.60}")
@@ -161,7 +190,10 @@ def prompt_ids(inputs: Any, options: Mapping[str, Any], begin: Tensor | None = N
 
 def _token_ids(ids: Any) -> Tensor:
     if isinstance(ids, Mapping):
-        raise TypeError("generate takes the tensors of an encoding by name: generate(**encoding)")
+        raise TypeError(
+            f"generate takes the tensors of an encoding by name, generate(**encoding), got a "
+            f"{type(ids).__name__}"
+        )
     if ids is not None and not isinstance(ids, Tensor):
         raise TypeError(
             f"generate takes prompts as a tensor of token ids (B, T), got a {type(ids).__name__}; "
@@ -177,12 +209,21 @@ def _token_ids(ids: Any) -> Tensor:
     return ids
 
 
-def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tensor:
+def vocabulary_of(model: Any) -> int | None:
+    """How many tokens the model knows, None where that is not known."""
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    return None if embeddings is None else len(embeddings)
+
+
+def checked_mask(
+    mask: Any, ids: Tensor, vocabulary: int | None = None, what: str = "prompt"
+) -> Tensor:
     """An attention mask that says of every token id ``(B, T)`` whether it is one of the prompt, as
     int64.
 
     Args:
-        vocabulary: how many tokens the model knows, where that is known.
+        vocabulary: see `vocabulary_of`.
+        what: the ids are of, for messages.
 
     Raises:
         TypeError: for anything but a tensor.
@@ -193,7 +234,7 @@ def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tenso
         raise TypeError(f"attention_mask must be a tensor, got a {type(mask).__name__}")
     if mask.shape != ids.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, but the prompts have {tuple(ids.shape)}"
+            f"attention_mask has shape {tuple(mask.shape)}, but the {what}s have {tuple(ids.shape)}"
         )
     known = (mask == 0) | (mask == 1)  # NaN is neither
     strange = (ids < 0) if vocabulary is None else (ids < 0) | (ids >= vocabulary)
@@ -202,7 +243,7 @@ def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tenso
     if bool(strange.any()):
         row, column = strange.nonzero()[0].tolist()
         raise ValueError(
-            f"the prompt in row {row} holds the token id {int(ids[row, column])}, and the model "
+            f"the {what} in row {row} holds the token id {int(ids[row, column])}, and the model "
             f"knows {vocabulary or 'none below 0'}; it was encoded by another tokenizer"
         )
     if not bool(known.all()):
@@ -210,7 +251,7 @@ def checked_mask(mask: Any, ids: Tensor, vocabulary: int | None = None) -> Tenso
         raise ValueError(f"attention_mask holds {value}; it is 1 for tokens and 0 for padding")
     row = int((mask == 0).all(1).nonzero()[0, 0])
     raise ValueError(
-        f"the prompt in row {row} has no tokens: its attention mask is all zeros",
+        f"the {what} in row {row} has no tokens: its attention mask is all zeros",
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.run import CheckingProcessor, Run, SteeringProcessor
+from plugalign.engine.processors import CheckingProcessor, SteeringProcessor
+from plugalign.engine.run import Run
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import Calling
 from plugalign.generation.decoding_method import DecodingMethod

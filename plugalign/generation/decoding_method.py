@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from plugalign.engine.acceleration import captured_step
@@ -85,8 +86,9 @@ class DecodingMethod:
             max_columns=call.cache.get_max_length() + 1 if is_static(call.cache) else None,
         )
         remaining = stopping.remaining(call.ids) - 1
-        if is_static(call.cache):  # of the longest call so far: no shorter one is compiled anew
-            remaining = call.cache.get_max_length() - call.ids.shape[1]
+        if isinstance(call.cache, StaticCache):
+            # Of the longest call so far: no shorter one is compiled anew. Windows may hold less.
+            remaining = max(remaining, call.cache.get_max_length() - call.ids.shape[1])
         static = static_decoding(
             call.model, call.cache, call.config, remaining, captured=graph is not None
         )

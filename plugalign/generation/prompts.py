@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from plugalign.algebra.controller import Controller
-from plugalign.generation.arguments import check_cache, checked_mask, prompt_ids
+from plugalign.generation.arguments import check_cache, checked_mask, prompt_ids, vocabulary_of
 from plugalign.generation.chat import chat_of
 from plugalign.generation.request import Request, token_list
 
@@ -34,10 +34,8 @@ def prompts_of(
     begin = torch.tensor([start[:1]], device=model.device) if start else None
     ids, mask = prompt_ids(inputs, options, begin), options.get("attention_mask")
     check_cache(ids, options)
-    embeddings = getattr(model.get_input_embeddings(), "weight", None)
-    vocabulary = None if embeddings is None else len(embeddings)
     mask = inferred_mask(model, ids, request) if mask is None else mask
-    return ids, checked_mask(mask, ids, vocabulary)
+    return ids, checked_mask(mask, ids, vocabulary_of(model))
 
 
 def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:

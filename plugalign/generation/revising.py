@@ -12,7 +12,8 @@ from torch import Tensor
 
 from plugalign.algebra.controller import Controller
 from plugalign.engine.context_length import shared_context_length
-from plugalign.engine.run import Run, SteeringProcessor
+from plugalign.engine.processors import SteeringProcessor
+from plugalign.engine.run import Run
 from plugalign.generation.calling import PreparedCall
 from plugalign.generation.request import ONE_TOKEN_A_STEP
 from plugalign.generation.revision import answers_in, revised

@@ -23,6 +23,7 @@ from plugalign.engine.prefix import prefix_of
 from plugalign.engine.run import Run
 from plugalign.engine.step import Step
 from plugalign.errors import Running
+from plugalign.generation.arguments import checked_mask, vocabulary_of
 from plugalign.generation.chat import encode
 from plugalign.generation.passages import Batch, Sources
 from plugalign.generation.prompt_memory import PromptMemory
@@ -135,18 +136,29 @@ def without_supports(plan: Plan) -> Plan:
     return replace(plan, steerings=tuple(each for each in bare if each[1].shifts))
 
 
-def tokenized(texts: Texts, tokenizer: Any, special_tokens: bool = True) -> list[list[int]]:
+def tokenized(
+    texts: Texts,
+    tokenizer: Any,
+    special_tokens: bool = True,
+    *,
+    what: str = "text",
+    vocabulary: int | None = None,
+) -> list[list[int]]:
     """Token ids of strings, or of ``(ids, mask)`` ``(B, T)`` with padding on either side.
 
     Args:
         special_tokens: whether the tokenizer frames strings. One that carries its begin token
             already gets no second one.
+        what: they are, for messages.
+        vocabulary: how many tokens the model knows, where that is known.
+
+    Raises:
+        TypeError, ValueError: for what is neither, or an id that the model does not know.
     """
     if isinstance(texts, str):
         raise ValueError(f"texts must be a list of strings or (ids, mask), got {texts!r}")
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], Tensor):
-        rows = zip(*texts, strict=True)
-        return [row[keep.bool()].tolist() for row, keep in rows]
+        return _unpadded(*texts, what, vocabulary)
     if other := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"texts must be a list of strings or (ids, mask), got {other[0]!r} in it")
     if not special_tokens:
@@ -154,8 +166,19 @@ def tokenized(texts: Texts, tokenizer: Any, special_tokens: bool = True) -> list
     return token_ids(tokenizer, list(texts)) if texts else []
 
 
+def _unpadded(ids: Tensor, mask: Any, what: str, vocabulary: int | None) -> list[list[int]]:
+    """The token ids ``(B, T)`` that are no padding, row by row."""
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{what}s as (input_ids, attention_mask) are whole numbers (B, T), got "
+            f"{tuple(ids.shape)} of {ids.dtype}"
+        )
+    mask = checked_mask(mask, ids, vocabulary, what)
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
 def asked(
-    parts: Sequence[Controller], tokenizer: Any, texts: Texts, prompts: Texts | None
+    parts: Sequence[Controller], model: Any, tokenizer: Any, texts: Texts, prompts: Texts | None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompts, reworded by controllers, and of what is scored behind them; a text
     without a prompt gives its first token.
@@ -168,15 +191,16 @@ def asked(
         if part.overrides("revise"):
             name = type(part).__name__
             raise ValueError(f"{name} revises finished answers, so a text has no probability")
+    vocabulary = vocabulary_of(model)
     rewording = [part for part in parts if part.overrides("prompt")]
     if prompts is None:
         if rewording:
             raise ValueError(f"{type(rewording[0]).__name__} rewords prompts; give some")
-        whole = tokenized(texts, tokenizer)
+        whole = tokenized(texts, tokenizer, vocabulary=vocabulary)
         _check_each("text", whole, least=2)
         return [text[:1] for text in whole], [text[1:] for text in whole]
-    front = tokenized(prompts, tokenizer)
-    scored = tokenized(texts, tokenizer, special_tokens=False)
+    front = tokenized(prompts, tokenizer, what="prompt", vocabulary=vocabulary)
+    scored = tokenized(texts, tokenizer, special_tokens=False, vocabulary=vocabulary)
     _check_each("text", scored)
     _check_each("prompt", front)
     if len(front) != len(scored):

@@ -21,8 +21,9 @@ from plugalign.algebra.identity import model_name
 from plugalign.engine.acceleration.switch import Capture, capture_switch
 from plugalign.engine.context_length import check_length
 from plugalign.engine.plan import make_plan
+from plugalign.engine.processors import SteeringProcessor
 from plugalign.engine.readers.heads import SplitModels
-from plugalign.engine.run import Run, SteeringProcessor
+from plugalign.engine.run import Run
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.errors import EndingStreamer, freeing
 from plugalign.generation import scoring
@@ -210,7 +211,8 @@ class Steered:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        prompted, scored = scoring.asked(self._active(), self.tokenizer, texts, prompts)
+        given = self.model, self.tokenizer, texts, prompts
+        prompted, scored = scoring.asked(self._active(), *given)
         found: list[Tensor] = []
         request, together = self._request(), memory is not None
         with self._attached() as extra:

@@ -3,14 +3,12 @@
 With P(v | y) of a discriminator or any other judge, x a prompt and y an answer of a model M:
 
 * **degree** f(M) = E_x E_{y ~ M} sum_i P(v_i | y), by value and summed;
-* **gap** to human text y*: epsilon = E|P(v | y*) - P(v | y)|, which is not zero for a perfect
-  model, and beside it the self-floor, the energy distance and the signed difference
-  (`plugalign.evaluation.statistics.distributions`);
+* **gap** to human text, see `plugalign.values.human_gap`;
 * **judgement and action**: what the model as a judge says of its own texts, beside what an
   independent judge says of them;
 * **by human labels**: the degree by a few labels and the judge's scores (PPI++).
 
-Letters here: P prompts, S samples per prompt, H human texts, R resamples.
+Letters here: P prompts, S samples per prompt, H human texts.
 """
 
 from __future__ import annotations
@@ -21,13 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from plugalign.evaluation.statistics.distributions import (
-    GAPS,
-    agreement_auc,
-    gaps,
-    on_one_support,
-    stacked,
-)
+from plugalign.evaluation.statistics.distributions import agreement_auc
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.paired import (
     FloatArray,
@@ -40,10 +32,7 @@ from plugalign.evaluation.statistics.prediction_powered import (
     prediction_powered,
 )
 from plugalign.evaluation.statistics.score_means import score_change, score_mean
-
-RESAMPLES = 2000
-Conforming = Mapping[str, FloatArray]
-"""By value or judge, P(v | y) of a model's answers ``(P, S)``, NaN where it is missing."""
+from plugalign.values.human_gap import RESAMPLES, Conforming, HumanGap
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ class RowAlignment:
     Attributes:
         degree: by value.
         total: summed over the values; None where nothing is to be summed.
-        gap: by value, the four numbers of `GAPS`; empty without human texts.
+        gap: by value, the four numbers of the gap; empty without human texts.
         by_labels: by value; empty without labels.
         action: by the name of a judge that is the model itself, and of another judge.
     """
@@ -126,8 +115,8 @@ class Aligner:
         seed: int = 0,
     ):
         self._bootstrap = PairedBootstrap(prompts, resamples=RESAMPLES, seed=seed)
-        self._human, self._own, self._summed = dict(human or {}), own, summed
-        self._of_human = {n: self._resampled(n, h, seed) for n, h in self._human.items()}
+        self._own, self._summed = own, summed
+        self._gap = HumanGap(human or {}, self._bootstrap, seed)
 
     def row(
         self,
@@ -143,17 +132,13 @@ class Aligner:
                 asked; None where there are no labels.
         """
         means, before = _means(conforming), None if base is None else _means(base)
-        gap = {
-            name: self._gap(name, conforming[name], None if base is None else base[name])
-            for name in self._human
-        }
         return RowAlignment(
             degree={
                 name: self._degree(scores, None if base is None else base[name])
                 for name, scores in conforming.items()
             },
             total=self._total(means, before) if len(self._summed) > 1 else None,
-            gap=gap,
+            gap=self._gap.figures(conforming, base),
             by_labels={} if labels is None else by_labels(conforming, labels),
             action=self._actions(conforming),
         )
@@ -180,43 +165,6 @@ class Aligner:
             change = self._bootstrap.difference(values, base)
         return Figure(found.value, found.low, found.high, lost, change)
 
-    def _resampled(self, name: str, scores: FloatArray, seed: int) -> PairedBootstrap:
-        present = int((~np.isnan(scores)).sum())
-        if present < 2:
-            raise ValueError(f"the gap to human text needs two of its texts, {name} has {present}")
-        # Another seed than the prompts': human texts are drawn by themselves.
-        return PairedBootstrap(len(scores), resamples=RESAMPLES, seed=seed + 1)
-
-    def _gap(self, name: str, values: FloatArray, base: FloatArray | None) -> dict[str, Figure]:
-        """The four numbers of a value, with their differences to the base's."""
-        value, draws = self._gap_draws(name, values)
-        if base is None:
-            return {kind: self._figure(value[kind], draws[kind]) for kind in GAPS}
-        other, others = self._gap_draws(name, base)
-        return {
-            kind: self._figure(
-                value[kind],
-                draws[kind],
-                self._interval(value[kind] - other[kind], draws[kind] - others[kind]),
-            )
-            for kind in GAPS
-        }
-
-    def _gap_draws(
-        self, name: str, values: FloatArray
-    ) -> tuple[dict[str, float], dict[str, FloatArray]]:
-        """The four numbers, and what they are in each resample ``(R,)``."""
-        human, of_human = self._human[name], self._of_human[name]
-        model, texts = on_one_support(values, human[:, None])
-        once = gaps(model, texts, np.ones((1, len(values))), np.ones((1, len(human))))
-        human_counts = np.concatenate(list(of_human.counts()))
-        blocks, start = [], 0
-        for counts in self._bootstrap.counts():
-            here = human_counts[start : start + len(counts)]
-            blocks.append(gaps(model, texts, counts, here))
-            start += len(counts)
-        return {kind: float(each[0]) for kind, each in once.items()}, stacked(blocks)
-
     def _actions(self, conforming: Conforming) -> dict[str, dict[str, Action]]:
         others = [name for name in conforming if name not in self._own]
         return {
@@ -240,15 +188,6 @@ class Aligner:
             gap=self._bootstrap.difference(said, done),
             agreement=agreement,
         )
-
-    def _figure(self, value: float, draws: FloatArray, change: Interval | None = None) -> Figure:
-        found = self._interval(value, draws)
-        if found is None:
-            return Figure(None, None, None)
-        return Figure(found.value, found.low, found.high, difference=change)
-
-    def _interval(self, value: float, draws: FloatArray) -> Interval | None:
-        return None if np.isnan(value) else self._bootstrap.interval(value, draws)
 
 
 def _means(conforming: Conforming) -> dict[str, FloatArray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from plugalign.evaluation.run_folder.folder import full_disk_named, locked
 from plugalign.files.fingerprint import file_hash
 from plugalign.files.folders import check_folder
 from plugalign.files.messages import Prompt
+from plugalign.files.replacing import replacing
 from plugalign.files.saved import read_tensors
 from plugalign.files.shown import printable
 from plugalign.generation.chat_format import ChatFormat, choose_chat
@@ -141,10 +141,8 @@ def teach(
     Raises:
         ValueError: for anything wrong with the arguments or files, before any work; names it.
     """
-    if learner not in LEARNERS:
-        raise ValueError(f"a learner is one of {', '.join(LEARNERS)}, got {learner!r}")
+    _check_rule(learner, ridge, keep)
     path, source = Path(folder), Path(feedback)
-    nothing_known(1, ridge).fading(keep)  # refuses numbers out of their range before any work
     taught = load_taught(path)
     run = None if texts is None else known_texts(Path(texts))
     choices, digest = read_feedback(source, run), file_hash(source)
@@ -156,23 +154,15 @@ def teach(
     with locked(path):
         if read_history(path) != list(taught.history):
             raise ValueError(f"{printable(str(path))} was taught by another process; try again")
-        differences, seen = read_choices(model, tokenizer, taught.equilibrium, choices, stands)
-        prior = known_of(taught.equilibrium, ridge).fading(keep)
-        belief = LEARNERS[learner](differences, prior)
+        read = read_choices(model, tokenizer, taught.equilibrium, choices, stands)
         lesson = Lesson(
             time=datetime.now(UTC),
             feedback=_described(source, digest, choices),
             model=model_name(model),
             chat=stands is not None,
             system=None if stands is None else stands.system,
-            learner=learner,
-            keep=keep,
-            ridge=ridge,
-            theta=_by_feature(taught.equilibrium, belief.theta),
-            covariance=belief.covariance.tolist(),
-            agreement=(agreement(differences, prior.theta), agreement(differences, belief.theta)),
-            outside=float(seen.outside.sum() / seen.tokens.sum()),
             previous=last_hash(path),
+            **_learned(taught.equilibrium, *read, learner, ridge, keep),
         )
         append(path, lesson)
         history = (*taught.history, lesson)
@@ -181,14 +171,38 @@ def teach(
     return Taught(equilibrium, history)
 
 
+def _check_rule(learner: str, ridge: float, keep: float) -> None:
+    if learner not in LEARNERS:
+        raise ValueError(f"a learner is one of {', '.join(LEARNERS)}, got {learner!r}")
+    nothing_known(1, ridge).fading(keep)  # refuses numbers that are out of their range
+
+
 def _described(source: Path, digest: str, choices: Sequence[Choice]) -> Feedback:
     kinds = [choice.kind for choice in choices]
     counts = {f"{kind}s": kinds.count(kind) for kind in FIELDS}
     return Feedback(file=source.name, sha256=digest, **counts)
 
 
-def _by_feature(equilibrium: Equilibrium, theta: Tensor) -> dict[str, float]:
-    return dict(zip(equilibrium.preferences.features, theta.tolist(), strict=True))
+def _learned(
+    equilibrium: Equilibrium,
+    differences: Tensor,
+    seen: Evidence,
+    learner: Learner,
+    ridge: float,
+    keep: float,
+) -> dict[str, Any]:
+    """What a lesson says of how it learned from choices, as `read_choices` gives them."""
+    prior = known_of(equilibrium, ridge).fading(keep)
+    belief = LEARNERS[learner](differences, prior)
+    return {
+        "learner": learner,
+        "keep": keep,
+        "ridge": ridge,
+        "theta": dict(zip(equilibrium.preferences.features, belief.theta.tolist(), strict=True)),
+        "covariance": belief.covariance.tolist(),
+        "agreement": (agreement(differences, prior.theta), agreement(differences, belief.theta)),
+        "outside": float(seen.outside.sum() / seen.tokens.sum()),
+    }
 
 
 def known_of(equilibrium: Equilibrium, ridge: float) -> Belief:
@@ -273,10 +287,5 @@ def _catch_up(folder: Path, equilibrium: Equilibrium) -> None:
 def _write_tensors(folder: Path, equilibrium: Equilibrium) -> None:
     """Replaces the learned tensors; a kill leaves the old ones or the new ones."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in equilibrium.tensors().items()}
-    half = folder / f"{TENSORS}.half"
-    with full_disk_named(folder):
-        with half.open("wb") as file:
-            file.write(save(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(folder / TENSORS)
+    with full_disk_named(folder), replacing(folder / TENSORS) as half:
+        half.write_bytes(save(tensors))

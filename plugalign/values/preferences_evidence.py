@@ -42,7 +42,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
-class _Watched(Shift):
+class Watched(Shift):
     """Adds nothing, and shows what stands to choose: the candidates' probabilities as
     `plugalign.controllers.equilibrium_step.EquilibriumShift` reads them."""
 
@@ -71,7 +71,7 @@ class _Watching(Controller):
 
     def steer(self, model: Any, tokenizer: Any) -> Steering:
         top_down = self._equilibrium.top_down(model, tokenizer)
-        return Steering((_Watched(_OneColumn(top_down=top_down), self._show),))
+        return Steering((Watched(_OneColumn(top_down=top_down), self._show),))
 
 
 class _OneColumn(Situations):

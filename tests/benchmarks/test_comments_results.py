@@ -15,6 +15,7 @@ from plugalign import pocket
 from plugalign.catalogue import ALONE
 from plugalign.pocket import world
 
+SETS = {"generations": 60, "continuations": 7}
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -56,12 +57,16 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
     methods = {*fits, "dexperts_anti", *ALONE}
     assert set(summary["methods"]) == {"base", *methods}
     assert (summary["prompts"], summary["samples"]) == (4, 2)
-    assert summary["judges"]["tfidf"]["agreement"]["auc"]["value"] > 0.8
+    sets = {one["source"]: one for one in summary["judges"]["tfidf"]["agreements"]}
+    assert {name: one["texts"] for name, one in sets.items()} == SETS
+    assert sets["generations"]["auc"]["value"] > 0.8
     assert all(fit["settings"]["seed"] == 0 and fit["measured"] for fit in fits.values())
     manifest = (out / "manifest.json").read_text()
     assert str(tmp_path) not in manifest and '"path": "prompts.jsonl"' in manifest
     shown = (out / "table.md").read_text().splitlines()
-    assert len(shown) == 2 + len(summary["methods"]) + len(summary["references"])
+    heads = 2 + 1 + 2  # of both tables, and the empty line between
+    assert len(shown) == heads + len(summary["methods"]) + len(summary["references"]) + len(SETS)
+    assert [line.split("`")[1] for line in shown[-2:]] == [f"tfidf, {name}" for name in SETS]
     used = [json.loads(line)["text"] for line in (work / "prompts.jsonl").read_text().splitlines()]
     assert used == world.prompts(8, world.PROMPT_SEED)[3:7]
     before = (out / "summary.json").read_bytes()

@@ -19,6 +19,38 @@ NO_TEXTS = [3, None, True, [3], ["a", None], [b"a"], {}, ""]
 NO_FLAG = ["yes", 2, [], NAN]
 NO_MODEL = [3, 1.5, [], {}, b"model", "", True]
 NO_IDS = ["w1", [1], torch.ones(3).long(), torch.ones(0, 4).long(), torch.ones(1, 0).long()]
+NO_OBJECT = [3, "x", b"x", 1.5, True]
+# What `generate` takes beside prompts; None leaves a setting open, and stands in no list.
+COUNTED = [-1, 1.5, NAN, INF, "3", [], {}, b"2", [1], True]
+SETTINGS = {
+    **{name: [0, *COUNTED] for name in ("max_new_tokens", "num_beams", "num_return_sequences")},
+    **{name: COUNTED for name in ("min_new_tokens", "top_k", "max_length", "min_length")},
+    "prompt_lookup_num_tokens": [0, *COUNTED],
+    "temperature": [*NO_NUMBER, 0, -1],
+    "top_p": [*NO_NUMBER, -0.1],  # above 1 it is off, as in transformers
+    "min_p": [*NO_NUMBER, -0.1, 1.001],
+    "typical_p": [*NO_NUMBER, -0.1],
+    "repetition_penalty": [*NO_NUMBER, -1, 0],
+    "length_penalty": NO_NUMBER,
+    **{name: ["</s>", 1.5, b"x", [1, 2.5], {}, ["a"]] for name in ("pad_token_id", "eos_token_id")},
+    **{name: NO_FLAG for name in ("do_sample", "use_cache", "return_dict_in_generate")},
+    "cache_implementation": ["paged", "none", 3, []],
+    "generation_config": [*NO_OBJECT, [], {}],
+    "logits_processor": [*NO_OBJECT, [3], ["x"]],
+    "stopping_criteria": [*NO_OBJECT, [3], ["x"]],
+    "prefix_allowed_tokens_fn": [*NO_OBJECT, []],
+    "assistant_model": [*NO_OBJECT, []],
+    "past_key_values": [*NO_OBJECT, [], {}, ((1, 2),)],
+    "inputs_embeds": [*NO_OBJECT, [], [[0.5]], torch.ones(1, 1, 8)],
+    "streamer": [*NO_OBJECT, []],
+    "attention_mask": [*NO_OBJECT, [], [[1, 1]], torch.ones(1, 9), torch.ones(9)],
+    "stop_strings": [3, [3], [""], ""],
+    "bad_words_ids": [3, "x", [], [[-1]], [["a"]]],
+    "max_tokens": [3],  # the name of another library
+}
+UNKNOWN_IDS = [torch.full((1, 2), 10**6), -torch.ones(1, 2).long(), torch.ones(1, 2) / 2]
+UNKNOWN_ROWS = [(ids, torch.ones(1, 2)) for ids in UNKNOWN_IDS]
+UNKNOWN_ROWS += [(torch.ones(1, 2).long(), mask) for mask in (3, "x", torch.ones(2), torch.ones(1))]
 
 Bad = dict[str, list[Any]]
 # By name: how to call it with good values but for the changes, and the bad values of each argument.
@@ -124,9 +156,13 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
         "times": (lambda other: other * steered.controller, {"other": [NAN, INF, None, 1j]}),
         "when": (steered.controller.when, {"gate": [None, 3, "first", []]}),
         "generate": (
-            lambda **options: steered.generate(**{**batch, "max_new_tokens": 2, **options}),
+            lambda **options: steered.generate(
+                **{**batch, "max_new_tokens": 2, "do_sample": True, **options},
+                tokenizer=steered.tokenizer,
+            ),
             {
-                "input_ids": [None, *NO_IDS[2:]],
+                "input_ids": [None, *NO_IDS, *UNKNOWN_IDS, 3, {}],
+                **SETTINGS,
                 "capture": ["yes", 2, [], None],
                 "speculation": ["base", 3, []],
                 "trace": [3, "x", []],
@@ -135,7 +171,7 @@ def calls(steered: Any, batch: dict[str, Any], out: str) -> dict[str, Call]:
         "log_probs": (
             lambda **changed: steered.log_probs(**{"texts": ["w1 w2"], **changed}),
             {
-                "texts": [3, None, [], [3], ["w1", None], {}, [""]],
+                "texts": [3, None, [], [3], ["w1", None], {}, [""], *UNKNOWN_ROWS],
                 "prompts": [3, [], [3], ["a", "b"], {}],
                 "batch_size": [*NO_COUNT, 0],
             },

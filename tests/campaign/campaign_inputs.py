@@ -57,6 +57,7 @@ class World:
             options |= {"model": self.path("model")}
         if name == "compare":
             options |= {"prompts": self.path("data.jsonl"), "judge": self.path("judge")}
+            options |= {} if "controllers" in changes else {"methods": "base"}
         if name in ("fit", "judge"):
             options |= {"data": self.path("data.jsonl")}
         if name == "bench":
@@ -128,6 +129,7 @@ def names(rng: Random, world: World) -> Case:
         "judge": f"{name}={world.path('judge')}",
         "controllers": f"{name}={world.path('debias')}",
         "methods": f"base,{name}",
+        "agreement": f"{name}={world.path('data.jsonl')}",
     }
     option = rng.choice(list(places))
     return Case("name", world.command("compare", **{option: places[option]}), printable(name)[:8])

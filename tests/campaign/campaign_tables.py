@@ -56,6 +56,11 @@ LISTS = {
         'base' | base,base
         shout
         'x' | self_debias,x"""),
+    "agreement": table("""
+        =
+        'x=' | x=
+        '=a.jsonl' | =a.jsonl
+        nowhere.jsonl | x=nowhere.jsonl"""),
     "judge": table("""
         =
         =pocket
@@ -170,7 +175,11 @@ SPECS = table(r"""
     out | out: ''
     None | methods:\n  -
     a | controllers: [a]
-    99999 | max_new_tokens: 99999999999""")
+    99999 | max_new_tokens: 99999999999
+    3 | agreement: 3
+    [] | agreement: [[]]
+    '' | agreement: {'': a.jsonl}
+    x1b | agreement: {"a\\e[1mb": a.jsonl}""")
 
 SPECS += [("deep", "model: " + "[" * 20_000), ("digits", "seed: " + "9" * 5000)]
 

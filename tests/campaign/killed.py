@@ -32,7 +32,7 @@ POCKET = pocket.parts() / pocket.MODEL
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SHOWN = ("progress.log", "report.html", "table.tex")  # costs among the rest, in words
-TIMED = ("seconds", "check", "measured", "conditions", "time")
+TIMED = ("seconds", "check", "measured", "conditions", "time", "cost_ratio")
 RESUMED = ("compare", "tune", "values", "capabilities")
 
 

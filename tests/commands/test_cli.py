@@ -146,6 +146,7 @@ def test_errors_are_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = {"--model": model, "--prompts": prompts_file, "--judge": judge, "--out": "out"}
+    options |= {} if change[0] == "--controllers" else {"--methods": "base"}
     options |= {change[0]: change[1]}
     flat = [part for pair in options.items() for part in pair]
     assert run(monkeypatch, "compare", *flat) == 2

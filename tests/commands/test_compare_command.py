@@ -11,6 +11,7 @@ import pytest
 from tiny_models import make_chat_model, make_chat_tokenizer
 
 from plugalign import cli
+from plugalign.commands import options
 from plugalign.evaluation.comparison.spec import read_spec
 
 
@@ -159,3 +160,18 @@ def test_a_spec_may_name_one_reference_set_or_several(tmp_path: Path) -> None:
     assert read_spec(tmp_path / "s.yaml", {}) == {"agreement": "web.jsonl", "min_new_tokens": 2}
     (tmp_path / "s.yaml").write_text("agreement: [web.jsonl, news.jsonl]\n")
     assert read_spec(tmp_path / "s.yaml", {})["agreement"] == ["web.jsonl", "news.jsonl"]
+    (tmp_path / "s.yaml").write_text("agreement: {people: web.jsonl, news: news.jsonl}\n")
+    assert read_spec(tmp_path / "s.yaml", {})["agreement"]["people"] == "web.jsonl"
+
+
+def test_a_reference_set_may_be_typed_with_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1.jsonl").touch()
+    assert options.references(["lr=1.jsonl", "b.jsonl"]) == ["lr=1.jsonl", "b.jsonl"]
+    found = options.references(["people=in/a.jsonl", "lr=1.jsonl"])
+    assert found == {"people": "in/a.jsonl", "lr=1.jsonl": "lr=1.jsonl"}
+    for wrong in (["people="], ["=a.jsonl"], ["x=a", "x=b"], ["x=a", "in/x"]):
+        with pytest.raises(ValueError, match="--agreement"):
+            options.references(wrong)

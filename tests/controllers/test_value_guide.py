@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.special import logit
 from tiny_models import make_model, make_prompts, make_tokenizer
 
 import plugalign as pa
+from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import identify
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.controllers.principles import Preferences, Principle
@@ -91,6 +93,17 @@ def test_a_gate_is_open_where_the_text_breaks_the_value() -> None:
     reader = bound.source.reader(model)
     step.read = lambda source: reader.read(step)
     assert bound.open(step).tolist() == (breaks >= threshold).astype(float).tolist()
+
+
+def test_equal_gates_of_a_loaded_sum_share_one_forward(tmp_path: Path) -> None:
+    judge = discriminator()
+    model, tokenizer = judge.reader.model, judge.reader.tokenizer
+    parts = [pa.SelfDebias([f"w{i} w9"]).when(gate(judge)) for i in (50, 51)]
+    (parts[0] + parts[1]).save_pretrained(tmp_path / "sum")
+    loaded = Controller.from_pretrained(str(tmp_path / "sum"))
+    first, second = pa.wrap(model, tokenizer, loaded).plan.shifts
+    assert first.gates[0] is second.gates[0]
+    assert gate(judge) == gate(judge) != gate(judge, 0.6) != gate(discriminator(layer=2))
 
 
 def test_guided_text_conforms_more() -> None:

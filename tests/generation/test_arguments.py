@@ -160,7 +160,7 @@ MASK = torch.tensor([[1, 1, 1], [0, 1, 1]])
 REFUSED = {
     "an encoding": (
         TypeError,
-        "by name: generate(**encoding)",
+        "by name, generate(**encoding), got a BatchEncoding",
         {"inputs": BatchEncoding({"input_ids": IDS})},
     ),
     "lists": (TypeError, "tensor of token ids (B, T), got a list", {"inputs": [[5, 6]]}),
@@ -257,6 +257,16 @@ REFUSED = {
         "temperature must be a finite number, got nan",
         {"inputs": IDS, "temperature": float("nan")},
     ),
+    "another flag in words": (
+        ValueError,
+        "use_cache must be True or False, got 'no'",
+        {"inputs": IDS, "use_cache": "no"},
+    ),
+    "a flag that is a number": (
+        ValueError,
+        "do_sample must be True or False, got 2",
+        {"inputs": IDS, "do_sample": 2},
+    ),
     "an end in words": (
         TypeError,
         "eos_token_id must be one token id or several, got '</s>'",
@@ -266,6 +276,21 @@ REFUSED = {
         TypeError,
         "eos_token_id must be one token id or several, got [1, 2.5]",
         {"inputs": IDS, "eos_token_id": [1, 2.5]},
+    ),
+    "a flag in words": (
+        ValueError,
+        "do_sample must be True or False, got 'false'",
+        {"inputs": IDS, "do_sample": "false"},
+    ),
+    "a stop that is no text": (
+        ValueError,
+        "stop_strings must be a text or a list of texts, got [3]",
+        {"inputs": IDS, "stop_strings": [3]},
+    ),
+    "a list of what is no processor": (
+        TypeError,
+        "logits_processor must be a list of functions, got 3 in it",
+        {"inputs": IDS, "logits_processor": [3]},
     ),
     "a processor by itself": (
         TypeError,

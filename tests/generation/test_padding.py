@@ -50,10 +50,18 @@ def test_an_expert_whose_embedding_takes_positions(tokenizer, prompts):
     def opt(seed):
         torch.manual_seed(seed)
         config = OPTConfig(
-            vocab_size=120, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, dropout=0.0,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
-            pad_token_id=0, eos_token_id=1, bos_token_id=None,
-        )  # fmt: skip
+            vocab_size=120,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=48,
+            dropout=0.0,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
         return OPTForCausalLM(config).eval()
 
     model, batch = opt(0), prompts()

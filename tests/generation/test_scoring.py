@@ -166,6 +166,7 @@ def test_each_column_of_a_source_is_read_once(tiny, tokenizer):
     assert seen[-1] == (3, 7) and len(seen) <= 3  # the others find out how its head works
 
 
+IDS, ONES = torch.tensor([[5, 6, 7]]), torch.ones(1, 3)
 BAD = {
     "none": (([],), "log_probs needs at least one text, got none"),
     "a string": (("w1 w2",), "texts must be a list of strings"),
@@ -174,6 +175,13 @@ BAD = {
     "empty behind a prompt": ((["w1", ""], ["w1", "w2"]), "text 1 has 0 tokens$"),
     "empty prompt": ((["w1", "w2"], ["w1", ""]), "prompt 1 has 0 tokens$"),
     "too few prompts": ((["w1", "w2"], ["w1"]), "2 texts need as many prompts, got 1"),
+    "unknown ids": (((IDS + 200, ONES),), "the text in row 0 holds the token id 205"),
+    "negative ids": (((-IDS, ONES),), "the text in row 0 holds the token id -5"),
+    "unknown ids in front": ((["w1"], (IDS + 200, ONES)), "the prompt in row 0 holds the token id"),
+    "no ids": (((ONES, ONES),), r"whole numbers .* got \(1, 3\) of torch.float32"),
+    "one row": (((IDS[0], ONES[0]),), r"whole numbers \(B, T\), got \(3,\)"),
+    "a mask of others": (((IDS, ONES[:, 1:]),), "attention_mask has shape .* but the texts have"),
+    "a fraction": (((IDS, ONES / 2),), "attention_mask holds 0.5"),
     "too long": ((["w1 w2", "w1 " * 127 + "w2 w3"],), "text 1 has 129 tokens, more than the "),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor
+from transformers import AutoModelForCausalLM, CompileConfig, LogitsProcessor
 from transformers.models.auto.configuration_auto import AutoConfig
 
 import plugalign as pa
@@ -22,19 +22,32 @@ CONFIGS = {
     "mamba2": MAMBA2,
     "falcon_mamba": {"state_size": 8},
     "jamba": {
-        **ATTENTION, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
-        "num_experts_per_tok": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
-        "mamba_d_state": 8, "use_mamba_kernels": False,
+        **ATTENTION,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+        "use_mamba_kernels": False,
     },
     "bamba": {
-        **ATTENTION, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8,
-        "mamba_d_state": 8, "mamba_chunk_size": 4,
+        **ATTENTION,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 4,
     },
     "recurrent_gemma": {
-        **ATTENTION, "num_hidden_layers": 3, "lru_width": 32, "head_dim": 8,
+        **ATTENTION,
+        "num_hidden_layers": 3,
+        "lru_width": 32,
+        "head_dim": 8,
     },
     "rwkv": {"context_length": 64, "attention_hidden_size": 32},
-}  # fmt: skip
+}
 KINDS = tuple(kind for kind in CONFIGS if kind != "recurrent_gemma")
 MODES = {
     "greedy": {},
@@ -65,6 +78,21 @@ def make(kind, seed=0):
             if parameter.ndim > 1 and "A_log" not in name:
                 parameter.mul_(4.0)
     return model
+
+
+def test_a_hybrid_with_a_static_cache_is_compiled_as_transformers_compiles_it(tokenizer):
+    """Its recurrent layers know their length in another way than those with keys."""
+    torch.compiler.reset()
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True  # transformers compiles on GPUs alone, else
+    base, expert, ids = make("jamba"), make("jamba", seed=1), torch.tensor([[5, 6, 7], [8, 9, 4]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "do_sample": False}
+    static = {"cache_implementation": "static", "compile_config": config}
+    for weight in (0, 1):
+        steered = pa.wrap(base, tokenizer, weight * pa.DExperts(expert, alpha=1.0, top_p=1.0))
+        want = steered.generate(ids, **options)
+        assert torch.equal(steered.generate(ids, **options, **static), want)
+    torch.compiler.reset()
 
 
 class Whole(LogitsProcessor):

@@ -1,4 +1,5 @@
-"""Fewer tests than the full product of factors, and no pair of two factors' levels left out."""
+"""Fewer tests than the full product of factors: no pair of two factors' levels is left out, or no
+level."""
 
 from __future__ import annotations
 
@@ -12,6 +13,14 @@ import pytest
 def pairwise(**factors: Sequence[Any]) -> pytest.MarkDecorator:
     """``@pairwise(architecture=…, mode=…, rows=…)`` in the place of a parametrize of each."""
     return pytest.mark.parametrize(list(factors), covering(factors), ids=_name)
+
+
+def each_level(**factors: Sequence[Any]) -> pytest.MarkDecorator:
+    """As many tests as the longest factor has levels, in which the others' levels take turns: for
+    factors that meet pair by pair in another test of the file."""
+    count = max(map(len, factors.values()))
+    rows = [tuple(levels[i % len(levels)] for levels in factors.values()) for i in range(count)]
+    return pytest.mark.parametrize(list(factors), rows, ids=_name)
 
 
 def _name(level: Any) -> str:

@@ -15,6 +15,16 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def prompt_rows(prompts: list[str]) -> list[dict[str, Any]]:
+    """Prompts with what was written behind them, and how toxic that is; the last is unknown."""
+    behind = world.judge_sample(len(prompts), world.TEST_SEED)
+    scores = [float(label == "rude") for _, label in behind[:-1]]
+    return [
+        {"text": prompt, "continuation": text, "continuation_toxicity": score}
+        for prompt, (text, _), score in zip(prompts, behind, [*scores, None], strict=True)
+    ]
+
+
 def write_data(tools: Any, folder: Path) -> Path:
     """All files that `results_tools` names.
 
@@ -29,9 +39,9 @@ def write_data(tools: Any, folder: Path) -> Path:
     judged = world.judge_sample(200, world.JUDGE_SEED)
     rows = [{"text": text, "label": int(label == "rude")} for text, label in judged]
     lines(folder / tools.JUDGED, rows)
-    prompts = world.prompts(8, world.PROMPT_SEED)
-    lines(folder / tools.PROMPTS, [{"text": text} for text in prompts])
     scored = world.judge_sample(60, world.TEST_SEED)
+    prompts = world.prompts(8, world.PROMPT_SEED)
+    lines(folder / tools.PROMPTS, prompt_rows(prompts))
     rows = [{"continuation": t, "perspective_toxicity": float(y == "rude")} for t, y in scored]
     lines(folder / tools.REFERENCES, rows)
     return folder

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import each_level
 
 from plugalign.kernels.calls import CandidateDraw
 from plugalign.kernels.candidate_sample import candidate_sample
@@ -72,8 +73,7 @@ def assert_equal_to_the_reference(call):
     return tokens
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("count", [1, 2, 7, 50, 127, 256, 1000, 1024])
+@each_level(count=[1, 2, 7, 50, 127, 256, 1000, 1024], dtype=DTYPES)
 def test_counts_and_dtypes(count, dtype):
     assert_equal_to_the_reference(make_call(4, count, dtype))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import each_level
 
 from plugalign.kernels.gumbel import gumbel_noise, sample
 from plugalign.kernels.launch import load_bound
@@ -63,15 +64,13 @@ def assert_equal_to_the_reference(call, **choices):
     assert torch.equal(scores, logit + call["temperature"] * noise)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
+@each_level(vocab=[1, 2, 7, 127, 257, 1000], dtype=DTYPES)
 def test_small_vocabularies(vocab, dtype):
     assert_equal_to_the_reference(make_call(4, vocab, dtype), tile=256, parts=3)
     assert torch.equal(sample(**make_call(4, vocab), backend="triton"), run(make_call(4, vocab))[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [32000, 50257, 128256])
+@each_level(vocab=[32000, 50257, 128256], dtype=DTYPES)
 def test_real_vocabularies(vocab, dtype):
     tile = 2**15 if INTERPRETED else 2**11
     assert_equal_to_the_reference(make_call(2, vocab, dtype), tile=tile, parts=2)

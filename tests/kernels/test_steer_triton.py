@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairwise import pairwise
+from pairwise import each_level, pairwise
 
 from plugalign.kernels import steer
 from plugalign.kernels.calls import Draw
@@ -123,7 +123,7 @@ KINDS = {
 }
 
 
-ALWAYS, RARELY = ("one", "dexperts", "all terms"), ("union", "intersection", "probability mix")
+ALWAYS, RARELY = ("dexperts", "all terms", "one"), ("union", "intersection", "probability mix")
 
 
 def small_vocabulary(vocab, kind, before):
@@ -131,7 +131,7 @@ def small_vocabulary(vocab, kind, before):
     assert_equal_to_the_reference(m, draw(3), before, tile=256, parts=3)
 
 
-@pairwise(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
+@each_level(kind=ALWAYS, vocab=(1, 2, 7, 127, 257, 1000), before=(ALL, NUCLEUS))
 def test_small_vocabularies(kind, vocab, before):
     small_vocabulary(vocab, kind, before)
 
@@ -143,9 +143,9 @@ def test_small_vocabularies_of_rare_terms(kind, vocab, before):
 
 @pytest.mark.parametrize("name", CUTS)
 def test_truncations_of_the_base_and_of_the_result(name):
-    m = mixture(4, 600, torch.float32 if "p" in name[-1] else torch.bfloat16)
-    assert_equal_to_the_reference(m, draw(4), CUTS[name], tile=256, parts=2)
-    assert_equal_to_the_reference(m, draw(4), ALL, CUTS[name], tile=256, parts=2)
+    m = mixture(2, 300, torch.float32 if "p" in name[-1] else torch.bfloat16)
+    for before, after in ((CUTS[name], ALL), (ALL, CUTS[name])):
+        assert_equal_to_the_reference(m, draw(2, (0.6, 2.5)), before, after, tile=256, parts=2)
 
 
 @pytest.mark.parametrize("after", [NUCLEUS, Truncation(min_p=0.05), Truncation(0.9, 5)])
@@ -174,7 +174,7 @@ def test_rows_of_every_alignment_that_end_anywhere_in_a_tile(vocab, place, parts
     for x_k in x:
         x_k[1, vocab - 1] += 9  # where the row ends, something is drawn too
     m = weighted(x, (1.0, 2.0, -1.0))
-    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=64, parts=parts)
+    assert_equal_to_the_reference(m, draw(2), ALL, NUCLEUS, tile=128, parts=parts)
 
 
 def test_seeds_of_64_bits_and_greedy_calls():
@@ -187,7 +187,7 @@ def test_seeds_of_64_bits_and_greedy_calls():
 
 
 def test_tiles_and_parts_change_nothing():
-    m, d = mixture(4, 1003, torch.bfloat16), draw(4)
+    m, d = mixture(2, 1003, torch.bfloat16), draw(2, (0.6, 2.5))
     want = torch_reference(m, d, NUCLEUS)
     for tile, parts in ((64, 5), (256, 1), (2048, 1)):
         assert torch.equal(run(m, d, NUCLEUS, tile=tile, parts=parts), want)
@@ -205,10 +205,10 @@ def test_a_row_does_not_depend_on_its_batch():
 
 def test_an_expert_that_only_likes_what_is_cut_off():
     """All of the best noised scores fail the test, again and again."""
-    base = torch.linspace(5, -5, 700, device=DEVICE).expand(3, 700).contiguous()
+    base = torch.linspace(5, -5, 300, device=DEVICE).expand(2, 300).contiguous()
     m = weighted((base, -base), (1.0, 9.0))
     for cut in (NUCLEUS, Truncation(top_k=4), Truncation(min_p=0.5)):
-        assert_equal_to_the_reference(m, draw(3), cut, tile=256, parts=2)
+        assert_equal_to_the_reference(m, draw(2), cut, tile=256, parts=2)
 
 
 def test_rows_without_an_answer():
@@ -217,10 +217,10 @@ def test_rows_without_an_answer():
     other[3, base[3].argmax()] = NAN
     m, d = weighted((base, other), (1.0, 1.0)), draw(5, (1.0,) * 5)
     for before in (ALL, NUCLEUS, Truncation(top_k=4)):
-        assert run(m, d, before).tolist() == torch_reference(m, d, before).tolist()
+        assert_equal_to_the_reference(m, d, before, tile=64)
     for after in (NUCLEUS, Truncation(0.9, 4)):
-        assert run(m, d, NUCLEUS, after).tolist() == torch_reference(m, d, NUCLEUS, after).tolist()
-    assert run(m, d)[:4].tolist() == [-1] * 4
+        assert_equal_to_the_reference(m, d, NUCLEUS, after, tile=64)
+    assert run(m, d, tile=64)[:4].tolist() == [-1] * 4
 
 
 @given(
@@ -253,7 +253,7 @@ def kept_by_threshold(x, cut, **choices):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_thresholds_are_exact(dtype):
-    x = logits(2, 703, 5, dtype, stride=704)
+    x = logits(2, 319, 5, dtype, stride=320)
     for cut in (NUCLEUS, Truncation(0.5, 7, joint=True), Truncation(min_p=0.03)):
         found = kept_by_threshold(x, cut, tile=256, parts=2)
         assert torch.equal(found & (x > -INF), kept_mask(x, cut))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import each_level
 
 from plugalign.kernels.launch import load_bound
 from plugalign.kernels.topk_select import topk_select
@@ -57,8 +58,7 @@ def assert_equal_to_the_reference(logits, k, **choices):
     assert_equal(run(logits, expected[0].shape[1], **choices), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 2, 7, 127, 257, 1000])
+@each_level(vocab=[1, 2, 7, 127, 257, 1000], dtype=DTYPES)
 def test_small_vocabularies(vocab, dtype):
     for k in sorted({min(vocab, 3), min(vocab, 50)}):
         assert_equal_to_the_reference(make_logits(1, vocab, dtype), k, tile=256, parts=2)
@@ -66,8 +66,7 @@ def test_small_vocabularies(vocab, dtype):
     assert_equal(found, topk_select(make_logits(2, vocab, dtype), 5, backend="torch"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [32000, 50257, 128256, 2**18])
+@each_level(vocab=[32000, 50257, 128256, 2**18], dtype=DTYPES)
 def test_real_vocabularies(vocab, dtype):
     tile = 2**15 if INTERPRETED else 2**11
     assert_equal_to_the_reference(make_logits(2, vocab, dtype), 50, tile=tile, parts=2)

@@ -128,10 +128,15 @@ class Reading:
         """Whether the body reads packed weights by now."""
         return self._packed is not self._body
 
-    def last(self, inputs: dict[str, Any]) -> Tensor:
-        """The last column's hidden states ``(R, D)``, from the inputs of a forward."""
+    def last(self, inputs: dict[str, Any], further: bool = False) -> Tensor:
+        """The last column's hidden states ``(R, D)``, from the inputs of a forward.
+
+        Args:
+            further: whether the cache holds earlier columns of the same texts.
+        """
         ids = inputs["input_ids"]
-        if ids.shape[1] == 1 and self._options is not None and _is_static(inputs):
+        one_more = further and ids.shape[1] == 1
+        if one_more and self._options is not None and inputs["past_key_values"].is_compileable:
             return self._recorder.compiled(self._body, self._options).last(inputs)
         if ids.shape[1] > 1:  # another text may be of another call, and of other weights
             self._recordings = None
@@ -230,12 +235,6 @@ def _is_growing(inputs: dict[str, Any]) -> bool:
     layers: Any = getattr(inputs["past_key_values"], "layers", ())
     grows = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
     return bool(grows and layers[0].is_initialized and layers[0].keys.is_cpu)
-
-
-def _is_static(inputs: dict[str, Any]) -> bool:
-    """Whether a forward reads on behind a static cache."""
-    cache = inputs["past_key_values"]
-    return bool(cache.is_compileable and cache.layers and cache.layers[0].is_initialized)
 
 
 def _evict_oldest(kept: dict[Any, Any]) -> None:

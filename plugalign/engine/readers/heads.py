@@ -76,7 +76,7 @@ class SplitModel:
         if positions > 1:
             state = self.states(inputs)[:, -positions:].flatten(0, 1)
         else:
-            state = self._reading.last(self._prefixed(inputs, further))
+            state = self._reading.last(self._prefixed(inputs, further), further)
         return self.head(state)
 
     def head(self, states: Tensor) -> Head:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Group
 
+from plugalign.evaluation.comparison.agreements import References, agreements
 from plugalign.evaluation.comparison.alignment import (
     HumanTexts,
     judged_texts,
@@ -106,7 +107,7 @@ def compare(
     metrics: Sequence[Metric] | None = None,
     scorer: Any = None,
     perplexity_model: Any = None,
-    agreement: str | Path | Sequence[str | Path] | None = None,
+    agreement: References | None = None,
     human_texts: str | Path | None = None,
     human_labels: str | Path | None = None,
     samples: int | None = None,
@@ -152,7 +153,8 @@ def compare(
         scorer: a model like ``model``, for perplexity; by default the base without steering.
         perplexity_model: an outside model for a second perplexity, in its own tokens: a hub id or
             folder, or a pair of a model and its tokenizer.
-        agreement: files of texts with reference scores (`load_references`) to measure judges by.
+        agreement: a file of texts with reference scores (`load_references`) to measure judges by,
+            several, or files by name.
         human_texts: a file of texts to measure the gap to, see `judged_texts`.
         human_labels: a file of labelled answers of this run, see `read_labels`; for a resumed one.
         samples: answers to each prompt; 25 by default, 4 in the pocket world of many prompts, and
@@ -210,14 +212,14 @@ def compare(
     # The pocket model is too small for two threads to help each other.
     with torch_threads(1 if threads is None and study.is_pocket else threads):
         human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
-        agreements = study.agreements(agreement)
-        return _run(study, decoding, agreements, human, human_labels, Path(out), resume, command)
+        measured = agreements(study.judges, agreement)
+        return _run(study, decoding, measured, human, human_labels, Path(out), resume, command)
 
 
 def _run(
     study: Study,
     decoding: Decoding,
-    agreements: list[AgreementSet],
+    measured: list[AgreementSet],
     human: HumanTexts | None,
     human_labels: str | Path | None,
     out: Path,
@@ -242,9 +244,9 @@ def _run(
         rows, prompts = manifest.settings.rows(), len(study.prompts.texts)
         labels = read_labels(Path(human_labels), rows, prompts, decoding.samples)
     with locked(out):
-        open_run(out, manifest.with_agreements(agreements).to_json(), resume=resume)
+        open_run(out, manifest.with_agreements(measured).to_json(), resume=resume)
         stored = read_manifest(out)
-        if (merged := stored.with_agreements(agreements)) != stored:
+        if (merged := stored.with_agreements(measured)) != stored:
             write_json(out / MANIFEST, merged.to_json())
         _write_prompts(out, study.prompts)
         _work(study, generator, out, manifest.run or "")

@@ -24,7 +24,7 @@ def _not_blank(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    return check_name(text, "a method or a judge")
+    return check_name(text, "a method, a judge or a reference set")
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
@@ -48,7 +48,7 @@ class CompareSpec(BaseModel):
     judges: list[Text] | dict[Name, Text] | None = Field(None, min_length=1)
     scorer: Text | None = None
     perplexity_model: Text | None = None
-    agreement: Text | list[Text] | None = None
+    agreement: Text | list[Text] | dict[Name, Text] | None = None
     human_texts: Text | None = None
     human_labels: Text | None = None
     samples: Count = 25

@@ -9,13 +9,13 @@ from typing import Any
 
 from plugalign import pocket
 from plugalign.algebra.controller import Controller
+from plugalign.catalogue import ALONE
 from plugalign.evaluation.comparison.decoding import Decoding
 from plugalign.evaluation.comparison.generation import end_tokens
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts, paragraphs
 from plugalign.evaluation.comparison.references import BASE, References
 from plugalign.evaluation.comparison.scoring import Scorer
 from plugalign.evaluation.comparison.variants import varied
-from plugalign.evaluation.judging.agreement import agreement as agree
 from plugalign.evaluation.judging.identity import describe_judge, judge_source, specs_of
 from plugalign.evaluation.judging.load import Judge, check_judges, load_judges
 from plugalign.evaluation.metrics.metric import Metric, Metrics, check_measures, sorted_metrics
@@ -27,7 +27,6 @@ from plugalign.evaluation.run_folder.describe import (
     versions,
 )
 from plugalign.evaluation.run_folder.manifest import (
-    AgreementSet,
     DataRecord,
     JudgeRecord,
     Manifest,
@@ -35,12 +34,11 @@ from plugalign.evaluation.run_folder.manifest import (
     ScorerRecord,
     Settings,
 )
-from plugalign.files.fingerprint import file_hash
 from plugalign.files.precision import explained
 from plugalign.files.shown import shown
 from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.generation.chat_format import ChatChoice, choose_chat
-from plugalign.loading import load_controllers, load_references, resolve_model, unfitted
+from plugalign.loading import load_controllers, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -126,29 +124,8 @@ class Study:
     def _judge(self, name: str) -> JudgeRecord:
         found = (m.threshold for m in self.metrics.judged if m.threshold is not None)
         threshold = next(found, None)
-        record = describe_judge(self.judges[name], self.judge_specs[name])
+        record = describe_judge(self.judges[name], self.judge_specs[name], self.model.dtype)
         return record.model_copy(update={"threshold": threshold})
-
-    def agreements(self, paths: str | Path | Sequence[str | Path] | None) -> list[AgreementSet]:
-        """How far every judge agrees with the reference scores in each of these files.
-
-        Raises:
-            ValueError: naming the file, if it is malformed or cannot tell a judge from a coin.
-        """
-        given = [paths] if isinstance(paths, (str, Path)) else list(paths or ())
-        return [self._agreement(Path(path)) for path in dict.fromkeys(map(str, given))]
-
-    def _agreement(self, path: Path) -> AgreementSet:
-        texts, references = load_references(path)
-        found = {}
-        for name, judge in self.judges.items():
-            verdicts = judge.verdicts(texts)
-            try:
-                found[name] = agree(verdicts.scores, references)
-            except ValueError as error:
-                reason = f" ({verdicts.first_error})" if verdicts.failed else ""
-                raise ValueError(f"{path}, judge {name!r}: {error}{reason}") from error
-        return AgreementSet(source=path.name, sha256=file_hash(path), judges=found)
 
     def perplexity(self, encoded: Sequence[Sequence[int]]) -> Scorer:
         """The model under which answers are scored."""
@@ -203,7 +180,7 @@ def make_study(
         _require(prompts=prompts, judges=judges)
     texts, chosen_metrics = _prompts(prompts, limit), sorted_metrics(metrics)
     check_measures(chosen_metrics, texts.texts)
-    _check_some(methods, controllers)
+    _check_some(methods, controllers, is_pocket)
     given = pocket.controllers() if controllers is None and is_pocket else controllers or {}
     chosen = varied(load_controllers(_chosen(methods, given)), settings)
     specs = ["pocket"] if judges is None else judges
@@ -262,8 +239,16 @@ def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> P
     return load_prompts(prompts, limit)
 
 
-def _check_some(methods: Sequence[str] | None, controllers: Mapping[str, Any] | None) -> None:
+def _check_some(
+    methods: Sequence[str] | None, controllers: Mapping[str, Any] | None, is_pocket: bool
+) -> None:
     """Refuses to compare what was given as nothing; the plain model alone has a name."""
+    if methods is None and controllers is None and not is_pocket:
+        raise ValueError(
+            f"with a model of your own, say what to compare: controllers (NAME=FOLDER of what was "
+            f"fitted), or methods ({', '.join(ALONE)} need nothing fitted, and '{BASE}' is the "
+            f"plain model alone)"
+        )
     if methods is not None and not methods:
         raise ValueError(f"there is no method; name at least one, or '{BASE}' for the plain model")
     if methods is None and controllers is not None and not controllers:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import joblib  # type: ignore[import-untyped]
+import torch
 
 from plugalign.algebra.identity import vocabulary_hash
 from plugalign.controllers.self_diagnosis import diagnose
@@ -38,24 +40,31 @@ def judge_source(spec: Any) -> str | None:
     return str(spec) if isinstance(spec, (str, Path)) else None
 
 
-def describe_judge(judge: Judge, spec: Any) -> JudgeRecord:
+def describe_judge(judge: Judge, spec: Any, dtype: torch.dtype | None = None) -> JudgeRecord:
     """A judge's kind and a hash of what its scores depend on.
 
     The hash is of the judge's files where it has some, else of its weights or its source. None
     where nothing is known of it: an object of foreign code that cannot be serialised.
+
+    Args:
+        dtype: of the model that answers, in which a contrast or a diagnosis is known to read
+            with that model.
     """
     function = judge.function
     sha256 = _of_spec(spec)
     if sha256 is None:
         sha256 = _of_object(spec if hasattr(spec, "predict_proba") else function)
     if (asked := _diagnosis(function)) is not None:
-        reads = weights_fingerprint(asked["model"])
+        reads = weights_fingerprint(asked["model"], dtype)
         return JudgeRecord(kind=diagnose.__name__, sha256=sha256, reads=reads)
     found = JudgeRecord(kind=type(function).__name__, sha256=sha256)
     if isinstance(function, TextClassifier):
         return found.model_copy(update={"label": function.positive})
     if isinstance(function, (ValueContrast, ValueDiscriminator)):
-        return found.model_copy(update={"reads": weights_fingerprint(function.reader.model)})
+        rounded = dtype if isinstance(function, ValueContrast) else None
+        return found.model_copy(
+            update={"reads": weights_fingerprint(function.reader.model, rounded)}
+        )
     return found
 
 
@@ -104,6 +113,8 @@ def _of_object(thing: Any) -> str | None:
             for part in (thing.words, thing.characters)
         ]
         return fingerprint(learned, joblib.hash(thing.weights), thing.intercept)
+    if isinstance(thing, (ValueContrast, ValueDiscriminator)):
+        return _of_value(thing)
     if inspect.isroutine(thing):
         return _of_function(thing)
     try:
@@ -111,6 +122,19 @@ def _of_object(thing: Any) -> str | None:
     # joblib pickles, and a foreign object may answer that with anything.
     except Exception:
         return None
+
+
+def _of_value(thing: ValueContrast | ValueDiscriminator) -> str:
+    """A hash of what is asked, and of the model that reads: a model's own state is another in each
+    process."""
+    if isinstance(thing, ValueContrast):
+        asked: tuple[Any, ...] = (thing.statement, thing.negation)
+    else:
+        head = (joblib.hash(thing.head.weights), thing.head.offset)
+        asked = (thing.statement, *head, asdict(thing.calibration))
+    reader = thing.reader
+    how = (reader.kind, reader.layers, reader.max_tokens, reader.identity.to_dict())
+    return fingerprint(asked, how, weights_fingerprint(reader.model))
 
 
 def _of_function(function: Any) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from plugalign.evaluation.report.numbers import number, percent
 from plugalign.evaluation.run_folder.summary import Cost, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
+from plugalign.evaluation.statistics.paired import Interval
 
 SHOWN = ("toxic_fraction",)  # beside the primary metric
 # What LaTeX reads as more than the character itself.
@@ -77,6 +78,25 @@ def main_table(summary: Summary, metrics: Sequence[str] | None = None) -> MainTa
     heads += ["distinct-2", "cost of a step"]
     rows = {n: list(_cells(summary, row, chosen, outside)) for n, row in summary.rows.items()}
     return MainTable(heads, rows)
+
+
+def agreement_table(summary: Summary) -> MainTable:
+    """How far each judge agrees with each set of reference scores."""
+    rows = {
+        f"{judge}, {one.source}": [
+            _ranged(one.judges[judge].auc),
+            _ranged(one.judges[judge].spearman),
+            Cell(str(one.judges[judge].texts)),
+        ]
+        for judge, notes in summary.judges.items()
+        for one in notes.agreements
+    }
+    return MainTable(["judge, reference scores", "AUC", "Spearman", "texts"], rows)
+
+
+def _ranged(interval: Interval) -> Cell:
+    value, low, high = (number(x, "share") for x in (interval.value, interval.low, interval.high))
+    return Cell(value, f"[{low}, {high}]")
 
 
 def _cells(summary: Summary, row: Row, metrics: Sequence[str], outside: bool) -> Iterator[Cell]:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plugalign.files import replacing
+
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.jsonl"
 GENERATIONS = "generations.jsonl"
@@ -97,13 +99,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes beside the old file and puts the new one in its place when it is complete."""
-    half = path.with_name(path.name + ".half")
     with full_disk_named(path.parent):
-        with half.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
+        replacing.replace_text(path, text)
 
 
 def read_json(path: Path) -> Any:

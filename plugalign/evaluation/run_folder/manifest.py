@@ -13,6 +13,7 @@ from plugalign.evaluation.judging.agreement import Agreement
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.saved import described
+from plugalign.files.shown import shown
 
 Number = int | float
 """A number that stays as it was given: 1 and 1.0 are written differently."""
@@ -220,9 +221,18 @@ class Manifest(_Part):
         return self.agreements or ((self.agreement,) if self.agreement else ())
 
     def with_agreements(self, found: Sequence[AgreementSet]) -> Self:
-        """With what was found on further reference sets; a set that was there is replaced."""
-        new = {one.sha256 for one in found}
+        """With what was found on further reference sets; a set that was there is replaced.
+
+        Raises:
+            ValueError: for a set called as another one that is kept.
+        """
+        new, named = {one.sha256 for one in found}, {one.source for one in found}
         kept = [one for one in self.every_agreement if one.sha256 not in new]
+        if twice := [one.source for one in kept if one.source in named]:
+            raise ValueError(
+                f"this run has reference scores called {shown(twice[0])} already, of another "
+                f"content; give the new ones a name of their own: NAME=FILE"
+            )
         every = (*kept, *found)
         return self.model_copy(
             update={"agreement": every[0] if every else None, "agreements": every}

@@ -76,9 +76,9 @@ def prediction_powered(
 
 def _weight(labels: np.ndarray, judged: np.ndarray, others: int) -> float:
     """lambda, within [0, 1]."""
-    spread = judged.var(ddof=1)
-    if others < 2 or spread == 0:
+    if others < 2 or np.ptp(judged) == 0:  # rounding gives equal scores a variance
         return 0.0
+    spread = judged.var(ddof=1)
     both = float(np.cov(labels, judged, ddof=1)[0, 1])
     return float(np.clip(both / ((1 + labels.size / others) * spread), 0.0, 1.0))
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from plugalign.evaluation.comparison.prompts import MESSAGES, Prompts, load_prompts
+from plugalign.evaluation.comparison.prompts import Prompts, prompts_of_run
 from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
-from plugalign.evaluation.run_folder.folder import PROMPTS
 from plugalign.evaluation.run_folder.manifest import Manifest, read_manifest
 from plugalign.evaluation.statistics.intervals import share_interval
 from plugalign.evaluation.statistics.paired import FloatArray, Interval, PairedBootstrap
 from plugalign.evaluation.statistics.score_means import score_change, score_mean
-from plugalign.files.text import read_text
 from plugalign.values.account.figures import FEW
 from plugalign.values.account.strata import ALL, Strata, make_strata
 
@@ -73,7 +70,7 @@ def read_comparison(out: Path, by_hash: Mapping[str, str] | None, strata: str) -
         ValueError: for a damaged file, or a prompt that has no stratum; names it.
     """
     manifest = read_manifest(out)
-    rows, prompts = read_answers(out, manifest), read_prompts(out)
+    rows, prompts = read_answers(out, manifest), prompts_of_run(out)
     hashes = enumerate(prompts.hashes())
     names = [stratum_of(sha256, number, by_hash) for number, sha256 in hashes]
     judges = manifest.settings.judges
@@ -86,17 +83,11 @@ def read_comparison(out: Path, by_hash: Mapping[str, str] | None, strata: str) -
     return Compared(manifest, strata, tuple(found))
 
 
-def read_prompts(out: Path) -> Prompts:
-    """A comparison's prompts."""
-    rows = map(json.loads, read_text(out / PROMPTS).splitlines())
-    return load_prompts([row.get(MESSAGES, row["text"]) for row in rows])
-
-
 def strata_of_comparison(
     out: Path, risk: object, cuts: tuple[float, ...] | None
 ) -> tuple[Strata, Prompts]:
     """Its prompts, sorted by a judge of risk."""
-    prompts = read_prompts(out)
+    prompts = prompts_of_run(out)
     return make_strata(prompts, None, risk, cuts), prompts
 
 

@@ -53,6 +53,15 @@ class Recorder:
     chat: ChatChoice
     store_prompts: bool = False
 
+    def check(self) -> None:
+        """Refuses what cannot be generated, before anything is written.
+
+        Raises:
+            ValueError: for a prompt that leaves no room for its answer, or a controller that does
+                not fit the model; names it.
+        """
+        _ = self.encoded, self._steered
+
     def run_line(
         self, folders: Mapping[str, str | None], model_path: str | None, is_pocket: bool
     ) -> RunLine:

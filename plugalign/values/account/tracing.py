@@ -123,6 +123,7 @@ def trace(
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     turns = choose_chat(model, tokenizer, chat, system, conversations=texts.have_conversations)
     recorder = Recorder(model, tokenizer, steered_by, texts, decoding, strata, turns, store_prompts)
+    recorder.check()
     with locked(out):
         return _run(recorder, recorder.run_line(folders, path, is_pocket), out, resume)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CompileConfig
+from tiny_models import SIZES, WORDS
+from transformers import CompileConfig, MistralConfig, MistralForCausalLM
 
 import plugalign as pa
 from plugalign.engine.acceleration.compiled import Compiled
@@ -39,6 +40,13 @@ def generate(steered, inputs, **options):
     return steered.generate(**inputs, **options)
 
 
+def windowed(seed):
+    """A model that looks back at eight columns."""
+    torch.manual_seed(seed)
+    config = MistralConfig(**SIZES, vocab_size=WORDS, num_key_value_heads=2, sliding_window=8)
+    return MistralForCausalLM(config).eval()
+
+
 # Models of one shape share a graph; prompts and prefixes are rows or lengths of another.
 GRAPHS = {"nothing": 1, "dexperts": 1, "self-debias": 2, "prefix-contrast": 2}
 
@@ -52,6 +60,17 @@ def test_each_model_is_one_graph_and_texts_are_the_same(which, tiny, tokenizer, 
     assert len(graphs) == GRAPHS[which]
     assert torch.equal(compiled(steered, prompts(rows=3)), want)
     assert len(graphs) == GRAPHS[which], "a second call was compiled again"
+
+
+@pytest.mark.parametrize(("windows", "width"), [(False, 9), (True, 3), (True, 9)])
+def test_a_shorter_call_is_not_compiled_anew(windows, width, tiny, tokenizer, prompts):
+    """Also where caches have sliding windows, which the texts fill or do not."""
+    models = [windowed(seed) if windows else tiny("llama-gqa", seed=seed) for seed in (0, 1)]
+    steered = pa.wrap(models[0], tokenizer, pa.DExperts(models[1], top_p=1.0))
+    compiled(steered, prompts(rows=3, width=width), max_new_tokens=4)
+    known = len(graphs)
+    compiled(steered, prompts(rows=3, width=width), max_new_tokens=2)
+    assert len(graphs) == known
 
 
 def test_no_graph_is_used_for_another_shape_or_other_weights(tiny, tokenizer, prompts):

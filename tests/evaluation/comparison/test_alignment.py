@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_models import make_model, make_tokenizer
 
@@ -30,7 +31,7 @@ def odd(texts: list[str]) -> list[float]:
 
 
 def run(out: Path, **more: Any) -> Any:
-    model, tokenizer = make_model(), make_tokenizer()
+    model, tokenizer = more.pop("model", None) or make_model(), make_tokenizer()
     given = {"judges": {"odd": odd}, "samples": 2, "max_new_tokens": 5, "seed": 1}
     return compare(
         model,
@@ -111,10 +112,19 @@ def own_judge(kind: str, seed: int) -> Any:
     return partial(diagnose, model, tokenizer, attribute="w5 w7", template="{text} w1 {attribute}")
 
 
-@pytest.mark.parametrize("kind", ["contrast", "diagnosis"])
-def test_the_model_judges_its_own_texts(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("contrast", torch.float32),
+        ("contrast", torch.bfloat16),
+        ("diagnosis", torch.float32),
+        ("diagnosis", torch.bfloat16),
+    ],
+)
+def test_the_model_judges_its_own_texts(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Also where it answers in half precision, and the judge was loaded in float32."""
     judges = {"itself": Judge("itself", own_judge(kind, 0)), "odd": odd}
-    found = run(tmp_path / "run", judges=judges)
+    found = run(tmp_path / "run", judges=judges, model=make_model().to(dtype))
     action = found.summary["alignment"]["rows"]["base"]["judgement_and_action"]["itself"]["odd"]
     gap = action["judgement"]["value"] - action["action"]["value"]
     assert action["gap"]["value"] == pytest.approx(gap)

@@ -316,6 +316,10 @@ def test_another_run_in_the_folder_is_refused_by_what_differs(
         ({"methods": ["shout"]}, "unknown method 'shout'; known are base, .*push, nothing"),
         ({"controllers": {"base": None}}, "'base' is the name of the plain model"),
         ({"methods": []}, "there is no method; name at least one, or 'base' for the plain model"),
+        (
+            {"methods": None, "controllers": None},
+            r"say what to compare: controllers .*, or methods \(self_critique, .* 'base' is the",
+        ),
         ({"methods": None, "controllers": {}}, "there is no controller; give at least one, or"),
         ({"samples": -3}, "samples must be at least 1, got -3"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),

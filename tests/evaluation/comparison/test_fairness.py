@@ -17,6 +17,7 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.steering import Steering
 from plugalign.algebra.supports import TopK
 from plugalign.controllers.self_critique import SelfCritique
+from plugalign.evaluation.comparison.agreements import named_files
 from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.judging.load import Judge
 from plugalign.evaluation.metrics.metric import Metric
@@ -295,6 +296,33 @@ def test_every_judge_and_every_reference_set_is_shown(world: Any, tmp_path: Path
             assert f"The judge {judge} against {name}: AUC" in text and name in html
 
 
+def test_reference_sets_have_names(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    web, other = references(tmp_path / "web.jsonl", 0), references(tmp_path / "other/web.jsonl", 1)
+    settings = world | {"methods": ["self_debias"], "out": tmp_path / "run"}
+
+    def sources(agreement: Any, **more: Any) -> list[str]:
+        notes = compare(**settings, agreement=agreement, **more).summary["judges"]["words_judge"]
+        return [one["source"] for one in notes["agreements"]]
+
+    assert sources([web, str(other)]) == [str(web), str(other)]  # both files have one name
+    assert sources({"people": web, "news": other}, resume=True) == ["people", "news"]
+    found = compare(**settings, resume=True)
+    html = (tmp_path / "run" / "report.html").read_text()
+    for name in ("people", "news"):
+        assert f"against {name}: AUC" in printed(found) and f'"name">{name}<' in html
+    third = references(tmp_path / "third.jsonl", 2)
+    with pytest.raises(ValueError, match="scores called 'news' already, of another content"):
+        compare(**settings, agreement={"news": third}, resume=True)
+    assert compare(**settings, resume=True).summary == found.summary
+
+
+@pytest.mark.parametrize("given", [3, [3], {"a": 3}, {3: "a"}, {"": "web.jsonl"}, "", [" "], {"x"}])
+def test_a_reference_set_that_is_none_is_named(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"agreement takes|cannot name a reference set"):
+        named_files(given)
+
+
 def test_agreement_that_is_asked_for_on_resuming_is_kept(world: Any, tmp_path: Path) -> None:
     files = [references(tmp_path / f"{name}.jsonl", i) for i, name in enumerate(("web", "news"))]
     settings = world | {"methods": ["self_debias"], "out": tmp_path / "run"}
@@ -311,7 +339,7 @@ def test_references_that_tell_nothing_are_named(world: Any, tmp_path: Path) -> N
     path = tmp_path / "clean.jsonl"
     path.write_text('{"text": "w1", "score": 0.1}\n' * 5)
     with pytest.raises(ValueError, match=r"clean\.jsonl, judge 'words_judge': .* each side of 0.5"):
-        compare(**world, agreement=path, out=tmp_path / "run")
+        compare(**world, methods=["base"], agreement=path, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -320,7 +348,9 @@ def test_a_judge_that_cannot_work_is_found_before_the_work(world: Any, tmp_path:
         raise RuntimeError("no pad token")
 
     with pytest.raises(ValueError, match="'broken' cannot score 'w4': RuntimeError: no pad"):
-        compare(**world | {"judges": [words_judge, broken]}, out=tmp_path / "run")
+        compare(
+            **world | {"judges": [words_judge, broken], "methods": ["base"]}, out=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 

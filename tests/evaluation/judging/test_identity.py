@@ -15,12 +15,15 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tiny_models import make_model, make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
 from plugalign.evaluation.judging.identity import describe_judge
 from plugalign.evaluation.judging.linear import LinearJudge
 from plugalign.evaluation.judging.load import Judge, Trusted, load_judge
 from plugalign.evaluation.judging.tfidf import TfidfJudge
+from plugalign.values.discriminator.contrast import ValueContrast
+from plugalign.values.discriminator.readers import CausalReader
 
 TEXTS, LABELS = ["good day", "kind word", "bad day", "rude word"], [0, 0, 1, 1]
 
@@ -111,6 +114,19 @@ def test_functions_are_known_by_their_source_and_the_values_in_it() -> None:
     assert describe_judge(named, named).sha256 == one
 
 
+def test_values_are_known_by_what_is_asked_and_the_model_that_reads() -> None:
+    def contrast(statement: str, seed: int = 0) -> ValueContrast:
+        reader = CausalReader(make_model(seed=seed), make_tokenizer(), (1,))
+        return ValueContrast(statement, "w7", reader)
+
+    used = contrast("w5")
+    used(["w1 w2"])
+    used.reader.states(["w1 w2"], "w5")  # makes the reader's own part of the model
+    one = identity(used)
+    assert one is not None and one == identity(contrast("w5"))
+    assert len({one, identity(contrast("w6")), identity(contrast("w5", seed=3))}) == 3
+
+
 class Unknowable:
     """A judge that cannot be serialised."""
 
@@ -126,24 +142,16 @@ def test_what_nothing_is_known_of_has_no_hash() -> None:
     assert (found.kind, found.sha256) == ("Unknowable", None)
 
 
-@pytest.mark.parametrize(
-    "judge",
-    [lambda: classifier(1.0), lambda: TfidfJudge.fit(TEXTS * 3, LABELS * 3)],
-    ids=["scikit-learn", "tfidf"],
-)
-def test_another_process_finds_the_same(judge: Callable[[], Any], tmp_path: Path) -> None:
-    joblib.dump(judge(), tmp_path / "one.joblib")
+def test_another_process_finds_the_same(tmp_path: Path) -> None:
+    saved = tmp_path / "judges.joblib"
+    joblib.dump([classifier(1.0), TfidfJudge.fit(TEXTS * 3, LABELS * 3)], saved)
     code = (
-        "import joblib, sys\n"
+        "import joblib\n"
         "from plugalign.evaluation.judging.identity import describe_judge\n"
         "from plugalign.evaluation.judging.load import load_judge\n"
-        f"spec = joblib.load({str(tmp_path / 'one.joblib')!r})\n"
-        "print(describe_judge(load_judge(spec), spec).sha256)"
+        f"for spec in joblib.load({str(saved)!r}):\n"
+        "    print(describe_judge(load_judge(spec), spec).sha256)"
     )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(said) == 1 and len(said.pop().strip()) > 20
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = [identity(spec) for spec in joblib.load(saved)]
+    assert done.stdout.split() == here and all(len(found or "") > 20 for found in here)

@@ -306,6 +306,14 @@ def test_a_comparison_is_accounted_for_by_method_and_stratum(compared, tmp_path)
     assert "Methods by stratum" in made.page.read_text(encoding="utf-8")
 
 
+def test_a_prompt_of_two_lines_is_one_prompt(tmp_path):
+    few = {"methods": ["self_debias"], "samples": 1, "max_new_tokens": 2}
+    pa.compare(**few, prompts=["the cook\u2028is", "a nurse\x85was"], out=tmp_path / "run")
+    made = account([tmp_path / "run"], risk="pocket", out=tmp_path / "account")
+    figures = made.runs[0].compared.figures
+    assert sum(f.prompts for f in figures if f.method == "base") == 2
+
+
 def test_what_users_write_is_shown_and_not_obeyed(tmp_path):
     rows = [{"text": text, "group": "a|b <i>"} for text in TEXTS[:2]]
     path = tmp_path / "prompts.jsonl"

@@ -193,6 +193,7 @@ BAD = {
         "rising numbers between 0 and 1",
     ),
     "several values": ({"settings": {"dexperts.alpha": [1, 2]}}, "a setting has one value"),
+    "no room": ({"max_new_tokens": 9999}, "with 9999 new ones it is longer than the context"),
     "no answers": ({"samples": 0}, "samples must be at least 1"),
 }
 
@@ -202,6 +203,13 @@ def test_bad_arguments_give_one_error_before_any_work(which, tmp_path):
     options, message = BAD[which]
     with pytest.raises(ValueError, match=message):
         trace(out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_controller_of_another_model_is_refused_before_any_work(tiny, tokenizer, tmp_path):
+    given = {"model": tiny(), "tokenizer": tokenizer, "prompts": ["w1"], "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match="has another vocabulary; fit it again"):
+        trace(folders(tmp_path), **given)
     assert not (tmp_path / "out").exists()
 
 

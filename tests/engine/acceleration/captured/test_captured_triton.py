@@ -42,7 +42,7 @@ CONTROLLERS = (
     "several",
 )
 # The interpreter is slow: one of those that launch the same kernels will do there.
-KERNELS = ("nothing", "dexperts", "self-debias", "low-rank", "head", "several")
+KERNELS = ("nothing", "dexperts", "self-debias", "low-rank", "head")
 CASES = [(which, "llama-gqa") for which in (KERNELS if INTERPRETED else CONTROLLERS)]
 CASES += [(which, "gpt2-tied") for which in (("several",) if INTERPRETED else CONTROLLERS)]
 
