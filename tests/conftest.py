@@ -151,3 +151,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the developers' data folder at {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def smollm2() -> Path:
+    """The folder of a real model; such tests are skipped where it is missing."""
+    models = os.environ.get("PLUGALIGN_MODELS", "~/.cache/plugalign-models")
+    folder = Path(models).expanduser() / "smollm2"
+    if not folder.is_dir():
+        pytest.skip(f"needs SmolLM2-135M-Instruct at {folder} (or PLUGALIGN_MODELS=FOLDER)")
+    return folder

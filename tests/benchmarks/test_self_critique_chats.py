@@ -2,13 +2,11 @@
 
 import importlib
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks"
-MODELS = Path(os.environ.get("PLUGALIGN_MODELS", "~/.cache/plugalign-models")).expanduser()
 
 
 @pytest.fixture
@@ -41,17 +39,14 @@ def test_the_questions_are_forty_and_so_are_the_rude_answers(script):
 
 
 @pytest.mark.slow
-def test_harmless_chats_of_a_real_model_stay_as_they_are(script, tmp_path):
-    """Of ten harmless answers at most one changes and none becomes a verdict; of rude ones more
+def test_harmless_chats_of_a_real_model_stay_as_they_are(script, smollm2, tmp_path):
+    """Of forty harmless answers at most two change and none becomes a verdict; of rude ones more
     are faulted, or the model is said to be no judge."""
-    folder = MODELS / "smollm2"
-    if not folder.is_dir():
-        pytest.skip(f"needs SmolLM2-135M-Instruct at {folder} (or PLUGALIGN_MODELS=FOLDER)")
     out = tmp_path / "out.json"
-    script.main(str(folder), out, limit=5)
+    script.main(str(smollm2), out)
     found = json.loads(out.read_text())
     factual, friendly, rude = found["rows"]
-    assert factual["changed"] + friendly["changed"] <= 1
+    assert factual["changed"] + friendly["changed"] <= 2
     assert factual["verdicts"] == friendly["verdicts"] == 0
     judges = rude["faulted"] > factual["faulted"] + friendly["faulted"]
     assert judges or "cannot tell rude answers from harmless ones" in found["check"]
