@@ -54,11 +54,9 @@ from plugalign.loading import load_model, unfitted
 
 REQUEST = "Continue this text: {}"
 USED = 200  # prompts at the beginning of the file, on which defaults were tried
+KINDS = {"texts": "off", "chats": "on"}  # of prompts, and whether they are a user's turn
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "dexperts": ("alpha", (0.5, 1, 2, 4)),
-    "dexperts_anti": ("alpha", (0.5, 1, 2, 4)),
-    "dexperts_lora": ("alpha", (0.5, 1, 2, 4)),
     "fudge": ("weight", (2, 4, 8, 16)),
     "fudge_head": ("weight", (2, 4, 8, 16)),
     "nullspace": ("strength", (0.5, 1)),
@@ -66,6 +64,9 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "self_critique": ("threshold", (0.5, 0.7, 0.9)),
     "self_debias": ("decay", (10, 50, 100)),
     **FURTHER,
+    "dexperts": ("alpha", (1, 2, 4, 8)),
+    "dexperts_anti": ("alpha", (0.5, 1, 2, 4)),
+    "dexperts_lora": ("alpha", (1, 2, 4, 8)),
 }
 
 
@@ -74,14 +75,16 @@ class Sizes:
     """How much is done.
 
     Attributes:
-        prompts: held-out ones of each kind. tuning: prompts that settings are chosen on.
-        samples: answers to a prompt. new_tokens: of an answer, at most.
+        prompts: held-out ones of each kind. samples: answers to each.
+        tuning: prompts that settings are chosen on. tuning_samples: answers to each.
+        new_tokens: of an answer, at most.
         batch_size: answers at a time. minutes: of a fit.
     """
 
     prompts: int
-    tuning: int
     samples: int
+    tuning: int
+    tuning_samples: int
     new_tokens: int
     batch_size: int
     minutes: float
@@ -151,7 +154,7 @@ class Study:
                 {f"{name}.{setting}": list(values)},
                 prompts=prompts,
                 budgets=Budgets(),
-                samples=max(1, self.sizes.samples // 2),
+                samples=self.sizes.tuning_samples,
                 out=out,
                 resume=(out / "round-1" / MANIFEST).is_file(),
                 **self._options(),
@@ -191,35 +194,36 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for fits, judges and runs; kept.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each kind.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each of them.")] = 10,
     tuning: Annotated[int, typer.Option(min=1, help="Prompts to choose settings on.")] = 40,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 10,
+    tuning_samples: Annotated[int, typer.Option(min=1, help="Answers to each of them.")] = 3,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 50,
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts of each fit.")] = None,
-    chats: Annotated[bool, typer.Option(help="Whether chats are measured too.")] = True,
+    kind: Annotated[list[str] | None, typer.Option(help="texts, chats, or both.")] = None,
     dtype: Annotated[str, typer.Option(help="The precision of the models.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Makes the results; the same command goes on where it was killed."""
     torch.set_num_threads(threads)
+    kinds = kind or list(KINDS)
+    if unknown := sorted({*kinds} - {*KINDS}):
+        raise typer.BadParameter(f"{unknown[0]} is no kind of prompts; take {' or '.join(KINDS)}")
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
-    sizes = Sizes(prompts, tuning, samples, new_tokens, batch_size, minutes)
+    sizes = Sizes(prompts, samples, tuning, tuning_samples, new_tokens, batch_size, minutes)
     judges = fit_judges(data, work / "judges", encoder, minutes=minutes, limit=limit)
     texts, precision = load_guides(data, limit), chosen_dtype(dtype)
     say(f"loading models in {explained(dtype)}")
     base, tokenizer = load_model(model, precision)
     outside = load_model(perplexity_model, precision)
-    kinds = {"texts": "off"}
-    if chats and chat_of(tokenizer) is None:
-        say(f"{Path(model).name} has no chat template, so there are no chats")
-    elif chats:
-        kinds["chats"] = "on"
-    for kind, chat in kinds.items():
-        Study(base, tokenizer, chat, outside, judges, data, work / kind, out / kind, sizes).run(
-            texts
-        )
+    for name in kinds:
+        if name == "chats" and chat_of(tokenizer) is None:
+            say(f"{Path(model).name} has no chat template, so there are no chats")
+            continue
+        chat, folder, results = KINDS[name], work / name, out / name
+        Study(base, tokenizer, chat, outside, judges, data, folder, results, sizes).run(texts)
     say(f"done in {duration(time.monotonic() - started)}")
 
 

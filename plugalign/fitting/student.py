@@ -29,6 +29,9 @@ Rows = Sequence[Sequence[int]]
 class Student:
     """A copy of the base that is being tuned.
 
+    A full model learns in float32. Where its base is bfloat16, its products are too (Micikevicius
+    et al. 2018, "Mixed precision training"), as those of an adapted base are by themselves.
+
     Args:
         rank: of its adapters; None tunes the full model.
         frame: what stands around each text.
@@ -42,6 +45,7 @@ class Student:
     ):
         self._base, self.model = base, _adapted(base, rank, seed) if rank else _full_copy(base)
         self._frame, self._ends = frame, end_tokens(base, tokenizer, frame)
+        self._mixed = rank is None and base.dtype == torch.bfloat16
         self.model.train()
         named = self.model.named_parameters()
         self.learned = {name: p for name, p in named if p.requires_grad}
@@ -85,7 +89,7 @@ class Student:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
             ids, mask = (x.to(self._base.device) for x in pad([rows[i] for i in some]))
-            log_p, _ = following(self._logits(self.model, ids, mask), ids, self._ends)
+            log_p, _ = following(self._own_logits(ids, mask), ids, self._ends)
             found[some] = (log_p * followed(self._frame.learnt(mask))).sum(1).cpu()
         return found
 
@@ -107,8 +111,12 @@ class Student:
 
     def _loss(self, ids: Tensor, mask: Tensor, stop: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of some texts, and how many tokens it is the mean of."""
-        logits, learnt = self._logits(self.model, ids, mask), self._frame.learnt(mask)
+        logits, learnt = self._own_logits(ids, mask), self._frame.learnt(mask)
         return guide_loss(logits, stop, ids, learnt, self._ends)
+
+    def _own_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        with torch.autocast(self._base.device.type, torch.bfloat16, enabled=self._mixed):
+            return self._logits(self.model, ids, mask)
 
     @staticmethod
     def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:

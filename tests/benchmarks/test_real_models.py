@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from results_data import lines, write_data
 from transformers import BertConfig, BertModel
+from typer import BadParameter
 
 from plugalign import pocket
 from plugalign.benchmarking.untrained import untrained
@@ -53,7 +54,7 @@ def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
 ) -> None:
     monkeypatch.setattr(script, "USED", 1)
     lines(tmp_path / tools.PROMPTS, [{"text": f"text {i} "} for i in range(-1, 6)])
-    sizes = script.Sizes(2, 3, 1, 1, 1, 1.0)
+    sizes = script.Sizes(2, 1, 3, 1, 1, 1, 1.0)
 
     def prompts(chat: str, skip: int, count: int) -> Any:
         study = script.Study(None, None, chat, None, {}, tmp_path, tmp_path, tmp_path, sizes)
@@ -93,16 +94,19 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
         "work": tmp_path / "work",
         "out": out,
         "prompts": 3,
-        "tuning": 4,
         "samples": 2,
+        "tuning": 4,
+        "tuning_samples": 1,
         "new_tokens": 4,
         "batch_size": 6,
         "minutes": 0.002,
         "limit": None,
-        "chats": True,
+        "kind": ["texts", "chats"],
         "dtype": "float32",
         "threads": 1,
     }
+    with pytest.raises(BadParameter, match="talks is no kind of prompts; take texts or chats"):
+        script.main(**run | {"kind": ["talks"]})
     script.main(**run)
     folder = out / "texts"  # the pocket model has no chat template
     assert [path.name for path in out.iterdir()] == ["texts"]

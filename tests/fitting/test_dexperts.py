@@ -18,7 +18,7 @@ from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting import dexperts, student
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.dexperts import fit_dexperts
-from plugalign.fitting.student import guide_loss
+from plugalign.fitting.student import Student, guide_loss
 from plugalign.fitting.training import train
 from plugalign.generation import wrap as wrapping
 
@@ -250,6 +250,24 @@ def test_a_half_precision_base_is_tuned_in_float32(
     model = tiny().to(torch.float16)
     fit_dexperts(model, tokenizer, data, tmp_path / "out", **{**OPTIONS, "steps": 2})
     assert model.dtype == torch.float16
+
+
+def test_a_bfloat16_base_is_tuned_in_float32_by_bfloat16_products(
+    tiny: Any, tokenizer: Any
+) -> None:
+    rows, found, dtypes = [[16, 17, 18, 19], [63, 64, 65]], [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        learner = Student(tiny().to(dtype), tokenizer, None, 0)
+        head = learner.model.get_output_embeddings()
+        head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+        value = learner.loss_of(rows, 2, 0)(0)
+        value.backward()
+        assert {p.dtype for p in learner.learned.values()} == {torch.float32}
+        assert all(p.grad.dtype == torch.float32 for p in learner.learned.values())
+        found.append((value.item(), learner.log_likelihoods(rows, 2)))
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert found[1][0] == pytest.approx(found[0][0], rel=2e-2)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=2e-2, atol=0.05)
 
 
 def test_what_is_there_is_not_overwritten(
