@@ -15,7 +15,8 @@ from plugalign.files.replacing import replace_text
 from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
 
-TIMED = 2  # steps, behind one that warms up
+TIMED, MOST_TIMED = 2, 20  # steps, behind one that warms up
+TIMING = 1 / 30  # of a fit's time, for timing more than two of them
 LOOKING = 0.2  # of a fit's time, at most, for looks at held-out texts; but for two of them
 
 
@@ -38,7 +39,7 @@ def affordable_steps(
     spare: Callable[[], None] | None = None,
     look: Callable[[], object] | None = None,
 ) -> Affordable:
-    """How many steps of a training to make, after timing three of them, which change nothing.
+    """How many steps of a training to make, after timing some of them, which change nothing.
 
     Args:
         steps: as many at most.
@@ -55,20 +56,21 @@ def affordable_steps(
             spare()
         return Affordable(int(known["steps"]), int(known["looks"]))
     seconds, spared = None, False
+    allowed = None if minutes is None else 60 * minutes / runs
     try:
-        seconds = _seconds_a_step(loss, parameters)
+        seconds = _seconds_a_step(loss, parameters, allowed)
     except torch.OutOfMemoryError:
         if spare is None:
             raise
     if seconds is None and spare is not None:
         say(f"{title}: the memory is short, so activations are computed twice instead of kept")
         spare()
-        seconds, spared = _seconds_a_step(loss, parameters), True
+        seconds, spared = _seconds_a_step(loss, parameters, allowed), True
     assert seconds is not None
     looking = 0.0 if look is None else _seconds_of(look, parameters)
     chosen = Affordable(steps, LOOKS)
-    if minutes is not None:
-        chosen = _within(60 * minutes / runs, steps, seconds, looking)
+    if allowed is not None:
+        chosen = _within(allowed, steps, seconds, looking)
     each = f" for each of {runs}" if runs > 1 else ""
     whole = duration((seconds * steps + looking * (LOOKS + 1)) * runs)
     text = f"{title}: {steps} steps{each} take about {whole}"
@@ -114,19 +116,23 @@ def remember(note: Path, values: Mapping[str, Any]) -> None:
     replace_text(note, json.dumps(values))
 
 
-def _seconds_a_step(loss: Callable[[int], Tensor], parameters: Mapping[str, Tensor]) -> float:
-    """The mean time of a loss and its gradient, which is thrown away."""
+def _seconds_a_step(
+    loss: Callable[[int], Tensor], parameters: Mapping[str, Tensor], allowed: float | None
+) -> float:
+    """The mean time of a loss and its gradient, which is thrown away: of two steps, and of more
+    where there is time for it, since steps differ by the lengths of their texts."""
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
-    started = 0.0
+    step, spent, enough = 0, 0.0, TIMING * (allowed or 0.0)
     with torch.random.fork_rng(devices=list(devices)):
-        for step in range(TIMED + 1):
-            if step == 1:
-                started = _now(devices)
+        torch.autograd.backward(loss(0))
+        started = _now(devices)
+        while step < TIMED or (spent < enough and step < MOST_TIMED):
+            step += 1
             torch.autograd.backward(loss(step))
-        seconds = (_now(devices) - started) / TIMED
+            spent = _now(devices) - started
     for parameter in parameters.values():
         parameter.grad = None
-    return seconds
+    return spent / step
 
 
 def _seconds_of(look: Callable[[], object], parameters: Mapping[str, Tensor]) -> float:

@@ -7,7 +7,7 @@ anti-expert on all other texts: as full models, or as LoRA adapters of the base.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import Frame, frame_of
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import Affordable, affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import auc, encoded
@@ -37,6 +37,8 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.student import Rows, Student
 from plugalign.fitting.training import train
 
+FEWEST = 8  # texts of a step, where a time is too short for all steps of more
+
 
 class DExpertsSettings(FitSettings):
     """Settings of `fit_dexperts`.
@@ -51,7 +53,7 @@ class DExpertsSettings(FitSettings):
         max_length: of a training text, in tokens; longer ones are cut.
         alpha: strength of the controller that is returned and saved.
         top_p: its base's support.
-        minutes: make fewer steps where these take longer.
+        minutes: make smaller steps where these take longer, down to eight texts, and then fewer.
     """
 
     desired: str | None = None
@@ -148,23 +150,12 @@ class _Experts:
         chosen = self.settings
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
-        loss = student.loss_of(rows, chosen.batch_size, chosen.seed)
         look = student.held_loss(apart, chosen.batch_size) if apart else None
-        steps, looks = affordable_steps(
-            loss,
-            student.learned,
-            chosen.steps,
-            chosen.minutes,
-            title=role,
-            runs=2,
-            note=folder / "steps.json",
-            spare=student.spare,
-            look=look,
-        )
+        batch_size, (steps, looks) = self._planned(role, student, rows, look, folder)
         watch = None if look is None else HeldOut(look, looks)
         train(
             parameters=student.learned,
-            loss=loss,
+            loss=student.loss_of(rows, batch_size, chosen.seed),
             steps=steps,
             lr=chosen.rate,
             title=role,
@@ -173,7 +164,35 @@ class _Experts:
             held_out=watch,
         )
         student.model.eval()
-        return student, {"steps": steps, role: {} if watch is None else watch.best}
+        found = {} if watch is None else watch.best
+        return student, {"steps": steps, "batch_size": batch_size, role: found}
+
+    def _planned(
+        self,
+        role: str,
+        student: Student,
+        rows: Rows,
+        look: Callable[[], float] | None,
+        folder: Path,
+    ) -> tuple[int, Affordable]:
+        """How many texts a step has, and how many steps there are: where the time is short, fewer
+        texts, down to eight, rather than fewer steps."""
+        chosen, size = self.settings, self.settings.batch_size
+        while True:
+            plan = affordable_steps(
+                student.loss_of(rows, size, chosen.seed),
+                student.learned,
+                chosen.steps,
+                chosen.minutes,
+                title=f"{role}, {size} texts a step",
+                runs=2,
+                note=folder / f"steps-of-{size}.json",
+                spare=student.spare,
+                look=look,
+            )
+            if plan.steps == chosen.steps or size <= FEWEST:
+                return size, plan
+            size = max(FEWEST, size // 2)
 
 
 def _save(student: Any, tokenizer: Any, folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting import dexperts, student
+from plugalign.fitting.budget import Affordable
 from plugalign.fitting.data import Labelled, encode, pad
 from plugalign.fitting.dexperts import fit_dexperts
 from plugalign.fitting.student import Student, guide_loss
@@ -222,6 +223,33 @@ def test_what_held_out_texts_say_is_saved(
     measured = saved["measured"]
     assert measured["auc"] > 0.9 and measured["steps"] == 30
     assert measured["expert"]["loss"] > 0 < measured["antiexpert"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "used", "steps"), [(32, 8, 20), (4, 4, 30), (20, 10, 30), (10, 8, 30)]
+)
+def test_a_short_time_makes_smaller_steps_before_fewer(
+    batch_size: int,
+    used: int,
+    steps: int,
+    tiny: Any,
+    tokenizer: Any,
+    data: Labelled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is time for so many texts."""
+    texts = {(32, 8, 20): 160, (4, 4, 30): 120, (20, 10, 30): 300, (10, 8, 30): 240}
+
+    def plan(*given: Any, title: str, **_: Any) -> Affordable:
+        size = int(title.split()[1])
+        return Affordable(min(given[2], texts[batch_size, used, steps] // size), 2)
+
+    monkeypatch.setattr(dexperts, "affordable_steps", plan)
+    options = {**OPTIONS, "batch_size": batch_size, "minutes": 1.0}
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **options)
+    measured = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
+    assert (measured["batch_size"], measured["steps"]) == (used, steps)
 
 
 def test_the_checkpoint_of_another_method_is_refused_by_name(
