@@ -9,7 +9,6 @@ from typing import Any
 from plugalign.algebra.controller import Controller
 from plugalign.benchmarking.bench import run_bench
 from plugalign.benchmarking.costs import Cost, Failed
-from plugalign.catalogue import FITTERS
 from plugalign.fitting.command import fitter, run_fit
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.loading import resolve_model
@@ -73,7 +72,7 @@ def fit(
         labelled = data
     else:
         labelled = load_data(data, limit=limit, **(columns or {}))
-    model, tokenizer = resolve_model(model, tokenizer, dtype, frozen=FITTERS[method].frozen)
+    model, tokenizer = resolve_model(model, tokenizer, dtype)
     return run_fit(
         method,
         model,

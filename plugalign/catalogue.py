@@ -18,13 +18,11 @@ class Fitter:
     Attributes:
         module, function: names.
         fixed: settings that make the function fit this method.
-        frozen: whether the model only runs, or is tuned as a whole.
     """
 
     module: str
     function: str
     fixed: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    frozen: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class Gate:
 
 
 def _fitter(name: str, function: str, **options: object) -> Fitter:
-    frozen = bool(options.pop("frozen", True))
-    return Fitter(f"plugalign.fitting.{name}", function, options, frozen)
+    return Fitter(f"plugalign.fitting.{name}", function, options)
 
 
 def _untrained(*names: str) -> dict[str, str]:
@@ -118,7 +115,7 @@ METHODS = (
         "Liu et al. 2021 (DExperts), 2024 (proxy tuning)",
         "an expert, an anti-expert or both: models or LoRA adapters",
         {
-            "dexperts": _fitter("dexperts", "fit_dexperts", lora=False, frozen=False),
+            "dexperts": _fitter("dexperts", "fit_dexperts", lora=False),
             "dexperts_lora": _fitter("dexperts", "fit_dexperts", lora=True),
         },
         untrained=_untrained("dexperts", "dexperts_lora"),
@@ -140,7 +137,7 @@ METHODS = (
         "steer",
         "Yang and Klein 2021",
         "a small causal classifier of beginnings of texts",
-        {"fudge": _fitter("fudge", "fit_fudge", frozen=False)},
+        {"fudge": _fitter("fudge", "fit_fudge")},
         untrained=_untrained("fudge"),
     ),
     Method(

@@ -23,9 +23,7 @@ from plugalign.files.shown import check_name, printable
 TEXTS, REFERENCES = ("text", "continuation"), ("score", "toxicity", "perspective_toxicity")
 
 
-def resolve_model(
-    model: Any, tokenizer: Any, dtype: str = "auto", *, frozen: bool = True
-) -> tuple[Any, Any]:
+def resolve_model(model: Any, tokenizer: Any, dtype: str = "auto") -> tuple[Any, Any]:
     """A model that may be given by its name, and its tokenizer.
 
     Args:
@@ -33,13 +31,12 @@ def resolve_model(
         tokenizer: its tokenizer; None for a name loads the one there.
         dtype: the precision of a model that is loaded here, see
             `plugalign.files.precision.chosen_dtype`; "auto" leaves the pocket model in float32.
-        frozen: whether the model only runs, and is not tuned as a whole.
 
     Raises:
         ValueError: for a model without its tokenizer, one that is loaded already and a ``dtype``,
             or see `load_model`.
     """
-    wanted = chosen_dtype(dtype, frozen=frozen)
+    wanted = chosen_dtype(dtype)
     if model is None:
         loaded, own = pocket.load()
         return loaded if dtype == "auto" else loaded.to(wanted), own

@@ -9,13 +9,12 @@ import torch
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-def chosen_dtype(precision: str, *, frozen: bool = True) -> torch.dtype:
+def chosen_dtype(precision: str) -> torch.dtype:
     """The dtype to load a model in.
 
     Args:
         precision: "auto" takes bfloat16 where the processor or the GPU multiplies it by itself,
             else float32: emulated half precision is many times slower.
-        frozen: whether the model only runs. One that is tuned as a whole is not rounded first.
 
     Raises:
         ValueError: for another name.
@@ -27,16 +26,14 @@ def chosen_dtype(precision: str, *, frozen: bool = True) -> torch.dtype:
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
-    return torch.bfloat16 if frozen and multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
-def explained(precision: str, *, frozen: bool = True) -> str:
+def explained(precision: str) -> str:
     """The dtype that `chosen_dtype` gives, and the reason, for logs."""
-    name = str(chosen_dtype(precision, frozen=frozen)).removeprefix("torch.")
+    name = str(chosen_dtype(precision)).removeprefix("torch.")
     if precision != "auto":
         return f"{name}, as asked for"
-    if not frozen:
-        return f"{name}, since it is tuned as a whole"
     where = "GPU" if torch.cuda.is_available() else "processor"
     able = "multiplies bfloat16 by itself" if name == "bfloat16" else "does not multiply bfloat16"
     return f"{name}, since this {where} {able}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from plugalign.files.replacing import replace_text
 from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
+from plugalign.fitting.training import adamw, descend
 
 TIMED, MOST_TIMED = 2, 20  # steps, behind one that warms up
 TIMING = 1 / 30  # of a fit's time, for timing more than two of them
@@ -58,14 +59,14 @@ def affordable_steps(
     seconds, spared = None, False
     allowed = None if minutes is None else 60 * minutes / runs
     try:
-        seconds = _seconds_a_step(loss, parameters, allowed)
+        seconds = _seconds_a_step(loss, parameters, allowed, title)
     except torch.OutOfMemoryError:
         if spare is None:
             raise
     if seconds is None and spare is not None:
         say(f"{title}: the memory is short, so activations are computed twice instead of kept")
         spare()
-        seconds, spared = _seconds_a_step(loss, parameters, allowed), True
+        seconds, spared = _seconds_a_step(loss, parameters, allowed, title), True
     assert seconds is not None
     looking = 0.0 if look is None else _seconds_of(look, parameters)
     chosen = Affordable(steps, LOOKS)
@@ -117,18 +118,22 @@ def remember(note: Path, values: Mapping[str, Any]) -> None:
 
 
 def _seconds_a_step(
-    loss: Callable[[int], Tensor], parameters: Mapping[str, Tensor], allowed: float | None
+    loss: Callable[[int], Tensor],
+    parameters: Mapping[str, Tensor],
+    allowed: float | None,
+    title: str,
 ) -> float:
-    """The mean time of a loss and its gradient, which is thrown away: of two steps, and of more
-    where there is time for it, since steps differ by the lengths of their texts."""
+    """The mean time of a step that moves nothing: of two steps, and of more where there is time for
+    it, since steps differ by the lengths of their texts."""
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    still = adamw(parameters, lr=0.0)
     step, spent, enough = 0, 0.0, TIMING * (allowed or 0.0)
     with torch.random.fork_rng(devices=list(devices)):
-        torch.autograd.backward(loss(0))
+        descend(loss, 0, title, parameters, still)
         started = _now(devices)
         while step < TIMED or (spent < enough and step < MOST_TIMED):
             step += 1
-            torch.autograd.backward(loss(step))
+            descend(loss, step, title, parameters, still)
             spent = _now(devices) - started
     for parameter in parameters.values():
         parameter.grad = None

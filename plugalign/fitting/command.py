@@ -103,12 +103,12 @@ def fit_files(
     """
     chosen = parse_settings(method, settings)
     chosen |= validated(fitter(method)[0], {"chat": chat, "system": system})
-    precision = chosen_dtype(dtype, frozen=FITTERS[method].frozen)
+    precision = chosen_dtype(dtype)
     with torch_threads(threads):
         data = load_data(paths, limit=limit, **columns)
         if "desired" in settings_of(fitter(method)[0]):
             data.binary(desired)  # says now what a fit would say once the model is there
-        say(f"loading {name} in {explained(dtype, frozen=FITTERS[method].frozen)}")
+        say(f"loading {name} in {explained(dtype)}")
         model, tokenizer = load_model(name, precision)
         given: dict[str, Any] = {"desired": desired, "minutes": minutes, "settings": chosen}
         controller = run_fit(method, model, tokenizer, data, out, **given)

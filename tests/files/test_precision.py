@@ -11,7 +11,7 @@ from plugalign.files.precision import chosen_dtype, explained
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
 def test_what_was_asked_for_is_taken(name: str) -> None:
-    assert chosen_dtype(name) == chosen_dtype(name, frozen=False) == getattr(torch, name)
+    assert chosen_dtype(name) == getattr(torch, name)
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -21,10 +21,8 @@ def test_auto_takes_what_the_processor_multiplies(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: able)
     assert chosen_dtype("auto") == (torch.bfloat16 if able else torch.float32)
-    assert chosen_dtype("auto", frozen=False) == torch.float32
     said = ("bfloat16", "multiplies bfloat16") if able else ("float32", "does not multiply")
     assert all(part in explained("auto") for part in said)
-    assert explained("auto", frozen=False) == "float32, since it is tuned as a whole"
     assert explained("float16") == "float16, as asked for"
 
 
