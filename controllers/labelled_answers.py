@@ -7,6 +7,7 @@ from typing import Any
 
 from plugalign.engine.context_length import context_length_of
 from plugalign.generation.chat import chat_of, encode
+from plugalign.generation.chat_format import ChatFormat
 from plugalign.generation.request import make_request
 from plugalign.generation.revision import Answers
 from plugalign.generation.scoring import left_padded
@@ -49,9 +50,7 @@ def answers_of(
         if chat is None:
             ids = list(tokenizer(prompt + "\n")["input_ids"])
         else:
-            turn = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            ids = encode(tokenizer, text)
+            ids = ChatFormat(chat).ids(prompt)
         rows.append((ids, encode(tokenizer, answer)))
     request = make_request(model, tokenizer, options)
     pad, ends = request.pad_token_id, request.end_token_ids

@@ -96,7 +96,7 @@ class Diagnosis(Gate):
         """
         before, behind = self._around(tokenizer)
         lead, *answers = _answers(tokenizer, behind, "" if self.chat else " ")
-        context = replace(_context(tokenizer, before, special=not self.chat), after=tuple(lead))
+        context = replace(_context(tokenizer, before), after=tuple(lead))
         name = f"the base asked about {self.attribute!r}"
         plain = Question(Logits(name, context=context), *answers)
         chat = chat_of(tokenizer)
@@ -258,13 +258,13 @@ def _check_context(model: Any, mask: Tensor, first: int) -> None:
         )
 
 
-def _context(tokenizer: Any, before: str, special: bool) -> Context:
-    """The text in front as tokens, with the start token of the tokenizer where it puts one there
-    (``special``) or the text names it; the row's own is then hidden."""
+def _context(tokenizer: Any, before: str) -> Context:
+    """The text in front as tokens, with the start token of the tokenizer where it begins texts with
+    one or the text names it; the row's own is then hidden."""
     ids, start = encode(tokenizer, before), tokenizer.bos_token_id
     if start is None:
         return Context(tuple(ids))
-    if special and list(tokenizer(before)["input_ids"])[:1] == [start] != ids[:1]:
+    if list(tokenizer(before)["input_ids"])[:1] == [start] != ids[:1]:
         ids = [start, *ids]
     return Context(tuple(ids), start if ids[:1] == [start] else None)
 

@@ -40,7 +40,11 @@ Formats = Annotated[
     ),
 ]
 Chat = Annotated[
-    str, typer.Option(metavar="auto|on|off", help="Whether to ask in the model's chat template.")
+    str,
+    typer.Option(
+        metavar="auto|on|off",
+        help="Whether to ask in the model's chat template; auto: for instruct models.",
+    ),
 ]
 System = Annotated[str | None, typer.Option(help="The system message of the chat.")]
 Refusals = Annotated[

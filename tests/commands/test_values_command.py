@@ -62,7 +62,7 @@ def test_base_and_steered_side_by_side(
         ([MODEL, "--formats", "options,options"], "--formats names 'options' twice"),
         ([MODEL, "--instrument", "none.json"], "none.json: there is no such file"),
         ([MODEL, "--chat", "on"], "'pocket' has no chat template"),
-        ([MODEL, "--system", "x"], "'pocket' is not asked in a chat"),
+        ([MODEL, "--system", "x"], "--system is a message of a chat"),
         ([MODEL, MODEL], "two models are called 'pocket'; name each once"),
         ([MODEL, "--controllers", "dexperts"], "--controllers takes NAME=FOLDER"),
         ([MODEL, "--controllers", "d=none"], "d=none"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import make_chat_tokenizer
 from transformers import GenerationConfig
 
 import plugalign as pa
@@ -276,6 +277,15 @@ def test_labelled_answers_are_asked_about_in_their_chats(tiny, chat_tokenizer):
     assert all(
         84 not in row for row in labelled_answers(tiny(), chat_tokenizer).prompt_ids.tolist()
     )
+
+
+def test_labelled_answers_stand_behind_one_begin_token(tiny):
+    tokenizer = make_chat_tokenizer(bos=True)  # whose template writes none
+    begin = tokenizer.bos_token_id
+    answers = labelled_answers(tiny(), tokenizer)
+    for row, keep in zip(answers.prompt_ids, answers.prompt_mask, strict=True):
+        ids = row[keep.bool()].tolist()
+        assert ids[:3] == [begin, 83, 84] and ids.count(begin) == 1
 
 
 @pytest.mark.parametrize("settings", [WORDS, {"threshold": 0.0}, {"threshold": 1.0}])

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tiny_models import make_chat_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 import plugalign as pa
@@ -252,6 +253,17 @@ def test_a_question_inside_a_turn(tiny, tokenizer):
     got = diagnose(model, tokenizer, TEXTS, "w50 w51", template=TEMPLATE, chat=True)
     whole = f"w80 w81 {TEMPLATE} w82 w83"
     want = [p_yes(model, tokenizer, tokenizer(text)["input_ids"], template=whole) for text in TEXTS]
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+
+
+def test_a_question_in_a_turn_begins_with_one_begin_token(tiny):
+    """Where the tokenizer begins texts with one and the template writes none; the text's own is
+    not read again in the middle."""
+    model, tokenizer = tiny(), make_chat_tokenizer(bos=True)
+    got = diagnose(model, tokenizer, TEXTS, "w50 w51", template=TEMPLATE, chat=True)
+    wrapped = f"w85 w80 w81 {TEMPLATE} w83 w80 w82"
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    want = [p_yes(model, tokenizer, ids, template=wrapped) for ids in rows]
     np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
 
 

@@ -11,6 +11,7 @@ import plugalign as pa
 from plugalign.evaluation.comparison.prompts import encode, load_prompts
 from plugalign.evaluation.metrics.texts import perplexity
 from plugalign.fitting import data
+from plugalign.generation.chat_format import choose_chat
 from plugalign.generation.tokens import token_ids
 from plugalign.values.questionnaire.respondent import ModelRespondent
 
@@ -54,7 +55,7 @@ def test_given_texts_and_their_prompts_are_read_so(framing: Any, tiny: Any) -> N
     assert carried.tolist() == plain.tolist()
     carried, plain = (steered.log_probs(["w7"], [text])[0] for text in ("<bos>w1 w2", "w1 w2"))
     assert carried.tolist() == plain.tolist()
-    asked = ModelRespondent(steered, chat=False)
+    asked = ModelRespondent(steered, choose_chat(steered.model, framing, "off"))
     assert asked.ids("<bos>w1 w2") == asked.ids("w1 w2") == [framing.bos_token_id, 4, 5]
     assert asked.nats("<bos>w1 w2", 9) == asked.nats("w1 w2", 9)
 

@@ -29,7 +29,6 @@ from plugalign.evaluation.run_folder.folder import locked, open_run, write_json
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.folders import check_folder
 from plugalign.files.messages import Message, said_last
-from plugalign.files.shown import shown
 from plugalign.loading import check_context, load_controllers
 from plugalign.threads import torch_threads
 from plugalign.values.capabilities.data import CapabilityData
@@ -106,13 +105,10 @@ def measure_capabilities(
     folder = check_folder(out)
     judged = _checked(data, judge, fault, max_new_tokens, context)
     loaded = varied(load_controllers(controllers or {}), settings or {})
-    rows = model_rows(models, loaded, chat, system, dtype)
-    _check_chats(data, rows)
+    conversations = not all(isinstance(prompt, str) for prompt in data.prompts)
+    rows = model_rows(models, loaded, chat, system, dtype, conversations=conversations)
     asked = Asked(fault, max_new_tokens, seed, context)
-    respondents = {
-        name: ModelRespondent(row.steered, chat=row.chat, system=system)
-        for name, row in rows.items()
-    }
+    respondents = {name: ModelRespondent(row.steered, row.chat) for name, row in rows.items()}
     for name, row in rows.items():
         if row.reference is None:
             check_context(row.steered.model, _longest(data, asked, respondents[name]))
@@ -172,18 +168,6 @@ def _checked(
     found = load_judge(judge)
     check_judges([found], tuple(map(said_last, data.prompts)))
     return found
-
-
-def _check_chats(data: CapabilityData, rows: Mapping[str, Row]) -> None:
-    """Refuses conversations for a model that is not asked in a chat."""
-    if all(isinstance(prompt, str) for prompt in data.prompts):
-        return
-    for name, row in rows.items():
-        if not row.chat:
-            raise ValueError(
-                f"{shown(name)} is not asked in a chat, which prompts of messages need; give an "
-                "instruct model, or plain texts"
-            )
 
 
 def _messages(message: Message) -> dict[str, str]:

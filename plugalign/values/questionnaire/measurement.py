@@ -84,7 +84,8 @@ def measure(
             own, beside the model itself.
         settings: see `plugalign.compare`.
         formats: "options", "letters" or both; the first one scores.
-        chat: "auto" asks in a chat where the tokenizer has a template, "on" insists, "off" never.
+        chat: "auto" asks instruct models in a chat, see
+            `plugalign.generation.chat_format.choose_chat`; "on" insists, "off" never.
         system: the system message of the chats.
         refusals: whether items are also asked in words, to count what is declined.
         out: the folder to write; it must not hold another run.
@@ -102,10 +103,7 @@ def measure(
     survey = Survey(given, _checked_formats(formats), refusals)
     loaded = load_controllers(controllers or {})
     rows = model_rows(models, varied(loaded, settings or {}), chat, system, dtype)
-    respondents = {
-        name: ModelRespondent(row.steered, chat=row.chat, system=system)
-        for name, row in rows.items()
-    }
+    respondents = {name: ModelRespondent(row.steered, row.chat) for name, row in rows.items()}
     _check_lengths(survey, rows, respondents)
     with torch_threads(threads), locked(folder):
         manifest = _manifest(survey, rows, system)

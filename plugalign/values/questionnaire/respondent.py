@@ -6,7 +6,7 @@ What a measurement needs of anybody is `Respondent`, so that the tests can answe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,15 +14,14 @@ from torch import Tensor
 from plugalign.engine.context_length import context_length_of
 from plugalign.evaluation.comparison.generation import end_tokens, generated
 from plugalign.evaluation.comparison.prompts import left_padded
-from plugalign.files.messages import Message, Prompt
-from plugalign.files.shown import one_line, shown
-from plugalign.generation.chat import REFUSED, encode
+from plugalign.files.messages import Prompt
+from plugalign.generation.chat import encode
+from plugalign.generation.chat_format import ChatChoice
 from plugalign.generation.prompt_memory import PromptMemory
 from plugalign.generation.tokens import token_ids
 from plugalign.generation.wrap import Steered
 from plugalign.sampling import CoupledSampler
 
-ChatMode = Literal["auto", "on", "off"]
 NEW_TOKENS = 24  # of an answer in words: a refusal comes first
 ROWS = 16  # answers at a time
 
@@ -39,72 +38,15 @@ class Respondent(Protocol):
         ...
 
 
-def is_chat(tokenizer: Any, mode: str, system: str | None, name: str) -> bool:
-    """Whether prompts are put into the tokenizer's chat template.
-
-    Args:
-        mode: "auto" does so where there is a template. name: of the model, for messages.
-
-    Raises:
-        ValueError: for another mode, a chat that is asked for without a template, a system message
-            without a chat, or a template that takes none.
-    """
-    if mode not in get_args(ChatMode):
-        raise ValueError(f"chat must be one of {', '.join(get_args(ChatMode))}, got {shown(mode)}")
-    there = getattr(tokenizer, "chat_template", None) is not None
-    if mode == "on" and not there:
-        raise ValueError(
-            f"{shown(name)} has no chat template, so it cannot be asked with chat 'on'; "
-            "leave it at 'auto', or say 'off'"
-        )
-    chat = there and mode != "off"
-    if system is not None and not chat:
-        raise ValueError(f"{shown(name)} is not asked in a chat, so leave out the system text")
-    try:
-        if chat:
-            rendered(tokenizer, "text", system)
-    except REFUSED as error:
-        why = "takes no system text", "leave it out"
-        what, cure = why if system is not None else ("takes no question", "say chat 'off'")
-        raise ValueError(
-            f"the chat template of {shown(name)} {what} ({one_line(str(error))}); {cure}"
-        ) from error
-    return chat
-
-
-def rendered(tokenizer: Any, prompt: Prompt, system: str | None) -> str:
-    """A prompt up to where the assistant answers: a text as the user's turn, a conversation whole.
-
-    Raises:
-        ValueError: for a conversation with a system message of its own besides ``system``, or one
-            that the template refuses.
-    """
-    said = [Message(role="user", content=prompt)] if isinstance(prompt, str) else [*prompt]
-    if system is not None:
-        if said[0].role == "system":
-            raise ValueError("a prompt has a system message of its own; leave --system out")
-        said.insert(0, Message(role="system", content=system))
-    turns = [each.model_dump() for each in said]
-    try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except REFUSED as error:
-        if isinstance(prompt, str):
-            raise
-        roles = ", ".join(each.role for each in said)
-        raise ValueError(f"the chat template refuses a prompt ({roles}): {error}") from error
-    return text
-
-
 class ModelRespondent:
     """A wrapped model. What its prompts begin with is read once.
 
     Args:
-        chat: whether it is asked in a chat, see `is_chat`. system: the chat's system message.
+        chat: whether it is asked in a chat, see `plugalign.generation.chat_format.choose_chat`.
     """
 
-    def __init__(self, steered: Steered, *, chat: bool, system: str | None = None):
-        self._steered, self._tokenizer = steered, steered.tokenizer
-        self._chat, self._system = chat, system
+    def __init__(self, steered: Steered, chat: ChatChoice):
+        self._steered, self._tokenizer, self._chat = steered, steered.tokenizer, chat
         self._memory = PromptMemory()
 
     def log_probs(self, prompt: str, answers: Sequence[str]) -> list[float]:
@@ -153,8 +95,8 @@ class ModelRespondent:
 
     def ids(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt; only in a chat may it be a conversation."""
-        if self._chat:
-            return encode(self._tokenizer, rendered(self._tokenizer, prompt, self._system))
+        if self._chat.format is not None:
+            return self._chat.format.ids(prompt)
         if not isinstance(prompt, str):
             raise ValueError("a prompt of messages is read in a chat alone; give a plain text")
         return token_ids(self._tokenizer, [prompt])[0]
@@ -162,7 +104,7 @@ class ModelRespondent:
     def _answer_ids(self, prompt: str, front: list[int], answer: str) -> list[int]:
         """An answer's token ids, as they follow the prompt: a tokenizer may write the first word
         differently where a text begins."""
-        if self._chat:
+        if self._chat.format is not None:
             return encode(self._tokenizer, answer)
         whole = token_ids(self._tokenizer, [f"{prompt} {answer}"])[0]
         if whole[: len(front)] == front:
@@ -178,7 +120,7 @@ class ModelRespondent:
             tokens: the most that an answer has. sampler: draws them; None is greedy.
         """
         model, tokenizer = self._steered, self._tokenizer
-        ends = end_tokens(model, tokenizer)
+        ends = self._chat.end_tokens(end_tokens(model, tokenizer))
         pad = tokenizer.pad_token_id
         pad = int((ends or [0])[0] if pad is None else pad)
         ids, mask = left_padded([self.ids(prompt) for prompt in prompts], pad)
@@ -190,6 +132,7 @@ class ModelRespondent:
             do_sample=False,
             num_beams=1,
             pad_token_id=pad,
+            **({"eos_token_id": ends} if ends else {}),
         )
         rows = output[:, ids.shape[1] :].tolist()
         return [

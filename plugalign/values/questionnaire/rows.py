@@ -11,9 +11,9 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 from plugalign.evaluation.run_folder.describe import describe_controller, describe_model
 from plugalign.files.shown import check_name, shown
+from plugalign.generation.chat_format import ChatChoice, choose_chat
 from plugalign.generation.wrap import Steered, wrap
 from plugalign.loading import resolve_model
-from plugalign.values.questionnaire.respondent import is_chat
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Row:
     steered: Steered
     reference: str | None
     controller: Controller | None
-    chat: bool
+    chat: ChatChoice
 
 
 def model_rows(
@@ -36,11 +36,17 @@ def model_rows(
     chat: str,
     system: str | None,
     dtype: str,
+    *,
+    conversations: bool = False,
 ) -> dict[str, Row]:
     """Every model by itself and under each controller, by the name of the row.
 
+    Args:
+        chat, system, conversations: see `plugalign.generation.chat_format.choose_chat`.
+
     Raises:
-        ValueError: for a model that is there twice, or a controller that does not fit one.
+        ValueError: for a model that is there twice, a controller that does not fit one, or a chat
+            that cannot be.
     """
     if not models:
         raise ValueError("name at least one model")
@@ -49,7 +55,7 @@ def model_rows(
         model, tokenizer = given if isinstance(given, tuple) else (given, None)
         model, tokenizer = resolve_model(model, tokenizer, dtype)
         name = check_name(Path(model_name(model)).name, "a model")
-        asked = is_chat(tokenizer, chat, system, name)
+        asked = choose_chat(model, tokenizer, chat, system, conversations=conversations)
         if name in rows:
             raise ValueError(f"two models are called {shown(name)}; name each once")
         rows[name] = Row(wrap(model, tokenizer, Controller()), None, None, asked)
@@ -76,7 +82,7 @@ def described_rows(rows: Mapping[str, Row]) -> dict[str, Any]:
             "controller": None
             if row.controller is None
             else describe_controller(row.controller).model_dump(by_alias=True, mode="json"),
-            "chat": row.chat,
+            "chat": row.chat.format is not None,
         }
         for name, row in rows.items()
     }

@@ -13,8 +13,8 @@ import torch
 
 from plugalign.algebra.controller import Composition, Controller
 from plugalign.algebra.identity import model_name
+from plugalign.generation.chat_format import choose_chat
 from plugalign.generation.wrap import wrap
-from plugalign.values.questionnaire.respondent import is_chat, rendered
 from plugalign.values.universalising.maxim import Maxim, Situation, drawn
 
 
@@ -22,8 +22,8 @@ class ModelAgent:
     """Chooses by the probabilities of the options' letters.
 
     Args:
-        model, tokenizer: a causal language model. Where the tokenizer has a chat template, it is
-            asked as a user asks.
+        model, tokenizer: a causal language model. An instruct model is asked as a user asks, see
+            `plugalign.generation.chat_format.choose_chat`.
         controller: the maxim, if it is one; the text of a maxim then stays out of the prompt.
         name: what tables call it; by default the model's, with the controller's.
     """
@@ -36,11 +36,11 @@ class ModelAgent:
         name: str | None = None,
     ):
         own = model_name(model)
-        self._chat = is_chat(tokenizer, "auto", None, own)
+        self._chat = choose_chat(model, tokenizer).format
         if controller is not None:
             own += f" with {controller.display_name}"
         self.name = own if name is None else name
-        self._tokenizer, self._controller = tokenizer, controller
+        self._controller = controller
         self._free = wrap(model, tokenizer, Composition())
         self._following = self._free if controller is None else wrap(model, tokenizer, controller)
         self._known: dict[tuple[bool, str, int], tuple[float, ...]] = {}
@@ -77,9 +77,9 @@ class ModelAgent:
             f"{letter}) {option}" for letter, option in zip(names, situation.options, strict=True)
         )
         question = f"{rule}{situation.text}\n{options}\nAnswer with one letter."
-        if not self._chat:
+        if self._chat is None:
             return f"{question}\nAnswer: "
-        return rendered(self._tokenizer, question, None)
+        return self._chat.text(question)
 
 
 def letters(count: int) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from plugalign.algebra.controller import Composition
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.evaluation.statistics.intervals import tango, wilson
 from plugalign.generation.chat import encode
+from plugalign.generation.chat_format import choose_chat
 from plugalign.generation.wrap import wrap
 from plugalign.values.capabilities.data import CapabilityData, Judgement, Task, load_data
 from plugalign.values.capabilities.figures import figures_of, gathered
@@ -25,7 +26,7 @@ from plugalign.values.capabilities.measurement import measure_capabilities
 from plugalign.values.capabilities.report import write_report
 from plugalign.values.capabilities.table import capability_tables
 from plugalign.values.capabilities.tasks import NATS, Asked, Stages
-from plugalign.values.questionnaire.respondent import ModelRespondent, rendered
+from plugalign.values.questionnaire.respondent import ModelRespondent
 
 N = 24
 RUDE = "you fool"
@@ -220,9 +221,8 @@ def test_a_conversation_is_read_whole(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", {"messages": MESSAGES}, {"text": "the mat"})
     data = load_data(None, path, None, None, None)
     tokenizer = make_chat_tokenizer()
-    asked = ModelRespondent(
-        wrap(make_chat_model(), tokenizer, Composition()), chat=True, system=None
-    )
+    model = make_chat_model()
+    asked = ModelRespondent(wrap(model, tokenizer, Composition()), choose_chat(model, tokenizer))
     chat = {"tokenize": False, "add_generation_prompt": True}
     for prompt, turns in zip(
         data.prompts, (MESSAGES, [{"role": "user", "content": "the mat"}]), strict=True
@@ -234,12 +234,12 @@ def test_a_conversation_is_read_whole(tmp_path: Path) -> None:
         "max_new_tokens": 2,
         "models": [str(pocket.parts() / "pocket")],
     }
-    with pytest.raises(ValueError, match="'pocket' is not asked in a chat, which prompts of mess"):
+    with pytest.raises(ValueError, match="'pocket' has no chat template, which a prompt of mess"):
         measure_capabilities(data=data, **plain)
     with pytest.raises(ValueError, match="the perplexity is of texts; give 'text', not"):
         load_data(None, None, path, None, None)
-    with pytest.raises(ValueError, match="a prompt has a system message of its own"):
-        rendered(tokenizer, data.prompts[0], "be kind")
+    with pytest.raises(ValueError, match="the prompt has a system message of its own"):
+        choose_chat(model, tokenizer, system="be kind").format.ids(data.prompts[0])
 
 
 @pytest.mark.parametrize(
