@@ -107,6 +107,7 @@ def fit_value(
             "sha256": fingerprint(texts, conforms.tolist()),
         },
         "settings": {"statement": statement, "licence": licence, "level": level, "seed": seed},
+        "chat": {"used": False, "why": "a value is learnt from plain texts"},
     }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:

@@ -78,7 +78,10 @@ class Study:
         for name, on_chats in self.fitted_on_chats.items():
             if on_chats != chat:
                 was, now = ("chats", "texts") if on_chats else ("plain texts", "chats")
-                yield f"{name} was fitted on {was}, and prompts are {now}: fit it with --chat too"
+                yield (
+                    f"{name} was fitted on {was}, and prompts are {now}: fit it with --chat too, "
+                    f"where its fit takes that"
+                )
 
     @property
     def ends(self) -> list[int]:

@@ -17,6 +17,7 @@ from plugalign.controllers.value_guide import ValueGuide
 from plugalign.evaluation.judging.load import load_judge
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.value import distinct, fit_value, fitted, split
+from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.values.discriminator.contrast import ValueContrast, negated
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
@@ -112,6 +113,7 @@ def test_the_data_sheet_says_what_it_is_worth(saved: Path) -> None:
     assert set(sheet["layers"]) == {"1", "2"}
     page = (saved / "kind" / "README.md").read_text()
     assert "held-out AUC" in page and "AUC of TF-IDF" in page and "better than chance" in page
+    assert fitted_on_chats(saved / "kind" / "guide") is False  # what compare warns by, in chats
     controller = Controller.from_pretrained(saved / "kind" / "guide")
     card = (saved / "kind" / "guide" / "README.md").read_text()
     assert "license: CC0" in card and "training_data: data.jsonl" in card
