@@ -174,7 +174,8 @@ def write_results(
     write_json(out / "fits.json", {m: read_json(fits / m / workspace.RECORD) for m in FITTERS})
     reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
     write_json(out / "judges.json", reports)
-    tables = main_table(comparison.results, columns), agreement_table(comparison.results)
+    results = comparison.results
+    tables = main_table(results, columns, comparison.settings), agreement_table(results)
     texts = ["\n".join(table.markdown()) + "\n" for table in tables]
     (out / "table.md").write_text("\n".join(texts), "utf-8")
 

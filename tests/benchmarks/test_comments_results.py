@@ -64,8 +64,11 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
     manifest = (out / "manifest.json").read_text()
     assert str(tmp_path) not in manifest and '"path": "prompts.jsonl"' in manifest
     shown = (out / "table.md").read_text().splitlines()
-    heads = 2 + 1 + 2  # of both tables, and the empty line between
-    assert len(shown) == heads + len(summary["methods"]) + len(summary["references"]) + len(SETS)
+    listed = [line for line in shown if line.startswith("* `")]
+    assert methods - {line.split("`")[1] for line in listed} == {"prefix"}  # without settings
+    heads = 2 + 1 + 1 + 2  # of both tables, and the empty lines between
+    rows = len(summary["methods"]) + len(summary["references"]) + len(SETS)
+    assert len(shown) == heads + rows + len(listed)
     assert [line.split("`")[1] for line in shown[-2:]] == [f"tfidf, {name}" for name in SETS]
     used = [json.loads(line)["text"] for line in (work / "prompts.jsonl").read_text().splitlines()]
     assert used == world.prompts(8, world.PROMPT_SEED)[3:7]

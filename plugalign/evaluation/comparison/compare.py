@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from plugalign.evaluation.comparison.study import Study, make_study
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.comparison.variants import named_settings
 from plugalign.evaluation.metrics.metric import Metric
+from plugalign.evaluation.report.conditions import settings_lines
 from plugalign.evaluation.report.exports import write_tables
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.table import comparison_table
@@ -69,10 +70,12 @@ class Comparison:
         out: the folder with manifest.json, prompts.jsonl, generations.jsonl, scores.jsonl,
             summary.json, table.csv, table.tex, report.html and progress.log.
         results: what was found.
+        settings: of every method that has some, in a line.
     """
 
     out: Path
     results: Summary
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ class Comparison:
 
     def table(self) -> Group:
         """The summary as tables for a terminal."""
-        return comparison_table(self.results)
+        return comparison_table(self.results, self.settings)
 
     def __rich__(self) -> Group:
         return self.table()
@@ -253,9 +256,10 @@ def _run(
         keep(out, human, labels, lambda: read_answers(out, manifest))
         summary = summarise(out, study.metrics.every)
         write_json(out / SUMMARY, summary.to_json())
-        write_tables(out, summary)
+        settings = settings_lines(manifest.settings.methods)
+        write_tables(out, summary, settings)
         write_report(out, summary, lambda ids: _decoded(study, ids))
-    return Comparison(out, summary)
+    return Comparison(out, summary, settings)
 
 
 def _work(study: Study, generator: Generator, out: Path, run: str) -> None:

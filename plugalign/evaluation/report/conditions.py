@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from plugalign.evaluation.run_folder.manifest import (
@@ -13,9 +13,16 @@ from plugalign.evaluation.run_folder.manifest import (
     PromptsRecord,
     Settings,
 )
+from plugalign.files.shown import one_line
 
 LONGEST = 16  # characters of a setting that stands beside a method's name
 BEGINNING = 40  # characters of a text that does where a method has no short setting
+
+
+def settings_lines(methods: Mapping[str, ControllerRecord | None]) -> dict[str, str]:
+    """`settings_line` of every method that has settings, by its name, without line breaks."""
+    lines = {name: one_line(settings_line(controller)) for name, controller in methods.items()}
+    return {name: line for name, line in lines.items() if line}
 
 
 def settings_line(controller: ControllerRecord | None) -> str:

@@ -13,17 +13,27 @@ from plugalign.evaluation.run_folder.folder import TABLE_CSV, TABLE_LATEX, repla
 from plugalign.evaluation.run_folder.summary import Summary
 
 
-def write_tables(out: Path, summary: Summary) -> None:
-    """Writes table.csv and table.tex into a run's folder."""
-    replace_text(out / TABLE_CSV, csv_of(summary))
-    replace_text(out / TABLE_LATEX, "\n".join(main_table(summary).latex()) + "\n")
+def write_tables(out: Path, summary: Summary, settings: Mapping[str, str]) -> None:
+    """Writes table.csv and table.tex into a run's folder.
+
+    Args:
+        settings: by the name of a method, in a line.
+    """
+    replace_text(out / TABLE_CSV, csv_of(summary, settings))
+    latex = main_table(summary, settings=settings).latex()
+    replace_text(out / TABLE_LATEX, "\n".join(latex) + "\n")
 
 
-def csv_of(summary: Summary) -> str:
-    """A line for each row of the report, and a column for each figure, by its dotted name in
-    summary.json; what a row does not have is empty."""
+def csv_of(summary: Summary, settings: Mapping[str, str]) -> str:
+    """A line for each row of the report, with its settings, and a column for each figure, by its
+    dotted name in summary.json; what a row does not have is empty."""
     rows = [
-        {"method": name, "is_reference": name in summary.references, **dict(_flat(row.to_json()))}
+        {
+            "method": name,
+            "is_reference": name in summary.references,
+            "settings": settings.get(name, ""),
+            **dict(_flat(row.to_json())),
+        }
         for name, row in summary.rows.items()
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))

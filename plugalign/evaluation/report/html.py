@@ -10,7 +10,7 @@ from plugalign.evaluation.comparison.prompts import prompts_of_run
 from plugalign.evaluation.comparison.references import BASE, PLAIN
 from plugalign.evaluation.report.alignment import alignment_notes, alignment_sections
 from plugalign.evaluation.report.charts import Estimate, Scatter, scatter
-from plugalign.evaluation.report.conditions import conditions_of, settings_line
+from plugalign.evaluation.report.conditions import conditions_of, settings_lines
 from plugalign.evaluation.report.headline import headline
 from plugalign.evaluation.report.numbers import number, p_value, percent, verdict
 from plugalign.evaluation.report.pairs import Decode, Pair, telling_pairs
@@ -48,7 +48,6 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         decode: turns token ids into text.
     """
     page, manifest = _environment().get_template(TEMPLATE), read_manifest(out)
-    methods = manifest.settings.methods
     html = page.render(
         summary=summary,
         manifest=manifest,
@@ -63,7 +62,7 @@ def write_report(out: Path, summary: Summary, decode: Decode) -> Path:
         counts=COUNTS,
         pairs=_pairs(out, manifest, decode),
         conditions=list(conditions_of(manifest)),
-        beside={name: settings_line(controller) for name, controller in methods.items()},
+        beside=settings_lines(manifest.settings.methods),
     )
     replace_text(out / REPORT, html)
     return out / REPORT

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from plugalign.evaluation.report.numbers import number, percent
 from plugalign.evaluation.run_folder.summary import Cost, Row, Summary
@@ -35,20 +35,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class MainTable:
-    """Headings, and the cells of each method by its name."""
+    """Headings, and the cells of each method by its name.
+
+    Attributes:
+        settings: by the name of a row, in a line; they stand below the table, which stays narrow.
+    """
 
     heads: list[str]
     rows: dict[str, list[Cell]]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def markdown(self) -> Iterator[str]:
-        """The lines of a Markdown table."""
+        """The lines of a Markdown table, and a list of settings."""
         yield f"| {' | '.join(self.heads)} |"
         yield f"|{'---|' * len(self.heads)}"
         for name, cells in self.rows.items():
             yield f"| `{name}` | {' | '.join(map(str, cells))} |"
+        if self.settings:
+            yield ""
+        yield from (f"* `{name}`: {line}" for name, line in self.settings.items())
 
     def latex(self) -> Iterator[str]:
-        """The lines of a LaTeX table in the style of booktabs."""
+        """The lines of a LaTeX table in the style of booktabs, with settings as comments."""
         yield r"% needs \usepackage{booktabs}"
         yield rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}"
         yield r"\toprule"
@@ -59,14 +67,20 @@ class MainTable:
             yield f"{_escaped(name)} & {shown} \\\\"
         yield r"\bottomrule"
         yield r"\end{tabular}"
+        yield from (f"% {name}: {line}" for name, line in self.settings.items())
 
 
-def main_table(summary: Summary, metrics: Sequence[str] | None = None) -> MainTable:
+def main_table(
+    summary: Summary,
+    metrics: Sequence[str] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> MainTable:
     """The main figures of a run.
 
     Args:
         metrics: of judges' scores, under every judge; by default the primary one, and the share of
             toxic answers.
+        settings: by the name of a method, in a line.
     """
     known = [metric.name for metric in summary.judged_metrics]
     usual = [known[0], *(name for name in SHOWN if name in known[1:])]
@@ -77,7 +91,7 @@ def main_table(summary: Summary, metrics: Sequence[str] | None = None) -> MainTa
     heads += [f"perplexity under {summary.perplexity_model}"] if outside else []
     heads += ["distinct-2", "cost of a step"]
     rows = {n: list(_cells(summary, row, chosen, outside)) for n, row in summary.rows.items()}
-    return MainTable(heads, rows)
+    return MainTable(heads, rows, settings or {})
 
 
 def agreement_table(summary: Summary) -> MainTable:

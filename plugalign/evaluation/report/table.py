@@ -37,14 +37,18 @@ REVISED = {
 }
 
 
-def comparison_table(summary: Summary) -> Group:
-    """For every judge one row per method, then texts and costs, then notes that explain them."""
+def comparison_table(summary: Summary, settings: Mapping[str, str] | None = None) -> Group:
+    """For every judge one row per method, then texts and costs, then notes that explain them.
+
+    Args:
+        settings: by the name of a method, in a line.
+    """
     tables = [_judged(summary, judge) for judge in summary.judges]
     if summary.text_metrics:
         tables.append(_measured(summary))
     if summary.alignment is not None:
         tables += [_aligned(summary, judge) for judge in summary.judges]
-    notes = Padding(Text("\n".join(_notes(summary)), style="dim"), (0, 1))
+    notes = Padding(Text("\n".join(_notes(summary, settings or {})), style="dim"), (0, 1))
     return Group(*tables, _texts(summary), _costs(summary), notes)
 
 
@@ -186,7 +190,7 @@ def _p_value(figure: Figure, metric: MetricRecord) -> Text:
     return Text(p_value(figure.p_adjusted), style=colours[verdict(figure, metric.better)])
 
 
-def _notes(summary: Summary) -> Iterator[str]:
+def _notes(summary: Summary, settings: Mapping[str, str]) -> Iterator[str]:
     scorer = summary.scorer
     model = "the unsteered base itself" if scorer.is_base else printable(scorer.name)
     yield "Below each figure: its 95 % interval over prompts (Wilson's for shares)."
@@ -214,6 +218,8 @@ def _notes(summary: Summary) -> Iterator[str]:
             f"{' and '.join(methods)}: what a support has left is cut by top-p once more. "
             f"{alike} is cut alike and not steered; compare with it."
         )
+    for name, line in settings.items():
+        yield f"{printable(name)}: {line}."
     for name, row in summary.methods.items():
         if row.revisions:
             yield f"{printable(name)}: {revisions_in_words(row.revisions)}."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.report.exports import csv_of
@@ -36,6 +37,23 @@ def found(tiny: Any, tokenizer: Any, tmp_path: Path) -> Any:
     )
 
 
+LINE = "decay 50.0, floor 0.01, …"
+
+
+def test_settings_stand_beside_names_in_every_file_and_in_the_terminal(found: Any) -> None:
+    assert found.settings == {"self_debias": LINE}
+    rows = csv.DictReader(StringIO((found.out / "table.csv").read_text()))
+    settings = {row["method"]: row["settings"] for row in rows}
+    assert settings == {"base": "", "plain generate": "", "self_debias": LINE}
+    assert (found.out / "table.tex").read_text().endswith(f"\n% self_debias: {LINE}\n")
+    table = main_table(found.results, settings=found.settings)
+    assert list(table.markdown())[-2:] == ["", f"* `self_debias`: {LINE}"]
+    assert f"self_debias<small>{LINE}</small>" in found.report.read_text()
+    console = Console(file=StringIO(), width=200)
+    console.print(found)
+    assert f"self_debias: {LINE}." in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_every_figure_of_the_summary_is_in_the_csv(found: Any) -> None:
     read = csv.DictReader(StringIO((found.out / "table.csv").read_text()))
     rows = {row["method"]: row for row in read}
@@ -58,7 +76,7 @@ def test_every_figure_of_the_summary_is_in_the_csv(found: Any) -> None:
 
 def test_the_main_table_has_a_line_for_each_row(found: Any) -> None:
     latex = (found.out / "table.tex").read_text().splitlines()
-    assert latex[1].startswith(r"\begin{tabular}{lrrrr") and latex[-1] == r"\end{tabular}"
+    assert latex[1].startswith(r"\begin{tabular}{lrrrr") and latex[-2] == r"\end{tabular}"
     lines = [line for line in latex if line.endswith(r"\\")]
     assert len(lines) == 4 and len({line.count(" & ") for line in lines}) == 1
     assert "toxic fraction, two" in latex[3] and r"{\scriptsize [" in lines[1]
@@ -100,4 +118,4 @@ def test_the_report_says_what_a_reviewer_asks_next(found: Any) -> None:
     assert row.costs.ratio_per_step.interval is not None  # eight batches
     assert read_json(found.out / "manifest.json")["command"].startswith("plugalign compare")
     few = replace(found.results, methods={"base": found.results.base})
-    assert "self_debias" not in csv_of(few)
+    assert "self_debias" not in csv_of(few, {})

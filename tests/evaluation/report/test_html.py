@@ -14,7 +14,7 @@ import pytest
 
 from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.report.charts import HEIGHT, WIDTH, Axis, Estimate, scatter
-from plugalign.evaluation.report.conditions import settings_line
+from plugalign.evaluation.report.conditions import settings_line, settings_lines
 from plugalign.evaluation.report.headline import headline
 from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.pairs import telling_pairs
@@ -138,6 +138,8 @@ def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
     html = write_report(run, summarise(run), decode).read_text(encoding="utf-8")
     page = parsed(run / "report.html")
     assert page.open == [] and page.references == []
+    assert '<td class="name">kind<small>alpha 2.0</small></td>' in html
+    assert '<td class="name">base</td>' in html
     assert not re.search(r"https?:|//[a-z]|@import|url\(", html)
     assert "<script" not in html
 
@@ -300,7 +302,7 @@ def test_settings_in_a_line_leave_out_what_is_long() -> None:
     record = ControllerRecord(kind="A", config=config, learned="")
     assert settings_line(record) == "alpha 2.0, kind leace, …"
     assert settings_line(None) == ""
-    record = ControllerRecord(kind="A", config={"statement": "Be kind. " * 9}, learned="")
-    assert settings_line(record) == "statement “Be kind. Be kind. Be kind. Be kind. Be k…”"
+    broken = ControllerRecord(kind="A", config={"prefix": "two\nlines"}, learned="")
+    assert settings_lines({"base": None, "a": broken}) == {"a": "prefix two lines"}
     record = ControllerRecord(kind="A", config={"statement": "Be kind. " * 9}, learned="")
     assert settings_line(record) == "statement “Be kind. Be kind. Be kind. Be kind. Be k…”"
