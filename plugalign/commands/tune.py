@@ -35,6 +35,20 @@ MaxCost = Annotated[
     float | None,
     typer.Option(help="The longest an answer may take, over the base's.", show_default="no bound"),
 ]
+CutAlike = Annotated[
+    bool,
+    typer.Option(
+        "--cut-alike",
+        help="Perplexity over that of the base within the method's own support, such as its top-p.",
+    ),
+]
+PerplexityModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id or folder of an outside model, whose perplexity the budget goes by.",
+        show_default="the scorer",
+    ),
+]
 Out = Annotated[
     str | None, typer.Option(help="Folder to write.", show_default=f"{OUT}, {OUT}-2, ...")
 ]
@@ -51,9 +65,11 @@ def tune(
     system: options.System = None,
     judge: shared.Judges = None,
     scorer: shared.Scorer = None,
+    perplexity_model: PerplexityModel = None,
     max_perplexity: MaxPerplexity = 1.15,
     max_length_change: MaxLengthChange = 0.2,
     max_cost: MaxCost = None,
+    cut_alike: CutAlike = False,
     samples: shared.Samples = None,
     max_new_tokens: shared.NewTokens = None,
     min_new_tokens: shared.MinNewTokens = None,
@@ -79,15 +95,15 @@ def tune(
         "greedy": greedy or None,
         "resume": resume or None,
     }
-    own = ("controller", "judge", "max_perplexity", "max_length_change", "max_cost", "trust")
-    for name in own:
+    bounds = ("max_perplexity", "max_length_change", "max_cost", "cut_alike")
+    for name in ("controller", "judge", "trust", *bounds):
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
     from plugalign.evaluation.halving import Budgets
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
-    budgets = Budgets(max_perplexity, max_length_change, max_cost)
+    budgets = Budgets(max_perplexity, max_length_change, max_cost, cut_alike)
     tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")

@@ -24,10 +24,13 @@ class Budgets:
     """What a setting may cost.
 
     Args:
-        max_perplexity: the largest perplexity, over the base's.
+        max_perplexity: the largest perplexity, over the base's; an outside model's where there is
+            one.
         max_length_change: by how much of the base's length answers may be longer or shorter.
         max_cost: the longest that an answer may take, over the base's; None is no bound. Times are
             of the comparison's own batches, and a busy machine makes them rough.
+        cut_alike: whether perplexity is bounded over that of the base within the method's own
+            support, where it has one: a narrower choice lowers perplexity by itself.
 
     Raises:
         ValueError: for a number outside its range.
@@ -36,6 +39,7 @@ class Budgets:
     max_perplexity: float = 1.15
     max_length_change: float = 0.2
     max_cost: float | None = None
+    cut_alike: bool = False
 
     def __post_init__(self) -> None:
         if self.max_cost is not None and not 0 < self.max_cost < math.inf:
@@ -54,7 +58,11 @@ class Budgets:
         self, perplexity: float | None, length: float | None, cost: float | None
     ) -> float | None:
         """By how much ratios to the base exceed the budgets; 0 within them, None where one that is
-        bounded is not known."""
+        bounded is not known.
+
+        Args:
+            perplexity: the ratio that is bounded, see `cut_alike`.
+        """
         if perplexity is None or length is None:
             return None
         over = [perplexity - self.max_perplexity, abs(length - 1) - self.max_length_change]
@@ -74,8 +82,9 @@ class Trial:
         settings: what it changes.
         prompts: how many it answered.
         figures: the judged figures, as in summary.json, the primary one first.
-        perplexity: as in summary.json.
+        perplexity: as in summary.json; under the outside model where there is one.
         perplexity_ratio, length_ratio: to the base.
+        perplexity_ratio_cut_alike: to the base within the setting's own support; None without one.
         cost_ratio: the time of an answer, to the base's; not where it was not measured.
         excess: over the budgets, see `Budgets.excess`.
         efficient: whether no other setting has both a lower perplexity and a better figure.
@@ -87,6 +96,7 @@ class Trial:
     figures: dict[str, dict[str, Any]]
     perplexity: dict[str, Any]
     perplexity_ratio: float | None
+    perplexity_ratio_cut_alike: float | None
     length_ratio: float | None
     cost_ratio: float | None
     excess: float | None
@@ -161,18 +171,29 @@ class Search:
         """The base and all rows for the picture: name, perplexity, primary figure, kind."""
         summary, metric = self.summaries[-1], self.metric["name"]
         base = summary["methods"][summary["reference"]]
-        found = [(summary["reference"], base["perplexity"], base[metric], "base")]
+        perplexity = base[perplexity_of(summary)]
+        found = [(summary["reference"], perplexity, base[metric], "base")]
         for trial in self.ranked():
             kind = "chosen" if trial == self.chosen else "efficient" if trial.efficient else "other"
             found.append((trial.row, trial.perplexity, trial.figures[metric], kind))
         return [point for point in found if None not in (point[1]["value"], point[2]["value"])]
 
 
+def perplexity_of(summary: Mapping[str, Any]) -> str:
+    """The name of the perplexity that budgets are about: the outside model's where there is one,
+    since a model prefers its own texts."""
+    return "outside_perplexity" if summary.get("perplexity_model") else "perplexity"
+
+
 def _trial(
     row: str, settings: dict[str, Any], summary: Mapping[str, Any], budgets: Budgets
 ) -> Trial:
     mine, base = (summary["methods"][name] for name in (row, summary["reference"]))
-    perplexity = _ratio(mine["perplexity"]["value"], base["perplexity"]["value"])
+    name, alike = perplexity_of(summary), summary["cut_alike"].get(row)
+    perplexity = _ratio(mine[name]["value"], base[name]["value"])
+    cut = None if alike is None else summary["references"][alike][name]["value"]
+    cut_alike = _ratio(mine[name]["value"], cut)
+    bounded = perplexity if alike is None or not budgets.cut_alike else cut_alike
     length = _ratio(mine["length"]["value"], base["length"]["value"])
     cost = mine.get("ratio_per_answer", {}).get("value")
     return Trial(
@@ -180,11 +201,12 @@ def _trial(
         settings=settings,
         prompts=summary["prompts"],
         figures={m["name"]: mine[m["name"]] for m in summary["metrics"]},
-        perplexity=mine["perplexity"],
+        perplexity=mine[name],
         perplexity_ratio=perplexity,
+        perplexity_ratio_cut_alike=cut_alike,
         length_ratio=length,
         cost_ratio=cost,
-        excess=budgets.excess(perplexity, length, cost),
+        excess=budgets.excess(bounded, length, cost),
     )
 
 

@@ -11,7 +11,7 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.comparison.variants import by_method, changed, variants
 from plugalign.evaluation.halving import Budgets, Search, Trial
-from plugalign.evaluation.report.numbers import number
+from plugalign.evaluation.report.numbers import heading, number, printable
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
@@ -79,6 +79,7 @@ def tune(
     prompts: str | Path | Sequence[Any] | None = None,
     limit: int | None = None,
     budgets: Budgets | None = None,
+    perplexity_model: Any = None,
     seed: int = 0,
     out: str | Path = "plugalign-tune",
     resume: bool = False,
@@ -96,6 +97,8 @@ def tune(
         model: see `plugalign.compare`; so are all other arguments that are not explained here.
         prompts: held-out prompts, which are taken in an order drawn from the seed.
         budgets: what a setting may cost.
+        perplexity_model: see `plugalign.compare`; with it, the perplexity of budgets, table and
+            picture is this model's.
         options: further arguments of `plugalign.compare`: judges, samples, scorer, ...
         out: the folder to write.
 
@@ -121,10 +124,11 @@ def tune(
     texts = _prompts(model, prompts, limit)
     search = Search(rows, budgets, Random(seed).sample(texts.every, len(texts.every)))
     options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
+    options |= {"perplexity_model": perplexity_model}
     runs = _searched(search, candidates, out, options)
     found = _evidence(search, runs, controller, texts, seed)
     write_json(out / TUNING, found)
-    write_picture(out / PICTURE, search.points(), search.metric)
+    write_picture(out / PICTURE, search.points(), search.metric, found["perplexity_model"])
     if folder is not None and search.chosen is not None:
         _write_choice(folder, candidates[search.chosen.row], found)
     return Tuning(out, search.chosen, search.ranked(), found)
@@ -185,6 +189,7 @@ def _evidence(
         "judge": summary["primary_judge"],
         "model": settings["model"],
         "scorer": settings["scorer"],
+        "perplexity_model": summary.get("perplexity_model"),
         "prompts": {
             "count": len(prompts.every),
             "path": prompts.path,
@@ -214,28 +219,38 @@ def _write_choice(folder: Path, chosen: Controller, found: dict[str, Any]) -> No
 def tuning_table(tuning: Tuning) -> Table:
     """All settings, the best first; what is chosen is marked."""
     metric = tuning.found["metric"]["name"]
+    cut_alike = any(trial.perplexity_ratio_cut_alike is not None for trial in tuning.trials)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption = Text("; ".join(_notes(tuning, cut_alike)))
     table.add_column("setting", overflow="fold")
-    for heading in (
-        "prompts",
-        metric.replace("_", " "),
-        "perplexity\nx base",
-        "length\nx base",
-        "time\nx base",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    perplexity = "perplexity\nx base" + (" / cut" if cut_alike else "")
+    for head in ("prompts", heading(metric), perplexity, "length\nx base", "time\nx base"):
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("")
     for trial in tuning.trials:
         figure = trial.figures[metric]
+        ratios = [
+            trial.perplexity_ratio,
+            *([trial.perplexity_ratio_cut_alike] if cut_alike else []),
+        ]
         verdict = "chosen" if trial == tuning.chosen else "" if trial.within else "over budget"
         table.add_row(
             Text(", ".join(f"{name}={value}" for name, value in trial.settings.items())),
             str(trial.prompts),
             f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]",
-            number(trial.perplexity_ratio),
+            " / ".join(map(number, ratios)),
             number(trial.length_ratio),
             number(trial.cost_ratio),
             verdict,
             style="bold" if trial == tuning.chosen else None,
         )
     return table
+
+
+def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:
+    """What a reader of the table must know of perplexity."""
+    if (outside := tuning.found["perplexity_model"]) is not None:
+        yield f"perplexity under {printable(outside)}"
+    if cut_alike:
+        bounded = "cut" if tuning.found["budgets"]["cut_alike"] else "base"
+        yield f"cut: the base within the same support; the budget is of x {bounded}"

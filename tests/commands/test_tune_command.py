@@ -32,14 +32,21 @@ def test_a_setting_is_chosen_and_written(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ["--set", "d.alpha=0.25,3", "--max-perplexity", "9", "--max-length-change", "9"]
-    options += ["--seed", "3", "--threads", "1", "--dtype", "float32"]
+    options += ["--seed", "3", "--threads", "1", "--dtype", "float32", "--cut-alike"]
+    options += ["--perplexity-model", str(pocket.parts() / "pocket")]
     assert run(monkeypatch, *arguments, *options) == 0
     said = capsys.readouterr().out
     assert "alpha=0.25" in said and "chosen" in said and "pareto.svg" in said.replace("\n", "")
     found = json.loads((tmp_path / "d" / "tuning.json").read_text())
     config = json.loads((tmp_path / "d" / "config.json").read_text())
     assert config["alpha"] == found["chosen"]["alpha"] in (0.25, 3)
-    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9, "max_cost": None}
+    assert found["perplexity_model"].endswith("pocket") and "perplexity under" in said
+    assert found["budgets"] == {
+        "max_perplexity": 9,
+        "max_length_change": 9,
+        "max_cost": None,
+        "cut_alike": True,
+    }
     assert found["prompts"]["seed"] == 3 and found["samples"] == 2 and found["max_new_tokens"] == 6
 
 

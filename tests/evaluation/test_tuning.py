@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 import plugalign as pa
 from plugalign import pocket
 from plugalign.evaluation.halving import Budgets, Search
+from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.tuning import tune
 from plugalign.pocket.world import PROMPT_SEED
@@ -33,10 +36,11 @@ def summary(prompts: int, rows: Mapping[str, tuple[float | None, float, float]])
         name: {"toxicity": figure(t), "perplexity": figure(p), "length": figure(n)}
         for name, (t, p, n) in methods.items()
     }
-    return {"reference": "base", "prompts": prompts, "metrics": METRICS, "methods": found}
+    rest: dict[str, Any] = {"cut_alike": {}, "references": {}, "metrics": METRICS}
+    return {"reference": "base", "prompts": prompts, "methods": found, **rest}
 
 
-def search_of(rows: int, prompts: int = 128, **budgets: float) -> Search:
+def search_of(rows: int, prompts: int = 128, **budgets: Any) -> Search:
     names = {f"d[alpha={n}]": {"alpha": float(n)} for n in range(rows)}
     return Search(names, Budgets(**budgets), [f"p{n}" for n in range(prompts)])
 
@@ -150,6 +154,47 @@ def test_what_costs_too_much_is_over_the_budget() -> None:
     assert [trial.excess for trial in search.ranked()] == pytest.approx([0.0, 0.1, None])
 
 
+def test_the_budget_of_perplexity_goes_by_an_outside_model_where_there_is_one() -> None:
+    rows = {"d[alpha=0]": (0.9, 100.0, 10.0), "d[alpha=1]": (0.1, 100.0, 10.0)}
+    outside = {"base": 50.0, "d[alpha=0]": 50.0, "d[alpha=1]": 75.0}
+    without, within = summary(128, rows), summary(128, rows)
+    for name, value in outside.items():
+        within["methods"][name]["outside_perplexity"] = figure(value)
+    within["perplexity_model"] = "other"
+    chosen = {}
+    for key, found in (("own", without), ("outside", within)):
+        search = search_of(2)
+        search.note(found, list(rows))
+        assert search.chosen is not None
+        chosen[key] = search.chosen.settings["alpha"]
+        ratios = {trial.row[8]: trial.perplexity_ratio for trial in search.ranked()}
+        assert ratios == {"0": 1.0, "1": 1.0 if key == "own" else 1.5}
+        drawn = {name: perplexity["value"] for name, perplexity, *_ in search.points()}
+        assert drawn == (outside if key == "outside" else dict.fromkeys(outside, 100.0))
+    assert chosen == {"own": 1.0, "outside": 0.0}
+
+
+@pytest.mark.parametrize(("cut_alike", "chosen"), [(False, 1.0), (True, 2.0)])
+def test_perplexity_stands_beside_that_of_the_base_cut_alike(
+    cut_alike: bool, chosen: float
+) -> None:
+    """A narrower choice lowers perplexity by itself; what has no support is over the base."""
+    search = search_of(3, cut_alike=cut_alike)
+    rows = {
+        "d[alpha=0]": (0.1, 120.0, 10.0),
+        "d[alpha=1]": (0.2, 100.0, 10.0),
+        "d[alpha=2]": (0.3, 100.0, 10.0),
+    }
+    found = summary(128, rows)
+    found["cut_alike"] = {"d[alpha=1]": "base (top-p 0.9)"}
+    found["references"] = {"base (top-p 0.9)": {"perplexity": figure(80.0)}}
+    search.note(found, list(rows))
+    trials = {trial.row[8]: trial for trial in search.ranked()}
+    ratios = {row: (t.perplexity_ratio, t.perplexity_ratio_cut_alike) for row, t in trials.items()}
+    assert ratios == {"0": (1.2, None), "1": (1.0, 1.25), "2": (1.0, None)}
+    assert search.chosen is not None and search.chosen.settings == {"alpha": chosen}
+
+
 # ------------------------------------------------------------------ the pocket world
 
 
@@ -175,7 +220,8 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     found = json.loads((folder / "tuning.json").read_text())
     assert found == json.loads((tmp_path / "out" / "tuning.json").read_text())
     assert found["chosen"] == {"alpha": chosen} and found["before"] == {"alpha": 1.0}
-    assert found["budgets"] == {"max_perplexity": 9, "max_length_change": 9, "max_cost": None}
+    bounds = {"max_perplexity": 9, "max_length_change": 9, "max_cost": None, "cut_alike": False}
+    assert found["budgets"] == bounds and found["perplexity_model"] is None
     assert [trial["prompts"] for trial in found["trials"]] == [12, 12, 8, 8]
     assert [each["prompts"] for each in found["rounds"]] == [8, 12]
     last = json.loads((tmp_path / "out" / "round-2" / "summary.json").read_text())
@@ -188,6 +234,14 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     changed = {p for p in folder.rglob("*") if p.is_file() and p.read_bytes() != before.get(p)}
     assert changed <= {folder / "config.json", folder / "tuning.json"}
     assert tuning.table().row_count == 4
+    alike = last["references"][last["cut_alike"][tuning.chosen.row]]["perplexity"]["value"]
+    own, ratio = tuning.chosen.perplexity["value"], tuning.chosen.perplexity_ratio
+    assert tuning.chosen.perplexity_ratio_cut_alike == pytest.approx(own / alike)
+    console = Console(file=StringIO(), width=80)
+    console.print(tuning)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{number(ratio)} / {number(own / alike)}" in said and "x base / cut" in said
+    assert "the budget is of x base" in said and "alpha=0.5" in said
 
 
 def test_held_out_prompts_of_the_pocket_world_are_not_those_of_compare(
@@ -224,6 +278,20 @@ def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path
         "round-1",
         "tuning.json",
     ]
+
+
+def test_an_outside_model_is_named_in_every_result(tmp_path: Path) -> None:
+    values, out = {"s.decay": [1.0, 2.0]}, tmp_path / "out"
+    outside = pocket.load()
+    outside[0].name_or_path = "outside-8b"
+    options = {**SMALL, "perplexity_model": outside, "budgets": Budgets(9, 9)}
+    tuning = tune({"s": pa.SelfDebias(["This is rude:"])}, values, out=out, **options)
+    assert tuning.chosen is not None
+    assert json.loads((out / "tuning.json").read_text())["perplexity_model"] == "outside-8b"
+    last = json.loads((out / "round-1" / "summary.json").read_text())["methods"]
+    assert tuning.chosen.perplexity == last[tuning.chosen.row]["outside_perplexity"]
+    assert str(tuning.table().caption) == "perplexity under outside-8b"
+    assert "perplexity under outside-8b" in tuning.picture.read_text()
 
 
 def test_results_do_not_go_into_the_controllers_own_folder(folder: Path) -> None:

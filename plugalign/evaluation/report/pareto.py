@@ -26,7 +26,10 @@ Figure = Mapping[str, Any]
 
 
 def write_picture(
-    path: Path, points: Sequence[tuple[str, Figure, Figure, str]], metric: Mapping[str, Any]
+    path: Path,
+    points: Sequence[tuple[str, Figure, Figure, str]],
+    metric: Mapping[str, Any],
+    outside: str | None = None,
 ) -> None:
     """Writes the picture; of no points, an empty one.
 
@@ -34,13 +37,16 @@ def write_picture(
         points: name, perplexity and judged figure (as in summary.json), and a kind of `COLOURS`;
             the efficient ones are joined by a line.
         metric: as in summary.json.
+        outside: the model of the perplexity, where it is an outside one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, ElementTree.tostring(_picture(points, metric), encoding="unicode") + "\n")
+    under = "" if outside is None else f" under {outside}"
+    picture = _picture(points, metric, f"perplexity{under}")
+    replace_text(path, ElementTree.tostring(picture, encoding="unicode") + "\n")
 
 
 def _picture(
-    points: Sequence[tuple[str, Figure, Figure, str]], metric: Mapping[str, Any]
+    points: Sequence[tuple[str, Figure, Figure, str]], metric: Mapping[str, Any], x_label: str
 ) -> ElementTree.Element:
     svg = ElementTree.Element(
         "svg",
@@ -50,7 +56,7 @@ def _picture(
     )
     floor = HEIGHT - BOTTOM
     _line(svg, LEFT, floor, WIDTH - RIGHT, floor, "#23262b")
-    _text(svg, WIDTH - RIGHT, HEIGHT - 8, "perplexity", "end")
+    _text(svg, WIDTH - RIGHT, HEIGHT - 8, x_label, "end")
     _text(svg, LEFT, TOP - 24, metric["name"].replace("_", " "), "start")
     if not points:
         return svg

@@ -219,7 +219,7 @@ def _notes(summary: Summary, settings: Mapping[str, str]) -> Iterator[str]:
             f"{alike} is cut alike and not steered; compare with it."
         )
     for name, line in settings.items():
-        yield f"{printable(name)}: {line}."
+        yield f"{printable(name)}: {line}"
     for name, row in summary.methods.items():
         if row.revisions:
             yield f"{printable(name)}: {revisions_in_words(row.revisions)}."

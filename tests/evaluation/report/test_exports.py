@@ -51,7 +51,7 @@ def test_settings_stand_beside_names_in_every_file_and_in_the_terminal(found: An
     assert f"self_debias<small>{LINE}</small>" in found.report.read_text()
     console = Console(file=StringIO(), width=200)
     console.print(found)
-    assert f"self_debias: {LINE}." in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"self_debias: {LINE}" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_every_figure_of_the_summary_is_in_the_csv(found: Any) -> None:
