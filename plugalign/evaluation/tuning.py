@@ -221,7 +221,8 @@ def tuning_table(tuning: Tuning) -> Table:
     metric = tuning.found["metric"]["name"]
     cut_alike = any(trial.perplexity_ratio_cut_alike is not None for trial in tuning.trials)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption = Text("; ".join(_notes(tuning, cut_alike)))
+    notes = "; ".join(_notes(tuning, cut_alike))
+    table.caption = Text(notes) if notes else None
     table.add_column("setting", overflow="fold")
     perplexity = "perplexity\nx base" + (" / cut" if cut_alike else "")
     for head in ("prompts", heading(metric), perplexity, "length\nx base", "time\nx base"):
@@ -229,16 +230,13 @@ def tuning_table(tuning: Tuning) -> Table:
     table.add_column("")
     for trial in tuning.trials:
         figure = trial.figures[metric]
-        ratios = [
-            trial.perplexity_ratio,
-            *([trial.perplexity_ratio_cut_alike] if cut_alike else []),
-        ]
+        over_base, over_cut = trial.perplexity_ratio, trial.perplexity_ratio_cut_alike
         verdict = "chosen" if trial == tuning.chosen else "" if trial.within else "over budget"
         table.add_row(
             Text(", ".join(f"{name}={value}" for name, value in trial.settings.items())),
             str(trial.prompts),
             f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]",
-            " / ".join(map(number, ratios)),
+            number(over_base) + (f" / {number(over_cut)}" if cut_alike else ""),
             number(trial.length_ratio),
             number(trial.cost_ratio),
             verdict,

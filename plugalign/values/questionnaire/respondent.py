@@ -132,7 +132,7 @@ class ModelRespondent:
             do_sample=False,
             num_beams=1,
             pad_token_id=pad,
-            **({"eos_token_id": ends} if ends else {}),
+            eos_token_id=ends or None,
         )
         rows = output[:, ids.shape[1] :].tolist()
         return [
