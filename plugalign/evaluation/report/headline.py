@@ -27,7 +27,7 @@ def headline(summary: Summary) -> str:
     return (
         f"{best} {_improved(metric, past=False)} {_change(base.value, found[best].value)}"
         f"{_elsewhere(summary, row, others)}, at {number(_cost(row))} times the time per "
-        f"decoding step{_perplexity(row, summary.base)}."
+        f"decoding step{_perplexity(summary, row)}."
         f"{_at_equal_length(row.judged[judge].length_matched.get(metric.name), metric)}"
     )
 
@@ -73,12 +73,13 @@ def _at_equal_length(figure: Figure | None, metric: MetricRecord) -> str:
     )
 
 
-def _perplexity(row: Row, base: Row) -> str:
-    after, before = (each.texts["perplexity"].value for each in (row, base))
+def _perplexity(summary: Summary, row: Row) -> str:
+    after, before = (each.texts[summary.perplexity].value for each in (row, summary.base))
     if after is None or before is None:
         return ""
     change = after / before - 1
-    return f" and a perplexity {abs(change):.0%} {'higher' if change > 0 else 'lower'}"
+    under = "" if summary.perplexity_model is None else f" under {summary.perplexity_model}"
+    return f" and a perplexity{under} {abs(change):.0%} {'higher' if change > 0 else 'lower'}"
 
 
 def _cost(row: Row) -> float:

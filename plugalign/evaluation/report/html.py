@@ -92,7 +92,7 @@ def _scatter(summary: Summary) -> Scatter | None:
     """The primary metric against perplexity, of the rows that have both."""
     points = []
     for name, row in summary.rows.items():
-        x = _estimate(row.texts["perplexity"])
+        x = _estimate(row.texts[summary.perplexity])
         y = _estimate(row.judged[summary.primary_judge].figures[summary.primary.name])
         if x is not None and y is not None and name != PLAIN:
             points.append((name, x, y))

@@ -198,6 +198,12 @@ class Summary:
         return next(iter(self.judges))
 
     @property
+    def perplexity(self) -> str:
+        """The perplexity that charts and the finding are about: the outside model's where there is
+        one, since a model prefers its own texts."""
+        return "perplexity" if self.perplexity_model is None else "outside_perplexity"
+
+    @property
     def base(self) -> Row:
         """What methods are compared with."""
         return self.methods[self.reference]

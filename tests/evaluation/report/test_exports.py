@@ -48,7 +48,9 @@ def test_settings_stand_beside_names_in_every_file_and_in_the_terminal(found: An
     assert (found.out / "table.tex").read_text().endswith(f"\n% self_debias: {LINE}\n")
     table = main_table(found.results, settings=found.settings)
     assert list(table.markdown())[-2:] == ["", f"* `self_debias`: {LINE}"]
-    assert f"self_debias<small>{LINE}</small>" in found.report.read_text()
+    page = found.report.read_text()
+    assert f"self_debias<small>{LINE}</small>" in page
+    assert f">perplexity under {found.results.perplexity_model}</text>" in page
     console = Console(file=StringIO(), width=200)
     console.print(found)
     assert f"self_debias: {LINE}" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -200,6 +200,17 @@ def test_the_headline_claims_only_what_is_sure(run: Path) -> None:
     assert headline(only).startswith("Only the plain model")
 
 
+def test_the_headline_goes_by_an_outside_model_where_there_is_one(run: Path) -> None:
+    summary, methods = summarise(run), {}
+    for name, value in (("base", 2.0), ("kind", 3.0)):
+        row = summary.methods[name]
+        outside = replace(row.texts["perplexity"], value=value)
+        methods[name] = replace(row, texts={**row.texts, "outside_perplexity": outside})
+    found = headline(replace(summary, methods=methods, perplexity_model="another"))
+    assert "and a perplexity under another 50% higher" in found
+    assert "under" not in headline(summary).split("and a perplexity")[1]
+
+
 def test_pairs_show_the_largest_fall_the_largest_rise_and_a_random_one() -> None:
     base = Answers([[answer("base", p, [2, 3, 4], 0.5)] for p in range(4)])
     scores = [0.5, 0.1, 0.8, None]
