@@ -87,9 +87,30 @@ class Scoring:
             yield
 
     def _unit(self, unit: Sequence[Generated], known: Mapping[Key, Scored]) -> list[Scored]:
-        scores, errors = self._judged([r.text for r in unit])
-        matched = self._matched(unit, scores, known)
-        found, outside = self.likelihood(unit), self._outside(unit)
+        """The scores of a unit; an answer that is base's own has base's scores."""
+        found = {one.key: one for one in self._scored([r for r in unit if not self._is_base(r)])}
+        for record in unit:
+            if record.key not in found:
+                base = known[BASE, record.prompt, record.sample]
+                found[record.key] = base.model_copy(update={"method": record.method})
+        matched = self._matched(unit, [found[r.key].scores for r in unit], known)
+        return [
+            found[r.key].model_copy(update={"matched": each, "answer": self._hash(r.key)})
+            for r, each in zip(unit, matched, strict=True)
+        ]
+
+    def _is_base(self, record: Generated) -> bool:
+        """Whether a method's answer is what base answered with the same noise."""
+        base = self.answers[BASE, record.prompt, record.sample]
+        same = (record.tokens, record.text) == (base.tokens, base.text)
+        return same and record.method != BASE
+
+    def _scored(self, records: Sequence[Generated]) -> list[Scored]:
+        """Answers by themselves, scored anew."""
+        if not records:
+            return []
+        scores, errors = self._judged([r.text for r in records])
+        found, outside = self.likelihood(records), self._outside(records)
         return [
             Scored(
                 method=record.method,
@@ -100,10 +121,8 @@ class Scoring:
                 scored_tokens=int(found.tokens[i]),
                 errors={n: errors[i][n] for n, score in scores[i].items() if score is None},
                 outside=outside[i],
-                answer=self._hash(record.key),
-                matched=matched[i],
             )
-            for i, record in enumerate(unit)
+            for i, record in enumerate(records)
         ]
 
     def _outside(self, unit: Sequence[Generated]) -> list[Outside | None]:

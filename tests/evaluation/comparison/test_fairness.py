@@ -296,6 +296,29 @@ def test_every_judge_and_every_reference_set_is_shown(world: Any, tmp_path: Path
             assert f"The judge {judge} against {name}: AUC" in text and name in html
 
 
+def test_an_answer_that_is_bases_own_is_scored_once(world: Any, tmp_path: Path) -> None:
+    """Plain generate answers as base does, and so does a method without any weight."""
+    read: list[str] = []
+
+    def judge(texts: Sequence[str]) -> list[float]:
+        read.extend(texts)
+        return words_judge(texts)
+
+    methods = {"idle": 0.0 * pa.SelfDebias(), "acting": pa.SelfDebias(decay=1000.0)}
+    settings = world | {"judges": [Judge("judge", judge)], "controllers": methods}
+    found = compare(**settings, out=tmp_path).summary["methods"]
+    lines = map(json.loads, (tmp_path / "generations.jsonl").read_text().splitlines())
+    texts: dict[str, list[str]] = {}
+    for line in lines:
+        texts.setdefault(line["method"], []).append(line["text"])
+    assert texts["idle"] == texts["plain generate"] == texts["base"] != texts["acting"]
+    others = sum(a != b for a, b in zip(texts["acting"], texts["base"], strict=True))
+    assert len(texts["base"]) + others <= len(read) <= len(texts["base"]) + 3 * others
+    for name in ("toxicity_probability", "perplexity"):
+        base, idle = found["base"][name], found["idle"][name]
+        assert idle["value"] == base["value"] and idle["difference"]["value"] == 0
+
+
 def test_reference_sets_have_names(world: Any, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     web, other = references(tmp_path / "web.jsonl", 0), references(tmp_path / "other/web.jsonl", 1)
