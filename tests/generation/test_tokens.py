@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 import plugalign as pa
 from plugalign.evaluation.comparison.prompts import encode, load_prompts
-from plugalign.evaluation.metrics.texts import perplexity
+from plugalign.evaluation.metrics.likelihood import perplexity
 from plugalign.fitting import data
 from plugalign.generation.chat_format import choose_chat
 from plugalign.generation.tokens import token_ids

@@ -14,7 +14,7 @@ from typing import Any
 
 from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.judging.load import Judge
-from plugalign.evaluation.metrics.texts import Likelihood, nll, perplexity
+from plugalign.evaluation.metrics.likelihood import Likelihood, nll, perplexity
 from plugalign.evaluation.run_folder.journal import Journal
 from plugalign.evaluation.run_folder.records import (
     Generated,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from plugalign.evaluation.metrics.texts import Likelihood, distinct_n, mean_length
+from plugalign.evaluation.metrics.likelihood import Likelihood
+from plugalign.evaluation.metrics.texts import distinct_n, mean_length
 from plugalign.evaluation.run_folder.folder import GENERATIONS, SCORES
 from plugalign.evaluation.run_folder.journal import read_journal
 from plugalign.evaluation.run_folder.manifest import Manifest

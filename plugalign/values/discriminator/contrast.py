@@ -25,7 +25,7 @@ from torch.nn.functional import cosine_similarity
 
 from plugalign.algebra.identity import Identity
 from plugalign.evaluation.judging.files import CONFIG, kind_of
-from plugalign.evaluation.metrics.texts import nll
+from plugalign.evaluation.metrics.likelihood import nll
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.files.saved import read_settings
 from plugalign.generation.tokens import token_ids
@@ -115,8 +115,9 @@ class ValueContrast:
         most = reader.most_tokens_behind([*before, *between, *max(ends, key=len)])
         rows = reader.tokenizer(list(texts), **own)["input_ids"]
         fronts = [[*before, *row[:most], *between] for row in rows]
-        losses = [nll(reader.model, fronts, [end] * len(fronts)).nll for end in ends]
-        found: FloatArray = losses[1] - losses[0]
+        behind = [end for end in ends for _ in fronts]
+        value, negation = np.split(nll(reader.model, fronts * 2, behind).nll, 2)
+        found: FloatArray = negation - value
         return found
 
     def save(self, folder: str | Path) -> None:

@@ -22,7 +22,7 @@ from tiny_models import (
 
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.evaluation.comparison.compare import compare
-from plugalign.evaluation.metrics.texts import nll
+from plugalign.evaluation.metrics.likelihood import nll
 from plugalign.evaluation.run_folder.folder import read_json
 from plugalign.evaluation.run_folder.journal import read_journal
 from plugalign.evaluation.run_folder.records import Generated, Scored
