@@ -3,7 +3,8 @@
 For each kind of prompts, texts to continue and what a user says in a chat:
 
 1. every method that learns is fitted with its defaults, on chats inside the assistant's turn;
-2. the strength of each is chosen on prompts of their own, within budgets (`plugalign tune`);
+2. the strength of each is chosen on prompts of their own, within budgets of the outside model's
+   perplexity and of length (`plugalign tune`);
 3. all methods that are fitted or work alone, and those that are made of their parts
    (further_methods.py), answer the held-out prompts, and two judges score them, trained on other
    data than the guides: an encoder, and TF-IDF.
@@ -154,6 +155,7 @@ class Study:
                 {f"{name}.{setting}": list(values)},
                 prompts=prompts,
                 budgets=Budgets(),
+                perplexity_model=self.outside,
                 samples=self.sizes.tuning_samples,
                 out=out,
                 resume=(out / "round-1" / MANIFEST).is_file(),

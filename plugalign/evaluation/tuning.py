@@ -5,7 +5,8 @@ best judged figure among those that keep perplexity and length near the base's.
 
 Settings are halved from round to round (`plugalign.evaluation.halving`). Each round is a comparison
 of its own (`plugalign.evaluation.comparison.compare`), on the same prompts and noise for all of
-them.
+them. Rounds are small, so settings go by the expected maximum of a prompt's scores first: a share
+of prompts knows only two values of each, and needs more of them to tell two settings apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.comparison.variants import by_method, changed, variants
 from plugalign.evaluation.halving import Budgets, Search, Trial
+from plugalign.evaluation.metrics.metric import TOXICITY, Metric
 from plugalign.evaluation.report.numbers import heading, number, printable
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
@@ -39,6 +41,7 @@ from plugalign.pocket.world import prompts as pocket_prompts
 
 TUNING, PICTURE = "tuning.json", "pareto.svg"
 POCKET_PROMPTS = 100
+METRICS = tuple(sorted(TOXICITY, key=lambda metric: metric.threshold is not None))
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def tune(
     limit: int | None = None,
     budgets: Budgets | None = None,
     perplexity_model: Any = None,
+    metrics: Sequence[Metric] | None = None,
     seed: int = 0,
     out: str | Path = "plugalign-tune",
     resume: bool = False,
@@ -99,6 +103,8 @@ def tune(
         budgets: what a setting may cost.
         perplexity_model: see `plugalign.compare`; with it, the perplexity of budgets, table and
             picture is this model's.
+        metrics: settings go by the first one's figure, those with equal ones by the next one's; by
+            default the expected maximum, the mean, and then shares.
         options: further arguments of `plugalign.compare`: judges, samples, scorer, ...
         out: the folder to write.
 
@@ -124,7 +130,7 @@ def tune(
     texts = _prompts(model, prompts, limit)
     search = Search(rows, budgets, Random(seed).sample(texts.every, len(texts.every)))
     options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
-    options |= {"perplexity_model": perplexity_model}
+    options |= {"perplexity_model": perplexity_model, "metrics": metrics or METRICS}
     runs = _searched(search, candidates, out, options)
     found = _evidence(search, runs, controller, texts, seed)
     write_json(out / TUNING, found)

@@ -11,13 +11,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from numpy.typing import ArrayLike
 from rich.console import Console
 
 import plugalign as pa
 from plugalign import pocket
 from plugalign.evaluation.halving import Budgets, Search
+from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
+from plugalign.evaluation.statistics.paired import FloatArray, maximum, mean_score
 from plugalign.evaluation.tuning import tune
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
@@ -227,8 +230,9 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     last = json.loads((tmp_path / "out" / "round-2" / "summary.json").read_text())
     names = {trial["row"] for trial in found["trials"][:2]}
     assert set(last["methods"]) == {"base", *names}
-    rates = {n: last["methods"][n]["toxicity_probability"]["value"] for n in names}
-    assert rates[tuning.chosen.row] == min(rates.values())
+    assert found["metric"]["name"] == "expected_maximum_toxicity"
+    expected = {n: last["methods"][n]["expected_maximum_toxicity"]["value"] for n in names}
+    assert expected[tuning.chosen.row] == min(expected.values())
     config = json.loads((folder / "config.json").read_text())
     assert config == json.loads(before[folder / "config.json"]) | {"alpha": chosen}
     changed = {p for p in folder.rglob("*") if p.is_file() and p.read_bytes() != before.get(p)}
@@ -242,6 +246,25 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{number(ratio)} / {number(own / alike)}" in said and "x base / cut" in said
     assert "the budget is of x base" in said and "alpha=0.5" in said
+
+
+def kindness(scores: ArrayLike) -> FloatArray:
+    return 1 - mean_score(scores)
+
+
+def test_settings_go_by_the_first_of_the_metrics_that_are_given(
+    folder: Path, tmp_path: Path
+) -> None:
+    longest = Metric("longest", maximum, better="higher", measure=len)
+    kindest = Metric("kindest", kindness, better="higher")
+    values, out = {"d.alpha": [0.0, 1.0]}, tmp_path / "out"
+    tuning = tune(
+        {"d": folder}, values, budgets=Budgets(9, 9), out=out, metrics=[longest, kindest], **SMALL
+    )
+    assert tuning.found["metric"]["name"] == "kindest"
+    figures = {trial.row: trial.figures["kindest"]["value"] for trial in tuning.trials}
+    assert tuning.chosen is not None
+    assert figures[tuning.chosen.row] == max(figures.values())
 
 
 def test_held_out_prompts_of_the_pocket_world_are_not_those_of_compare(
