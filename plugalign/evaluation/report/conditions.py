@@ -35,6 +35,7 @@ def settings_line(controller: ControllerRecord | None) -> str:
         return " + ".join(parts)
     config = controller.config
     shown = {k: v for k, v in config.items() if v is not None and k != "fitted_for"}
+    shown |= {k: weights for k, v in shown.items() if (weights := _weights(v))}
     short = [f"{k} {v}" for k, v in shown.items() if _is_short(v)]
     if shown and not short:
         texts = [f"{k} “{v[:BEGINNING].strip()}…”" for k, v in shown.items() if isinstance(v, str)]
@@ -44,6 +45,13 @@ def settings_line(controller: ControllerRecord | None) -> str:
 
 def _is_short(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= LONGEST)
+
+
+def _weights(value: Any) -> str:
+    """The weights of what is added up, where a setting lists that."""
+    parts = value if isinstance(value, list) else []
+    found = [part["weight"] for part in parts if isinstance(part, dict) and "weight" in part]
+    return " + ".join(f"{weight:g}" for weight in found).replace("+ -", "- ")
 
 
 def conditions_of(manifest: Manifest) -> Iterator[tuple[str, str]]:

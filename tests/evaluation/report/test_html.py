@@ -316,4 +316,7 @@ def test_settings_in_a_line_leave_out_what_is_long() -> None:
     broken = ControllerRecord(kind="A", config={"prefix": "two\nlines"}, learned="")
     assert settings_lines({"base": None, "a": broken}) == {"a": "prefix two lines"}
     record = ControllerRecord(kind="A", config={"statement": "Be kind. " * 9}, learned="")
+    summands = [{"weight": 1.0, "operands": [0]}, {"weight": -0.96, "operands": [1, 0]}]
+    sums = ControllerRecord(kind="A", config={"models": {}, "summands": summands}, learned="")
+    assert settings_line(sums) == "summands 1 - 0.96, …"
     assert settings_line(record) == "statement “Be kind. Be kind. Be kind. Be kind. Be k…”"
