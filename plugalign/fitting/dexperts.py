@@ -38,6 +38,8 @@ from plugalign.fitting.student import Rows, Student
 from plugalign.fitting.training import train
 
 FEWEST = 8  # texts of a step, where a time is too short for all steps of more
+RATE, WIDTH = 1e-4, 128  # the learning rate of full models, and up to which hidden size it holds
+LORA_RATE = 1e-3
 
 
 class DExpertsSettings(FitSettings):
@@ -48,8 +50,10 @@ class DExpertsSettings(FitSettings):
         lora: adapters of the base on all linear layers instead of full models (needs peft).
         rank: of the adapters.
         steps: of each expert, at most; it ends when held-out texts are explained no better.
-        lr: by default 1e-4 for full models and 1e-3 for adapters. Experts that drift far from the
-            base differ in much besides the attribute, and the difference of two of them is noise.
+        lr: by default 1e-3 for adapters, and for full models 1e-4 up to a hidden size of 128 and
+            less in proportion to larger ones (as Yang et al. 2021, "Tensor Programs V", scale
+            Adam's). Experts that drift far from the base differ in much besides the attribute,
+            and the difference of two of them is noise.
         max_length: of a training text, in tokens; longer ones are cut.
         alpha: strength of the controller that is returned and saved.
         top_p: its base's support.
@@ -68,10 +72,13 @@ class DExpertsSettings(FitSettings):
     top_p: Share = 0.9
     minutes: Minutes | None = None
 
-    @property
-    def rate(self) -> float:
-        """The learning rate."""
-        return self.lr if self.lr is not None else (1e-3 if self.lora else 1e-4)
+    def of(self, model: Any) -> DExpertsSettings:
+        """The same settings, the learning rate being the model's own where none is given."""
+        if self.lr is not None:
+            return self
+        width = model.get_input_embeddings().weight.shape[1]
+        rate = LORA_RATE if self.lora else RATE * WIDTH / max(WIDTH, width)
+        return self.model_copy(update={"lr": rate})
 
     @property
     def adapter_rank(self) -> int | None:
@@ -80,7 +87,7 @@ class DExpertsSettings(FitSettings):
 
     def recorded(self) -> dict[str, Any]:
         """For fit.json. The method's name says that adapters are trained."""
-        found = super().recorded() | {"rank": self.adapter_rank, "lr": self.rate}
+        found = super().recorded() | {"rank": self.adapter_rank}
         return {name: value for name, value in found.items() if name != "lora"}
 
 
@@ -97,7 +104,7 @@ def fit_dexperts(
         ValueError: for settings out of range, or data without both classes.
         ImportError: if ``lora`` is asked for and peft is missing.
     """
-    frame = frame_of(model, tokenizer, settings)
+    frame, settings = frame_of(model, tokenizer, settings), settings.of(model)
     check_context(model, len(frame.context) + settings.max_length)
     experts = _Experts(model, tokenizer, data.binary(settings.desired), settings, frame)
     method, about = "dexperts_lora" if settings.lora else "dexperts", frame.record()
@@ -148,6 +155,7 @@ class _Experts:
     ) -> tuple[Student, dict[str, Any]]:
         """An expert, and what its held-out texts say."""
         chosen = self.settings
+        assert chosen.lr is not None  # see `DExpertsSettings.of`
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         look = student.held_loss(apart, chosen.batch_size) if apart else None
@@ -157,7 +165,7 @@ class _Experts:
             parameters=student.learned,
             loss=student.loss_of(rows, batch_size, chosen.seed),
             steps=steps,
-            lr=chosen.rate,
+            lr=chosen.lr,
             title=role,
             seed=chosen.seed,
             checkpoint=folder / f"{role}.checkpoint",

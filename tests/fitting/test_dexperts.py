@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.dexperts import DExperts
 from plugalign.fitting import dexperts, student
 from plugalign.fitting.budget import Affordable
 from plugalign.fitting.data import Labelled, encode, pad
-from plugalign.fitting.dexperts import fit_dexperts
+from plugalign.fitting.dexperts import DExpertsSettings, fit_dexperts
 from plugalign.fitting.student import Student, guide_loss
 from plugalign.fitting.training import train
 from plugalign.generation import wrap as wrapping
@@ -84,6 +84,29 @@ def test_adapters(
     assert share_of_desired(model, tokenizer, controller) > 0.8
     with pytest.raises(ValueError, match="fitted for the weights of"):
         controller.steer(tiny(architecture, seed=1), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "lr"),
+    [
+        ({}, 16, 1e-4),
+        ({}, 128, 1e-4),
+        ({}, 512, 2.5e-5),
+        ({"lora": True}, 512, 1e-3),
+        ({"lr": 0.25}, 512, 0.25),
+    ],
+)
+def test_wide_models_learn_at_a_lower_rate(settings: dict[str, Any], width: int, lr: float) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=width, n_layer=0))
+    assert DExpertsSettings(**settings).of(model).lr == pytest.approx(lr)
+
+
+def test_the_rate_that_a_fit_took_stands_in_its_record(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
+) -> None:
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **{**OPTIONS, "steps": 1, "lr": None})
+    saved = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert saved["settings"]["lr"] == 1e-4
 
 
 class Killed(BaseException):
