@@ -130,7 +130,8 @@ def tune(
     texts = _prompts(model, prompts, limit)
     search = Search(rows, budgets, Random(seed).sample(texts.every, len(texts.every)))
     options |= {"model": model, "tokenizer": tokenizer, "seed": seed, "resume": resume}
-    options |= {"perplexity_model": perplexity_model, "metrics": metrics or METRICS}
+    options |= {"perplexity_model": perplexity_model}
+    options |= {"metrics": METRICS if metrics is None else metrics}
     runs = _searched(search, candidates, out, options)
     found = _evidence(search, runs, controller, texts, seed)
     write_json(out / TUNING, found)

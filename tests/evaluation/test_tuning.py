@@ -331,6 +331,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"controllers": {"d": "/nowhere/d"}}, "'/nowhere/d' is no folder, and the chosen setting"),
     ({"controllers": {"d": "/x", "e": "/y"}}, "one controller is tuned at a time, got d, e"),
     ({"controllers": {}}, "one controller is tuned at a time, got none"),
+    ({"metrics": []}, "there is no metric; give at least one"),
     ({"controllers": {"base": "/x"}}, "'base' is the name of the plain model; rename"),
     ({"limit": 0}, "limit must be at least 1, got 0"),
 ]

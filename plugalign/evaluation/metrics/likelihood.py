@@ -228,7 +228,7 @@ def _logits(model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
     return logits
 
 
-def _check(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> None:
+def _check(model: Any, rows: Sequence[Row]) -> None:
     if model.training:
         raise ValueError("the scoring model is in training mode; call model.eval() first")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
