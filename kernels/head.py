@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from plugalign.kernels.product import FEW, float32_product, one_row, packed_product
+from plugalign.kernels.product import (
+    FEW,
+    float32_product,
+    one_row,
+    packed_float32_product,
+    packed_product,
+)
 from plugalign.kernels.row_lse import row_lse
 
 GATHERED = 12  # the cost of a gathered entry, in those of an entry of a product of one row
@@ -26,8 +32,8 @@ class Head:
     Attributes:
         hidden: last hidden states ``(B, D)``, after the final norm.
         weight: ``(V, D)`` of the same dtype. bias: ``(V,)`` or None.
-        float32: whether half precision logits are left in float32, as the product sums them up:
-            where probabilities are compared, rounded logits are too coarse.
+        float32: whether half precision logits are left in float32, as the product sums them up, or
+            to 16 bits: where probabilities are compared, rounded logits are too coarse.
         packed: what `plugalign.kernels.product.pack` made of ``weight``, for products of few rows.
     """
 
@@ -69,10 +75,11 @@ class Head:
 
     def full(self) -> Tensor:
         """All logits ``(B, V)``, as the linear layer itself gives them, up to rounding."""
+        if self.packed is not None and len(self.hidden) in FEW:
+            product = packed_float32_product if self.float32 else packed_product
+            return product(self.hidden, self.packed, self.bias)
         if self.float32:
             return float32_product(self.hidden, self.weight, self.bias)
-        if self.packed is not None and len(self.hidden) in FEW:
-            return packed_product(self.hidden, self.packed, self.bias)
         with one_row(len(self.hidden), self.weight):
             return linear(self.hidden, self.weight, self.bias)
 

@@ -110,6 +110,18 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Ten
     return found
 
 
+def packed_float32_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`packed_product` of ``x`` ``(N, i)`` as float32 ``(N, o)``, to 16 bits of an entry.
+
+    oneDNN sums in float32 and rounds to bfloat16 at the end. A second product is of what the first
+    one rounded away, since it subtracts the first's result before it rounds.
+    """
+    fused = torch.ops.mkldnn._linear_pointwise
+    rounded: Tensor = fused(x, packed, bias, "none", [], "")
+    rest: Tensor = fused.binary(x, rounded, packed, bias, "sub")
+    return rounded.float().add_(rest)
+
+
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 

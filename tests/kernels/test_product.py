@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from plugalign.kernels import product as module
+from plugalign.kernels.head import Head
 from plugalign.kernels.product import (
     can_pack,
     float32_product,
@@ -54,6 +55,20 @@ def test_a_packed_weight_gives_the_product(shape, biased, traced):
     assert got.shape == want.shape and got.dtype == x.dtype
     size = want.abs().max().item()
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2 * torch.finfo(x.dtype).eps * size)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(2, 16), (40, 7), (64, 512)])
+def test_a_head_with_a_packed_weight_gives_float32_logits(shape, biased):
+    x, weight, bias = layer(shape, outputs=37, dtype=torch.bfloat16)
+    if not can_pack(weight):
+        pytest.skip("oneDNN has no bfloat16 here")
+    own = bias if biased else None
+    got = Head(x, weight, own, float32=True, packed=pack(weight, shape[0])).full()
+    want = linear(x.double(), weight.double(), None if own is None else own.double())
+    assert got.shape == want.shape and got.dtype == torch.float32
+    bits = torch.finfo(torch.bfloat16).eps ** 2  # each of two roundings leaves half of eps or less
+    torch.testing.assert_close(got.double(), want, rtol=bits / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize(
