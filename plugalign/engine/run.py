@@ -18,6 +18,7 @@ from torch import Tensor
 from plugalign.algebra.sources import Context
 from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
+from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
@@ -178,7 +179,7 @@ class Run:
         return IncrementalModel(model, keys_values, split=split, max_columns=max_columns, **options)
 
     def batched_with_base(
-        self, cache: Any, captured: bool = False
+        self, cache: Any, columns: int | None, captured: bool = False
     ) -> tuple[dict[Hashable, Context], GroupedModels | None]:
         """What is batched with the base: contexts by source key, and the experts' models.
 
@@ -186,13 +187,17 @@ class Run:
 
         Args:
             cache: the base's.
+            columns: of a text at the end of the call; None where there is no end.
             captured: whether the whole step is captured in a CUDA graph.
         """
         if self.extra_positions or not takes_experts(cache, captured):
             return {}, None
-        plan, contexts = self.plan, dict[Hashable, Context]()
-        if takes_contexts(cache, captured):
-            contexts = {key: source.context for key, source in plan.contexts.items()}
+        plan = self.plan
+        contexts = {key: source.context for key, source in plan.contexts.items()}
+        if columns is not None:
+            columns += context_layout(contexts.values(), self.pad).columns
+        if not takes_contexts(cache, columns, captured):
+            contexts = {}
         blocks = 1 + len(contexts)
         return contexts, plan.groups.group(self._model, plan.experts, self.split_models, blocks)
 

@@ -99,7 +99,10 @@ class DecodingMethod:
             )
         # A base that drafts runs ahead of the other models, so none is batched with it.
         alone = speculation is not None and speculation.draft == BASE
-        batched = ({}, None) if alone else run.batched_with_base(call.cache, graph is not None)
+        batched: Any = ({}, None)
+        if not alone:
+            columns = stopping.max_length
+            batched = run.batched_with_base(call.cache, columns, graph is not None)
         base = BatchedBase(
             call.model,
             *batched,

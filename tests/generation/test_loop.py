@@ -485,11 +485,11 @@ def test_a_model_that_caps_its_logits_is_run_whole(both, tiny, tokenizer, prompt
     assert mine.tolist() == theirs.tolist()
 
 
-def windowed(seed):
+def windowed(seed, window=5):
     """A Gemma 3 whose first layer has a sliding window, and no cap on its logits."""
     torch.manual_seed(seed)
     kinds = ["sliding_attention", "full_attention"]
-    config = Gemma3TextConfig(**WINDOWED, layer_types=kinds)
+    config = Gemma3TextConfig(**{**WINDOWED, "sliding_window": window}, layer_types=kinds)
     return Gemma3ForCausalLM(config).eval()
 
 
@@ -503,17 +503,36 @@ def test_experts_are_rows_over_sliding_windows_too(prompted, both, tokenizer, pr
     mine, theirs = both(steered, prompts(), max_new_tokens=12)
     assert mine.tolist() == theirs.tolist()
     assert steered.explain(max_new_tokens=12).count("rows of the base's forward") == 2
-    options = {"return_dict_in_generate": True, "do_sample": False, "max_new_tokens": 12}
-    kept = steered.generate(**prompts(), **options).past_key_values
-    alone = model.generate(**prompts(), **options).past_key_values
-    for ours, own in zip(kept.layers, alone.layers, strict=True):
-        assert ours.keys.shape == own.keys.shape
+    _check_kept_cache(model, steered, prompts())
     ran, forward = [], type(model.model).forward
     monkeypatch.setattr(
         type(model.model), "forward", lambda s, *a, **k: ran.append(s) or forward(s, *a, **k)
     )
-    steered.generate(**prompts(), **options)
+    steered.generate(**prompts(), max_new_tokens=12)
     assert ran and not any(body is m.model for m in (expert, anti) for body in ran)
+
+
+# Three prompts of seven columns, two more for the context, and seven tokens.
+@pytest.mark.parametrize(("window", "batched"), [(16, True), (15, False)])
+def test_contexts_are_rows_while_windows_hold_all(window, batched, both, tokenizer, prompts):
+    model = windowed(0, window)
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5 w6", "w7"]))
+    mine, theirs = both(steered, prompts(), max_new_tokens=7)
+    assert mine.tolist() == theirs.tolist()
+    _check_kept_cache(model, steered, prompts(), max_new_tokens=7)
+    seen, _ = forwards(model)
+    steered.generate(**prompts(), max_new_tokens=7)
+    assert {rows for rows, _ in seen} == ({9} if batched else {3, 6})
+
+
+def _check_kept_cache(model, steered, inputs, max_new_tokens=12):
+    """That a call leaves the base's cache as the base alone would."""
+    options = {"return_dict_in_generate": True, "max_new_tokens": max_new_tokens}
+    kept = steered.generate(**inputs, **options, do_sample=False).past_key_values
+    alone = model.generate(**inputs, **options, do_sample=False).past_key_values
+    assert kept.get_seq_length() == alone.get_seq_length()
+    for ours, own in zip(kept.layers, alone.layers, strict=True):
+        assert ours.keys.shape == own.keys.shape
 
 
 def test_hooks_of_others_are_run(tiny, tokenizer, prompts):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from plugalign.algebra.sources import EMPTY, Context
 from plugalign.engine.batching.contexts import context_layout
@@ -98,7 +98,7 @@ class BatchedBase:
             model, split=split, cache=cache, repeats=repeats, all_positions=all_positions
         )
         self._layout = context_layout(contexts.values(), pad_token_id)
-        if is_static(cache) and (more := self._layout.depth + self._layout.width):
+        if is_static(cache) and (more := self._layout.columns):
             enlarge(cache, text_config(model), more)
         self._has_one_head = grouped is None or grouped.has_one_head
         self._exact = exact
@@ -212,7 +212,7 @@ class BatchedBase:
         """Cuts the cache down to what a forward of the base alone would have left there."""
         if self.blocks == 1:
             return
-        first, last = self._layout.depth + self._layout.width, int(self.cache.get_seq_length())
+        first, last = self._layout.columns, int(self.cache.get_seq_length())
         kept = [
             (layer.keys[:rows, :, first:last], layer.values[:rows, :, first:last])
             for layer in self.cache.layers
@@ -225,6 +225,8 @@ class BatchedBase:
         else:
             for layer, (keys, values) in zip(self.cache.layers, kept, strict=True):
                 layer.keys, layer.values = keys.contiguous(), values.contiguous()
+                if isinstance(layer, DynamicSlidingWindowLayer):
+                    layer.cumulative_length -= first
 
 
 def is_cheap(head: Head) -> bool:
@@ -234,21 +236,28 @@ def is_cheap(head: Head) -> bool:
     return head.float32 or not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
-def takes_contexts(cache: Any, captured: bool = False) -> bool:
+def takes_contexts(cache: Any, columns: int | None, captured: bool = False) -> bool:
     """Whether the base's rows may stand behind contexts of their own, in a batch with this cache.
 
-    Not with sliding windows, which count the columns of other rows' contexts, and with a static
-    cache only where the whole step is captured: otherwise transformers compiles each model with a
-    static cache by itself.
+    With sliding windows only as long as these hold all columns, since they count those of other
+    rows' contexts. With a static cache only where the whole step is captured: otherwise
+    transformers compiles each model with a static cache by itself.
+
+    Args:
+        columns: of a row at the end of the call, contexts with it; None where there is no end.
     """
-    return (captured and is_static(cache)) or is_growing(cache)
+    if not takes_experts(cache, captured):
+        return False
+    windows = [x.sliding_window for x in cache.layers if type(x) is DynamicSlidingWindowLayer]
+    return not windows or (columns is not None and columns <= min(windows))
 
 
 def takes_experts(cache: Any, captured: bool = False) -> bool:
-    """Whether experts may be rows of the base's forward: what `takes_contexts`, and sliding windows
-    too, since all rows have the base's own columns."""
-    windows = can_repeat(cache) and all(type(layer) in COLUMNS for layer in cache.layers)
-    return takes_contexts(cache, captured) or windows
+    """Whether experts may be rows of the base's forward. In sliding windows too, since all rows
+    have the base's own columns; a static cache is as for `takes_contexts`."""
+    if is_static(cache):
+        return captured
+    return can_repeat(cache) and all(type(layer) in COLUMNS for layer in cache.layers)
 
 
 def is_growing(cache: Any) -> bool:

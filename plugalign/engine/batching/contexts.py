@@ -25,6 +25,11 @@ class ContextLayout:
     width: int
     pad: int
 
+    @property
+    def columns(self) -> int:
+        """P + W, so many stand in front of each text."""
+        return self.depth + self.width
+
     def rows(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The texts ``ids`` ``(R, T)`` in one context.
 
