@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ def affordable_steps(
     note: Path | None = None,
     runs: int = 1,
     spare: Callable[[], None] | None = None,
-    look: Callable[[], object] | None = None,
+    looking: Callable[[], float] | None = None,
 ) -> Affordable:
     """How many steps of a training to make, after timing some of them, which change nothing.
 
@@ -49,8 +50,9 @@ def affordable_steps(
             be the same, whatever the machine does beside. None for one that does not continue.
         runs: so many trainings like this one.
         spare: makes a step need less memory; called where one does not fit into the device's.
-        look: measures held-out texts once; a training does that `LOOKS` times, less often where
-            that would take much of its time, and once more at its end.
+        looking: the seconds that a look at held-out texts takes, see `time_of`; a training looks
+            `LOOKS` times, less often where that would take much of its time, and once more at its
+            end.
     """
     if note is not None and (known := remembered(note, "steps", "looks", "spared")) is not None:
         if known["spared"] and spare is not None:
@@ -68,12 +70,12 @@ def affordable_steps(
         spare()
         seconds, spared = _seconds_a_step(loss, parameters, allowed, title), True
     assert seconds is not None
-    looking = 0.0 if look is None else _seconds_of(look, parameters)
+    look = 0.0 if looking is None else looking()
     chosen = Affordable(steps, LOOKS)
     if allowed is not None:
-        chosen = _within(allowed, steps, seconds, looking)
+        chosen = _within(allowed, steps, seconds, look)
     each = f" for each of {runs}" if runs > 1 else ""
-    whole = duration((seconds * steps + looking * (LOOKS + 1)) * runs)
+    whole = duration((seconds * steps + look * (LOOKS + 1)) * runs)
     text = f"{title}: {steps} steps{each} take about {whole}"
     if chosen.steps < steps:
         text += f"; {chosen.steps} fit into --minutes {minutes:g}"
@@ -81,6 +83,26 @@ def affordable_steps(
     if note is not None:
         remember(note, {**chosen._asdict(), "spared": spared})
     return chosen
+
+
+def time_of(
+    look: Callable[[], object] | None, parameters: Mapping[str, Tensor]
+) -> Callable[[], float] | None:
+    """The seconds that a look at held-out texts takes, behind one that warms up: measured when they
+    are first asked for. None where there is nothing to look at."""
+    if look is None:
+        return None
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+
+    @cache
+    def seconds() -> float:
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            look()
+            started = _now(devices)
+            look()
+            return _now(devices) - started
+
+    return seconds
 
 
 def _within(time: float, steps: int, step: float, look: float) -> Affordable:
@@ -138,16 +160,6 @@ def _seconds_a_step(
     for parameter in parameters.values():
         parameter.grad = None
     return spent / step
-
-
-def _seconds_of(look: Callable[[], object], parameters: Mapping[str, Tensor]) -> float:
-    """The time of a look at held-out texts, behind one that warms up."""
-    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-        look()
-        started = _now(devices)
-        look()
-        return _now(devices) - started
 
 
 def _now(devices: set[torch.device]) -> float:

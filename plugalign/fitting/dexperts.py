@@ -18,7 +18,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import Frame, frame_of
-from plugalign.fitting.budget import Affordable, affordable_steps
+from plugalign.fitting.budget import Affordable, affordable_steps, time_of
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import auc, encoded
@@ -184,8 +184,10 @@ class _Experts:
         folder: Path,
     ) -> tuple[int, Affordable]:
         """How many texts a step has, and how many steps there are: where the time is short, fewer
-        texts, down to eight, rather than fewer steps."""
+        texts, down to eight, rather than fewer steps. Fewer texts take no less time each, so sizes
+        that cannot fit are not timed."""
         chosen, size = self.settings, self.settings.batch_size
+        looking = time_of(look, student.learned)
         while True:
             plan = affordable_steps(
                 student.loss_of(rows, size, chosen.seed),
@@ -196,11 +198,14 @@ class _Experts:
                 runs=2,
                 note=folder / f"steps-of-{size}.json",
                 spare=student.spare,
-                look=look,
+                looking=looking,
             )
             if plan.steps == chosen.steps or size <= FEWEST:
                 return size, plan
+            texts = plan.steps * size
             size = max(FEWEST, size // 2)
+            while size > FEWEST and size * chosen.steps > texts:  # nor will these fit
+                size = max(FEWEST, size // 2)
 
 
 def _save(student: Any, tokenizer: Any, folder: Path) -> None:

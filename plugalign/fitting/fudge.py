@@ -22,7 +22,7 @@ from plugalign.controllers.fudge import Fudge, Predictor
 from plugalign.engine.readers.positions import position_ids
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import PLAIN, Frame, frame_of
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import affordable_steps, time_of
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Batch, Examples, auc, encoded, end_tokens
@@ -133,7 +133,13 @@ def _trained(
 
     look = held_loss if len(held) else None
     steps, looks = affordable_steps(
-        loss, parameters, settings.steps, settings.minutes, title=title, note=note, look=look
+        loss,
+        parameters,
+        settings.steps,
+        settings.minutes,
+        title=title,
+        note=note,
+        looking=time_of(look, parameters),
     )
     watch = None if look is None else HeldOut(look, looks)
     train(

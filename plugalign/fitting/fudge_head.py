@@ -21,7 +21,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import frame_of
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import affordable_steps, time_of
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.fudge import prefix_loss
 from plugalign.fitting.held_out import HeldOut
@@ -145,7 +145,7 @@ def _trained(
         settings.minutes_of(TRAINING),
         title="FUDGE head",
         note=folder / "head.json",
-        look=look,
+        looking=time_of(look, head.learned),
     )
     watch = None if look is None else HeldOut(look, looks)
     train(

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plugalign.evaluation.judging.text_classifier import TextClassifier, text_classifier
 from plugalign.files.pretrained import loading
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import affordable_steps, time_of
 from plugalign.fitting.data import pad
 from plugalign.fitting.held_out import HeldOut, set_apart
 from plugalign.fitting.progress import say
@@ -80,7 +80,10 @@ def tune_encoder(
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     look = held_loss if held else None
     steps = max(1, round(epochs * len(learnt) / batch_size))
-    steps, looks = affordable_steps(loss, parameters, steps, minutes, title="judge", look=look)
+    looking = time_of(look, parameters)
+    steps, looks = affordable_steps(
+        loss, parameters, steps, minutes, title="judge", looking=looking
+    )
     train(
         parameters=parameters,
         loss=loss,

@@ -23,7 +23,7 @@ from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import followed, frame_of
-from plugalign.fitting.budget import affordable_steps
+from plugalign.fitting.budget import affordable_steps, time_of
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded
@@ -143,7 +143,13 @@ def _trained(
 
     look = held_loss if len(held) else None
     steps, looks = affordable_steps(
-        loss, parameters, settings.steps, settings.minutes, title=title, note=note, look=look
+        loss,
+        parameters,
+        settings.steps,
+        settings.minutes,
+        title=title,
+        note=note,
+        looking=time_of(look, parameters),
     )
     watch = None if look is None else HeldOut(look, looks)
     train(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plugalign.fitting import budget
-from plugalign.fitting.budget import Affordable, affordable_steps
+from plugalign.fitting.budget import Affordable, affordable_steps, time_of
 from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
 from plugalign.fitting.progress import duration
 from plugalign.fitting.training import train
@@ -25,7 +25,7 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_now", lambda devices: next(clock))
 
 
-def looking() -> None:
+def look() -> None:
     """Ten seconds, and it takes ten to ask the clock behind it."""
     budget._now(set())
 
@@ -76,7 +76,12 @@ def test_looks_at_held_out_texts_are_in_the_estimate(
     """Each takes 20 seconds: six of them a fifth of the 600, one at the end among them."""
     weight = torch.zeros(3, requires_grad=True)
     asked = affordable_steps(
-        lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", look=looking
+        lambda step: weight.sum(),
+        {"w": weight},
+        300,
+        10.0,
+        title="a fit",
+        looking=time_of(look, {}),
     )
     assert asked == Affordable(steps=(600 - 120) // 10, looks=5)
     assert "300 steps take about 54 min; 48 fit" in " ".join(capsys.readouterr().err.split())
@@ -90,9 +95,22 @@ def test_short_fits_look_seldom(second: None, minutes: float, steps: int, looks:
     """300 steps of 10 seconds and eleven looks of 20 take 54 minutes."""
     weight = torch.zeros(3, requires_grad=True)
     asked = affordable_steps(
-        lambda step: weight.sum(), {"w": weight}, 300, minutes, title="a fit", look=looking
+        lambda step: weight.sum(),
+        {"w": weight},
+        300,
+        minutes,
+        title="a fit",
+        looking=time_of(look, {}),
     )
     assert asked == Affordable(steps, looks)
+
+
+def test_a_look_is_timed_once(second: None) -> None:
+    looks = list[int]()
+    looking = time_of(lambda: looks.append(1), {})
+    assert looking is not None and not looks
+    assert looking() == looking() == 10 and len(looks) == 2  # one warms up
+    assert time_of(None, {}) is None
 
 
 def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:

@@ -261,11 +261,13 @@ def test_a_short_time_makes_smaller_steps_before_fewer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There is time for so many texts."""
+    """There is time for so many texts; sizes that will not fit are not timed."""
     texts = {(32, 8, 20): 160, (4, 4, 30): 120, (20, 10, 30): 300, (10, 8, 30): 240}
+    timed = list[int]()
 
     def plan(*given: Any, title: str, **_: Any) -> Affordable:
         size = int(title.split()[1])
+        timed.append(size)
         return Affordable(min(given[2], texts[batch_size, used, steps] // size), 2)
 
     monkeypatch.setattr(dexperts, "affordable_steps", plan)
@@ -273,6 +275,7 @@ def test_a_short_time_makes_smaller_steps_before_fewer(
     fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **options)
     measured = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
     assert (measured["batch_size"], measured["steps"]) == (used, steps)
+    assert timed == 2 * ([batch_size] if batch_size == used else [batch_size, used])
 
 
 def test_the_checkpoint_of_another_method_is_refused_by_name(
