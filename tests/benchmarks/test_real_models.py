@@ -49,6 +49,19 @@ def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
     }
 
 
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in BENCHMARKS.glob("results/*/*/tuning.json")), ids=str
+)
+def test_a_page_has_the_tables_of_its_results(
+    folder: Path, script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    importlib.import_module("real_models_table").main(folder)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(rows) > 20 and not {*rows} - {
+        *(folder / "README.md").read_text("utf-8").splitlines()
+    }
+
+
 def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(
     script: Any, tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
