@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,8 @@ def main(
     found = {}
     for name in methods.split(","):
         steered = base if name == PLAIN else pa.wrap(base, tokenizer, untrained(name, base))
-        parts = operations(lambda s=steered: s.generate(**inputs, **length, **sampling), new_tokens)
+        call = partial(steered.generate, **inputs, **length, **sampling)
+        parts = operations(call, new_tokens)
         found[name] = {kind: round(ms, 2) for kind, ms in parts.items()}
         say(f"{name}: {found[name]}")
         write_json(out, found)
