@@ -30,11 +30,10 @@ from plugalign.loading import load_model
 
 PLAIN, HOST, TOTAL = "plain", "Python", "step"
 WARMING = 3  # calls: after 128 steps of a kind the loop records them
-# What an operation does, by the beginning of its name behind the namespace.
+# What an operation does, by its name behind the namespace.
 KINDS = {
     "weights": ("mm", "addmm", "baddbmm", "bmm", "_linear_pointwise", "linear", "matmul"),
     "packing": ("_reorder_linear_weight",),
-    "attention": ("scaled_dot_product", "_scaled_dot_product"),
     "caches and copies": (
         "cat",
         "copy_",
@@ -52,16 +51,15 @@ KINDS = {
     ),
     "draw": ("sort", "topk", "exponential_", "multinomial", "argmax", "cumsum", "isin", "nonzero"),
 }
-OTHER = "norms, activations, rest"
+ATTENTION, OTHER = "attention", "norms, activations, rest"
 
 
 def kind_of(name: str) -> str:
     """The kind of an operation, by its name in a profile."""
     plain = name.rsplit("::", 1)[-1]
-    for kind, names in KINDS.items():
-        if plain in names or any(plain.startswith(f"{n}_") for n in names if n[0] == "_"):
-            return kind
-    return "attention" if "scaled_dot_product" in plain else OTHER
+    if "scaled_dot_product" in plain:
+        return ATTENTION
+    return next((kind for kind, names in KINDS.items() if plain in names), OTHER)
 
 
 def operations(call: Callable[[], Any], tokens: int) -> dict[str, float]:
