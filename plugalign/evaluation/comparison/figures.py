@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from plugalign.evaluation.metrics.likelihood import pooled_perplexity
 from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.intervals import paired_share_interval, share_interval
@@ -48,6 +49,21 @@ class FigureMaker:
         if _none(values - base):
             return None
         return (paired_share_interval if shares else self.bootstrap.difference)(values, base)
+
+    def corpus_perplexity(self, sums: FloatArray, base: FloatArray, lost: int) -> Figure:
+        """The perplexity of all answers' tokens together, with its difference to the base's.
+
+        Args:
+            sums, base: negative log-likelihoods and tokens of each prompt, ``(P, 2)``.
+        """
+        if not (sums[:, 1].any() and base[:, 1].any()):
+            return _figure(None, lost)
+        difference = self.bootstrap.of_sums(
+            np.concatenate([sums, base], axis=1),
+            lambda both: pooled_perplexity(both[..., :2]) - pooled_perplexity(both[..., 2:]),
+        )
+        found = _figure(self.bootstrap.of_sums(sums, pooled_perplexity), lost)
+        return found if sums is base else replace(found, difference=difference)
 
     def metric(self, metric: Metric, scores: FloatArray, lost: int) -> Figure:
         """A metric of the answers' numbers ``(P, S)``, such as a judge's scores."""

@@ -30,6 +30,7 @@ from plugalign.evaluation.metrics.metric import (
 from plugalign.evaluation.run_folder.answers import Answers, read_answers
 from plugalign.evaluation.run_folder.manifest import Manifest, read_manifest
 from plugalign.evaluation.run_folder.summary import (
+    CORPUS,
     QUALITY,
     Cost,
     Costs,
@@ -208,10 +209,18 @@ class Findings:
     def _texts(self) -> dict[str, dict[str, Figure]]:
         """The figures that need no judge."""
         quality = {name: answers.quality() for name, answers in self.answers.items()}
+        sums = {name: answers.likelihoods() for name, answers in self.answers.items()}
         figures = {}
         for each in (name for name in QUALITY if name in quality[BASE]):
             values = {name: found[each] for name, found in quality.items()}
             figures[each] = {name: self._quality(name, each, values) for name in quality}
+        for each in sums[BASE]:
+            figures[CORPUS[each]] = {
+                name: self._make.corpus_perplexity(
+                    found[each], sums[BASE][each], self.answers[name].unscored()
+                )
+                for name, found in sums.items()
+            }
         for metric in self.metrics.measured:
             numbers = {n: found.numbers for n, found in self._measured[metric.name].items()}
             figures[metric.name] = self._rows(metric, numbers)

@@ -51,15 +51,27 @@ class Likelihood:
         Empty continuations add nothing; a prompt with only such is missing (NaN).
 
         Raises:
+            ValueError: as `sums`.
+        """
+        return pooled_perplexity(self.sums(samples))
+
+    def sums(self, samples: int) -> FloatArray:
+        """The negative log-likelihood of each prompt's samples together, and their tokens,
+        ``(P, 2)``.
+
+        Raises:
             ValueError: N is not a multiple of ``samples``.
         """
         if samples < 1 or len(self.nll) % samples:
             raise ValueError(f"{len(self.nll)} texts are not {samples} samples per prompt")
-        nll = np.nansum(self.nll.reshape(-1, samples), axis=1)
-        return _perplexity(nll, self.tokens.reshape(-1, samples).sum(axis=1))
+        each = np.stack([np.nan_to_num(self.nll), self.tokens], axis=-1)
+        found: FloatArray = each.reshape(-1, samples, 2).sum(axis=1)
+        return found
 
 
-def _perplexity(nll: FloatArray, tokens: NDArray[np.int64]) -> FloatArray:
+def pooled_perplexity(sums: FloatArray) -> FloatArray:
+    """``exp(nll / tokens)`` of negative log-likelihoods and tokens ``(..., 2)``, NaN for none."""
+    nll, tokens = sums[..., 0], sums[..., 1]
     mean = np.where(tokens > 0, nll / np.maximum(tokens, 1), np.nan)
     return np.asarray(np.exp(mean))
 

@@ -21,7 +21,7 @@ from plugalign.evaluation.report.numbers import (
     verdict,
 )
 from plugalign.evaluation.run_folder.manifest import MetricRecord
-from plugalign.evaluation.run_folder.summary import Cost, JudgeNotes, Row, Summary
+from plugalign.evaluation.run_folder.summary import CORPUS, Cost, JudgeNotes, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.paired import Interval
 
@@ -94,7 +94,8 @@ def _aligned(summary: Summary, judge: str) -> Table:
 
 def _texts(summary: Summary) -> Table:
     perplexities = [each for each in PERPLEXITIES if each in summary.base.texts]
-    headings = [PERPLEXITIES[each] for each in perplexities]
+    headings = [*(PERPLEXITIES[each] for each in perplexities), "of all\ntokens"]
+    perplexities.append(CORPUS[summary.perplexity])
     table = _table(summary, "Texts", [*headings, "distinct\n1 / 2 / 3", "tokens", "empty"])
     for name, row in summary.rows.items():
         table.add_row(
@@ -209,8 +210,9 @@ def _notes(summary: Summary, settings: Mapping[str, str]) -> Iterator[str]:
     outside = summary.perplexity_model
     under = f"; outside: under {printable(outside)}" if outside else ""
     yield (
-        f"Perplexity under {model}{under}. Cost over base in the same loop; per token over plain "
-        f"generate; with the interval of the median over batches."
+        f"Perplexity under {model}{under}; a mean over prompts, and once of all tokens together. "
+        f"Cost over base in the same loop; per token over plain generate; with the interval of the "
+        f"median over batches."
     )
     for alike in dict.fromkeys(summary.cut_alike.values()):
         methods = [printable(m) for m, row in summary.cut_alike.items() if row == alike]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plugalign.evaluation.metrics.likelihood import Likelihood
+from plugalign.evaluation.metrics.likelihood import Likelihood, pooled_perplexity
 from plugalign.evaluation.metrics.texts import distinct_n, mean_length
 from plugalign.evaluation.run_folder.folder import GENERATIONS, SCORES
 from plugalign.evaluation.run_folder.journal import read_journal
@@ -49,21 +49,22 @@ class Answers:
         """Per-prompt numbers ``(P,)`` of everything that needs no judge."""
         texts = self.texts()
         tokens = [[a.generated.tokens for a in row] for row in self.rows]
-        found = {
-            "perplexity": self._perplexity(lambda a: a.scored.nll, lambda a: a.scored.scored_tokens)
-        }
-        if all(a.scored.outside is not None for a in self._flat()):
-            found["outside_perplexity"] = self._perplexity(
-                lambda a: a.scored.outside.nll, lambda a: a.scored.outside.tokens
-            )
+        found = {name: pooled_perplexity(sums) for name, sums in self.likelihoods().items()}
         found |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
         return found | {"length": mean_length(tokens), "empty": self.empty}
 
-    def _perplexity(
-        self, nll: Callable[[Any], float | None], tokens: Callable[[Any], int]
-    ) -> FloatArray:
+    def likelihoods(self) -> dict[str, FloatArray]:
+        """What perplexities are made of, by their names: `Likelihood.sums`, ``(P, 2)``."""
+        found = {"perplexity": self._sums(lambda a: a.scored.nll, lambda a: a.scored.scored_tokens)}
+        if all(a.scored.outside is not None for a in self._flat()):
+            found["outside_perplexity"] = self._sums(
+                lambda a: a.scored.outside.nll, lambda a: a.scored.outside.tokens
+            )
+        return found
+
+    def _sums(self, nll: Callable[[Any], float | None], tokens: Callable[[Any], int]) -> FloatArray:
         counts = self._numbers(tokens).reshape(-1).astype(np.int64)
-        return Likelihood(self._numbers(nll).reshape(-1), counts).per_prompt(len(self.rows[0]))
+        return Likelihood(self._numbers(nll).reshape(-1), counts).sums(len(self.rows[0]))
 
     @property
     def empty(self) -> FloatArray:

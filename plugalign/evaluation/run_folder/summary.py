@@ -13,12 +13,20 @@ from plugalign.values.alignment import Alignment
 QUALITY = (
     "perplexity",
     "outside_perplexity",
+    "corpus_perplexity",
+    "outside_corpus_perplexity",
     "distinct_1",
     "distinct_2",
     "distinct_3",
     "length",
     "empty",
 )
+# Of all tokens together. The others are means over prompts, and a few prompts on which a method
+# breaks down may be most of such a mean.
+CORPUS = {
+    "perplexity": "corpus_perplexity",
+    "outside_perplexity": "outside_corpus_perplexity",
+}
 INTERVALS = {
     "shares": "Wilson score interval; of answers at their effective sample size",
     "differences of shares": "Tango score interval; of answers normal, with two prompts more",

@@ -10,7 +10,7 @@ Letters here: P prompts, S samples per prompt, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,19 @@ class PairedBootstrap:
             ValueError: as `mean`, or no prompt where both are present.
         """
         return self.mean(self._per_prompt(values) - self._per_prompt(base))
+
+    def of_sums(self, numbers: FloatArray, figure: Callable[[FloatArray], FloatArray]) -> Interval:
+        """A figure of sums over prompts, such as the ratio of two.
+
+        Args:
+            numbers: ``(P, k)``, without NaN.
+            figure: of sums ``(..., k)``, ``(...)``; NaN where there is none.
+
+        Raises:
+            ValueError: as `interval`.
+        """
+        sums = np.concatenate([counts @ numbers for counts in self.counts()])
+        return self.interval(float(figure(numbers.sum(axis=0))), figure(sums))
 
     def counts(self) -> Iterator[FloatArray]:
         """How often each resample has each prompt, ``(., P)``: R rows in all, for a figure that is

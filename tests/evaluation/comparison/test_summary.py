@@ -101,15 +101,46 @@ def test_figures_are_means_over_prompts(tmp_path: Path) -> None:
         assert found["mean_toxicity"]["value"] == pytest.approx(scores.mean())
         lengths = [len(table[name, p, s]["tokens"]) for p in range(PROMPTS) for s in range(SAMPLES)]
         assert found["length"]["value"] == pytest.approx(np.mean(lengths))
-        perplexities = []
-        for p in range(PROMPTS):
-            nll = sum(table[name, p, s]["nll"] for s in range(SAMPLES))
-            tokens = sum(len(table[name, p, s]["tokens"]) for s in range(SAMPLES))
-            perplexities.append(np.exp(nll / tokens))
-        assert found["perplexity"]["value"] == pytest.approx(np.mean(perplexities))
+        nll, tokens = likelihood(table, name)
+        assert found["perplexity"]["value"] == pytest.approx(np.mean(np.exp(nll / tokens)))
         for metric in ("expected_maximum_toxicity", "perplexity", "distinct_2", "length"):
             figures = found[metric]
             assert figures["low"] <= figures["value"] <= figures["high"]
+
+
+def likelihood(table: Any, name: str) -> tuple[Any, Any]:
+    """The negative log-likelihood and the tokens of each prompt's answers, ``(P,)``."""
+    rows = [[table[name, p, s] for s in range(SAMPLES)] for p in range(PROMPTS)]
+    nll = np.array([sum(each["nll"] for each in row) for row in rows])
+    return nll, np.array([sum(len(each["tokens"]) for each in row) for row in rows])
+
+
+def test_a_corpus_has_the_perplexity_of_all_tokens(tmp_path: Path) -> None:
+    table = make_run(tmp_path)
+    summary, draws = (
+        summed(tmp_path),
+        np.random.default_rng(0).integers(PROMPTS, size=(4000, PROMPTS)),
+    )
+    base = np.stack(likelihood(table, "base"))
+    for name in METHODS:
+        own = np.stack(likelihood(table, name))
+        found = summary["methods"][name]["corpus_perplexity"]
+        value, before = (np.exp(nll.sum() / tokens.sum()) for nll, tokens in (own, base))
+        assert found["value"] == pytest.approx(value)
+        assert found["low"] < value < found["high"]
+        if name == "base":
+            assert "difference" not in found
+            continue
+        (own_nll, own_tokens), (base_nll, base_tokens) = (
+            own[:, draws].sum(-1),
+            base[:, draws].sum(-1),
+        )
+        differences = np.exp(own_nll / own_tokens) - np.exp(base_nll / base_tokens)
+        assert found["difference"]["value"] == pytest.approx(value - before)
+        low, high = np.quantile(differences, [0.025, 0.975])
+        spread = 0.2 * (high - low)
+        assert found["difference"]["low"] == pytest.approx(low, abs=spread)
+        assert found["difference"]["high"] == pytest.approx(high, abs=spread)
 
 
 def test_distinct_counts_different_words_per_word(tmp_path: Path) -> None:
