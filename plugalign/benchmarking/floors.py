@@ -2,8 +2,10 @@
 
 A step of few rows reads every weight once and the keys and values of every row; all arithmetic
 hides behind that. Rows of one forward share the weights: prompts cost their caches alone, a LoRA
-expert its low-rank change and its caches. A share near 1 cannot be had where a model is so small
-that launches or Python take longer than its memory, and one above 1 means that it stays in a cache.
+expert its low-rank change and its caches. A scorer of candidates reads its weights once, and a row
+of its embedding for each candidate; on a CPU its arithmetic can take longer than that. A share near
+1 cannot be had where a model is so small that launches or Python take longer than its memory, and
+one above 1 means that it stays in a cache.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from plugalign.adapters.layers import LoraLinear
-from plugalign.algebra.sources import LastHidden, Logits
+from plugalign.algebra.sources import CandidateValues, LastHidden, Logits
 from plugalign.engine.plan import Plan
 
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes
@@ -51,30 +53,47 @@ def step_bytes(model: Any, plan: Plan, batch: int, columns: int) -> int | None:
         batch: rows of the call.
         columns: the length of the text at the step.
     """
-    a_column = {id(each): column_bytes(each) for each in (model, *plan.experts.values())}
-    of_itself = any(not isinstance(s, (Logits, LastHidden)) for s in plan.sources.values())
+    a_column = {id(each): column_bytes(each) for each in _models(plan, model)}
+    known = (Logits, LastHidden, CandidateValues)
+    of_itself = any(not isinstance(s, known) for s in plan.sources.values())
     if of_itself or plan.gates or None in a_column.values():
         return None
     read = [(model, columns)]
     for source in plan.sources.values():
         read += [(each or model, columns + around) for each, around in source.models]
     caches = sum(length * (a_column[id(each)] or 0) for each, length in read)
-    return weight_bytes(plan, model) + batch * caches
+    candidates = sum(_candidate_bytes(source) for source in _scorers(plan))
+    return weight_bytes(plan, model) + batch * (caches + candidates)
 
 
 def weight_bytes(plan: Plan, model: Any) -> int:
     """The weights that a step reads: each once, however many models share it. Of an embedding that
     is not the head too, it reads a few rows only."""
     read: dict[int, int] = {}
-    for each in (model, *plan.experts.values()):
+    for each in _models(plan, model):
         for tensor in _weights(each):
             read.setdefault(tensor.data_ptr(), tensor.nbytes)
     return sum(read.values())
 
 
+def _models(plan: Plan, model: Any) -> list[Any]:
+    """The models that a step reads, and the bodies of candidates' scorers."""
+    return [model, *plan.experts.values(), *(s.model.backbone for s in _scorers(plan))]
+
+
+def _scorers(plan: Plan) -> list[CandidateValues]:
+    return [source for source in plan.sources.values() if isinstance(source, CandidateValues)]
+
+
+def _candidate_bytes(source: CandidateValues) -> int:
+    """The rows of a scorer's embedding for the candidates of one text."""
+    rows = source.model.backbone.get_input_embeddings().weight
+    return min(source.k, len(rows)) * int(rows[0].nbytes)
+
+
 def _weights(model: Any) -> Iterable[Tensor]:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head.weight is embedding.weight
+    tied = head is not None and head.weight is embedding.weight
     for module in model.modules():
         if module is embedding and not tied:
             continue

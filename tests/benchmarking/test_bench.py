@@ -21,6 +21,7 @@ from tiny_models import (
 )
 from typer.testing import CliRunner
 
+from plugalign.algebra.supports import TopK
 from plugalign.benchmarking import bench, timed_call
 from plugalign.benchmarking.bench import apart, generation, random_prompts, run_bench
 from plugalign.benchmarking.costs import failures, table
@@ -214,7 +215,19 @@ def test_a_step_reads_weights_once_and_the_caches_of_all_rows(tiny, tokenizer):
     tied = tiny("gpt2-tied")
     whole = sum(p.nbytes for p in tied.parameters())
     assert step_bytes(tied, Plan(()), 1, 0) == whole
-    assert step_bytes(model, plan("fudge"), 1, 10) is None
+    assert step_bytes(model, plan("pplm"), 1, 10) is None
+
+
+def test_a_step_reads_a_scorer_once_and_its_embedding_for_each_candidate(tiny, tokenizer):
+    model, controller = tiny(), untrained("fudge", tiny())
+    controller.support = TopK(7)
+    body, width = controller.predictor.backbone, controller.predictor.shape["width"]
+    embedding = body.get_input_embeddings().weight.nbytes
+    weights = sum(p.nbytes for p in body.parameters()) - embedding
+    column = 2 * 2 * width * 4  # layers, keys and values, width, bytes
+    alone = step_bytes(model, Plan(()), 3, 10)
+    steered = step_bytes(model, make_plan(controller, model, tokenizer), 3, 10)
+    assert steered - alone == weights + 3 * (10 * column + 7 * width * 4)
 
 
 def test_caches_are_chosen_apart_for_plain_generate(tiny, tokenizer, monkeypatch):
