@@ -18,7 +18,14 @@ Found = Mapping[str, Any]
 JUDGES = {"encoder": "MiniLM", "tfidf": "TF-IDF"}
 METRIC = "toxicity_probability"
 FIRST = (*(f"toxicity probability, {name}" for name in JUDGES.values()), "one length")
-LAST = ("outside perplexity", "over base", "over base cut alike", "tokens", "distinct-2", "cost")
+LAST = (
+    "outside perplexity",
+    "over base",
+    "over base cut alike",
+    "tokens",
+    "distinct-2",
+    "cost of a step",
+)
 
 
 def results(summary: Found) -> Iterator[str]:

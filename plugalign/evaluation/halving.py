@@ -3,7 +3,7 @@
 All settings answer a few prompts, the better half of them four times as many, until two are left,
 which answer all (after Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
 hyperparameter optimization"). So the last choice is between two settings on all prompts, and all
-rounds together cost less than twice the last one.
+rounds together cost two or three times the last one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from plugalign.files.messages import Prompt
 
-FEWEST = 8  # prompts of a round, where there are so many
+FEWEST = 20  # prompts of a round, where there are so many: of ten, chance has the say
 GROWTH = 4  # of the prompts from one round to the next; settings are halved
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import plugalign as pa
 from plugalign import pocket
+from plugalign.evaluation import halving
 from plugalign.evaluation.halving import Budgets, Search
 from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.numbers import number
@@ -54,9 +55,10 @@ def search_of(rows: int, prompts: int = 128, **budgets: Any) -> Search:
         (2, 128, [(128, 2)]),
         (3, 128, [(32, 3), (128, 2)]),
         (4, 128, [(32, 4), (128, 2)]),
-        (8, 128, [(8, 8), (32, 4), (128, 2)]),
-        (9, 512, [(8, 9), (32, 5), (128, 3), (512, 2)]),
-        (8, 20, [(8, 8), (20, 2)]),
+        (8, 128, [(20, 8), (32, 4), (128, 2)]),
+        (9, 512, [(20, 9), (32, 5), (128, 3), (512, 2)]),
+        (4, 40, [(20, 4), (40, 2)]),
+        (8, 20, [(20, 8)]),
         (4, 5, [(5, 4)]),
     ],
 )
@@ -69,7 +71,7 @@ def test_settings_are_halved_while_prompts_grow(
         search.note(summary(count, {r: (0.01 * int(r[8:-1]), 100, 10) for r in kept}), kept)
     assert found == rounds
     assert search.chosen is not None and search.chosen.row == "d[alpha=0]"
-    assert sum(c * k for c, k in found) <= 2 * prompts * 2 or prompts < 100
+    assert sum(c * k for c, k in found) <= 3 * prompts * 2 or prompts < 40
 
 
 def test_the_best_within_the_budgets_is_chosen_and_not_the_best() -> None:
@@ -211,8 +213,9 @@ SMALL: dict[str, Any] = {"samples": 2, "max_new_tokens": 8, "limit": 12}
 
 
 def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(halving, "FEWEST", 8)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     values = {"d.alpha": [0.0, 2.0, "0.5", 1]}
     tuning = tune({"d": folder}, values, budgets=Budgets(9, 9), out=tmp_path / "out", **SMALL)
