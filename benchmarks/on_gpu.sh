@@ -23,10 +23,9 @@
 #   static    60  a start and a model, 15; transformers compiles 32 layers, 40
 #   the rest   5  up to 60 for --tune, 45 for the sanitizer, 40 for the last tests, where steps before
 #                 were quicker than this
-# GiB: the 8 B base 15.0; two LoRA experts that hold merged copies of all linears but the head
-# 2 x 13.0; two 1 B experts 2 x 2.3; caches of 128 KiB a token and row, 56 rows x 100 tokens, 0.7;
+# GiB: the 8 B base 15.0; two LoRA experts, held as A and B, 2 x 0.1; two 1 B experts 2 x 2.3; caches of 128 KiB a token and row, 56 rows x 100 tokens, 0.7;
 # the copies that measure the memory's speed 2, before anything else. One method's parts are there at
-# a time, so the most is 15 + 26 + 2 = 43 of an H100's 78.
+# a time, so the most is 15 + 5 + 3 = 23 of an H100's 78.
 set -uo pipefail
 
 usage() {
