@@ -17,8 +17,8 @@ from plugalign.evaluation.tuning import TUNING
 Found = Mapping[str, Any]
 JUDGES = {"encoder": "MiniLM", "tfidf": "TF-IDF"}
 METRIC = "toxicity_probability"
-FIRST = (*(f"toxicity probability, {name}" for name in JUDGES.values()), "one length")
-LAST = (
+JUDGED_COLUMNS = (*(f"toxicity probability, {name}" for name in JUDGES.values()), "one length")
+TEXT_COLUMNS = (
     "outside perplexity",
     "over base",
     "over base cut alike",
@@ -34,7 +34,7 @@ def results(summary: Found) -> Iterator[str]:
     *One length* is the difference to base by the primary judge where both answers are cut to the
     shorter.
     """
-    yield from _head("method", *FIRST, *LAST)
+    yield from _head("method", *JUDGED_COLUMNS, *TEXT_COLUMNS)
     rows = {**summary["methods"], **summary["references"]}
     base = summary["reference"]
     order = [base, *summary["references"], *(n for n in summary["methods"] if n != base)]

@@ -1,9 +1,10 @@
 """Where a decoding step's time goes, operation by operation, on a CPU.
 
 For each method a long call is profiled once the loop has recorded its steps, and the processor time
-of the operations, without what they call, is summed up by kind. What is left of the processor time
-of the same call without the profiler is Python and the way from there to an operation. With the
-profiler operations take a little longer, views above all::
+of the operations, without what they call, is summed up by kind, over the whole call and its
+tokens. What is left of the processor time of the same call without the profiler is Python and the
+way from there to an operation. With the profiler operations take a little longer, views above all,
+so where there is next to no Python that can be less than nothing::
 
     python benchmarks/step_operations.py --model MODEL --methods plain,none --out operations.json
 """

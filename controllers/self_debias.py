@@ -4,8 +4,8 @@ A self-diagnosis prefix s_k in front of the text makes the biased continuation l
 that gain from it are damped: with ``d = max(0, max_k p(t | s_k + x) - p(t | x))`` the base's
 probability is multiplied by ``max(exp(-decay * d), floor)`` (Schick et al. 2021, equations 3 to 5).
 All prefixes are rows of the base's own forward. The decay makes small differences of probabilities
-large, so a half precision model's logits are taken in float32, as its head sums them up, for the
-base and behind each prefix; a model that caps or scales its logits behind the head gives them
+large, so a half precision model's logits are taken in float32, to 16 significant bits or more, for
+the base and behind each prefix; a model that caps or scales its logits behind the head gives them
 rounded.
 """
 

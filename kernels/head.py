@@ -32,8 +32,8 @@ class Head:
     Attributes:
         hidden: last hidden states ``(B, D)``, after the final norm.
         weight: ``(V, D)`` of the same dtype. bias: ``(V,)`` or None.
-        float32: whether half precision logits are left in float32, as the product sums them up, or
-            to 16 bits: where probabilities are compared, rounded logits are too coarse.
+        float32: whether half precision logits are left in float32, as the product sums them up or
+            to about 16 significant bits: where probabilities are compared, rounding is too coarse.
         packed: what `plugalign.kernels.product.pack` made of ``weight``, for products of few rows.
     """
 

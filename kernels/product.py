@@ -96,7 +96,7 @@ def can_pack(weight: Tensor) -> bool:
 
 def pack(weight: Tensor, rows: int) -> Tensor:
     """A copy of a weight ``(o, i)`` that `can_pack`, laid out for products of about so many rows.
-    It is opaque: `packed_product` alone reads it."""
+    It is opaque: `packed_product` and `packed_float32_product` read it."""
     found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     return found
 
@@ -111,15 +111,17 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def packed_float32_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`packed_product` of ``x`` ``(N, i)`` as float32 ``(N, o)``, to 16 bits of an entry.
+    """`packed_product` of ``x`` ``(N, i)`` as float32 ``(N, o)``, to about 16 significant bits. It
+    is not traced.
 
     oneDNN sums in float32 and rounds to bfloat16 at the end. A second product is of what the first
-    one rounded away, since it subtracts the first's result before it rounds.
+    one rounded away, since it subtracts the first's result before it rounds; of what is infinite
+    that is nothing.
     """
     fused = torch.ops.mkldnn._linear_pointwise
     rounded: Tensor = fused(x, packed, bias, "none", [], "")
     rest: Tensor = fused.binary(x, rounded, packed, bias, "sub")
-    return rounded.float().add_(rest)
+    return rounded.float().add_(rest.nan_to_num_(0.0, 0.0, 0.0))
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

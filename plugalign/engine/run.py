@@ -192,14 +192,16 @@ class Run:
         """
         if self.extra_positions or not takes_experts(cache, captured):
             return {}, None
-        plan = self.plan
-        contexts = {key: source.context for key, source in plan.contexts.items()}
-        if columns is not None:
-            columns += context_layout(contexts.values(), self.pad).columns
-        if not takes_contexts(cache, columns, captured):
-            contexts = {}
+        plan, contexts = self.plan, dict[Hashable, Context]()
+        if takes_contexts(self._model, cache, self.columns_with_contexts(columns)):
+            contexts = {key: source.context for key, source in plan.contexts.items()}
         blocks = 1 + len(contexts)
         return contexts, plan.groups.group(self._model, plan.experts, self.split_models, blocks)
+
+    def columns_with_contexts(self, columns: int | None) -> int | None:
+        """The columns of a text with those of the contexts in which every step reads it."""
+        contexts = (source.context for source in self.plan.contexts.values())
+        return columns and columns + context_layout(contexts, self.pad).columns
 
     def hidden(self) -> Tensor | None:
         """The base's last hidden state ``(R, D)``, as watched in its last forward; else None."""

@@ -38,6 +38,7 @@ from plugalign.fitting.student import Rows, Student
 from plugalign.fitting.training import train
 
 FEWEST = 8  # texts of a step, where a time is too short for all steps of more
+FAR = 2  # a size that needs so many times the texts that there is time for will not fit either
 RATE, WIDTH = 1e-4, 128  # the learning rate of full models, and up to which hidden size it holds
 LORA_RATE = 1e-3
 
@@ -184,8 +185,7 @@ class _Experts:
         folder: Path,
     ) -> tuple[int, Affordable]:
         """How many texts a step has, and how many steps there are: where the time is short, fewer
-        texts, down to eight, rather than fewer steps. Fewer texts take no less time each, so sizes
-        that cannot fit are not timed."""
+        texts, down to eight, rather than fewer steps. Sizes far from fitting are not timed."""
         chosen, size = self.settings, self.settings.batch_size
         looking = time_of(look, student.learned)
         while True:
@@ -204,7 +204,7 @@ class _Experts:
                 return size, plan
             texts = plan.steps * size
             size = max(FEWEST, size // 2)
-            while size > FEWEST and size * chosen.steps > texts:  # nor will these fit
+            while size > FEWEST and size * chosen.steps > FAR * texts:
                 size = max(FEWEST, size // 2)
 
 

@@ -14,11 +14,13 @@ from plugalign.algebra.controller import Controller
 from plugalign.algebra.sources import BASE, Logits
 from plugalign.engine.acceleration import captured_step
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.batching.batched_base import takes_experts
+from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
 from plugalign.engine.call import Call, prepared_call
 from plugalign.engine.plan import Plan
+from plugalign.engine.readers.cache_spec import windows_of
 from plugalign.engine.speculative.drafts import BASE as DRAFTED_BY_BASE
 from plugalign.engine.speculative.drafts import Speculation
+from plugalign.engine.stopping import max_length_of
 from plugalign.generation.calling import PreparedCall
 from plugalign.generation.routing import obstacle
 from plugalign.kernels.truncation import Truncation
@@ -75,6 +77,7 @@ class Explanation:
             f"run at every step: {', '.join(['the base', *beside])}",
             *([f"run where a gate is open: {', '.join(gated)}"] if gated else []),
             *_experts(plan, self.call.model, rows),
+            *self._contexts(call, rows),
             *selection.description(),
             f"kept of the base: {_words(plan.truncation)}",
             *(f"kept by a mask: {type(support).__name__}" for support in plan.masks),
@@ -82,6 +85,23 @@ class Explanation:
             f"{selection.temperature}",
             _steps(uncaptured, self.switch),
         ]
+
+    def _contexts(self, call: Call, rows: bool) -> list[str]:
+        """How the base is run under prompts and behind trained prefixes, in a line."""
+        count, run = len(self.call.run.plan.contexts), self.call.run
+        if not count:
+            return []
+        columns = run.columns_with_contexts(max_length_of(call.criteria))
+        how = "rows of the base's forward"
+        if not rows:
+            how = "a forward of their own: the base takes no rows"
+        elif not takes_contexts(call.model, call.cache, columns):
+            window = min(windows_of(call.model, call.cache))
+            how = (
+                f"a forward of their own: {columns or 'any number of'} columns may be more than a "
+            )
+            how += f"window of {window} holds"
+        return [f"the base in other contexts ({count}): {how}"]
 
     @property
     def _alone(self) -> bool:

@@ -49,17 +49,16 @@ def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
     }
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(path.parent for path in BENCHMARKS.glob("results/*/*/tuning.json")), ids=str
-)
+STUDIES = sorted(path.parent for path in BENCHMARKS.glob("results/*/*/tuning.json"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: "-".join(folder.parts[-2:]))
 def test_a_page_has_the_tables_of_its_results(
     folder: Path, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     importlib.import_module("real_models_table").main(folder)
     rows = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert len(rows) > 20 and not {*rows} - {
-        *(folder / "README.md").read_text("utf-8").splitlines()
-    }
+    assert len(rows) > 4 and not {*rows} - {*(folder / "README.md").read_text("utf-8").splitlines()}
 
 
 def test_prompts_of_chats_ask_to_continue_other_texts_than_were_tuned_on(

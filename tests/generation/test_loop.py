@@ -10,6 +10,8 @@ from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LogitsProcessor,
     StoppingCriteria,
     TopKLogitsWarper,
@@ -520,9 +522,38 @@ def test_contexts_are_rows_while_windows_hold_all(window, batched, both, tokeniz
     mine, theirs = both(steered, prompts(), max_new_tokens=7)
     assert mine.tolist() == theirs.tolist()
     _check_kept_cache(model, steered, prompts(), max_new_tokens=7)
+    said = steered.explain(**prompts(), max_new_tokens=7)
+    how = (
+        "rows" if batched else "a forward of their own: 16 columns may be more than a window of 15"
+    )
+    assert f"the base in other contexts (2): {how}" in said
     seen, _ = forwards(model)
     steered.generate(**prompts(), max_new_tokens=7)
     assert {rows for rows, _ in seen} == ({9} if batched else {3, 6})
+
+
+@pytest.mark.parametrize("window", [12, 16, 20])
+def test_contexts_are_not_rows_where_local_attention_would_count_them(
+    window, both, make, tiny, tokenizer, prompts
+):
+    """GPT-Neo's cache keeps every column, and its local layers attend to the last ones."""
+    torch.manual_seed(0)
+    kinds = [[["global", "local"], 1]]
+    sizes = {"vocab_size": 120, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    config = GPTNeoConfig(**sizes, attention_types=kinds, window_size=window)
+    model = GPTNeoForCausalLM(config).eval()
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5 w6 w7 w8"], decay=3))
+    steered_by_prefix = pa.wrap(
+        model, tokenizer, pa.SelfDebias(["w5 w6"]) + make("prefix-contrast", model, tiny, "gpt-neo")
+    )
+    rows = prompts(rows=1)
+    for each in (steered, steered_by_prefix):
+        mine, theirs = both(each, rows, max_new_tokens=10)
+        assert mine.tolist() == theirs.tolist()
+    said = steered.explain(**rows, max_new_tokens=10)
+    room = rows["input_ids"].shape[1] + 4 + 10 <= window
+    assert ("contexts (1): rows of" in said) == room
+    assert ("contexts (1): a forward of their own" in said) == (not room)
 
 
 def _check_kept_cache(model, steered, inputs, max_new_tokens=12):

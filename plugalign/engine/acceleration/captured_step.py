@@ -26,7 +26,7 @@ from plugalign.engine.acceleration.tracing import ATTENTION
 from plugalign.engine.call import Call
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix
-from plugalign.engine.readers.cache_spec import text_config
+from plugalign.engine.readers.cache_spec import text_config, windows_of
 from plugalign.engine.readers.heads import SplitModels
 from plugalign.engine.readers.incremental import is_static
 from plugalign.engine.selection import Selection
@@ -195,6 +195,8 @@ def obstacle(
         return f"{name} is looked at by the host at every step"
     if extra and plan.contexts:
         return "a prompt behind a trained prefix is read anew at every step"
+    if plan.contexts and windows_of(call.model, call.cache):
+        return "local attention counts the columns of other rows' prompts"
     return (
         split_models.why_uncapturable
         or _shift_obstacle(plan, call.selection)

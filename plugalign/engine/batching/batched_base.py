@@ -21,7 +21,7 @@ from plugalign.algebra.sources import EMPTY, Context
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
 from plugalign.engine.prefix import Prefix
-from plugalign.engine.readers.cache_spec import COLUMNS, text_config
+from plugalign.engine.readers.cache_spec import COLUMNS, text_config, windows_of
 from plugalign.engine.readers.heads import SplitModel
 from plugalign.engine.readers.incremental import (
     IncrementalModel,
@@ -236,25 +236,23 @@ def is_cheap(head: Head) -> bool:
     return head.float32 or not head.hidden.is_cpu or len(head.hidden) <= FEW
 
 
-def takes_contexts(cache: Any, columns: int | None, captured: bool = False) -> bool:
-    """Whether the base's rows may stand behind contexts of their own, in a batch with this cache.
-
-    With sliding windows only as long as these hold all columns, since they count those of other
-    rows' contexts. With a static cache only where the whole step is captured: otherwise
-    transformers compiles each model with a static cache by itself.
+def takes_contexts(model: Any, cache: Any, columns: int | None) -> bool:
+    """Whether the base's rows may stand behind contexts of their own in a batch that
+    `takes_experts`. Where layers attend to a window, only as long as all columns are in it: a
+    window counts the columns that a row masks, since they belong to another row's context. The last
+    token is never read, so a layer that keeps one column less than its window keeps them all.
 
     Args:
         columns: of a row at the end of the call, contexts with it; None where there is no end.
     """
-    if not takes_experts(cache, captured):
-        return False
-    windows = [x.sliding_window for x in cache.layers if type(x) is DynamicSlidingWindowLayer]
+    windows = windows_of(model, cache)
     return not windows or (columns is not None and columns <= min(windows))
 
 
 def takes_experts(cache: Any, captured: bool = False) -> bool:
-    """Whether experts may be rows of the base's forward. In sliding windows too, since all rows
-    have the base's own columns; a static cache is as for `takes_contexts`."""
+    """Whether the base's forward may have more rows than the call: experts, over sliding windows
+    too, since all rows have the base's own columns. With a static cache only where the whole step
+    is captured: otherwise transformers compiles each model with a static cache by itself."""
     if is_static(cache):
         return captured
     return can_repeat(cache) and all(type(layer) in COLUMNS for layer in cache.layers)

@@ -137,6 +137,15 @@ def check_cache(model: Any) -> None:
         )
 
 
+def windows_of(model: Any, cache: Any) -> list[int]:
+    """The columns that layers attend to, where it is not all: those of a cache's sliding windows,
+    and of the local attention of GPT-Neo, whose cache keeps every column."""
+    sliding = [x.sliding_window for x in cache.layers if type(x) is DynamicSlidingWindowLayer]
+    config = text_config(model)
+    local = "local" in getattr(config, "attention_layers", ())
+    return [*sliding, config.window_size] if local else sliding
+
+
 def text_config(model: Any) -> Any:
     """The configuration of the part of a model that reads text."""
     return model.config.get_text_config(decoder=True)
