@@ -27,7 +27,9 @@ Prompts = Annotated[
     str | None,
     typer.Option(help="Held-out ones, as for compare."),
 ]
-MaxPerplexity = Annotated[float, typer.Option(help="The largest perplexity, over the base's.")]
+MaxPerplexity = Annotated[
+    float, typer.Option(help="The largest perplexity of all tokens, over the base's.")
+]
 MaxLengthChange = Annotated[
     float, typer.Option(help="How much longer or shorter answers may be, as a part of the base's.")
 ]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plugalign.evaluation.run_folder.summary import CORPUS
 from plugalign.files.messages import Prompt
 
 FEWEST = 20  # prompts of a round, where there are so many: of ten, chance has the say
@@ -24,8 +25,8 @@ class Budgets:
     """What a setting may cost.
 
     Args:
-        max_perplexity: the largest perplexity, over the base's; an outside model's where there is
-            one.
+        max_perplexity: the largest perplexity of all tokens together, over the base's; an outside
+            model's where there is one.
         max_length_change: by how much of the base's length answers may be longer or shorter.
         max_cost: the longest that an answer may take, over the base's; None is no bound. Times are
             of the comparison's own batches, and a busy machine makes them rough.
@@ -181,8 +182,9 @@ class Search:
 
 def perplexity_of(summary: Mapping[str, Any]) -> str:
     """The name of the perplexity that budgets are about: the outside model's where there is one,
-    since a model prefers its own texts."""
-    return "outside_perplexity" if summary.get("perplexity_model") else "perplexity"
+    since a model prefers its own texts, and of all tokens together, since of so few prompts a mean
+    is that of the worst of them."""
+    return CORPUS["outside_perplexity" if summary.get("perplexity_model") else "perplexity"]
 
 
 def _trial(

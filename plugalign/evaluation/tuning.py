@@ -254,8 +254,9 @@ def tuning_table(tuning: Tuning) -> Table:
 
 def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:
     """What a reader of the table must know of perplexity."""
-    if (outside := tuning.found["perplexity_model"]) is not None:
-        yield f"perplexity under {printable(outside)}"
+    outside = tuning.found["perplexity_model"]
+    under = "" if outside is None else f" under {printable(outside)}"
+    yield f"perplexity of all tokens together{under}"
     if cut_alike:
         bounded = "cut" if tuning.found["budgets"]["cut_alike"] else "base"
         yield f"cut: the base within the same support; the budget is of x {bounded}"

@@ -37,7 +37,7 @@ def summary(prompts: int, rows: Mapping[str, tuple[float | None, float, float]])
     """A summary of rows by (toxicity, perplexity, length); the base has (1, 100, 10)."""
     methods = {"base": (1.0, 100.0, 10.0), **rows}
     found = {
-        name: {"toxicity": figure(t), "perplexity": figure(p), "length": figure(n)}
+        name: {"toxicity": figure(t), "corpus_perplexity": figure(p), "length": figure(n)}
         for name, (t, p, n) in methods.items()
     }
     rest: dict[str, Any] = {"cut_alike": {}, "references": {}, "metrics": METRICS}
@@ -164,7 +164,7 @@ def test_the_budget_of_perplexity_goes_by_an_outside_model_where_there_is_one() 
     outside = {"base": 50.0, "d[alpha=0]": 50.0, "d[alpha=1]": 75.0}
     without, within = summary(128, rows), summary(128, rows)
     for name, value in outside.items():
-        within["methods"][name]["outside_perplexity"] = figure(value)
+        within["methods"][name]["outside_corpus_perplexity"] = figure(value)
     within["perplexity_model"] = "other"
     chosen = {}
     for key, found in (("own", without), ("outside", within)):
@@ -192,7 +192,7 @@ def test_perplexity_stands_beside_that_of_the_base_cut_alike(
     }
     found = summary(128, rows)
     found["cut_alike"] = {"d[alpha=1]": "base (top-p 0.9)"}
-    found["references"] = {"base (top-p 0.9)": {"perplexity": figure(80.0)}}
+    found["references"] = {"base (top-p 0.9)": {"corpus_perplexity": figure(80.0)}}
     search.note(found, list(rows))
     trials = {trial.row[8]: trial for trial in search.ranked()}
     ratios = {row: (t.perplexity_ratio, t.perplexity_ratio_cut_alike) for row, t in trials.items()}
@@ -241,7 +241,7 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     changed = {p for p in folder.rglob("*") if p.is_file() and p.read_bytes() != before.get(p)}
     assert changed <= {folder / "config.json", folder / "tuning.json"}
     assert tuning.table().row_count == 4
-    alike = last["references"][last["cut_alike"][tuning.chosen.row]]["perplexity"]["value"]
+    alike = last["references"][last["cut_alike"][tuning.chosen.row]]["corpus_perplexity"]["value"]
     own, ratio = tuning.chosen.perplexity["value"], tuning.chosen.perplexity_ratio
     assert tuning.chosen.perplexity_ratio_cut_alike == pytest.approx(own / alike)
     console = Console(file=StringIO(), width=80)
@@ -315,7 +315,7 @@ def test_an_outside_model_is_named_in_every_result(tmp_path: Path) -> None:
     assert tuning.chosen is not None
     assert json.loads((out / "tuning.json").read_text())["perplexity_model"] == "outside-8b"
     last = json.loads((out / "round-1" / "summary.json").read_text())["methods"]
-    assert tuning.chosen.perplexity == last[tuning.chosen.row]["outside_perplexity"]
+    assert tuning.chosen.perplexity == last[tuning.chosen.row]["outside_corpus_perplexity"]
     assert str(tuning.table().caption) == "perplexity under outside-8b"
     assert "perplexity under outside-8b" in tuning.picture.read_text()
 
