@@ -229,7 +229,7 @@ def tuning_table(tuning: Tuning) -> Table:
     cut_alike = any(trial.perplexity_ratio_cut_alike is not None for trial in tuning.trials)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     notes = "; ".join(_notes(tuning, cut_alike))
-    table.caption = Text(notes) if notes else None
+    table.caption = Text(notes)
     table.add_column("setting", overflow="fold")
     perplexity = "perplexity\nx base" + (" / cut" if cut_alike else "")
     for head in ("prompts", heading(metric), perplexity, "length\nx base", "time\nx base"):
@@ -256,7 +256,7 @@ def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:
     """What a reader of the table must know of perplexity."""
     outside = tuning.found["perplexity_model"]
     under = "" if outside is None else f" under {printable(outside)}"
-    yield f"perplexity of all tokens together{under}"
+    yield f"perplexity{under}: of all tokens"
     if cut_alike:
         bounded = "cut" if tuning.found["budgets"]["cut_alike"] else "base"
         yield f"cut: the base within the same support; the budget is of x {bounded}"
