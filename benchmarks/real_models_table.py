@@ -18,36 +18,38 @@ Found = Mapping[str, Any]
 JUDGES = {"encoder": "MiniLM", "tfidf": "TF-IDF"}
 METRIC = "toxicity_probability"
 JUDGED_COLUMNS = (*(f"toxicity probability, {name}" for name in JUDGES.values()), "one length")
-TEXT_COLUMNS = (
-    "outside perplexity",
-    "over base",
-    "over base cut alike",
-    "tokens",
-    "distinct-2",
-    "cost of a step",
-)
+OUTSIDE, CORPUS = "outside_perplexity", "outside_corpus_perplexity"
 
 
 def results(summary: Found) -> Iterator[str]:
     """A line for each row of a comparison, base first.
 
     *One length* is the difference to base by the primary judge where both answers are cut to the
-    shorter.
+    shorter. Perplexities are means over prompts, and of all tokens together where that is known.
     """
-    yield from _head("method", *JUDGED_COLUMNS, *TEXT_COLUMNS)
+    base, alike = summary["reference"], summary["cut_alike"]
     rows = {**summary["methods"], **summary["references"]}
-    base = summary["reference"]
-    order = [base, *summary["references"], *(n for n in summary["methods"] if n != base)]
-    for name in order:
+    known = CORPUS in rows[base]
+
+    def over(name: str, other: str | None, perplexity: str = OUTSIDE) -> str:
+        if other is None:
+            return ""
+        return f"{rows[name][perplexity]['value'] / rows[other][perplexity]['value']:.2f}"
+
+    heads = [*JUDGED_COLUMNS, "outside perplexity", "over base"]
+    heads += ["over base, all tokens"] if known else []
+    yield from _head(
+        "method", *heads, "over base cut alike", "tokens", "distinct-2", "cost of a step"
+    )
+    for name in [base, *summary["references"], *(n for n in summary["methods"] if n != base)]:
         row = rows[name]
-        perplexity = row["outside_perplexity"]["value"]
-        alike = summary["cut_alike"].get(name)
         cells = [
             *(_interval(_judged(summary, row, judge)) for judge in JUDGES),
             _change(row.get("length_matched", {}).get(METRIC, {}).get("difference")),
-            f"{perplexity:.1f}",
-            f"{perplexity / rows[base]['outside_perplexity']['value']:.2f}",
-            f"{perplexity / rows[alike]['outside_perplexity']['value']:.2f}" if alike else "",
+            f"{row[OUTSIDE]['value']:.1f}",
+            over(name, base),
+            *([over(name, base, CORPUS)] if known else []),
+            over(name, alike.get(name)),
             f"{row['length']['value']:.1f}",
             f"{row['distinct_2']['value']:.2f}",
             f"{row['ratio_per_step']['value']:.2f}",
