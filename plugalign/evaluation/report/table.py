@@ -21,7 +21,7 @@ from plugalign.evaluation.report.numbers import (
     verdict,
 )
 from plugalign.evaluation.run_folder.manifest import MetricRecord
-from plugalign.evaluation.run_folder.summary import CORPUS, Cost, JudgeNotes, Row, Summary
+from plugalign.evaluation.run_folder.summary import Cost, JudgeNotes, Row, Summary
 from plugalign.evaluation.statistics.figure import Figure
 from plugalign.evaluation.statistics.paired import Interval
 
@@ -95,7 +95,7 @@ def _aligned(summary: Summary, judge: str) -> Table:
 def _texts(summary: Summary) -> Table:
     perplexities = [each for each in PERPLEXITIES if each in summary.base.texts]
     headings = [*(PERPLEXITIES[each] for each in perplexities), "of all\ntokens"]
-    perplexities.append(CORPUS[summary.perplexity])
+    perplexities.append(summary.corpus_perplexity)
     table = _table(summary, "Texts", [*headings, "distinct\n1 / 2 / 3", "tokens", "empty"])
     for name, row in summary.rows.items():
         table.add_row(

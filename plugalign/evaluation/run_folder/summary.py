@@ -212,6 +212,11 @@ class Summary:
         return "perplexity" if self.perplexity_model is None else "outside_perplexity"
 
     @property
+    def corpus_perplexity(self) -> str:
+        """The same, of all tokens together."""
+        return CORPUS[self.perplexity]
+
+    @property
     def base(self) -> Row:
         """What methods are compared with."""
         return self.methods[self.reference]
