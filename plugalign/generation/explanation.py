@@ -99,8 +99,8 @@ class Explanation:
             window = min(windows_of(call.model, call.cache))
             how = (
                 f"a forward of their own: {columns or 'any number of'} columns may be more than a "
+                f"window of {window} holds"
             )
-            how += f"window of {window} holds"
         return [f"the base in other contexts ({count}): {how}"]
 
     @property

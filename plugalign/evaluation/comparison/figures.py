@@ -58,12 +58,14 @@ class FigureMaker:
         """
         if not (sums[:, 1].any() and base[:, 1].any()):
             return _figure(None, lost)
+        found = _figure(self.bootstrap.of_sums(sums, pooled_perplexity), lost)
+        if sums is base:
+            return found
         difference = self.bootstrap.of_sums(
             np.concatenate([sums, base], axis=1),
             lambda both: pooled_perplexity(both[..., :2]) - pooled_perplexity(both[..., 2:]),
         )
-        found = _figure(self.bootstrap.of_sums(sums, pooled_perplexity), lost)
-        return found if sums is base else replace(found, difference=difference)
+        return replace(found, difference=difference)
 
     def metric(self, metric: Metric, scores: FloatArray, lost: int) -> Figure:
         """A metric of the answers' numbers ``(P, S)``, such as a judge's scores."""

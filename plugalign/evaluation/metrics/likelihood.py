@@ -43,21 +43,12 @@ class Likelihood:
     nll: FloatArray
     tokens: NDArray[np.int64]
 
-    def per_prompt(self, samples: int) -> FloatArray:
-        """One perplexity per prompt over all its samples, ``(P,)``: ``exp(sum nll / sum tokens)``.
-
-        This is what `plugalign compare` reports. Pooling a prompt's tokens keeps one short,
-        unlucky sample from dominating a mean, as it does among perplexities of single texts.
-        Empty continuations add nothing; a prompt with only such is missing (NaN).
-
-        Raises:
-            ValueError: as `sums`.
-        """
-        return pooled_perplexity(self.sums(samples))
-
     def sums(self, samples: int) -> FloatArray:
         """The negative log-likelihood of each prompt's samples together, and their tokens,
-        ``(P, 2)``.
+        ``(P, 2)``: what `pooled_perplexity` takes.
+
+        Pooling a prompt's tokens keeps one short, unlucky sample from dominating a mean, as it does
+        among perplexities of single texts. Empty continuations add nothing.
 
         Raises:
             ValueError: N is not a multiple of ``samples``.

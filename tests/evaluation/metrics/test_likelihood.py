@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from plugalign.evaluation.metrics.likelihood import Likelihood, nll, perplexity
+from plugalign.evaluation.metrics.likelihood import (
+    Likelihood,
+    nll,
+    perplexity,
+    pooled_perplexity,
+)
 
 
 def slow_nll(model: Any, prompt: list[int], continuation: list[int]) -> float:
@@ -103,11 +108,11 @@ def test_perplexities_are_pooled_per_prompt() -> None:
     found = Likelihood(
         np.array([2.0, 4.0, math.nan, 3.0, math.nan, math.nan]), np.array([1, 3, 0, 1, 0, 0])
     )
-    pooled = found.per_prompt(samples=2)
+    pooled = pooled_perplexity(found.sums(samples=2))
     np.testing.assert_allclose(pooled[:2], np.exp([6 / 4, 3.0]))
     assert math.isnan(pooled[2])
     with pytest.raises(ValueError, match="6 texts are not 4 samples per prompt"):
-        found.per_prompt(4)
+        found.sums(4)
 
 
 def test_texts_give_what_their_ids_give(tiny: Any, tokenizer: Any) -> None:
