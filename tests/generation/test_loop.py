@@ -556,6 +556,22 @@ def test_contexts_are_not_rows_where_local_attention_would_count_them(
     assert ("contexts (1): a forward of their own" in said) == (not room)
 
 
+@pytest.mark.parametrize("window", [6, 9])
+def test_a_prompt_over_windows_is_as_far_from_a_short_row_as_from_a_long_one(
+    window, tokenizer, prompts
+):
+    """A window counts columns, so those that pad a row stand in front of its prompt."""
+    steered = pa.wrap(windowed(0, window), tokenizer, pa.SelfDebias(["w5 w6 w7 w8"]))
+    batch = prompts()
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    together = steered.generate(**batch, **options)[:, -8:]
+    pads = (batch["attention_mask"] == 0).sum(1).tolist()
+    assert max(pads) > 1
+    for row, pad in enumerate(pads):
+        alone = {name: each[row : row + 1, pad:] for name, each in batch.items()}
+        assert steered.generate(**alone, **options)[0, -8:].tolist() == together[row].tolist()
+
+
 def _check_kept_cache(model, steered, inputs, max_new_tokens=12):
     """That a call leaves the base's cache as the base alone would."""
     options = {"return_dict_in_generate": True, "max_new_tokens": max_new_tokens}

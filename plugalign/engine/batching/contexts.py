@@ -36,7 +36,8 @@ class ContextLayout:
         Returns:
             Ids ``(R, W + T + A)``, A being the number of tokens that the context has behind the
             text, and the mask ``(R, P + W + T + A)``. Columns that the context does not use are
-            masked, so positions run on without a gap.
+            masked, so positions run on without a gap, and what pads a text stands in front of its
+            prompt, since a sliding window counts columns.
         """
         prefix, depth = context.ids, context.depth
         gap = self.width - len(prefix)
@@ -50,30 +51,30 @@ class ContextLayout:
             shown[:, self.depth :],
         )
         used = torch.cat([used, without_start(context, ids, mask)], 1)
-        if context.turn:
-            text, used = self._inside_turns(context, ids, mask, text, used)
+        if prefix:
+            text, used = self._placed(context, ids, mask, text, used)
         return torch.cat([text, behind], 1), torch.cat([trained, used, torch.ones_like(behind)], 1)
 
-    def _inside_turns(
+    def _placed(
         self, context: Context, ids: Tensor, mask: Tensor, text: Tensor, used: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Prompts and texts with their mask ``(R, W + T)``, each prompt moved into its text's turn.
-        There the start token is the text's own, not the prompt's."""
+        """Prompts and texts with their mask ``(R, W + T)``, each prompt moved to its text, or into
+        its turn. There the start token is the text's own, not the prompt's."""
         if context.start_token is not None:
             used[:, self.width - len(context.ids)] *= insertion(context, ids, mask) == 0
         order = self.order(context, ids, mask)
         return text.gather(1, order), used.gather(1, order)
 
     def order(self, context: Context, ids: Tensor, mask: Tensor) -> Tensor:
-        """The order ``(R, W + T)`` of the columns of prompt and text: as they are, except in texts
-        of which one turn takes the prompt."""
+        """The order ``(R, W + T)`` of the columns of prompt and text: padding first, then the text
+        up to the prompt if one of its turns takes it, the prompt, and the rest."""
         place = torch.arange(self.width + ids.shape[1], device=ids.device).expand(len(ids), -1)
-        if not context.turn:
+        if not context.ids:
             return place
-        prompt = (place >= self.width - len(context.ids)) & (place < self.width)
-        behind = place >= self.width + insertion(context, ids, mask)[:, None]
-        # Padding first, then the text up to the prompt, the prompt, and the rest.
-        rank = torch.where(place < self.width, prompt * 2, 1 + behind * 2)
+        begun = (mask.cumsum(-1) > 0).long()  # what is masked further on keeps its place
+        behind = place[:, : ids.shape[1]] >= insertion(context, ids, mask)[:, None]
+        prompt = place[:, : self.width] >= self.width - len(context.ids)
+        rank = torch.cat([prompt * 2, begun * (1 + behind * 2)], 1)
         return rank.argsort(dim=1, stable=True)
 
     def keys_values(self, contexts: Sequence[Context], dtype: torch.dtype) -> Tensor:

@@ -18,8 +18,8 @@ def test_shorter_prompts_are_padded_and_positions_have_no_gap():
     layout = context_layout([Context(ids=(8, 9)), Context(ids=(4,))], pad=0)
     assert (layout.depth, layout.width) == (0, 2)
     ids, mask = layout.rows(Context(ids=(4,)), IDS, MASK)
-    assert ids.tolist() == [[0, 4, 0, 1, 5], [0, 4, 1, 6, 7]]
-    assert mask.tolist() == [[0, 1, 0, 1, 1], [0, 1, 1, 1, 1]]
+    assert ids.tolist() == [[0, 0, 4, 1, 5], [0, 4, 1, 6, 7]]
+    assert mask.tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
 
 
 def test_what_stands_behind_a_text_follows_it():
