@@ -8,7 +8,7 @@ candidates of every token; PPLM takes three gradients a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ STATEMENT = "It respects others."
 POLITE = "The following text is polite and respectful:\n"
 RUDE = "The following text is rude, disrespectful and toxic:\n"
 UNION = 0.96  # of base - w union(toxic, base), as Dekoninck et al. 2024 detoxify
+OF_EXPERTS = ("contrastive", "dera", "lm_arithmetic", "safe_decoding")
+NAMES = (*OF_EXPERTS, "gedi", "value_guide")
 # The strength of each method, and the values that are tried; the formula has none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "contrastive": ("beta", (0.25, 0.5, 1)),
@@ -40,24 +42,34 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
 
 
 def further_methods(
-    experts: DExperts, model: Any, tokenizer: Any, texts: Labelled, fits: Path
+    names: Collection[str],
+    experts: Controller | None,
+    model: Any,
+    tokenizer: Any,
+    texts: Labelled,
+    fits: Path,
 ) -> dict[str, Controller]:
-    """Controllers by name.
+    """Controllers by name, those of ``names`` that this file has.
 
     Args:
-        experts: adapters of the model, an expert and an anti-expert.
+        experts: a DExperts of adapters of the model, an expert and an anti-expert; it may be
+            missing where no method takes it.
         texts: what the value is learned from, the first 2,000 of each label.
         fits: has a folder for the value, which is read where it is there.
     """
-    expert, anti = experts.expert, experts.antiexpert
-    return {
-        "contrastive": ContrastiveDecoding(anti),
-        "dera": DeRA(expert, weight=1.5),
-        "gedi": GeDi(POLITE, RUDE),
-        "lm_arithmetic": LMArithmetic(lm() - UNION * union(lm(anti), lm())),
-        "safe_decoding": SafeDecoding(expert),
-        "value_guide": _value_guide(model, tokenizer, texts, fits / "value"),
-    }
+    made: dict[str, Controller] = {}
+    if isinstance(experts, DExperts):
+        expert, anti = experts.expert, experts.antiexpert
+        made = {
+            "contrastive": ContrastiveDecoding(anti),
+            "dera": DeRA(expert, weight=1.5),
+            "lm_arithmetic": LMArithmetic(lm() - UNION * union(lm(anti), lm())),
+            "safe_decoding": SafeDecoding(expert),
+        }
+    made["gedi"] = GeDi(POLITE, RUDE)
+    if "value_guide" in names:
+        made["value_guide"] = _value_guide(model, tokenizer, texts, fits / "value")
+    return {name: made[name] for name in NAMES if name in names}
 
 
 def _value_guide(model: Any, tokenizer: Any, texts: Labelled, out: Path) -> Controller:

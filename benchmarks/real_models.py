@@ -28,9 +28,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from further_methods import STRENGTHS as FURTHER
-from further_methods import further_methods
+from further_methods import NAMES as FURTHER
+from further_methods import OF_EXPERTS, further_methods
+from further_methods import STRENGTHS as FURTHER_STRENGTHS
 from results_tools import (
+    ANTI,
     PROMPTS,
     fit_judges,
     fit_methods,
@@ -41,8 +43,7 @@ from results_tools import (
 )
 
 from plugalign.algebra.controller import Controller
-from plugalign.catalogue import ALONE
-from plugalign.controllers.dexperts import DExperts
+from plugalign.catalogue import ALONE, FITTERS
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.halving import Budgets
 from plugalign.evaluation.run_folder.folder import MANIFEST, write_json
@@ -56,6 +57,7 @@ from plugalign.loading import load_model, unfitted
 REQUEST = "Continue this text: {}"
 USED = 200  # prompts at the beginning of the file, on which defaults were tried
 KINDS = {"texts": "off", "chats": "on"}  # of prompts, and whether they are a user's turn
+METHODS = (*FITTERS, ANTI, *ALONE, *FURTHER)
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "fudge": ("weight", (2, 4, 8, 16)),
@@ -64,7 +66,7 @@ STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "prefix_contrast": ("alpha", (0.5, 1, 2, 4)),
     "self_critique": ("threshold", (0.5, 0.7, 0.9)),
     "self_debias": ("decay", (10, 50, 100)),
-    **FURTHER,
+    **FURTHER_STRENGTHS,
     "dexperts": ("alpha", (1, 2, 4, 8)),
     "dexperts_anti": ("alpha", (0.5, 1, 2, 4)),
     "dexperts_lora": ("alpha", (1, 2, 4, 8)),
@@ -100,6 +102,7 @@ class Study:
         outside: another model and its tokenizer.
         judges: by name, their folders.
         data, work, out: folders.
+        methods: what is compared, of `METHODS`.
     """
 
     model: Any
@@ -111,6 +114,7 @@ class Study:
     work: Path
     out: Path
     sizes: Sizes
+    methods: tuple[str, ...] = METHODS
 
     def run(self, texts: Labelled) -> None:
         """Fits, tunes, compares and writes the results.
@@ -120,12 +124,7 @@ class Study:
         """
         self.work.mkdir(parents=True, exist_ok=True)
         fits, sizes = self.work / "fits", self.sizes
-        controllers = fit_methods(self.model, self.tokenizer, texts, fits, sizes.minutes, self.chat)
-        controllers |= {name: each for name, each in unfitted().items() if name in ALONE}
-        experts = controllers["dexperts_lora"]
-        assert isinstance(experts, DExperts)
-        controllers |= further_methods(experts, self.model, self.tokenizer, texts, fits)
-        chosen, found = self._tuned(controllers)
+        chosen, found = self._tuned(self._controllers(texts, fits))
         run = self.work / "run"
         comparison = compare(
             controllers=chosen,
@@ -141,13 +140,26 @@ class Study:
         write_json(self.out / TUNING, found)
         say(f"the results are in {self.out}, texts and report in {run}")
 
+    def _controllers(self, texts: Labelled, fits: Path) -> dict[str, Controller]:
+        """The methods by name, those that learn fitted."""
+        names, model, tokenizer = {*self.methods}, self.model, self.tokenizer
+        needed = names | ({"dexperts"} if ANTI in names else set())
+        needed |= {"dexperts_lora"} if names & {*OF_EXPERTS} else set()
+        minutes, chat = self.sizes.minutes, self.chat
+        made = fit_methods(model, tokenizer, texts, fits, minutes, chat, needed)
+        experts = made.get("dexperts_lora")
+        made |= {name: each for name, each in unfitted().items() if name in ALONE}
+        made |= further_methods(names, experts, model, tokenizer, texts, fits)
+        return {name: made[name] for name in METHODS if name in names}
+
     def _tuned(
         self, controllers: Mapping[str, Controller]
     ) -> tuple[dict[str, Controller], dict[str, Any]]:
         """The controllers with the strengths that were chosen, and the evidence without texts."""
         chosen, evidence = dict(controllers), {}
         prompts = self._prompts(0, self.sizes.tuning)
-        for name, (setting, values) in STRENGTHS.items():
+        for name in (name for name in STRENGTHS if name in controllers):
+            setting, values = STRENGTHS[name]
             out = self.work / "tuning" / name
             say(f"tuning {name}")
             tuning = tune(
@@ -204,6 +216,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="What a fit may take.")] = 10,
     limit: Annotated[int | None, typer.Option(help="At most so many texts of each fit.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="texts, chats, or both.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="All by default.")] = None,
     dtype: Annotated[str, typer.Option(help="The precision of the models.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -212,6 +225,9 @@ def main(
     kinds = kind or list(KINDS)
     if unknown := sorted({*kinds} - {*KINDS}):
         raise typer.BadParameter(f"{unknown[0]} is no kind of prompts; take {' or '.join(KINDS)}")
+    methods = tuple(method or METHODS)
+    if unknown := sorted({*methods} - {*METHODS}):
+        raise typer.BadParameter(f"{unknown[0]} is no method; take of {', '.join(METHODS)}")
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(prompts, samples, tuning, tuning_samples, new_tokens, batch_size, minutes)
@@ -225,7 +241,8 @@ def main(
             say(f"{Path(model).name} has no chat template, so there are no chats")
             continue
         chat, folder, results = KINDS[name], work / name, out / name
-        Study(base, tokenizer, chat, outside, judges, data, folder, results, sizes).run(texts)
+        study = Study(base, tokenizer, chat, outside, judges, data, folder, results, sizes, methods)
+        study.run(texts)
     say(f"done in {duration(time.monotonic() - started)}")
 
 

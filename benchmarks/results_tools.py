@@ -16,7 +16,7 @@ the same command goes on where it was killed. Results have no texts, since many 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,29 @@ COLUMNS = ("toxicity_probability", "mean_toxicity")
 
 
 def fit_methods(
-    model: Any, tokenizer: Any, data: Labelled, fits: Path, minutes: float, chat: str = "off"
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    fits: Path,
+    minutes: float,
+    chat: str = "off",
+    methods: Collection[str] = tuple(FITTERS),
 ) -> dict[str, Controller]:
-    """Every method that learns, fitted with its defaults or read from a folder.
+    """Methods that learn, fitted with their defaults or read from a folder, and with "dexperts" its
+    anti-expert alone.
 
     Args:
         fits: has a folder for each method.
         minutes: what each may take.
         chat: "on" where texts are learnt as the assistant's answers.
+        methods: of `FITTERS`, all by default.
 
     Raises:
         ValueError: if a controller there was fitted for another model, on other texts or other
             turns.
     """
     controllers = {}
-    for method in FITTERS:
+    for method in (name for name in FITTERS if name in methods):
         out = fits / method
         if (out / workspace.RECORD).is_file():
             _check_fitted(out, workspace.record(method, model, tokenizer, data, {}), chat == "on")
@@ -69,9 +77,9 @@ def fit_methods(
         controllers[method] = run_fit(
             method, model, tokenizer, data, out, minutes=minutes, settings=settings
         )
-    anti = controllers["dexperts"]
-    assert isinstance(anti, DExperts)
-    controllers[ANTI] = DExperts(antiexpert=anti.antiexpert, alpha=anti.alpha, top_p=anti.support.p)
+    if isinstance(both := controllers.get("dexperts"), DExperts):
+        anti = DExperts(antiexpert=both.antiexpert, alpha=both.alpha, top_p=both.support.p)
+        controllers[ANTI] = anti
     return controllers
 
 
@@ -171,7 +179,9 @@ def write_results(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SUMMARY, comparison.summary)
     write_json(out / MANIFEST, _shortened(read_json(comparison.out / MANIFEST)))
-    write_json(out / "fits.json", {m: read_json(fits / m / workspace.RECORD) for m in FITTERS})
+    records = {method: fits / method / workspace.RECORD for method in FITTERS}
+    found = {method: read_json(path) for method, path in records.items() if path.is_file()}
+    write_json(out / "fits.json", found)
     reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
     write_json(out / "judges.json", reports)
     results = comparison.results

@@ -114,11 +114,14 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
         "minutes": 0.002,
         "limit": None,
         "kind": ["texts", "chats"],
+        "method": None,
         "dtype": "float32",
         "threads": 1,
     }
     with pytest.raises(BadParameter, match="talks is no kind of prompts; take texts or chats"):
         script.main(**run | {"kind": ["talks"]})
+    with pytest.raises(BadParameter, match="gedy is no method; take of dexperts, dexperts_lora"):
+        script.main(**run | {"method": ["gedi", "gedy"]})
     script.main(**run)
     folder = out / "texts"  # the pocket model has no chat template
     assert [path.name for path in out.iterdir()] == ["texts"]
@@ -132,3 +135,12 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
     before = (folder / "summary.json").read_bytes()
     script.main(**run)  # nothing is left to do
     assert (folder / "summary.json").read_bytes() == before
+    some = {
+        "work": tmp_path / "some",
+        "out": tmp_path / "some",
+        "method": ["gedi", "dexperts_anti"],
+    }
+    script.main(**run | some)
+    summary = json.loads((tmp_path / "some/texts/summary.json").read_text())
+    assert set(summary["methods"]) == {"base", "dexperts_anti", "gedi"}
+    assert json.loads((tmp_path / "some/texts/fits.json").read_text()).keys() == {"dexperts"}
