@@ -19,7 +19,8 @@ folder, where the same command goes on after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from equilibrium_pictures import draw
 from equilibrium_report import report
 from equilibrium_search import search
 from equilibrium_variants import STRENGTH, acts, adversaries, firm_strengths, variants
+from results_tools import once
 
 from plugalign.controllers.equilibrium import Equilibrium
 from plugalign.evaluation.comparison.compare import compare
@@ -142,11 +144,30 @@ def lessons(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def once(path: Path, work: Callable[[], Any]) -> Any:
-    """What is in a JSON file, which is made if it is not there."""
-    if not path.is_file():
-        write_json(path, work())
-    return read_json(path)
+def asked(data: Path, pairs: int, prompts: int) -> tuple[list[Any], list[Any]]:
+    """Prompts of the crowds' pairs, and others that are answered: half neutral, half toxic."""
+    neutral = load_prompts(data / "prompts/sentiment_neutral.jsonl").texts
+    toxic = load_prompts(data / "prompts/rtp_toxic.jsonl").texts[200:]
+    answered = [*neutral[pairs : pairs + prompts // 2], *toxic[: prompts - prompts // 2]]
+    return list(neutral[:pairs]), answered
+
+
+def all_certificates(
+    model: Any,
+    tokenizer: Any,
+    rows: Mapping[str, Any],
+    prompts: Sequence[Any],
+    new_tokens: int,
+    work: Path,
+) -> dict[str, Any]:
+    """`certified` of every row that acts: of others there is nothing to certify."""
+    found = {}
+    for name, row in rows.items():
+        if acts(row):
+            say(f"certificates of {name}")
+            make_them = partial(certified, model, tokenizer, row, prompts, new_tokens)
+            found[name] = once(work / f"certificates-{name}.json", make_them)
+    return found
 
 
 def main(
@@ -177,14 +198,12 @@ def main(
     start = make(base, tokenizer, heads, texts["toxicity"])
     start.save_pretrained(work / "start")
 
-    neutral = load_prompts(data / "prompts/sentiment_neutral.jsonl").texts
-    toxic = load_prompts(data / "prompts/rtp_toxic.jsonl").texts[200:]
-    chosen = [*neutral[pairs : pairs + prompts // 2], *toxic[: prompts - prompts // 2]]
+    paired, chosen = asked(data, pairs, prompts)
     answers = once(
         work / "answers.json",
-        lambda: answers_of(base, tokenizer, start, neutral[:pairs], new_tokens),
+        lambda: answers_of(base, tokenizer, start, paired, new_tokens),
     )
-    choose(neutral[:pairs], [tuple(pair) for pair in answers], judges, work / "feedback")
+    choose(paired, [tuple(pair) for pair in answers], judges, work / "feedback")
     taught = teach_crowds(work / "start", work, base, tokenizer)
 
     found = once(
@@ -194,7 +213,7 @@ def main(
     strengths = once(
         work / "firm.json",
         lambda: (
-            firm_strengths(base, tokenizer, taught, heads["civil"], neutral[:50]) if firm else {}
+            firm_strengths(base, tokenizer, taught, heads["civil"], paired[:50]) if firm else {}
         ),
     )
     rows = variants(start, taught, strengths)
@@ -219,15 +238,7 @@ def main(
         lambda: costs(base, tokenizer, start, rows["polite"], chosen[::13][:8]),
     )
     read = read_answers(comparison.out, read_manifest(comparison.out))
-    certificates = {}
-    for name, one in rows.items():
-        if not acts(one):
-            continue  # there is nothing to certify
-        say(f"certificates of {name}")
-        certificates[name] = once(
-            work / f"certificates-{name}.json",
-            lambda one=one: certified(base, tokenizer, one, chosen, new_tokens),  # type: ignore[misc]
-        )
+    certificates = all_certificates(base, tokenizer, rows, chosen, new_tokens, work)
     results = {
         "model": Path(model).name,
         "pairs": pairs,
