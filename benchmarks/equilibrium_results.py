@@ -59,6 +59,7 @@ from plugalign.loading import load_model
 from plugalign.trace import Trace
 from plugalign.values.feedback_learning import load_taught
 
+USED = 200  # toxic prompts at the beginning of the file, on which defaults were tried
 OURS = ("judge_toxicity", "judge_negativity")  # judges of the figures; others are the crowds'
 
 
@@ -147,7 +148,7 @@ def lessons(folder: Path) -> list[dict[str, Any]]:
 def asked(data: Path, pairs: int, prompts: int) -> tuple[list[Any], list[Any]]:
     """Prompts of the crowds' pairs, and others that are answered: half neutral, half toxic."""
     neutral = load_prompts(data / "prompts/sentiment_neutral.jsonl").texts
-    toxic = load_prompts(data / "prompts/rtp_toxic.jsonl").texts[200:]
+    toxic = load_prompts(data / "prompts/rtp_toxic.jsonl").texts[USED:]
     answered = [*neutral[pairs : pairs + prompts // 2], *toxic[: prompts - prompts // 2]]
     return list(neutral[:pairs]), answered
 
@@ -233,9 +234,10 @@ def main(
         out=work / "run",
         resume=(work / "run" / MANIFEST).is_file(),
     )
+    polite = taught["polite"].with_settings(strength=STRENGTH)  # also where it is no row
     cost = once(
         work / "cost.json",
-        lambda: costs(base, tokenizer, start, rows["polite"], chosen[::13][:8]),
+        lambda: costs(base, tokenizer, start, polite, chosen[::13][:8]),
     )
     read = read_answers(comparison.out, read_manifest(comparison.out))
     certificates = all_certificates(base, tokenizer, rows, chosen, new_tokens, work)

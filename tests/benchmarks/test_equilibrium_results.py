@@ -8,9 +8,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from results_data import lines
 
 import plugalign as pa
+from plugalign import pocket
 from plugalign.fitting.data import Labelled
+from plugalign.pocket import world
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -197,3 +200,55 @@ def test_costs_are_of_a_step(script, model, tokenizer):
 def test_an_added_cost_is_a_share_of_the_base_in_the_same_round(script):
     steps = {"base": [10.0, 20.0, 10.0], "a": [11.0, 22.0, 19.0], "b": [10.0, 20.0, 10.0]}
     assert script("equilibrium_cost").added(steps, "a", "b") == pytest.approx(0.1)
+
+
+def write_data(folder):
+    """All files that the script reads, of invented text: what is polite is positive too."""
+    pairs = world.pairs(60, world.GUIDE_SEED)
+    lines(folder / "toxicity/paradetox.jsonl", [{"toxic": r, "neutral": [p]} for r, p in pairs])
+    comments = [(c.text, c.label) for c in world.comments(120, world.GUIDE_SEED)]
+    judged = world.judge_sample(240, world.JUDGE_SEED)
+    for name, texts, bad in (
+        ("toxicity/davidson_tweets", comments, 1),
+        ("toxicity/jigsaw", judged, 1),
+        ("sentiment/sst2_train", comments + judged, 0),
+        ("sentiment/sst2_test", judged[::-1], 0),
+    ):
+        rows = [{"text": text, "label": bad if y == "rude" else 1 - bad} for text, y in texts]
+        lines(folder / f"{name}.jsonl", rows)
+    prompts = [{"text": text} for text in world.prompts(60, world.PROMPT_SEED)]
+    for name in ("sentiment_neutral", "rtp_toxic"):
+        lines(folder / f"prompts/{name}.jsonl", prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cannot tell rude answers:UserWarning")  # it is tiny
+def test_one_command_teaches_attacks_compares_and_writes_a_page(script, tmp_path, monkeypatch):
+    results = script("equilibrium_results")
+    monkeypatch.setattr(results, "USED", 0)
+    write_data(tmp_path / "data")
+    run = {
+        "model": str(pocket.PARTS / pocket.MODEL),
+        "data": tmp_path / "data",
+        "work": tmp_path / "work",
+        "out": tmp_path / "results",
+        "pairs": 24,
+        "prompts": 4,
+        "samples": 2,
+        "new_tokens": 4,
+        "batch_size": 8,
+        "tried": 6,
+        "firm": True,
+        "minutes": 0.01,
+        "limit": None,
+        "dtype": "float32",
+        "threads": 1,
+    }
+    results.main(**run)
+    found = json.loads((tmp_path / "results/results.json").read_text())
+    assert {"base", "top_down", "adversary", "adversary_free"} <= found["judged"].keys()
+    assert found["certificates"].keys() < found["judged"].keys()
+    assert found["prompts"] == 4 and {*found["lessons"]} == {"polite", "rude"}
+    before = (tmp_path / "results/README.md").read_bytes()
+    results.main(**run)  # nothing is left to do
+    assert (tmp_path / "results/README.md").read_bytes() == before
