@@ -38,6 +38,7 @@ def affordable_steps(
     title: str,
     note: Path | None = None,
     runs: int = 1,
+    share: float | None = None,
     spare: Callable[[], None] | None = None,
     looking: Callable[[], float] | None = None,
 ) -> Affordable:
@@ -48,7 +49,8 @@ def affordable_steps(
         minutes: what all runs together may take; None is no bound.
         note: a file that remembers the answer for a fit that is killed and continues: then it must
             be the same, whatever the machine does beside. None for one that does not continue.
-        runs: so many trainings like this one.
+        runs: so many trainings of as many steps.
+        share: of the time of all runs that this one takes; equal ones by default.
         spare: makes a step need less memory; called where one does not fit into the device's.
         looking: the seconds that a look at held-out texts takes, see `time_of`; a training looks
             `LOOKS` times, less often where that would take much of its time, and once more at its
@@ -59,7 +61,8 @@ def affordable_steps(
             spare()
         return Affordable(int(known["steps"]), int(known["looks"]))
     seconds, spared = None, False
-    allowed = None if minutes is None else 60 * minutes / runs
+    share = 1 / runs if share is None else share
+    allowed = None if minutes is None else 60 * minutes * share
     try:
         seconds = _seconds_a_step(loss, parameters, allowed, title)
     except torch.OutOfMemoryError:
@@ -75,7 +78,7 @@ def affordable_steps(
     if allowed is not None:
         chosen = _within(allowed, steps, seconds, look)
     each = f" for each of {runs}" if runs > 1 else ""
-    whole = duration((seconds * steps + look * (LOOKS + 1)) * runs)
+    whole = duration((seconds * steps + look * (LOOKS + 1)) / share)
     text = f"{title}: {steps} steps{each} take about {whole}"
     if chosen.steps < steps:
         text += f"; {chosen.steps} fit into --minutes {minutes:g}"

@@ -138,8 +138,11 @@ class _Experts:
         )
         measured: dict[str, Any] = {}
         scores: list[Tensor] = []
+        lengths = [sum(map(len, rows)) / len(rows) for rows in learnt.sides()]
         for role, rows, apart in zip(ROLES, learnt.sides(), held.sides(), strict=True):
-            student, found = self._trained(role, rows, apart, folder)
+            # Both make as many steps, planned for the first: of longer texts they take longer.
+            share = lengths[0] / sum(lengths)
+            student, found = self._trained(role, rows, apart, folder, share)
             measured |= found
             scores.append(student.log_likelihoods(held.rows, chosen.batch_size))
             _save(student.model, self.tokenizer, folder / role)
@@ -152,15 +155,19 @@ class _Experts:
         return measured
 
     def _trained(
-        self, role: str, rows: Rows, apart: Rows, folder: Path
+        self, role: str, rows: Rows, apart: Rows, folder: Path, share: float
     ) -> tuple[Student, dict[str, Any]]:
-        """An expert, and what its held-out texts say."""
+        """An expert, and what its held-out texts say.
+
+        Args:
+            share: of the time that the first of both takes.
+        """
         chosen = self.settings
         assert chosen.lr is not None  # see `DExpertsSettings.of`
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         look = student.held_loss(apart, chosen.batch_size) if apart else None
-        batch_size, (steps, looks) = self._planned(role, student, rows, look, folder)
+        batch_size, (steps, looks) = self._planned(role, student, rows, look, folder, share)
         watch = None if look is None else HeldOut(look, looks)
         train(
             parameters=student.learned,
@@ -183,6 +190,7 @@ class _Experts:
         rows: Rows,
         look: Callable[[], float] | None,
         folder: Path,
+        share: float,
     ) -> tuple[int, Affordable]:
         """How many texts a step has, and how many steps there are: where the time is short, fewer
         texts, down to eight, rather than fewer steps. Sizes far from fitting are not timed."""
@@ -196,6 +204,7 @@ class _Experts:
                 chosen.minutes,
                 title=f"{role}, {size} texts a step",
                 runs=2,
+                share=share,
                 note=folder / f"steps-of-{size}.json",
                 spare=student.spare,
                 looking=looking,

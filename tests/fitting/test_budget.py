@@ -87,6 +87,18 @@ def test_looks_at_held_out_texts_are_in_the_estimate(
     assert "300 steps take about 54 min; 48 fit" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_training_of_shorter_texts_than_the_other_takes_its_share(
+    second: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    asked = affordable_steps(
+        lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", runs=2, share=0.25
+    )
+    assert asked.steps == 15
+    said = "300 steps for each of 2 take about 3.3 h; 15 fit into --minutes 10"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("minutes", "steps", "looks"),
     [(100.0, 300, 10), (60.0, 300, 10), (1.0, 1, 2), (5.0, 24, 2)],

@@ -278,6 +278,23 @@ def test_a_short_time_makes_smaller_steps_before_fewer(
     assert timed == 2 * ([batch_size] if batch_size == used else [batch_size, used])
 
 
+def test_the_expert_is_planned_for_its_share_of_the_tokens(
+    tiny: Any,
+    tokenizer: Any,
+    lengths: Labelled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = list[float]()
+    monkeypatch.setattr(
+        dexperts,
+        "affordable_steps",
+        lambda *_, share, **__: shares.append(share) or Affordable(1, 2),
+    )
+    fit_dexperts(tiny(), tokenizer, lengths, tmp_path / "out", **OPTIONS, minutes=1.0)
+    assert shares == [pytest.approx(3 / (3 + 9))] * 2
+
+
 def test_the_checkpoint_of_another_method_is_refused_by_name(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
