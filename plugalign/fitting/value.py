@@ -123,7 +123,7 @@ def fit_value(
             steering = guide(found)
             steering.provenance = _provenance(record, found.sheet)
             steering.save_pretrained(result / GUIDE)
-        return {}
+        return _measured(found.sheet)
 
     workspace.make(out, record, work)
     return FittedValue(Sheet.load(out), out)
@@ -131,14 +131,18 @@ def fit_value(
 
 def _provenance(record: dict[str, Any], sheet: Sheet) -> Provenance:
     """What the guide's own data sheet says."""
-    measured = {} if sheet.held_out is None else {"held_out": {"auc": sheet.held_out.auc.value}}
     notes = Notes(
         license=sheet.licence or "unknown",
         training_data=", ".join(file.name for file in sheet.files) or UNSTATED,
         intended_use=INTENDED,
         limitations=LIMITS,
     )
-    return Provenance({**record, "measured": measured}, notes)
+    return Provenance({**record, "measured": _measured(sheet)}, notes)
+
+
+def _measured(sheet: Sheet) -> dict[str, Any]:
+    """What fit.json says of held-out texts; the sheet has more."""
+    return {} if sheet.held_out is None else {"held_out": {"auc": sheet.held_out.auc.value}}
 
 
 def distinct(data: Labelled, desired: str | None) -> tuple[list[str], Labels]:

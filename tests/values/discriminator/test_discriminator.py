@@ -111,6 +111,8 @@ def test_the_data_sheet_says_what_it_is_worth(saved: Path) -> None:
     assert sheet["licence"] == "CC0" and sheet["files"][0]["name"] == "data.jsonl"
     assert (sheet["learned"], sheet["calibrated"], sheet["held_out"]["texts"]) == (200, 100, 100)
     assert set(sheet["layers"]) == {"1", "2"}
+    record = json.loads((saved / "kind" / "fit.json").read_text())
+    assert record["measured"] == {"held_out": {"auc": sheet["held_out"]["auc"]["value"]}}
     page = (saved / "kind" / "README.md").read_text()
     assert "held-out AUC" in page and "AUC of TF-IDF" in page and "better than chance" in page
     assert fitted_on_chats(saved / "kind" / "guide") is False  # what compare warns by, in chats
