@@ -170,6 +170,7 @@ class Sums:
         """Sums and numbers of tokens of texts ``(R, T)``, both float32 ``(R,)``, and the mask of
         what the cache holds ``(R, W + T)``."""
         head, layout = self.head, context_layout([self.head.context], pad=0)
+        text = layout.order(head.context, ids, mask) >= layout.width  # else statement
         ids, mask = layout.rows(head.context, ids, mask)
         start = self.prefix.align(ids, mask, spare=0)
         values = self.prefix.values[:, :start]
@@ -183,9 +184,9 @@ class Sums:
             )
             values = torch.cat([values, head.read(output.last_hidden_state)], dim=1)
         self.prefix.commit(ids, mask, values)
-        own = mask[:, layout.width :].bool()
+        own = text & mask.bool()
         # What a padded column holds may be no number.
-        total = values[:, layout.width :].masked_fill(~own, 0).sum(1)
+        total = values.masked_fill(~own, 0).sum(1)
         return total, own.sum(1).float(), mask
 
 
