@@ -7,6 +7,8 @@ the work folder hold is said in results_tools.py.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +24,18 @@ from results_tools import (
     write_results,
 )
 
-from plugalign.catalogue import ALONE
+from plugalign.catalogue import ALONE, FITTERS
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.run_folder.folder import MANIFEST
 from plugalign.fitting.progress import say
 from plugalign.loading import load_model
 
 RUN = "run"
+
+
+def in_one_style(text: str) -> str:
+    """A text without capitals, punctuation marks apart from words: as ParaDetox's toxic side is."""
+    return " ".join(re.sub(r"([^\w\s])", r" \1 ", text).lower().split())
 
 
 def main(
@@ -46,6 +53,13 @@ def main(
     guides: Annotated[
         list[str] | None, typer.Option(help="Files of the data that guides learn from; both.")
     ] = None,
+    one_style: Annotated[
+        bool, typer.Option(help="Guides learn from lower case, spaces around punctuation marks.")
+    ] = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Of those that are fitted; all, and all that need none."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many texts for guides.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -55,12 +69,16 @@ def main(
     chosen = held_out_prompts(data, work, skip, prompts)
     judges = fit_judges(data, work / "judges", encoder)
     texts = load_guides(data, limit, guides or GUIDES)
+    if one_style:
+        texts = replace(texts, texts=tuple(map(in_one_style, texts.texts)))
     base, tokenizer = load_model(model)
-    controllers = fit_methods(base, tokenizer, texts, work / "fits", minutes)
+    controllers = fit_methods(
+        base, tokenizer, texts, work / "fits", minutes, methods=method or FITTERS
+    )
     comparison = compare(
         base,
         tokenizer,
-        methods=[*controllers, *ALONE],
+        methods=[*controllers, *([] if method else ALONE)],
         controllers=controllers,
         prompts=chosen,
         chat="off",

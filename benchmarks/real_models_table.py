@@ -59,7 +59,7 @@ def results(summary: Found) -> Iterator[str]:
 
 def settings(tuning: Found) -> Iterator[str]:
     """A line for each method of which settings were tried."""
-    yield from _head("method", "setting", "tried", "chosen", "default")
+    yield from _head("method", "setting", "tried", "chosen", "default then")
     for method, found in tuning.items():
         tried = [trial["settings"] for trial in found["trials"]]
         (setting,) = {name for each in tried for name in each}

@@ -60,7 +60,7 @@ class ContrastiveDecoding(WithModels):
         amateur: Model,
         *,
         alpha: float = 0.1,
-        beta: float = 0.5,
+        beta: float = 1.0,
         trust_remote_code: bool = False,
     ):
         check_model(amateur, "the amateur")

@@ -7,6 +7,11 @@ All prefixes are rows of the base's own forward. The decay makes small differenc
 large, so a half precision model's logits are taken in float32, to 16 significant bits or more, for
 the base and behind each prefix; a model that caps or scales its logits behind the head gives them
 rounded.
+
+It asks the model to know what a description means. Models of 135 and 270 million parameters react
+to one of rude text as to one of a weather report: no decay lowered the toxicity of sampled answers
+by two judges, and none kept their perplexity within 1.15 times the base's, so the default is the
+paper's smallest. Measure on your model with ``plugalign tune`` or ``compare`` before using it.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ class SelfDebias(Controller):
         prefixes: texts put in front of the prompt, or of what the user says first where it is a
             chat, one row each; by default one per attribute.
         decay: lambda, how fast the probability of a suspicious token falls; the paper tries 10,
-            50 and 100.
+            50 and 100, and its code takes 50 by default.
         floor: the smallest factor.
 
     Raises:
@@ -65,7 +70,7 @@ class SelfDebias(Controller):
         self,
         prefixes: Sequence[str] = PREFIXES,
         *,
-        decay: float = 50.0,
+        decay: float = 10.0,
         floor: float = 0.01,
     ):
         if isinstance(prefixes, str) or not prefixes or not all(prefixes):

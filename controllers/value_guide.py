@@ -53,7 +53,7 @@ class ValueGuide(Controller):
     settings = ValueGuideSettings
     learned: ClassVar[Mapping[str, int]] = {"weights": 1, "offset": 0}
 
-    def __init__(self, head: ValueHead, *, k: int = 50, weight: float = 20.0, breaks: bool = False):
+    def __init__(self, head: ValueHead, *, k: int = 50, weight: float = 60.0, breaks: bool = False):
         self.head, self.breaks = head, breaks
         self.support, self.weight = TopK(k), float(weight)
 

@@ -33,7 +33,7 @@ POLITENESS: dict[str, dict[str, Any]] = {
     "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, **FUDGE},
     "prefix": {"steps": 150},
 }
-SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,))
+SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,), decay=50)
 SELF_CRITIQUE = SelfCritique(
     critique=world.CRITIQUE, fault=world.YES, fine=world.NO, refine=world.REWRITE + "{prompt}"
 )
@@ -77,7 +77,7 @@ def fit_guides(
         tokenizer,
         Labelled(beginnings, genders),
         out / "nullspace",
-        settings={"positions": 0},
+        settings={"positions": 0, "strength": 1},
     )
     SELF_DEBIAS.save_pretrained(out / "self_debias")
     SELF_CRITIQUE.save_pretrained(out / "self_critique")

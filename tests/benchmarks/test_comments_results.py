@@ -84,3 +84,35 @@ def test_one_command_fits_compares_and_writes_results_without_texts(
 def test_too_few_prompts_are_named(tools: Any, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 1 prompts behind 7, not 4"):
         tools.held_out_prompts(data, tmp_path, 7, 4)
+
+
+def test_one_style_has_no_capitals_and_no_marks_at_words(script: Any) -> None:
+    assert script.in_one_style("Well, he's  RIGHT!") == "well , he ' s right !"
+    assert script.in_one_style("well , he ' s right !") == "well , he ' s right !"
+
+
+@pytest.mark.slow
+def test_some_methods_may_be_compared_alone_and_learn_from_one_style(
+    script: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Any] = []
+    fit = script.fit_methods
+    monkeypatch.setattr(script, "fit_methods", lambda *a, **k: learned.append(a[2]) or fit(*a, **k))
+    script.main(
+        model=str(pocket.PARTS / pocket.MODEL),
+        data=data,
+        work=tmp_path / "work",
+        out=tmp_path / "results",
+        prompts=4,
+        skip=3,
+        samples=2,
+        new_tokens=5,
+        batch_size=8,
+        minutes=0.002,
+        one_style=True,
+        method=["fudge_head"],
+        threads=torch.get_num_threads(),
+    )
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert list(summary["methods"]) == ["base", "fudge_head"]
+    assert all(text == script.in_one_style(text) for text in learned[0].texts)

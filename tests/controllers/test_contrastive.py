@@ -117,7 +117,7 @@ def test_an_id_on_the_hub_is_saved_by_name(tmp_path):
     with pytest.raises(ValueError, match="'hub/small' on the hub as its amateur; if it may"):
         ContrastiveDecoding.from_pretrained(str(tmp_path))
     loaded = ContrastiveDecoding.from_pretrained(str(tmp_path), allow_hub_parts=True)
-    assert loaded.config() == {"alpha": 0.1, "beta": 0.5, "models": {"amateur": "hub/small"}}
+    assert loaded.config() == {"alpha": 0.1, "beta": 1.0, "models": {"amateur": "hub/small"}}
 
 
 def test_drafts_and_captures(contrast, proxy, tokenizer, prompts):

@@ -105,7 +105,7 @@ def test_half_precision_logits_are_not_rounded_before_they_are_compared(
     float64 product of the very states that the bfloat16 head read."""
     model, batch, seen = tiny(name).bfloat16(), prompts(rows=1), []
     model.generation_config.eos_token_id = None
-    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5 w6 w7", "w8"]))
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5 w6 w7", "w8"], decay=50))
     steered.generate(**batch, max_new_tokens=2, num_beams=beams, do_sample=False)  # finds out
     model.base_model.register_forward_hook(lambda *a: seen.append(a[-1].last_hidden_state[:, -1]))
     scores = steered.generate(
