@@ -20,6 +20,15 @@ from plugalign.fitting.training import adamw, descend
 TIMED, MOST_TIMED = 2, 20  # steps, behind one that warms up
 TIMING = 1 / 30  # of a fit's time, for timing more than two of them
 LOOKING = 0.2  # of a fit's time, at most, for looks at held-out texts; but for two of them
+TRIED, FEWEST = 32, 64  # held-out texts that are timed, and that a short fit looks at
+AT_LEAST = 4  # passes over held-out texts: two looks, one at the end, and what measures the fit
+
+
+class Looking(NamedTuple):
+    """What a time allows of looks: the held-out texts of one, and its seconds."""
+
+    texts: int
+    seconds: float
 
 
 class Affordable(NamedTuple):
@@ -85,6 +94,39 @@ def affordable_steps(
     say(text)
     if note is not None:
         remember(note, {**chosen._asdict(), "spared": spared})
+    return chosen
+
+
+def affordable_look(
+    look: Callable[[int], object],
+    texts: int,
+    parameters: Mapping[str, Tensor],
+    minutes: float | None,
+    *,
+    note: Path,
+    share: float = 1.0,
+) -> Looking:
+    """At how many held-out texts to look in a training, after timing a look at a few: at all where
+    `AT_LEAST` looks fit into `LOOKING` of its time, else at fewer, down to `FEWEST`.
+
+    Args:
+        look: at the first so many texts, which are a fair sample of all.
+        texts: how many there are.
+        minutes, note, share: see `affordable_steps`.
+    """
+    if (known := remembered(note, *Looking._fields)) is not None:
+        return Looking(int(known["texts"]), float(known["seconds"]))
+    if not texts:
+        return Looking(0, 0.0)
+    tried = min(TRIED, texts)
+    timed = time_of(lambda: look(tried), parameters)
+    each = 0.0 if timed is None else timed() / tried
+    count = texts
+    if minutes is not None and each:
+        fitting = int(LOOKING * 60 * minutes * share / (AT_LEAST * each))
+        count = min(texts, max(FEWEST, fitting))
+    chosen = Looking(count, each * count)
+    remember(note, chosen._asdict())
     return chosen
 
 

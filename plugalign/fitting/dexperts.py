@@ -7,8 +7,9 @@ anti-expert on all other texts: as full models, or as LoRA adapters of the base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import Frame, frame_of
-from plugalign.fitting.budget import Affordable, affordable_steps, time_of
+from plugalign.fitting.budget import Affordable, affordable_look, affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import auc, encoded
@@ -166,9 +167,17 @@ class _Experts:
         assert chosen.lr is not None  # see `DExpertsSettings.of`
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
-        look = student.held_loss(apart, chosen.batch_size) if apart else None
-        batch_size, (steps, looks) = self._planned(role, student, rows, look, folder, share)
-        watch = None if look is None else HeldOut(look, looks)
+        looks_at = cache(lambda texts: student.held_loss(apart[:texts], chosen.batch_size))
+        seen, seconds = affordable_look(
+            lambda texts: looks_at(texts)(),
+            len(apart),
+            student.learned,
+            chosen.minutes,
+            note=folder / f"{role}-look.json",
+            share=share,
+        )
+        batch_size, (steps, looks) = self._planned(role, student, rows, seconds, folder, share)
+        watch = HeldOut(looks_at(seen), looks) if seen else None
         train(
             parameters=student.learned,
             loss=student.loss_of(rows, batch_size, chosen.seed),
@@ -180,7 +189,7 @@ class _Experts:
             held_out=watch,
         )
         student.model.eval()
-        found = {} if watch is None else watch.best
+        found = {} if watch is None else {**watch.best, "texts": seen}
         return student, {"steps": steps, "batch_size": batch_size, role: found}
 
     def _planned(
@@ -188,14 +197,17 @@ class _Experts:
         role: str,
         student: Student,
         rows: Rows,
-        look: Callable[[], float] | None,
+        look: float,
         folder: Path,
         share: float,
     ) -> tuple[int, Affordable]:
         """How many texts a step has, and how many steps there are: where the time is short, fewer
-        texts, down to eight, rather than fewer steps. Sizes far from fitting are not timed."""
+        texts, down to eight, rather than fewer steps. Sizes far from fitting are not timed.
+
+        Args:
+            look: the seconds of one at held-out texts.
+        """
         chosen, size = self.settings, self.settings.batch_size
-        looking = time_of(look, student.learned)
         while True:
             plan = affordable_steps(
                 student.loss_of(rows, size, chosen.seed),
@@ -207,7 +219,7 @@ class _Experts:
                 share=share,
                 note=folder / f"steps-of-{size}.json",
                 spare=student.spare,
-                looking=looking,
+                looking=lambda: look,
             )
             if plan.steps == chosen.steps or size <= FEWEST:
                 return size, plan

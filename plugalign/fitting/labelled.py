@@ -70,6 +70,12 @@ class Examples:
         order = torch.randperm(len(self), generator=generator).tolist()
         return Examples(*self.sides(), order, self.frame)
 
+    def first(self, count: int) -> Examples:
+        """The first texts of both classes, so many with the shares that they have here, or one
+        more."""
+        good, bad = (side[: -(-count * len(side) // len(self))] for side in self.sides())
+        return Examples(good, bad, frame=self.frame)
+
     def batch(self, texts: Sequence[int], device: torch.device) -> Batch:
         """Some of the texts."""
         ids, mask = pad([self.rows[i] for i in texts])

@@ -9,6 +9,7 @@ the class, so training begins at a model that still writes its language. The mod
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import followed, frame_of
-from plugalign.fitting.budget import affordable_steps, time_of
+from plugalign.fitting.budget import affordable_look, affordable_steps
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded
@@ -138,10 +139,12 @@ def _trained(
     parameters, title = dict(prefixes.encoders.named_parameters()), "prefixes"
     note = folder / "prefix.json"
 
-    def held_loss() -> float:
-        return _judged(prefixes, held, settings)[0]
+    def look(texts: int) -> float:
+        return _judged(prefixes, held.first(texts), settings)[0]
 
-    look = held_loss if len(held) else None
+    seen, seconds = affordable_look(
+        look, len(held), parameters, settings.minutes, note=folder / "look.json"
+    )
     steps, looks = affordable_steps(
         loss,
         parameters,
@@ -149,9 +152,9 @@ def _trained(
         settings.minutes,
         title=title,
         note=note,
-        looking=time_of(look, parameters),
+        looking=lambda: seconds,
     )
-    watch = None if look is None else HeldOut(look, looks)
+    watch = HeldOut(partial(look, seen), looks) if seen else None
     train(
         parameters=parameters,
         loss=loss,
@@ -166,7 +169,7 @@ def _trained(
         return {"steps": steps}
     return {
         "steps": steps,
-        "held_out": {**watch.best, "auc": _judged(prefixes, held, settings)[1]},
+        "held_out": {**watch.best, "texts": seen, "auc": _judged(prefixes, held, settings)[1]},
     }
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from plugalign.fitting import budget
-from plugalign.fitting.budget import Affordable, affordable_steps, time_of
+from plugalign.fitting.budget import (
+    Affordable,
+    Looking,
+    affordable_look,
+    affordable_steps,
+    time_of,
+)
 from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
 from plugalign.fitting.progress import duration
 from plugalign.fitting.training import train
@@ -123,6 +129,35 @@ def test_a_look_is_timed_once(second: None) -> None:
     assert looking is not None and not looks
     assert looking() == looking() == 10 and len(looks) == 2  # one warms up
     assert time_of(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "minutes", "share", "seen"),
+    [
+        (512, None, 1.0, 512),
+        (512, 100.0, 1.0, 512),  # 32 texts take 10 s, so a fifth of it holds four looks at 960
+        (512, 40.0, 1.0, 384),
+        (512, 40.0, 0.5, 192),
+        (512, 1.0, 1.0, 64),
+        (20, 1.0, 1.0, 20),
+        (0, 1.0, 1.0, 0),
+    ],
+)
+def test_short_fits_look_at_fewer_texts(
+    texts: int, minutes: float | None, share: float, seen: int, second: None, tmp_path: Path
+) -> None:
+    tried = list[int]()
+
+    def asked() -> Looking:
+        return affordable_look(
+            tried.append, texts, {}, minutes, note=tmp_path / "look.json", share=share
+        )
+
+    found = asked()
+    each = 10 / min(32, texts) if texts else 0.0
+    assert found == Looking(seen, pytest.approx(each * seen))
+    assert tried == 2 * [min(32, texts)] * bool(texts)
+    assert asked() == found and len(tried) <= 2  # a fit that continues looks at as many
 
 
 def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> None:

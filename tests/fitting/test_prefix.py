@@ -1,11 +1,15 @@
 """Contrastive prefixes: the loss against its formula, the likelihood against real prompts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import plugalign as pa
+from plugalign.fitting import budget
 from plugalign.fitting.data import Labelled
+from plugalign.fitting.labelled import Examples
 from plugalign.fitting.prefix import Prefixes, contrastive_loss, fit_prefix
 
 GOOD = tuple(f"w{5 + i % 7} w{20 + i % 5} w{22} w{21} w{20 + i % 3}" for i in range(24))
@@ -83,3 +87,23 @@ def test_refuses_bad_settings(options, message, tiny, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit_prefix(tiny(), tokenizer, DATA, tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_short_fit_looks_at_fewer_held_out_texts(tiny, tokenizer, tmp_path, monkeypatch):
+    """A tenth of 240 texts is held out; the AUC is of all of them."""
+    monkeypatch.setattr(budget, "FEWEST", 10)
+    data = Labelled(GOOD * 5 + BAD * 5, ("desired",) * 120 + ("undesired",) * 120)
+    found = {}
+    for minutes in (1e-6, 10.0):
+        out = tmp_path / str(minutes)
+        fit_prefix(tiny(), tokenizer, data, out, minutes=minutes, steps=3, prefix_length=4)
+        found[minutes] = json.loads((out / "fit.json").read_text())["measured"]["held_out"]
+    assert [found[minutes]["texts"] for minutes in (1e-6, 10.0)] == [10, 24]
+    assert all(each["loss"] > 0 and 0 <= each["auc"] <= 1 for each in found.values())
+
+
+def test_the_first_texts_have_the_shares_of_all():
+    some = Examples([[i] for i in range(12)], [[50 + i] for i in range(4)]).first(8)
+    assert some.rows == [[i] for i in range(6)] + [[50], [51]]
+    assert some.labels.tolist() == [1.0] * 6 + [0.0] * 2
+    assert len(Examples([[1]] * 31, [[2]]).first(10)) == 11
