@@ -7,8 +7,6 @@ the work folder hold is said in results_tools.py.
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +26,10 @@ from plugalign.catalogue import ALONE, FITTERS
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.run_folder.folder import MANIFEST
 from plugalign.fitting.progress import say
+from plugalign.fitting.style import in_one_style
 from plugalign.loading import load_model
 
 RUN = "run"
-
-
-def in_one_style(text: str) -> str:
-    """A text without capitals, punctuation marks apart from words: as ParaDetox's toxic side is."""
-    return " ".join(re.sub(r"([^\w\s])", r" \1 ", text).lower().split())
 
 
 def main(
@@ -70,7 +64,7 @@ def main(
     judges = fit_judges(data, work / "judges", encoder)
     texts = load_guides(data, limit, guides or GUIDES)
     if one_style:
-        texts = replace(texts, texts=tuple(map(in_one_style, texts.texts)))
+        texts = in_one_style(texts)
     base, tokenizer = load_model(model)
     controllers = fit_methods(
         base, tokenizer, texts, work / "fits", minutes, methods=method or FITTERS

@@ -38,6 +38,10 @@ Pairs = Annotated[
 ]
 Desired = Annotated[str | None, typer.Option(help="The label of the desired class. [default: 0]")]
 Limit = Annotated[int | None, typer.Option(help="At most so many texts.")]
+OneStyle = Annotated[
+    bool,
+    typer.Option("--one-style", help="Learn from lower case, punctuation marks set apart."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="steps=300, lr=5e-4, seed=1, …"),
@@ -86,6 +90,7 @@ def fit(
     pairs: Pairs = None,
     desired: Desired = None,
     limit: Limit = None,
+    one_style: OneStyle = False,
     settings: Set = None,
     minutes: Minutes = None,
     chat: options.Chat = "auto",
@@ -110,6 +115,8 @@ def fit(
     check_folder(out)
     if method in ("judge", "value"):
         _refuse_settings(f"a {method}", settings, dtype, chat, system)
+        if one_style:
+            raise ValueError(f"a {method} reads texts as they are; leave --one-style out")
         _refuse_minutes(method, model, minutes)
     if method == "judge":
         bound = MINUTES if minutes is None else minutes
@@ -137,6 +144,7 @@ def fit(
         threads=threads,
         chat=chat,
         system=system,
+        one_style=one_style,
     )
     show(done)
 

@@ -18,9 +18,11 @@ from plugalign.fitting import workspace
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.progress import say
 from plugalign.fitting.settings import Fit, settings_of, validated
+from plugalign.fitting.style import differences, in_one_style
 from plugalign.loading import load_model
 from plugalign.threads import torch_threads
 
+CURE = "A contrast of both classes may learn from --one-style."
 OWN_OPTIONS = ("desired", "minutes", "chat", "system")  # of the command, not of --set
 
 
@@ -87,6 +89,7 @@ def fit_files(
     threads: int | None,
     chat: str = "auto",
     system: str | None = None,
+    one_style: bool = False,
 ) -> str:
     """What the command does with its options: says what it does as it goes, and returns what there
     is to say at the end.
@@ -97,6 +100,7 @@ def fit_files(
         settings: ``NAME=VALUE`` pairs.
         dtype: see `chosen_dtype`.
         chat, system: see `FitSettings`.
+        one_style: whether texts are put into one style, see `plugalign.fitting.style`.
 
     Raises:
         ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
@@ -106,8 +110,12 @@ def fit_files(
     precision = chosen_dtype(dtype)
     with torch_threads(threads):
         data = load_data(paths, limit=limit, **columns)
+        if one_style:
+            data = in_one_style(data)
         if "desired" in settings_of(fitter(method)[0]):
-            data.binary(desired)  # says now what a fit would say once the model is there
+            sides = data.binary(desired)  # says now what a fit would say once the model is there
+            if found := "; ".join(differences(*sides)):
+                say(f"the classes differ in style, which will be steered too: {found}. {CURE}")
         say(f"loading {name} in {explained(dtype)}")
         model, tokenizer = load_model(name, precision)
         given: dict[str, Any] = {"desired": desired, "minutes": minutes, "settings": chosen}

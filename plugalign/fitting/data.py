@@ -35,10 +35,14 @@ class Labelled:
     A fit learns whatever separates the classes. So each class should come from the same sources
     in the same style: where one alone has capitals, spaces before full stops or a subject of its
     own, that is what the controller will steer.
+
+    Attributes:
+        one_style: whether texts are as `plugalign.fitting.style.in_one_style` writes them.
     """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
+    one_style: bool = False
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.labels):

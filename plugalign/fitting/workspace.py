@@ -49,6 +49,7 @@ def record(
         "data": {
             "texts": {name: data.labels.count(name) for name in sorted(set(data.labels))},
             "sha256": fingerprint(data.texts, data.labels),
+            **({"one_style": True} if data.one_style else {}),
         },
         "settings": json.loads(json.dumps(settings, sort_keys=True)),
         "chat": dict(chat or {}),

@@ -16,6 +16,7 @@ from plugalign import cli
         (["--dtype", "float16"], "a judge is fitted in float32, got --dtype float16"),
         (["--chat", "on"], "a judge reads texts without a chat"),
         (["--system", "x"], "a judge reads texts without a chat"),
+        (["--one-style"], "a judge reads texts as they are; leave --one-style out"),
         (["--set", "steps=3"], "a judge has no settings, got --set steps=3"),
         (["--minutes", "3"], "a TF-IDF judge takes seconds and has no --minutes, got 3"),
     ],

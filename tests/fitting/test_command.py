@@ -79,6 +79,26 @@ def test_it_says_what_it_does_and_its_hint_works_when_typed(
     assert "my head is not empty; name another folder" in " ".join(capsys.readouterr().err.split())
 
 
+def test_classes_of_two_styles_are_named_and_may_learn_from_one(
+    model: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    styled = [{**row, "text": row["text"].upper()} if row["label"] else row for row in rows]
+    Path(data).write_text("".join(json.dumps(row) + "\n" for row in styled))
+    arguments = ["--model", model, "--data", data, "--set", "steps=2", "--out"]
+    warning = "0% of desired texts have a capital, 100% of the others"
+    assert fit(monkeypatch, "fudge_head", *arguments, str(tmp_path / "two")) == 0
+    assert warning in " ".join(capsys.readouterr().err.split())
+    assert fit(monkeypatch, "fudge_head", *arguments, str(tmp_path / "one"), "--one-style") == 0
+    assert "differ in style" not in capsys.readouterr().err
+    found = [json.loads((tmp_path / x / "fit.json").read_text())["data"] for x in ("two", "one")]
+    assert "one_style" not in found[0] and found[1]["one_style"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
