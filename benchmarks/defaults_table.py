@@ -1,7 +1,8 @@
 """What each study's tuning chose beside the default of today, as Markdown.
 
-The rule: a default is what all studies chose where they agree, and stays as it was where they do
-not. Where no study found a value within its budgets, it is the value that costs least.
+The rule: a default is what all studies chose where they agree, but for what `KEPT` says, and stays
+as it was where they do not. Where no study found a value within its budgets, it is the value that
+costs least.
 
 python benchmarks/defaults_table.py
 """
@@ -26,6 +27,11 @@ RESULTS = Path(__file__).parent / "results"
 STUDIES = ("smollm2/texts", "smollm2/experts", "smollm2/chats")
 # What is made with a setting of its own, and the method that it is.
 VARIANTS = {ANTI: "dexperts"}
+# Defaults that stay though all studies chose another value, and why.
+KEPT = {
+    "nullspace": "only 1 removes the subspace, which is what the method is for",
+    "safe_decoding": "the paper's; no study tells it from the other value",
+}
 
 
 def chosen(study: str, name: str) -> str | None:

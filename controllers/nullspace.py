@@ -54,7 +54,7 @@ class Nullspace(Controller):
         center: ``(D,)``, the hidden state that stays as it is; None is the origin.
         guide: ``(D,)``, the direction of the concept among output embeddings. With it the
             strength adapts at every step (A-INLP).
-        strength: 0 is the identity, 1 removes the subspace, which costs more of the text.
+        strength: 0 is the identity, 1 removes the subspace.
         top_p: A-INLP's likely tokens. low, high: between them the sensitivity is harmless.
         floor: the smallest share of the hidden state that A-INLP keeps.
         fitted_for: the model that the subspace was fitted for.
@@ -76,7 +76,7 @@ class Nullspace(Controller):
         center: Tensor | None = None,
         guide: Tensor | None = None,
         *,
-        strength: float = 0.5,
+        strength: float = 1.0,
         top_p: float = 0.7,
         low: float = -0.1,
         high: float = 0.15,

@@ -100,7 +100,7 @@ class SafeDecoding(WithModels):
     Args:
         expert: a model with the base's tokenizer, a folder (or hub id) of one, or a folder of a
             LoRA adapter of the base.
-        alpha: strength; 0 is the base on the common tokens, 1 the expert; the paper's is 3.
+        alpha: strength; 0 is the base on the common tokens, 1 the expert.
         first_steps: m, so many tokens of an answer are steered.
         least_common: c, the fewest tokens that stay possible in these steps.
         floor: the probability of a token that the extrapolation leaves with less, before
@@ -120,7 +120,7 @@ class SafeDecoding(WithModels):
         self,
         expert: Model,
         *,
-        alpha: float = 1.0,
+        alpha: float = 3.0,
         first_steps: int = 2,
         least_common: int = 5,
         floor: float = 1e-8,

@@ -21,7 +21,7 @@ TIMED, MOST_TIMED = 2, 20  # steps, behind one that warms up
 TIMING = 1 / 30  # of a fit's time, for timing more than two of them
 LOOKING = 0.2  # of a fit's time, at most, for looks at held-out texts; but for two of them
 TRIED, FEWEST = 32, 64  # held-out texts that are timed, and that a short fit looks at
-AT_LEAST = 4  # passes over held-out texts: two looks, one at the end, and what measures the fit
+AT_LEAST = 4  # looks that must fit into it: two, one at the end, and one that measures the fit
 
 
 class Looking(NamedTuple):
@@ -112,22 +112,21 @@ def affordable_look(
     Args:
         look: at the first so many texts, which are a fair sample of all.
         texts: how many there are.
-        minutes, note, share: see `affordable_steps`.
+        minutes, share: see `affordable_steps`.
+        note: a file that remembers the answer, once the training is planned (`remember`).
     """
     if (known := remembered(note, *Looking._fields)) is not None:
         return Looking(int(known["texts"]), float(known["seconds"]))
     if not texts:
         return Looking(0, 0.0)
     tried = min(TRIED, texts)
-    timed = time_of(lambda: look(tried), parameters)
-    each = 0.0 if timed is None else timed() / tried
-    count = texts
+    seconds = time_of(lambda: look(tried), parameters)
+    assert seconds is not None
+    each, count = seconds() / tried, texts
     if minutes is not None and each:
         fitting = int(LOOKING * 60 * minutes * share / (AT_LEAST * each))
         count = min(texts, max(FEWEST, fitting))
-    chosen = Looking(count, each * count)
-    remember(note, chosen._asdict())
-    return chosen
+    return Looking(count, each * count)
 
 
 def time_of(

@@ -114,7 +114,7 @@ def fit_files(
             data = in_one_style(data)
         if "desired" in settings_of(fitter(method)[0]):
             sides = data.binary(desired)  # says now what a fit would say once the model is there
-            if found := "; ".join(differences(*sides)):
+            if not one_style and (found := "; ".join(differences(*sides))):
                 say(f"the classes differ in style, which will be steered too: {found}. {CURE}")
         say(f"loading {name} in {explained(dtype)}")
         model, tokenizer = load_model(name, precision)

@@ -19,7 +19,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import Frame, frame_of
-from plugalign.fitting.budget import Affordable, affordable_look, affordable_steps
+from plugalign.fitting.budget import Affordable, affordable_look, affordable_steps, remember
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import auc, encoded
@@ -140,10 +140,10 @@ class _Experts:
         measured: dict[str, Any] = {}
         scores: list[Tensor] = []
         lengths = [sum(map(len, rows)) / len(rows) for rows in learnt.sides()]
-        for role, rows, apart in zip(ROLES, learnt.sides(), held.sides(), strict=True):
+        sides = zip(ROLES, learnt.sides(), held.sides(), lengths, strict=True)
+        for role, rows, apart, length in sides:
             # Both make as many steps, planned for the first: of longer texts they take longer.
-            share = lengths[0] / sum(lengths)
-            student, found = self._trained(role, rows, apart, folder, share)
+            student, found = self._trained(role, rows, apart, folder, length / sum(lengths))
             measured |= found
             scores.append(student.log_likelihoods(held.rows, chosen.batch_size))
             _save(student.model, self.tokenizer, folder / role)
@@ -161,22 +161,25 @@ class _Experts:
         """An expert, and what its held-out texts say.
 
         Args:
-            share: of the time that the first of both takes.
+            share: of the time that it takes.
         """
         chosen = self.settings
         assert chosen.lr is not None  # see `DExpertsSettings.of`
         rank, frame = chosen.adapter_rank, self.frame
         student = Student(self.model, self.tokenizer, rank, chosen.seed, frame)
         looks_at = cache(lambda texts: student.held_loss(apart[:texts], chosen.batch_size))
-        seen, seconds = affordable_look(
+        note = folder / f"{role}-look.json"
+        looking = affordable_look(
             lambda texts: looks_at(texts)(),
             len(apart),
             student.learned,
             chosen.minutes,
-            note=folder / f"{role}-look.json",
+            note=note,
             share=share,
         )
+        seen, seconds = looking
         batch_size, (steps, looks) = self._planned(role, student, rows, seconds, folder, share)
+        remember(note, looking._asdict())
         watch = HeldOut(looks_at(seen), looks) if seen else None
         train(
             parameters=student.learned,

@@ -85,7 +85,7 @@ class NullspaceSettings(FitSettings):
     max_length: Count = 64
     batch_size: Count = 32
     seed: Seed = 0
-    strength: Strength = 0.5
+    strength: Strength = 1.0
     minutes: Minutes | None = None
 
 

@@ -24,7 +24,7 @@ from plugalign.controllers.prefix_tuning import PrefixContrast, PrefixTuning
 from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import followed, frame_of
-from plugalign.fitting.budget import affordable_look, affordable_steps
+from plugalign.fitting.budget import affordable_look, affordable_steps, remember
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded
@@ -142,9 +142,8 @@ def _trained(
     def look(texts: int) -> float:
         return _judged(prefixes, held.first(texts), settings)[0]
 
-    seen, seconds = affordable_look(
-        look, len(held), parameters, settings.minutes, note=folder / "look.json"
-    )
+    looked = folder / "look.json"
+    looking = affordable_look(look, len(held), parameters, settings.minutes, note=looked)
     steps, looks = affordable_steps(
         loss,
         parameters,
@@ -152,9 +151,10 @@ def _trained(
         settings.minutes,
         title=title,
         note=note,
-        looking=lambda: seconds,
+        looking=lambda: looking.seconds,
     )
-    watch = HeldOut(partial(look, seen), looks) if seen else None
+    remember(looked, looking._asdict())
+    watch = HeldOut(partial(look, looking.texts), looks) if looking.texts else None
     train(
         parameters=parameters,
         loss=loss,
@@ -169,7 +169,11 @@ def _trained(
         return {"steps": steps}
     return {
         "steps": steps,
-        "held_out": {**watch.best, "texts": seen, "auc": _judged(prefixes, held, settings)[1]},
+        "held_out": {
+            **watch.best,
+            "texts": len(held.first(looking.texts)),
+            "auc": _judged(prefixes, held, settings)[1],
+        },
     }
 
 

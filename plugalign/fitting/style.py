@@ -8,12 +8,14 @@ what the labels mean.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from plugalign.fitting.data import Labelled
 
-MARK, SPACED = re.compile(r"([^\w\s])"), re.compile(r"\w\s+[.,!?;:]")
+SPACED = re.compile(r"\w\s+[.,!?;:]")
+MARKS = "PS"  # punctuation and symbols, by the first letter of their Unicode category
 # What is looked at in a text, by the words that say it.
 TRAITS = {"a capital": re.compile(r"[A-Z]"), "a space before a punctuation mark": SPACED}
 FAR = 0.3  # between the shares of texts that have a trait in both classes
@@ -38,7 +40,8 @@ def differences(good: Sequence[str], bad: Sequence[str]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(MARK.sub(r" \1 ", text).lower().split())
+    apart = (f" {c} " if unicodedata.category(c)[0] in MARKS else c for c in text.lower())
+    return " ".join("".join(apart).split())
 
 
 def _share(trait: re.Pattern[str], texts: Sequence[str]) -> float:

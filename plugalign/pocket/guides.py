@@ -77,7 +77,7 @@ def fit_guides(
         tokenizer,
         Labelled(beginnings, genders),
         out / "nullspace",
-        settings={"positions": 0, "strength": 1},
+        settings={"positions": 0},
     )
     SELF_DEBIAS.save_pretrained(out / "self_debias")
     SELF_CRITIQUE.save_pretrained(out / "self_critique")

@@ -59,10 +59,10 @@ def projections():
     obliquely, read = oblique(3)
     center = torch.linspace(-1, 1, WIDTH, dtype=torch.float64)
     return {
-        "inlp": (Nullspace(removed, strength=1), lambda h: h - removed @ (removed.T @ h)),
+        "inlp": (Nullspace(removed), lambda h: h - removed @ (removed.T @ h)),
         "half": (Nullspace(removed, strength=0.5), lambda h: h - 0.5 * removed @ (removed.T @ h)),
         "leace": (
-            Nullspace(obliquely, read, center, strength=1),
+            Nullspace(obliquely, read, center),
             lambda h: h - obliquely @ (read.T @ (h - center)),
         ),
     }
@@ -117,7 +117,7 @@ def test_the_adaptive_strength_is_the_papers(tiny, tokenizer):
     removed = orthonormal(4).numpy()
     embedding = model.lm_head.weight.detach().numpy()
     guide = embedding[5:20].mean(0) - embedding[30:45].mean(0)
-    settings = {"top_p": 0.7, "low": -0.05, "high": 0.05, "floor": 0.94, "strength": 1}
+    settings = {"top_p": 0.7, "low": -0.05, "high": 0.05, "floor": 0.94}
     controller = Nullspace(torch.tensor(removed), guide=torch.tensor(guide), **settings)
     rule = controller.steer(model, tokenizer).shifts[0].alpha
     assert isinstance(rule, Adaptive) and (rule.low, rule.high) == (-0.05, 0.05)

@@ -80,7 +80,7 @@ def test_steered_generate_equals_the_formula(mode, architecture, tiny, tokenizer
 def test_the_loop_decides_by_the_formula(mode, tiny, tokenizer, prompts):
     """Every step's scores against the paper's, at the paper's settings."""
     model, expert, batch = tiny(), tiny(seed=1), prompts(rows=2, width=6)
-    steered = pa.wrap(model, tokenizer, SafeDecoding(expert, alpha=3))
+    steered = pa.wrap(model, tokenizer, SafeDecoding(expert))
     described = steered.explain(max_new_tokens=4, **MODES[mode])
     assert "kept by a mask: CommonTop" in described and "where a gate is open" in described
     output = follows(steered, safe(expert), batch, mode, start=6)
@@ -153,7 +153,7 @@ def test_an_expert_may_serve_another_controller_too(adapted, tiny, tokenizer, pr
 
 def test_half_the_weight_is_half_the_shift(tiny, tokenizer, prompts):
     model, batch, expert = tiny(), prompts(rows=1), tiny(seed=1)
-    got = scores_of(model, tokenizer, 0.5 * SafeDecoding(expert, alpha=3), batch)[0, 0]
+    got = scores_of(model, tokenizer, 0.5 * SafeDecoding(expert), batch)[0, 0]
     text = batch["input_ids"][0].tolist()
     log_p = paper.log_p(in_double(model), text)
     want = log_softmax(0.5 * (log_p + safe(expert)(text, log_p, 0)))

@@ -17,6 +17,7 @@ from plugalign.fitting.budget import (
     Looking,
     affordable_look,
     affordable_steps,
+    remember,
     time_of,
 )
 from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
@@ -154,6 +155,7 @@ def test_short_fits_look_at_fewer_texts(
         )
 
     found = asked()
+    remember(tmp_path / "look.json", found._asdict())
     each = 10 / min(32, texts) if texts else 0.0
     assert found == Looking(seen, pytest.approx(each * seen))
     assert tried == 2 * [min(32, texts)] * bool(texts)

@@ -13,6 +13,11 @@ def test_one_style_has_no_capitals_and_no_marks_at_words() -> None:
     assert in_one_style(plain) == plain and data.texts[0] == "Well, he's  RIGHT!"
 
 
+def test_combining_marks_stay_with_their_letters() -> None:
+    data = Labelled(("नमस्ते। CAFÉ", "naïve €5"), ("0", "1"))
+    assert in_one_style(data).texts == ("नमस्ते । café", "naïve € 5")
+
+
 def test_differences_are_named_with_their_shares() -> None:
     good, bad = ["He is kind.", "Good", "so it is"], ["fool !", "what , you ?", "No", "oh"]
     assert list(differences(good, bad)) == [
