@@ -24,14 +24,11 @@ from plugalign.fitting.command import fitter
 from plugalign.fitting.settings import settings_of
 
 RESULTS = Path(__file__).parent / "results"
-STUDIES = ("smollm2/texts", "smollm2/experts", "smollm2/chats")
+STUDIES = ("smollm2/texts", "smollm2/experts", "smollm2/chats", "gemma3/texts")
 # What is made with a setting of its own, and the method that it is.
 VARIANTS = {ANTI: "dexperts"}
 # Defaults that stay though all studies chose another value, and why.
-KEPT = {
-    "nullspace": "only 1 removes the subspace, which is what the method is for",
-    "safe_decoding": "the paper's; no study tells it from the other value",
-}
+KEPT = {"nullspace": "only 1 removes the subspace, which is what the method is for"}
 
 
 def chosen(study: str, name: str) -> str | None:

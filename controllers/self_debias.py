@@ -8,10 +8,10 @@ large, so a half precision model's logits are taken in float32, to 16 significan
 the base and behind each prefix; a model that caps or scales its logits behind the head gives them
 rounded.
 
-It asks the model to know what a description means. Models of 135 and 270 million parameters react
-to one of rude text as to one of a weather report: no decay lowered the toxicity of sampled answers
-by two judges, and none kept their perplexity within 1.15 times the base's, so the default is the
-paper's smallest. Measure on your model with ``plugalign tune`` or ``compare`` before using it.
+It asks the model to know what a description means. Models of 135 and 270 million parameters hardly
+do: sampled answers of the first were no less toxic at any decay, those of the second at a decay of
+10 by one of two judges, and no decay kept their perplexity within 1.15 times the base's. So the
+default is the paper's smallest; measure on your model with ``plugalign tune`` or ``compare``.
 """
 
 from __future__ import annotations
