@@ -60,7 +60,7 @@ def self_debias(model, tokenizer):
         damp = np.exp(-50.0 * np.maximum(worst - np.exp(log_p), 0))
         return np.log(np.maximum(damp, 0.01)), np.ones(120, bool)
 
-    return pa.SelfDebias(texts), delta
+    return pa.SelfDebias(texts, decay=50), delta
 
 
 def behind(delta, is_open, seen, weight=1.0):

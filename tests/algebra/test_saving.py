@@ -47,7 +47,7 @@ def test_a_sum_saves_its_parts(tiny, tokenizer, prompts, tmp_path):
 def test_config_names_the_controller(tmp_path):
     pa.SelfDebias(["x"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == {"controller": "self_debias", "decay": 50.0, "floor": 0.01, "prefixes": ["x"]}
+    assert config == {"controller": "self_debias", "decay": 10.0, "floor": 0.01, "prefixes": ["x"]}
 
 
 def test_every_known_name_is_the_class_that_carries_it():

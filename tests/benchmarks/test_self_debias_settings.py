@@ -121,7 +121,7 @@ def test_chats_put_the_description_inside_the_turn_and_rows_have_the_papers_sett
     assert study._prompts("on", 1) == [asked]
     rows = script.rows()
     default = pa.SelfDebias().config()
-    assert rows["six, decay 50"].config() == default  # the one that a user gets
+    assert rows["six, decay 10"].config() == default  # the one that a user gets
     assert rows["one, decay 10"].config() == {
         **default,
         "prefixes": default["prefixes"][:1],

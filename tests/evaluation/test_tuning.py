@@ -298,7 +298,7 @@ def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path
     controller = pa.SelfDebias(["This is rude:"])
     values = {"s.decay": [1.0, 2.0]}
     tuning = tune({"s": controller}, values, budgets=Budgets(9, 9), out=tmp_path / "out", **SMALL)
-    assert tuning.chosen is not None and controller.decay == 50
+    assert tuning.chosen is not None and controller.decay == 10
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "pareto.svg",
         "round-1",

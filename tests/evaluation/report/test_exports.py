@@ -37,7 +37,7 @@ def found(tiny: Any, tokenizer: Any, tmp_path: Path) -> Any:
     )
 
 
-LINE = "decay 50.0, floor 0.01, …"
+LINE = "decay 10.0, floor 0.01, …"
 
 
 def test_settings_stand_beside_names_in_every_file_and_in_the_terminal(found: Any) -> None:
