@@ -16,11 +16,13 @@ Without a model of its own the base reads the text behind two prompts, which sta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -40,10 +42,15 @@ from plugalign.controllers.with_models import (
 from plugalign.kernels.terms.linear import Linear
 from plugalign.kernels.terms.term import Term, Weight
 
+LIGHT = 1e-3  # the most mass that all light tokens of a row have together
+ROUNDING = 1e-9  # more than what rounding does to sums in float64
+Row = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+
 
 @dataclass(frozen=True, eq=False)
-class ClassPosterior:
-    """``log P(desired | x, t)`` of every next token t.
+class ClassPosterior(Source):
+    """``log P(desired | x, t)`` of every next token t, float32 ``(R, V)``.
 
     Attributes:
         texts: likelihoods in two contexts, the desired class first.
@@ -55,11 +62,31 @@ class ClassPosterior:
     scale: float
     bias: float
 
-    def log_desired(self, step: Step) -> Tensor:
-        """Float32 ``(R, V)``."""
-        found: Likelihood = step.read(self.texts)
-        mean = (found.total[..., None] + found.following) / (found.count[..., None] + 1)
-        return logsigmoid(self.scale * (mean[0] - mean[1]) + self.bias)
+    @property
+    def key(self) -> Hashable:
+        return ("posterior", self.texts.key, self.scale, self.bias)
+
+    def reader(self, base: Any) -> PosteriorReader:
+        return PosteriorReader(self)
+
+
+@dataclass(frozen=True)
+class PosteriorReader:
+    """Reads a `ClassPosterior`, without a state of its own."""
+
+    source: ClassPosterior
+
+    def read(self, step: Step) -> Tensor:
+        """See `plugalign.algebra.sources.Reader`."""
+        found: Likelihood = step.read(self.source.texts)
+        weights = self.source.scale / (found.count + 1)  # (2, R)
+        so_far = (weights * found.total)[..., None]
+        logit = found.following[0] * weights[0, :, None]
+        logit.addcmul_(found.following[1], weights[1, :, None], value=-1)
+        return logsigmoid(logit.add_(so_far[0] - so_far[1] + self.source.bias))
+
+    def forget(self) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +97,11 @@ class DesiredClass(Shift):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return (self.classes.texts,)
+        return (self.classes.texts, self.classes)
 
     def terms(self, step: Step, weight: Weight) -> Iterable[Term]:
         weights = weight[:, None] if isinstance(weight, Tensor) else (weight,)
-        yield Linear((self.classes.log_desired(step),), weights)
+        yield Linear((step.read(self.classes),), weights)
 
 
 @dataclass(frozen=True)
@@ -95,15 +122,54 @@ class DesiredTokens(Support):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return (self.classes.texts,)
+        return (self.classes.texts, self.classes)
 
     def mask(self, step: Step) -> Tensor:
-        log_desired = self.classes.log_desired(step)
-        mass = (step.base.float() + self.omega * log_desired).softmax(-1)
-        ascending = log_desired.sort(dim=-1, stable=True).indices
-        below = mass.gather(-1, ascending).cumsum(-1) < 1 - self.rho
-        out = torch.zeros_like(below).scatter(-1, ascending, below)
-        return ~(out & (log_desired.exp() < self.tau))
+        log_desired: Tensor = step.read(self.classes)
+        mass = torch.add(step.base.float(), log_desired, alpha=self.omega).softmax(-1)
+        first = reaching(log_desired, mass, 1 - self.rho)
+        least = log_desired.gather(-1, first.clamp_max(mass.shape[-1] - 1))
+        least.masked_fill_(first == mass.shape[-1], math.inf)
+        earlier = torch.arange(mass.shape[-1], device=mass.device) < first
+        below = (log_desired < least) | ((log_desired == least) & earlier)
+        return ~(below & (log_desired < (math.log(self.tau) if self.tau else -math.inf)))
+
+
+def reaching(order: Tensor, mass: Tensor, goal: float) -> Tensor:
+    """The token of each row with which the mass ``(R, V)`` of tokens, taken in ascending order of
+    ``order`` ``(R, V)`` and then of ids, reaches the goal: int64 ``(R, 1)``, V where it does not.
+    """
+    if order.is_cpu:
+        rows = zip(order.detach().numpy(), mass.detach().numpy(), strict=True)
+        return torch.tensor([[_reaching(*row, goal)] for row in rows])
+    ascending = order.sort(dim=-1, stable=True).indices
+    place = (mass.gather(-1, ascending).cumsum(-1) < goal).sum(-1, keepdim=True)
+    token = ascending.gather(-1, place.clamp_max(mass.shape[-1] - 1))
+    return token.masked_fill(place == mass.shape[-1], mass.shape[-1])
+
+
+def _reaching(order: Row, mass: Row, goal: float) -> int:
+    """`reaching` of one row ``(V,)``. Light tokens are many and weigh little together: only if that
+    little could decide are all tokens sorted."""
+    heavy = np.flatnonzero(mass >= LIGHT / len(mass))
+    left = float(mass.sum(dtype=np.float64) - mass[heavy].sum(dtype=np.float64))
+    tokens, sums = _ascending(order, mass, heavy)
+    place = int(np.searchsorted(sums, goal))
+    if place < len(sums) and sums[place] - mass[tokens[place]] + left < goal - ROUNDING:
+        return int(tokens[place])
+    tokens, sums = _ascending(order, mass, np.arange(len(mass)))
+    place = int(np.searchsorted(sums, goal))
+    return int(tokens[place]) if place < len(sums) else len(mass)
+
+
+def _ascending(order: Row, mass: Row, tokens: Tokens) -> tuple[Tokens, NDArray[np.float64]]:
+    """Tokens in ascending order, the smaller id first of equals, and their mass so far."""
+    bits = (order[tokens] + np.float32(0)).view(np.int32)  # -0 is 0
+    places = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # whole numbers in the order of the floats
+    keys = (places.astype(np.int64) << 32) | tokens
+    keys.sort()  # unlike argsort, vectorised
+    tokens = keys & 0xFFFFFFFF
+    return tokens, mass[tokens].cumsum(dtype=np.float64)
 
 
 NUMBERS = ("omega", "rho", "tau", "scale", "bias")
@@ -195,7 +261,8 @@ class GeDi(WithModels):
         guide = self._guide(model, tokenizer)
         contexts = (_code(self.desired, tokenizer), _code(self.undesired, tokenizer))
         name = f"classes by {'the base' if guide.model is None else guide.name}"
-        classes = ClassPosterior(TextLikelihood(name, guide.model, contexts), self.scale, self.bias)
+        texts = TextLikelihood(name, guide.model, contexts)
+        classes = ClassPosterior(f"the posterior of {name}", texts, self.scale, self.bias)
         shift = DesiredClass(classes, weight=self.omega)
         return Steering((shift,), (DesiredTokens(classes, self.omega, self.rho, self.tau),))
 

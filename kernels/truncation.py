@@ -67,6 +67,8 @@ def kept_mask(scores: Tensor, cut: Truncation, temperature: Tensor | None = None
     Masses are those of softmax(scores / temperature), with temperatures ``(B,)`` above 0, or 1.
     Never a token at -inf. A row with a NaN, with +inf or with nothing but -inf keeps none.
     """
+    if cut.keeps_all(scores.shape[1]):
+        return (scores > -math.inf) & scores.amax(-1, keepdim=True).isfinite()
     if scores.is_cpu:
         row, token = kept_entries(scores, cut, temperature)
         mask = torch.zeros(scores.shape, dtype=torch.bool)

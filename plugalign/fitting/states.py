@@ -134,7 +134,7 @@ def head_inputs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
     def keep_one_position(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(args[0])
-        return (args[0][:, :1], *args[1:])  # the logits are not needed and would cost the most
+        return (args[0][:1, :1], *args[1:])  # the logits are not needed and would cost the most
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_one_position)
     try:

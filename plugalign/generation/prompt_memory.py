@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugalign.engine.readers.heads import SplitModel
+from plugalign.engine.readers.heads import SplitModel, contiguous_head_input
 from plugalign.engine.readers.prefix_cache import PrefixCache
 
 
@@ -77,4 +77,5 @@ def _read(model: Any, split: SplitModel | None, inputs: dict[str, Any]) -> None:
         return
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = 1
-    model(**inputs)
+    with contiguous_head_input(model):
+        model(**inputs)

@@ -196,3 +196,19 @@ def head_input(model: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def contiguous_head_input(model: Any) -> Iterator[None]:
+    """Gives the LM head its input ``(R, T, D)`` as one block of memory, while the block runs.
+
+    The last of several positions are none. With a weight that takes no gradient torch then makes a
+    product for each row, and in bfloat16 on a CPU copies the whole weight for each.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: (args[0].contiguous(), *args[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from plugalign.engine.readers.cache_spec import text_config
-from plugalign.engine.readers.heads import SplitModel
+from plugalign.engine.readers.heads import SplitModel, contiguous_head_input
 from plugalign.engine.readers.positions import position_ids
 from plugalign.engine.readers.prefix_cache import on_device
 from plugalign.engine.readers.prefix_hook import prefixes_in
@@ -175,7 +175,7 @@ class IncrementalModel:
             return self._split.last(inputs, positions, further)
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = positions
-        with one_row(ids.numel(), self._weight):
+        with one_row(ids.numel(), self._weight), contiguous_head_input(self.model):
             logits: Tensor = self.model(**inputs).logits[:, -positions:].flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
 

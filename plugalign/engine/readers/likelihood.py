@@ -32,11 +32,12 @@ class LikelihoodReader:
                 f"'{source.name}' takes token ids in front of the text, not trained keys and "
                 "values or tokens behind it"
             )
-        self._prefix = PrefixCache(self._model)
+        self.forget()
 
     def forget(self) -> None:
         """See `plugalign.algebra.sources.Reader`."""
         self._prefix = PrefixCache(self._model)
+        self._last: Tensor | None = None  # log-probabilities behind the columns that are held
 
     @torch.no_grad()
     def read(self, step: Step) -> Likelihood:
@@ -52,6 +53,10 @@ class LikelihoodReader:
         origin = torch.cat([layout.order(c, step.ids, step.mask) for c in contexts])
         text = origin.to(order.device).gather(1, order) >= layout.width
         ids, mask = ids.gather(1, order), mask.gather(1, order)
+        if not self._prefix.length and self._prefix.spec.columns:
+            first = torch.stack([ids, mask]).unique(dim=1)
+            if first.shape[1] < len(ids):  # the samples of a prompt begin alike
+                self._advance(*first)
         following = self._advance(ids, mask)
         counted = text & mask.bool() & (mask.cumsum(-1) > 1)
         # What is not counted may be infinite, and zero times that is no number.
@@ -67,16 +72,20 @@ class LikelihoodReader:
         """Reads what is new in ``ids`` ``(K R, T)``, and keeps each token's log-probability; those
         of the next token are returned, float32 ``(K R, V)``.
 
-        The last column that is held is read again, since its logits are not kept: they score the
-        first new token.
+        What follows the last column that is held scores the first new token. Where the rows have
+        changed since that column was read, it is read again.
         """
         columns = self._prefix.spec.columns  # else all of the text is read by one forward
+        before = self._prefix.length
+        grown = self._prefix.agrees(ids[:, :before], mask[:, :before])
         held = self._prefix.align(ids, mask, spare=1 if columns else ids.shape[1])
         known = self._prefix.values if held else torch.zeros(len(ids), 1, device=ids.device)
-        if held:
+        last = self._last if grown and held == before > 0 else None
+        if held and last is None:
             self._prefix.cache.crop(-1)
-        found, last, step = [known], None, COLUMNS if columns else ids.shape[1]
-        for first in range(known.shape[1] - 1, ids.shape[1], step):
+        found, step = [known], COLUMNS if columns else ids.shape[1]
+        begin = known.shape[1] - (last is None)
+        for first in range(begin, ids.shape[1], step):
             stop = min(first + step, ids.shape[1])
             log_p = self._log_probs(ids, mask, first, stop)
             if last is not None:
@@ -85,6 +94,7 @@ class LikelihoodReader:
             last = log_p[:, -1]
         assert last is not None
         self._prefix.commit(ids, mask, torch.cat(found, 1))
+        self._last = last
         return last
 
     def _log_probs(self, ids: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:

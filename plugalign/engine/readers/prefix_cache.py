@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from plugalign.engine.readers.cache_spec import cache_spec_of, check_columns
-from plugalign.engine.readers.heads import SplitModel, head_input
+from plugalign.engine.readers.heads import SplitModel, contiguous_head_input, head_input
 from plugalign.engine.readers.positions import packed, position_ids
 from plugalign.engine.readers.tree_attention import tree_attention_for
 from plugalign.kernels.head import Head, Logits, full
@@ -222,7 +222,7 @@ class CachedModel:
         """The last column's logits ``(R, V)``, or what the head reads there ``(R, D)``."""
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        with head_input(self.model) as seen:
+        with head_input(self.model) as seen, contiguous_head_input(self.model):
             logits = self.model(**inputs).logits
         chosen: Tensor = seen[0] if hidden else logits
         return chosen[:, -1].float()

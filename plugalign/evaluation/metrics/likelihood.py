@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plugalign.engine.readers.cache_spec import cache_spec_of
+from plugalign.engine.readers.heads import contiguous_head_input
 from plugalign.engine.readers.positions import position_ids
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.generation.tokens import token_ids
@@ -227,7 +228,8 @@ def _logits(model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
     }
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = keep  # the head is the dear part of a small model
-    logits: Tensor = model(**inputs).logits[:, -keep:]
+    with contiguous_head_input(model):
+        logits: Tensor = model(**inputs).logits[:, -keep:]
     return logits
 
 
