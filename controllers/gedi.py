@@ -139,9 +139,14 @@ def reaching(order: Tensor, mass: Tensor, goal: float) -> Tensor:
     """The token of each row with which the mass ``(R, V)`` of tokens, taken in ascending order of
     ``order`` ``(R, V)`` and then of ids, reaches the goal: int64 ``(R, 1)``, V where it does not.
     """
-    if order.is_cpu:
-        rows = zip(order.detach().numpy(), mass.detach().numpy(), strict=True)
-        return torch.tensor([[_reaching(*row, goal)] for row in rows])
+    if not order.is_cpu:
+        return reaching_by_sort(order, mass, goal)
+    rows = zip(order.detach().numpy(), mass.detach().numpy(), strict=True)
+    return torch.tensor([[_reaching(*row, goal)] for row in rows])
+
+
+def reaching_by_sort(order: Tensor, mass: Tensor, goal: float) -> Tensor:
+    """`reaching` in operations that a GPU is quick at."""
     ascending = order.sort(dim=-1, stable=True).indices
     place = (mass.gather(-1, ascending).cumsum(-1) < goal).sum(-1, keepdim=True)
     token = ascending.gather(-1, place.clamp_max(mass.shape[-1] - 1))

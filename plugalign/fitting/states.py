@@ -132,11 +132,11 @@ def head_inputs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """What the model's LM head reads, ``(B, T, D)``, for right-padded ids ``(B, T)``."""
     seen: list[Tensor] = []
 
-    def keep_one_position(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(args[0])
-        return (args[0][:1, :1], *args[1:])  # the logits are not needed and would cost the most
+    def ask_for_little(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])  # the logits are not needed and would cost the most
+        return (args[0].new_zeros(1, 1, args[0].shape[-1]), *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep_one_position)
+    handle = model.get_output_embeddings().register_forward_pre_hook(ask_for_little)
     try:
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:

@@ -15,7 +15,7 @@ import plugalign as pa
 from plugalign.algebra.identity import identify
 from plugalign.algebra.sources import Context, TextLikelihood
 from plugalign.controllers.dexperts import with_adapter
-from plugalign.controllers.gedi import GeDi
+from plugalign.controllers.gedi import GeDi, reaching, reaching_by_sort
 from plugalign.engine.readers.likelihood import COLUMNS, LikelihoodReader
 
 CODES = ("w5", "w6 w7 w8")  # of different lengths, so that one has a gap in front
@@ -55,6 +55,49 @@ def formula(model, codes, omega=30.0, rho=0.2, tau=0.8, scale=1.0, bias=0.0):
 
 def of_tokens(tokenizer, codes=CODES):
     return [tokenizer(code)["input_ids"] for code in codes]
+
+
+# ------------------------------------------------------------------ the filter
+
+
+def reaching_one_by_one(order, mass, goal):
+    """The token with which the mass of tokens, taken in ascending order, reaches the goal."""
+    total = 0.0
+    for token in sorted(range(len(order)), key=lambda t: (order[t], t)):
+        total += mass[token]
+        if total >= goal:
+            return token
+    return len(order)
+
+
+@pytest.mark.parametrize("goal", [0.0, 0.1, 0.8, 0.99999, 1.1])
+@pytest.mark.parametrize("kind", ["spread", "peaked", "tied", "all alike", "light decide", "signs"])
+def test_where_the_mass_reaches_the_goal(kind, goal):
+    rng, vocabulary = np.random.default_rng(7), 3000
+    for trial in range(5):
+        order = -rng.exponential(size=vocabulary).astype(np.float32)
+        logits = rng.normal(size=vocabulary) * (15 if kind == "peaked" else 2)
+        if kind == "tied":
+            order = np.round(order, 1)
+        elif kind == "all alike":
+            order[:] = -0.5
+        elif kind == "signs":  # of both signs, and zeros of both
+            order = np.round(order + 1, 1) * rng.choice([1, -1, -0.0, 0.0], vocabulary)
+            order = order.astype(np.float32)
+        mass = np.exp(logits - np.logaddexp.reduce(logits)).astype(np.float32)
+        if kind == "light decide":  # a token of much mass, and light ones around the goal
+            mass[:] = 0.5e-3 / vocabulary
+            mass[1500], order[1500] = goal, order.max()
+        wanted = reaching_one_by_one(order.tolist(), mass.tolist(), goal)
+        on_cpu = torch.from_numpy(order)[None], torch.from_numpy(mass)[None]
+        assert reaching(*on_cpu, goal).tolist() == [[wanted]], trial
+        # As on a GPU, in float64, so that sums are rounded like those above.
+        assert reaching_by_sort(*(x.double() for x in on_cpu), goal).tolist() == [[wanted]], trial
+
+
+def test_a_row_without_numbers_has_no_error_of_its_own():
+    nothing = torch.full((2, 8), math.nan)
+    assert reaching(nothing, nothing, 0.8).shape == (2, 1)
 
 
 # ------------------------------------------------------------------ likelihoods

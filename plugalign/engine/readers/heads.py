@@ -205,9 +205,12 @@ def contiguous_head_input(model: Any) -> Iterator[None]:
     The last of several positions are none. With a weight that takes no gradient torch then makes a
     product for each row, and in bfloat16 on a CPU copies the whole weight for each.
     """
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: (args[0].contiguous(), *args[1:])
-    )
+
+    def copied(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A copy also of one row, whose strides torch looks at too.
+        return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(copied)
     try:
         yield
     finally:
