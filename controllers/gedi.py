@@ -79,7 +79,7 @@ class PosteriorReader:
     def read(self, step: Step) -> Tensor:
         """See `plugalign.algebra.sources.Reader`."""
         found: Likelihood = step.read(self.source.texts)
-        weights = self.source.scale / (found.count + 1)  # (2, R)
+        weights = self.source.scale / (found.count + 1).to(found.total)  # (2, R)
         so_far = (weights * found.total)[..., None]
         logit = found.following[0] * weights[0, :, None]
         logit.addcmul_(found.following[1], weights[1, :, None], value=-1)
@@ -128,8 +128,7 @@ class DesiredTokens(Support):
         log_desired: Tensor = step.read(self.classes)
         mass = torch.add(step.base.float(), log_desired, alpha=self.omega).softmax(-1)
         first = reaching(log_desired, mass, 1 - self.rho)
-        least = log_desired.gather(-1, first.clamp_max(mass.shape[-1] - 1))
-        least.masked_fill_(first == mass.shape[-1], math.inf)
+        least = log_desired.gather(-1, first)
         earlier = torch.arange(mass.shape[-1], device=mass.device) < first
         below = (log_desired < least) | ((log_desired == least) & earlier)
         return ~(below & (log_desired < (math.log(self.tau) if self.tau else -math.inf)))
@@ -137,7 +136,8 @@ class DesiredTokens(Support):
 
 def reaching(order: Tensor, mass: Tensor, goal: float) -> Tensor:
     """The token of each row with which the mass ``(R, V)`` of tokens, taken in ascending order of
-    ``order`` ``(R, V)`` and then of ids, reaches the goal: int64 ``(R, 1)``, V where it does not.
+    ``order`` ``(R, V)`` and then of ids, reaches a share of its sum, the goal in [0, 1]: int64
+    ``(R, 1)``.
     """
     if not order.is_cpu:
         return reaching_by_sort(order, mass, goal)
@@ -148,23 +148,22 @@ def reaching(order: Tensor, mass: Tensor, goal: float) -> Tensor:
 def reaching_by_sort(order: Tensor, mass: Tensor, goal: float) -> Tensor:
     """`reaching` in operations that a GPU is quick at."""
     ascending = order.sort(dim=-1, stable=True).indices
-    place = (mass.gather(-1, ascending).cumsum(-1) < goal).sum(-1, keepdim=True)
-    token = ascending.gather(-1, place.clamp_max(mass.shape[-1] - 1))
-    return token.masked_fill(place == mass.shape[-1], mass.shape[-1])
+    sums = mass.gather(-1, ascending).cumsum(-1)
+    return ascending.gather(-1, (sums < goal * sums[:, -1:]).sum(-1, keepdim=True))
 
 
 def _reaching(order: Row, mass: Row, goal: float) -> int:
     """`reaching` of one row ``(V,)``. Light tokens are many and weigh little together: only if that
     little could decide are all tokens sorted."""
     heavy = np.flatnonzero(mass >= LIGHT / len(mass))
-    left = float(mass.sum(dtype=np.float64) - mass[heavy].sum(dtype=np.float64))
+    total = mass.sum(dtype=np.float64)
+    left = total - mass[heavy].sum(dtype=np.float64)
     tokens, sums = _ascending(order, mass, heavy)
-    place = int(np.searchsorted(sums, goal))
-    if place < len(sums) and sums[place] - mass[tokens[place]] + left < goal - ROUNDING:
+    place = int(np.searchsorted(sums, goal * total))
+    if place < len(sums) and sums[place] - mass[tokens[place]] + left < goal * total - ROUNDING:
         return int(tokens[place])
     tokens, sums = _ascending(order, mass, np.arange(len(mass)))
-    place = int(np.searchsorted(sums, goal))
-    return int(tokens[place]) if place < len(sums) else len(mass)
+    return int(tokens[np.searchsorted(sums, goal * sums[-1])])
 
 
 def _ascending(order: Row, mass: Row, tokens: Tokens) -> tuple[Tokens, NDArray[np.float64]]:

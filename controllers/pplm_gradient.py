@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import DynamicCache
 
 from plugalign.algebra.sources import Source, Step
+from plugalign.engine.readers.heads import contiguous_head_input
 from plugalign.engine.readers.positions import position_ids
 from plugalign.engine.readers.prefix_cache import PrefixCache
 
@@ -107,13 +108,14 @@ class Perturber:
         wanted = self._source.discriminator is not None
         if "position_ids" in self._accepts:
             inputs["position_ids"] = place
-        output = self._model(
-            past_key_values=cache,
-            attention_mask=mask,
-            use_cache=True,
-            output_hidden_states=wanted,
-            **inputs,
-        )
+        with contiguous_head_input(self._model):
+            output = self._model(
+                past_key_values=cache,
+                attention_mask=mask,
+                use_cache=True,
+                output_hidden_states=wanted,
+                **inputs,
+            )
         logits = output.logits[:, -1].to(_wide(output.logits))
         states = output.hidden_states[-1] if wanted else logits.new_empty(*place.shape, 0)
         return torch.log_softmax(logits, -1), states.to(logits.dtype)

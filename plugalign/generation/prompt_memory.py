@@ -7,14 +7,13 @@ question only what is new.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plugalign.engine.readers.heads import SplitModel, contiguous_head_input
+from plugalign.engine.readers.heads import SplitModel, last_logits
 from plugalign.engine.readers.prefix_cache import PrefixCache
 
 
@@ -75,7 +74,4 @@ def _read(model: Any, split: SplitModel | None, inputs: dict[str, Any]) -> None:
     if split is not None:
         split.states(inputs)
         return
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    with contiguous_head_input(model):
-        model(**inputs)
+    last_logits(model, inputs, 1)

@@ -1,6 +1,7 @@
 """GeDi and the likelihoods that it reads, against uncached float64 computations."""
 
 import math
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,16 +62,13 @@ def of_tokens(tokenizer, codes=CODES):
 
 
 def reaching_one_by_one(order, mass, goal):
-    """The token with which the mass of tokens, taken in ascending order, reaches the goal."""
-    total = 0.0
-    for token in sorted(range(len(order)), key=lambda t: (order[t], t)):
-        total += mass[token]
-        if total >= goal:
-            return token
-    return len(order)
+    """The token with which the mass of tokens, taken in ascending order, reaches its share."""
+    tokens = sorted(range(len(order)), key=lambda t: (order[t], t))
+    sums = list(accumulate(mass[t] for t in tokens))
+    return next(t for t, so_far in zip(tokens, sums, strict=True) if so_far >= goal * sums[-1])
 
 
-@pytest.mark.parametrize("goal", [0.0, 0.1, 0.8, 0.99999, 1.1])
+@pytest.mark.parametrize("goal", [0.0, 0.1, 0.8, 0.99999, 1.0])
 @pytest.mark.parametrize("kind", ["spread", "peaked", "tied", "all alike", "light decide", "signs"])
 def test_where_the_mass_reaches_the_goal(kind, goal):
     rng, vocabulary = np.random.default_rng(7), 3000
@@ -85,9 +83,9 @@ def test_where_the_mass_reaches_the_goal(kind, goal):
             order = np.round(order + 1, 1) * rng.choice([1, -1, -0.0, 0.0], vocabulary)
             order = order.astype(np.float32)
         mass = np.exp(logits - np.logaddexp.reduce(logits)).astype(np.float32)
-        if kind == "light decide":  # a token of much mass, and light ones around the goal
-            mass[:] = 0.5e-3 / vocabulary
-            mass[1500], order[1500] = goal, order.max()
+        if kind == "light decide":  # the heavy token before the goal lacks what light ones have
+            order, mass[:] = np.sort(order), 0.5e-3 / vocabulary
+            mass[[0, 2999]] = max(goal - 1e-4, 0), max(0.9996 - goal, 0)
         wanted = reaching_one_by_one(order.tolist(), mass.tolist(), goal)
         on_cpu = torch.from_numpy(order)[None], torch.from_numpy(mass)[None]
         assert reaching(*on_cpu, goal).tolist() == [[wanted]], trial
@@ -159,6 +157,29 @@ def test_long_prompts_are_read_a_block_at_a_time(width, tiny, prompts):
     check(reader, double, codes, *grow(ids, mask, 7, 8))
     assert sum(read_at_once) == width + 3 + 1, "no token twice"
     assert max(read_at_once) == COLUMNS
+
+
+@pytest.mark.parametrize("width", [7, 2 * COLUMNS - 10])
+def test_equal_rows_are_read_once_until_they_differ(width, tiny, prompts):
+    model, codes, read_at_once = tiny("gpt2-tied"), ([5], [6, 7, 8]), []
+    double, batch = in_double(tiny("gpt2-tied")), prompts(rows=2, width=width)
+    source = TextLikelihood("classes", model, tuple(Context(tuple(code)) for code in codes))
+    reader = LikelihoodReader(source, None)
+    model.register_forward_hook(lambda _, __, output: read_at_once.append(output.logits.shape[:2]))
+    samples = torch.tensor([1, 0, 0, 1, 1])
+    ids, mask = batch["input_ids"][samples], batch["attention_mask"][samples]
+    check(reader, double, codes, ids, mask)
+    assert sum(rows * columns for rows, columns in read_at_once) == 2 * 2 * (width + 3)
+    read_at_once.clear()
+    check(reader, double, codes, *grow(ids, mask, 7, 8, 9, 7, 7))
+    assert read_at_once == [(2 * 5, 1)]
+
+
+def test_nothing_is_kept_but_what_follows_the_last_column(tiny, prompts):
+    model, batch = tiny(), prompts(rows=3, width=20)
+    reader = LikelihoodReader(TextLikelihood("classes", model, (Context((5,)),)), None)
+    following = read(reader, batch["input_ids"], batch["attention_mask"]).following
+    assert following.untyped_storage().nbytes() == following.numel() * following.element_size()
 
 
 def test_a_token_that_a_model_forbids_spoils_no_padded_row(tiny, prompts):

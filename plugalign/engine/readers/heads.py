@@ -7,6 +7,7 @@ has another kind of head, is run by its own forward.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -198,19 +199,32 @@ def head_input(model: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def last_logits(model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
+    """The logits ``(R, keep, V)`` of the last positions, by the model's own forward."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs = {**inputs, "logits_to_keep": keep}  # the head is the dear part of a small model
+    with contiguous_head_input(model):
+        logits: Tensor = model(**inputs).logits[:, -keep:]
+    return logits
+
+
 @contextmanager
 def contiguous_head_input(model: Any) -> Iterator[None]:
     """Gives the LM head its input ``(R, T, D)`` as one block of memory, while the block runs.
 
-    The last of several positions are none. With a weight that takes no gradient torch then makes a
-    product for each row, and in bfloat16 on a CPU copies the whole weight for each.
+    A slice of positions is not one. With a weight that takes no gradient torch then makes a product
+    for each row, and in bfloat16 on a CPU copies the whole weight for each. A model whose head
+    cannot be found is left alone.
     """
 
-    def copied(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def copied(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         # A copy also of one row, whose strides torch looks at too.
-        return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+        return (args[0].clone(memory_format=torch.contiguous_format), *args[1:]) if args else None
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(copied)
+    if (head := model.get_output_embeddings()) is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(copied)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.utils.generic import is_flash_attention_requested
 
 from plugalign.engine.readers.cache_spec import text_config
-from plugalign.engine.readers.heads import SplitModel, contiguous_head_input
+from plugalign.engine.readers.heads import SplitModel, last_logits
 from plugalign.engine.readers.positions import position_ids
 from plugalign.engine.readers.prefix_cache import on_device
 from plugalign.engine.readers.prefix_hook import prefixes_in
@@ -72,8 +72,6 @@ class IncrementalModel:
         accepts = inspect.signature(model.forward).parameters
         self._positioned = "position_ids" in accepts
         self._options: dict[str, Any] = {"use_cache": True, "past_key_values": self.cache}
-        if "logits_to_keep" in accepts and split is None:
-            self._options["logits_to_keep"] = 1
 
     @torch.no_grad()
     def logits(self, ids: Tensor, mask: Tensor, written: int = 0) -> Logits:
@@ -173,10 +171,8 @@ class IncrementalModel:
             inputs["attention_mask"] = self._mask if fixed else self._mask[:, :held]
         if self._split is not None:
             return self._split.last(inputs, positions, further)
-        if "logits_to_keep" in inputs:
-            inputs["logits_to_keep"] = positions
-        with one_row(ids.numel(), self._weight), contiguous_head_input(self.model):
-            logits: Tensor = self.model(**inputs).logits[:, -positions:].flatten(0, 1)
+        with one_row(ids.numel(), self._weight):
+            logits = last_logits(self.model, inputs, positions).flatten(0, 1)
         return logits if logits.dtype in FLOATS else logits.float()
 
     @property

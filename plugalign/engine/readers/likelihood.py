@@ -53,11 +53,7 @@ class LikelihoodReader:
         origin = torch.cat([layout.order(c, step.ids, step.mask) for c in contexts])
         text = origin.to(order.device).gather(1, order) >= layout.width
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-        if not self._prefix.length and self._prefix.spec.columns:
-            first = torch.stack([ids, mask]).unique(dim=1)
-            if first.shape[1] < len(ids):  # the samples of a prompt begin alike
-                self._advance(*first)
-        following = self._advance(ids, mask)
+        following = (self._advance if self._prefix.length else self._begin)(ids, mask)
         counted = text & mask.bool() & (mask.cumsum(-1) > 1)
         # What is not counted may be infinite, and zero times that is no number.
         total = self._prefix.values.masked_fill(~counted, 0).sum(-1)
@@ -67,6 +63,16 @@ class LikelihoodReader:
             for x in (total, counted.sum(-1), following)
         )
         return Likelihood(*by_context)
+
+    def _begin(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`_advance` from nothing. Equal rows, as samples of a prompt are, are read once."""
+        different, row = torch.unique(torch.stack([ids, mask]), dim=1, return_inverse=True)
+        if different.shape[1] == len(ids) or not self._prefix.spec.columns:
+            return self._advance(ids, mask)
+        following = self._advance(*different)[row]
+        self._prefix.select(row)
+        self._last = following
+        return following
 
     def _advance(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Reads what is new in ``ids`` ``(K R, T)``, and keeps each token's log-probability; those
@@ -91,10 +97,10 @@ class LikelihoodReader:
             if last is not None:
                 found.append(_chosen(last[:, None], ids[:, first, None]))
             found.append(_chosen(log_p[:, :-1], ids[:, first + 1 : stop]))
-            last = log_p[:, -1]
+            last = log_p[:, -1].clone()  # alone, since it outlives its block
         assert last is not None
         self._prefix.commit(ids, mask, torch.cat(found, 1))
-        self._last = last
+        self._last = last if columns else None
         return last
 
     def _log_probs(self, ids: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:

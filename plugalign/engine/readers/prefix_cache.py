@@ -10,14 +10,13 @@ is the caller's mask, and position ids follow from it.
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.engine.readers.cache_spec import cache_spec_of, check_columns
-from plugalign.engine.readers.heads import SplitModel, contiguous_head_input, head_input
+from plugalign.engine.readers.heads import SplitModel, head_input, last_logits
 from plugalign.engine.readers.positions import packed, position_ids
 from plugalign.engine.readers.tree_attention import tree_attention_for
 from plugalign.kernels.head import Head, Logits, full
@@ -73,9 +72,7 @@ class PrefixCache:
         if common < reach and self.cache is not None:
             order, permuted = self._match_rows(ids, mask, reach)
             if permuted > common:
-                self.cache.reorder_cache(order)
-                self._ids, self._mask = self._ids[order], self._mask[order]
-                self.values = self.values[order]
+                self.select(order)
                 common = permuted
         keep = min(common, length - spare)
         if self.cache is None or keep == 0 or not self._goes_on(keep, held, length):
@@ -102,6 +99,11 @@ class PrefixCache:
         """Records that the cache now holds these columns, with ``values`` if given."""
         self._ids, self._mask, self._settled = ids, mask, True
         self.values = ids.new_empty(len(ids), 0, dtype=torch.float) if values is None else values
+
+    def select(self, rows: Tensor) -> None:
+        """Holds these rows of those that it holds, int64 ``(R',)``; a row may be there often."""
+        self.cache.reorder_cache(rows)
+        self._ids, self._mask, self.values = self._ids[rows], self._mask[rows], self.values[rows]
 
     def repeated(self, rows: int) -> PrefixCache:
         """A copy of what is held of one row, for so many rows that begin with it."""
@@ -158,7 +160,6 @@ class CachedModel:
         self._prefix = PrefixCache(model, keys_values)
         if self._prefix.spec.argument is None:
             self._split = None
-        self._accepts = inspect.signature(model.forward).parameters
         self._answers: dict[int, Logits] = {}
         self.encoded = 0  # columns sent through the model so far
 
@@ -220,10 +221,8 @@ class CachedModel:
 
     def _whole(self, inputs: dict[str, Any], hidden: bool) -> Tensor:
         """The last column's logits ``(R, V)``, or what the head reads there ``(R, D)``."""
-        if "logits_to_keep" in self._accepts:
-            inputs["logits_to_keep"] = 1
-        with head_input(self.model) as seen, contiguous_head_input(self.model):
-            logits = self.model(**inputs).logits
+        with head_input(self.model) as seen:
+            logits = last_logits(self.model, inputs, 1)
         chosen: Tensor = seen[0] if hidden else logits
         return chosen[:, -1].float()
 

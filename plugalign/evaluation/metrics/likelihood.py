@@ -9,7 +9,6 @@ prompt first), B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plugalign.engine.readers.cache_spec import cache_spec_of
-from plugalign.engine.readers.heads import contiguous_head_input
+from plugalign.engine.readers.heads import last_logits
 from plugalign.engine.readers.positions import position_ids
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.generation.tokens import token_ids
@@ -226,11 +225,7 @@ def _logits(model: Any, inputs: dict[str, Any], keep: int) -> Tensor:
         name: each.to(model.device) if isinstance(each, Tensor) else each
         for name, each in inputs.items()
     }
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = keep  # the head is the dear part of a small model
-    with contiguous_head_input(model):
-        logits: Tensor = model(**inputs).logits[:, -keep:]
-    return logits
+    return last_logits(model, inputs, keep)
 
 
 def _check(model: Any, rows: Sequence[Row]) -> None:

@@ -54,3 +54,11 @@ def test_a_shared_prompt_is_one_product_too(tiny, prompts):
         return PromptMemory().held(None, model, None, ids, torch.ones_like(ids), limit=5)
 
     assert products_per_row(held) == 0
+
+
+def test_a_model_without_a_known_head_is_read_as_it_is(tiny, prompts, monkeypatch):
+    model, batch = tiny(), prompts(rows=3)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    wanted = IncrementalModel(model).logits(ids, mask)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    torch.testing.assert_close(IncrementalModel(model).logits(ids, mask), wanted)
