@@ -64,7 +64,7 @@ Level = Annotated[
     float | None,
     typer.Option(help="Of a value: the share of verdict sets with the label.", show_default="0.9"),
 ]
-MINUTES = 10.0
+MINUTES, MOST_MINUTES = 10.0, 1e6
 Minutes = Annotated[
     float | None,
     typer.Option(
@@ -117,13 +117,13 @@ def fit(
         _refuse_settings(f"a {method}", settings, dtype, chat, system)
         if one_style:
             raise ValueError(f"a {method} reads texts as they are; leave --one-style out")
-        _refuse_minutes(method, model, minutes)
+        _refuse_minutes(method, model, data, minutes)
+    bound = MINUTES if minutes is None else minutes
     if method == "judge":
-        bound = MINUTES if minutes is None else minutes
         _fit_judge(data, out, model, desired, {"limit": limit, **columns}, threads, bound)
         return
     if method == "value":
-        _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, given)
+        _fit_value(data, out, model, desired, {"limit": limit, **columns}, threads, bound, given)
         return
     if model is None:
         raise ValueError(f"fit {method} needs --model, the model to steer")
@@ -139,7 +139,7 @@ def fit(
         limit=limit,
         desired=desired,
         settings=settings or [],
-        minutes=MINUTES if minutes is None else minutes,
+        minutes=bound,
         dtype=dtype,
         threads=threads,
         chat=chat,
@@ -159,15 +159,17 @@ def _refuse_missing(method: str, of_a_value: dict[str, Any], data: list[Path]) -
         raise ValueError(f"fit {method} needs --data, files of labelled texts")
 
 
-def _refuse_minutes(method: str, model: str | None, minutes: float | None) -> None:
-    """Refuses a bound on what takes seconds: a value, and a judge without an encoder."""
-    if minutes is None or (method == "judge" and model is not None):
-        return
-    if method == "value":
-        raise ValueError(f"a value has no --minutes, got {minutes:g}; leave it out")
-    raise ValueError(
-        f"a TF-IDF judge takes seconds and has no --minutes, got {minutes:g}; leave it out"
-    )
+def _refuse_minutes(
+    method: str, model: str | None, data: list[Path], minutes: float | None
+) -> None:
+    """Refuses a bound on what takes seconds: a value without data, a judge without an encoder."""
+    what = "a TF-IDF judge" if method == "judge" else "a value without data"
+    if minutes is not None and not (model if method == "judge" else data):
+        raise ValueError(
+            f"{what} takes seconds and has no --minutes, got {minutes:g}; leave it out"
+        )
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise ValueError(f"--minutes must lie above 0, up to {MOST_MINUTES:.0e}, got {minutes:g}")
 
 
 def _refuse_settings(
@@ -208,6 +210,7 @@ def _fit_value(
     desired: str | None,
     read: dict[str, Any],
     threads: int | None,
+    minutes: float,
     given: dict[str, Any],
 ) -> None:
     from plugalign.fitting.value_command import fit_value_files
@@ -215,4 +218,7 @@ def _fit_value(
 
     quiet_libraries()
     with torch_threads(threads):
-        show(fit_value_files(data, out, model=model, desired=desired, read=read, **given))
+        done = fit_value_files(
+            data, out, model=model, desired=desired, read=read, minutes=minutes, **given
+        )
+        show(done)

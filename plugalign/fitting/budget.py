@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plugalign.files.replacing import replace_text
+from plugalign.fitting.clock import Clock, now
 from plugalign.fitting.held_out import LOOKS
 from plugalign.fitting.progress import duration, say
 from plugalign.fitting.training import adamw, descend
@@ -30,6 +31,11 @@ class Looking(NamedTuple):
     texts: int
     seconds: float
 
+    @property
+    def each(self) -> float:
+        """Seconds a text."""
+        return self.seconds / max(1, self.texts)
+
 
 class Affordable(NamedTuple):
     """What a time allows of a training: steps, and looks at held-out texts among them."""
@@ -42,12 +48,12 @@ def affordable_steps(
     loss: Callable[[int], Tensor],
     parameters: Mapping[str, Tensor],
     steps: int,
-    minutes: float | None,
+    clock: Clock,
     *,
     title: str,
     note: Path | None = None,
     runs: int = 1,
-    share: float | None = None,
+    share: float = 1.0,
     spare: Callable[[], None] | None = None,
     looking: Callable[[], float] | None = None,
 ) -> Affordable:
@@ -55,11 +61,11 @@ def affordable_steps(
 
     Args:
         steps: as many at most.
-        minutes: what all runs together may take; None is no bound.
+        clock: of this training.
         note: a file that remembers the answer for a fit that is killed and continues: then it must
             be the same, whatever the machine does beside. None for one that does not continue.
-        runs: so many trainings of as many steps.
-        share: of the time of all runs that this one takes; equal ones by default.
+        runs: so many trainings of as many steps, and share: what this one takes of their time; for
+            what is said.
         spare: makes a step need less memory; called where one does not fit into the device's.
         looking: the seconds that a look at held-out texts takes, see `time_of`; a training looks
             `LOOKS` times, less often where that would take much of its time, and once more at its
@@ -70,27 +76,23 @@ def affordable_steps(
             spare()
         return Affordable(int(known["steps"]), int(known["looks"]))
     seconds, spared = None, False
-    share = 1 / runs if share is None else share
-    allowed = None if minutes is None else 60 * minutes * share
     try:
-        seconds = _seconds_a_step(loss, parameters, allowed, title)
+        seconds = _seconds_a_step(loss, parameters, clock, title)
     except torch.OutOfMemoryError:
         if spare is None:
             raise
     if seconds is None and spare is not None:
         say(f"{title}: the memory is short, so activations are computed twice instead of kept")
         spare()
-        seconds, spared = _seconds_a_step(loss, parameters, allowed, title), True
+        seconds, spared = _seconds_a_step(loss, parameters, clock, title), True
     assert seconds is not None
     look = 0.0 if looking is None else looking()
-    chosen = Affordable(steps, LOOKS)
-    if allowed is not None:
-        chosen = _within(allowed, steps, seconds, look)
+    chosen = _within(clock.left(), steps, seconds, look)
     each = f" for each of {runs}" if runs > 1 else ""
     whole = duration((seconds * steps + look * (LOOKS + 1)) / share)
     text = f"{title}: {steps} steps{each} take about {whole}"
     if chosen.steps < steps:
-        text += f"; {chosen.steps} fit into --minutes {minutes:g}"
+        text += f"; {chosen.steps} fit into --minutes {clock.minutes:g}"
     say(text)
     if note is not None:
         remember(note, {**chosen._asdict(), "spared": spared})
@@ -101,10 +103,9 @@ def affordable_look(
     look: Callable[[int], object],
     texts: int,
     parameters: Mapping[str, Tensor],
-    minutes: float | None,
+    clock: Clock,
     *,
     note: Path,
-    share: float = 1.0,
 ) -> Looking:
     """At how many held-out texts to look in a training, after timing a look at a few: at all where
     `AT_LEAST` looks fit into `LOOKING` of its time, else at fewer, down to `FEWEST`.
@@ -112,7 +113,7 @@ def affordable_look(
     Args:
         look: at the first so many texts, which are a fair sample of all.
         texts: how many there are.
-        minutes, share: see `affordable_steps`.
+        clock: of the training.
         note: a file that remembers the answer, once the training is planned (`remember`).
     """
     if (known := remembered(note, *Looking._fields)) is not None:
@@ -122,9 +123,9 @@ def affordable_look(
     tried = min(TRIED, texts)
     seconds = time_of(lambda: look(tried), parameters)
     assert seconds is not None
-    each, count = seconds() / tried, texts
-    if minutes is not None and each:
-        fitting = int(LOOKING * 60 * minutes * share / (AT_LEAST * each))
+    each, count, time = seconds() / tried, texts, clock.left()
+    if math.isfinite(time) and each:
+        fitting = int(LOOKING * time / (AT_LEAST * each))
         count = min(texts, max(FEWEST, fitting))
     return Looking(count, each * count)
 
@@ -156,8 +157,9 @@ def _within(time: float, steps: int, step: float, look: float) -> Affordable:
         steps: at most. step, look: seconds of one.
     """
     looks = LOOKS
-    if steps * step + (looks + 1) * look > time:
-        looks = max(2, min(looks, int(LOOKING * time / look) - 1 if look else looks))
+    if steps * step + (looks + 1) * look <= time:
+        return Affordable(steps, looks)
+    looks = max(2, min(looks, int(LOOKING * time / look) - 1 if look else looks))
     return Affordable(max(1, min(steps, int((time - (looks + 1) * look) / step))), looks)
 
 
@@ -186,14 +188,15 @@ def remember(note: Path, values: Mapping[str, Any]) -> None:
 def _seconds_a_step(
     loss: Callable[[int], Tensor],
     parameters: Mapping[str, Tensor],
-    allowed: float | None,
+    clock: Clock,
     title: str,
 ) -> float:
     """The mean time of a step that moves nothing: of two steps, and of more where there is time for
     it, since steps differ by the lengths of their texts."""
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     still = adamw(parameters, lr=0.0)
-    step, spent, enough = 0, 0.0, TIMING * (allowed or 0.0)
+    step, spent, allowed = 0, 0.0, clock.left()
+    enough = TIMING * allowed if math.isfinite(allowed) else 0.0
     with torch.random.fork_rng(devices=list(devices)):
         descend(loss, 0, title, parameters, still)
         started = _now(devices)
@@ -209,4 +212,4 @@ def _seconds_a_step(
 def _now(devices: set[torch.device]) -> float:
     for device in devices:
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now()

@@ -8,7 +8,7 @@ anti-expert on all other texts: as full models, or as LoRA adapters of the base.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from plugalign.controllers.dexperts import ROLES, DExperts
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import Frame, frame_of
 from plugalign.fitting.budget import Affordable, affordable_look, affordable_steps, remember
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import auc, encoded
@@ -40,6 +41,7 @@ from plugalign.fitting.training import train
 
 FEWEST = 8  # texts of a step, where a time is too short for all steps of more
 FAR = 2  # a size that needs so many times the texts that there is time for will not fit either
+WORKING = 0.97  # share of the time, before the experts are saved
 RATE, WIDTH = 1e-4, 128  # the learning rate of full models, and up to which hidden size it holds
 LORA_RATE = 1e-3
 
@@ -59,7 +61,8 @@ class DExpertsSettings(FitSettings):
         max_length: of a training text, in tokens; longer ones are cut.
         alpha: strength of the controller that is returned and saved.
         top_p: its base's support.
-        minutes: make smaller steps where these take longer, down to eight texts, and then fewer.
+        minutes: make smaller steps where these take longer, down to eight texts, and then fewer;
+            what the expert leaves is the anti-expert's.
     """
 
     desired: str | None = None
@@ -116,6 +119,22 @@ def fit_dexperts(
 
 
 @dataclass(frozen=True)
+class _Part:
+    """One of the two.
+
+    Attributes:
+        rows: what it learns from. apart: what is held out.
+        share: of the time left, which its clock has.
+    """
+
+    role: str
+    rows: Rows
+    apart: Rows
+    clock: Clock
+    share: float
+
+
+@dataclass(frozen=True)
 class _Experts:
     """A fit of both experts."""
 
@@ -127,7 +146,7 @@ class _Experts:
 
     def fit(self, folder: Path, result: Path) -> dict[str, Any]:
         """Trains both in ``folder``, saves the controller in ``result`` and measures them."""
-        chosen = self.settings
+        chosen, clock = self.settings, Clock(self.settings.minutes).part(WORKING)
         learnt, held = encoded(
             self.tokenizer,
             self.sides,
@@ -140,10 +159,12 @@ class _Experts:
         measured: dict[str, Any] = {}
         scores: list[Tensor] = []
         lengths = [sum(map(len, rows)) / len(rows) for rows in learnt.sides()]
-        sides = zip(ROLES, learnt.sides(), held.sides(), lengths, strict=True)
-        for role, rows, apart, length in sides:
+        shares = (lengths[0] / sum(lengths), 1.0)  # of what is left
+        sides = zip(ROLES, learnt.sides(), held.sides(), shares, strict=True)
+        for role, rows, apart, share in sides:
             # Both make as many steps, planned for the first: of longer texts they take longer.
-            student, found = self._trained(role, rows, apart, folder, length / sum(lengths))
+            part = _Part(role, rows, apart, clock.part(share), share)
+            student, found = self._trained(part, len(held), folder)
             measured |= found
             scores.append(student.log_likelihoods(held.rows, chosen.batch_size))
             _save(student.model, self.tokenizer, folder / role)
@@ -155,14 +176,13 @@ class _Experts:
         fitted.save_pretrained(result)
         return measured
 
-    def _trained(
-        self, role: str, rows: Rows, apart: Rows, folder: Path, share: float
-    ) -> tuple[Student, dict[str, Any]]:
+    def _trained(self, part: _Part, held: int, folder: Path) -> tuple[Student, dict[str, Any]]:
         """An expert, and what its held-out texts say.
 
         Args:
-            share: of the time that it takes.
+            held: how many texts of both sides it is measured on in the end.
         """
+        role, rows, apart = part.role, part.rows, part.apart
         chosen = self.settings
         assert chosen.lr is not None  # see `DExpertsSettings.of`
         rank, frame = chosen.adapter_rank, self.frame
@@ -173,15 +193,15 @@ class _Experts:
             lambda texts: looks_at(texts)(),
             len(apart),
             student.learned,
-            chosen.minutes,
+            part.clock,
             note=note,
-            share=share,
         )
-        seen, seconds = looking
-        batch_size, (steps, looks) = self._planned(role, student, rows, seconds, folder, share)
+        seen = looking.texts
+        part = replace(part, clock=part.clock.part(but=looking.each * held))
+        batch_size, (steps, looks) = self._planned(part, student, looking.seconds, folder)
         remember(note, looking._asdict())
         watch = HeldOut(looks_at(seen), looks) if seen else None
-        train(
+        losses = train(
             parameters=student.learned,
             loss=student.loss_of(rows, batch_size, chosen.seed),
             steps=steps,
@@ -190,19 +210,14 @@ class _Experts:
             seed=chosen.seed,
             checkpoint=folder / f"{role}.checkpoint",
             held_out=watch,
+            clock=part.clock,
         )
         student.model.eval()
         found = {} if watch is None else {**watch.best, "texts": seen}
-        return student, {"steps": steps, "batch_size": batch_size, role: found}
+        return student, {"batch_size": batch_size, role: {"steps": len(losses), **found}}
 
     def _planned(
-        self,
-        role: str,
-        student: Student,
-        rows: Rows,
-        look: float,
-        folder: Path,
-        share: float,
+        self, part: _Part, student: Student, look: float, folder: Path
     ) -> tuple[int, Affordable]:
         """How many texts a step has, and how many steps there are: where the time is short, fewer
         texts, down to eight, rather than fewer steps. Sizes far from fitting are not timed.
@@ -213,13 +228,13 @@ class _Experts:
         chosen, size = self.settings, self.settings.batch_size
         while True:
             plan = affordable_steps(
-                student.loss_of(rows, size, chosen.seed),
+                student.loss_of(part.rows, size, chosen.seed),
                 student.learned,
                 chosen.steps,
-                chosen.minutes,
-                title=f"{role}, {size} texts a step",
+                part.clock,
+                title=f"{part.role}, {size} texts a step",
                 runs=2,
-                share=share,
+                share=part.share,
                 note=folder / f"steps-of-{size}.json",
                 spare=student.spare,
                 looking=lambda: look,

@@ -23,6 +23,7 @@ from plugalign.engine.readers.positions import position_ids
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import PLAIN, Frame, frame_of
 from plugalign.fitting.budget import affordable_steps, time_of
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Batch, Examples, auc, encoded, end_tokens
@@ -39,6 +40,7 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.training import train
 
 ENDED = 0.5  # share of the texts that may be broken off
+TRAINING = 0.95  # share of the time, before the predictor is measured
 
 
 class FudgeSettings(FitSettings):
@@ -131,18 +133,18 @@ def _trained(
     def held_loss() -> float:
         return _judged(predictor, held, settings.batch_size, device)[0]
 
-    look = held_loss if len(held) else None
+    look, clock = held_loss if len(held) else None, Clock(settings.minutes).part(TRAINING)
     steps, looks = affordable_steps(
         loss,
         parameters,
         settings.steps,
-        settings.minutes,
+        clock,
         title=title,
         note=note,
         looking=time_of(look, parameters),
     )
     watch = None if look is None else HeldOut(look, looks)
-    train(
+    losses = train(
         parameters=parameters,
         loss=loss,
         steps=steps,
@@ -152,11 +154,12 @@ def _trained(
         checkpoint=folder / "predictor.checkpoint",
         weight_decay=0.01,
         held_out=watch,
+        clock=clock,
     )
     if watch is None:
-        return {"steps": steps}
+        return {"steps": len(losses)}
     found = _judged(predictor, held, settings.batch_size, device)[1]
-    return {"steps": steps, "held_out": {**watch.best, "auc": found}}
+    return {"steps": len(losses), "held_out": {**watch.best, "auc": found}}
 
 
 @torch.no_grad()

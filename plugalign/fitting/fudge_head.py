@@ -22,6 +22,7 @@ from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import frame_of
 from plugalign.fitting.budget import affordable_steps, time_of
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.fudge import prefix_loss
 from plugalign.fitting.held_out import HeldOut
@@ -40,7 +41,7 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.states import States, keep_states
 from plugalign.fitting.training import train
 
-READING, TRAINING = 0.7, 0.25  # shares of the time: the head learns fast
+READING, TRAINING = 0.7, 0.9  # shares of what is left of the time: the head learns fast
 
 
 class FudgeHeadSettings(FitSettings):
@@ -67,10 +68,6 @@ class FudgeHeadSettings(FitSettings):
     weight: Weight = 8.0
     minutes: Minutes | None = None
 
-    def minutes_of(self, share: float) -> float | None:
-        """A share of the time."""
-        return None if self.minutes is None else share * self.minutes
-
 
 @fit_function(FudgeHeadSettings)
 def fit_fudge_head(
@@ -89,15 +86,17 @@ def fit_fudge_head(
     sides, size = data.binary(settings.desired), settings.batch_size
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
+        clock = Clock(settings.minutes)
         learnt, held = encoded(
             tokenizer, sides, settings.max_length, settings.seed, end=False, least=2, frame=frame
         )
-        learnt, time = learnt.shuffled(settings.seed), settings.minutes_of(READING)
+        learnt = learnt.shuffled(settings.seed)
         kept = _states(model, held, folder / "held-out", size) if len(held) else None
-        states = _states(model, learnt, folder / "states", size, minutes=time)
+        states = _states(model, learnt, folder / "states", size, clock.part(READING))
         ends = end_tokens(model, tokenizer, frame)
         head = Head(model, ends, states, size, settings.rank, settings.seed)
-        measured = _trained(head, (learnt, states), (held, kept), settings, folder)
+        time = clock.part(TRAINING)
+        measured = _trained(head, (learnt, states), (held, kept), settings, folder, time)
         fitted = FudgeHead(
             **head.unscaled(),
             k=settings.k,
@@ -114,12 +113,12 @@ def fit_fudge_head(
 
 
 def _states(
-    model: Any, examples: Examples, path: Path, size: int, minutes: float | None = None
+    model: Any, examples: Examples, path: Path, size: int, clock: Clock | None = None
 ) -> States:
     """The states behind which something is learnt."""
     first = examples.frame.first
     columns = [range(first, len(row)) for row in examples.rows]
-    return keep_states(model, examples.rows, path, size, columns=columns, minutes=minutes)
+    return keep_states(model, examples.rows, path, size, columns=columns, clock=clock)
 
 
 def _trained(
@@ -128,6 +127,7 @@ def _trained(
     held: tuple[Examples, States | None],
     settings: FudgeHeadSettings,
     folder: Path,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Trains the head in place and measures it on the held-out texts, where there are any."""
     (examples, states), (apart, kept) = learnt, held
@@ -142,13 +142,13 @@ def _trained(
         loss,
         head.learned,
         settings.steps,
-        settings.minutes_of(TRAINING),
+        clock,
         title="FUDGE head",
         note=folder / "head.json",
         looking=time_of(look, head.learned),
     )
     watch = None if look is None else HeldOut(look, looks)
-    train(
+    losses = train(
         parameters=head.learned,
         loss=loss,
         steps=steps,
@@ -158,11 +158,12 @@ def _trained(
         checkpoint=folder / "head.checkpoint",
         weight_decay=0.01,
         held_out=watch,
+        clock=clock,
     )
     if watch is None or kept is None:
-        return {"steps": steps}
+        return {"steps": len(losses)}
     found = head.auc(apart, kept, settings.batch_size)
-    return {"steps": steps, "held_out": {**watch.best, "auc": found}}
+    return {"steps": len(losses), "held_out": {**watch.best, "auc": found}}
 
 
 @torch.no_grad()

@@ -84,9 +84,9 @@ class HeldOut:
         finite = [step for step, loss in self.losses.items() if math.isfinite(loss)]
         return min(finite, key=lambda step: self.losses[step], default=None)
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Whether to look behind so many steps out of all."""
-        return step == steps or step % max(1, -(-steps // self._looks)) == 0
+    def every(self, steps: int) -> int:
+        """Behind how many steps to look again, out of all."""
+        return max(1, -(-steps // self._looks))
 
     @torch.no_grad()
     def look(self, step: int, parameters: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from plugalign.evaluation.judging.text_classifier import TextClassifier, text_classifier
 from plugalign.files.pretrained import loading
 from plugalign.fitting.budget import affordable_steps, time_of
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import pad
 from plugalign.fitting.held_out import HeldOut, set_apart
 from plugalign.fitting.progress import say
@@ -22,6 +23,7 @@ from plugalign.fitting.training import batches, train
 
 Example = tuple[list[int], int]
 """Token ids of a text, and its label."""
+TRAINING = 0.9  # share of the time, before the judge reads what was held out
 LABELS = {0: "clean", 1: "toxic"}
 
 
@@ -56,6 +58,7 @@ def tune_encoder(
     Raises:
         ValueError: if there is no such encoder, naming it.
     """
+    clock = Clock(minutes).part(TRAINING)
     model, tokenizer = _untrained(encoder, seed)
     model.get_input_embeddings().requires_grad_(False)
     tuned = text_classifier(model, tokenizer, positive=1)
@@ -81,9 +84,7 @@ def tune_encoder(
     look = held_loss if held else None
     steps = max(1, round(epochs * len(learnt) / batch_size))
     looking = time_of(look, parameters)
-    steps, looks = affordable_steps(
-        loss, parameters, steps, minutes, title="judge", looking=looking
-    )
+    steps, looks = affordable_steps(loss, parameters, steps, clock, title="judge", looking=looking)
     train(
         parameters=parameters,
         loss=loss,
@@ -93,6 +94,7 @@ def tune_encoder(
         weight_decay=0.01,
         seed=seed,
         held_out=None if look is None else HeldOut(look, looks),
+        clock=clock,
     )
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -22,6 +22,7 @@ from plugalign.algebra.identity import identify
 from plugalign.controllers.nullspace import Nullspace, output_embedding
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import PLAIN, Frame, frame_of
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled, tokenized
 from plugalign.fitting.erasure import (
     Array,
@@ -60,6 +61,7 @@ GENDER_PAIRS: Pairs = (
     ("female", "male"),
 )
 FEWEST = 10  # texts of each label
+READING = 0.75  # of the time
 
 
 class NullspaceSettings(FitSettings):
@@ -142,7 +144,7 @@ def _read(
         folder / "states",
         settings.batch_size,
         columns=columns,
-        minutes=settings.minutes,
+        clock=Clock(settings.minutes).part(READING),
     )
     count = len(kept)
     return count, _splits(kept, columns[:count], labels[:count], settings.seed)

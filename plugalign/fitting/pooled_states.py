@@ -9,29 +9,50 @@ from pathlib import Path
 import numpy as np
 
 from plugalign.evaluation.statistics.paired import FloatArray
-from plugalign.fitting.progress import progress
+from plugalign.fitting.budget import remember, remembered
+from plugalign.fitting.clock import Clock, now
+from plugalign.fitting.progress import progress, say
+from plugalign.fitting.states import estimated
 from plugalign.values.discriminator.readers import Reader
 
 CHUNK = 64  # texts between two writes
 
 
 def keep_pooled_states(
-    reader: Reader, texts: Sequence[str], statement: str, path: Path
+    reader: Reader,
+    texts: Sequence[str],
+    statement: str,
+    path: Path,
+    clock: Clock | None = None,
+    least: int = 1,
 ) -> FloatArray:
     """The states ``(n, L, D)`` of texts at all of a reader's layers, in ``path``.
 
     It is appended to chunk by chunk: a fit that is killed continues behind the last whole text.
+
+    Args:
+        texts: what should be left out first where the time is short stands last.
+        clock: read no more than its time allows, by the speed so far, but so many at least.
     """
     width = reader.width
     size = len(reader.layers) * width * np.dtype(np.float32).itemsize
-    done = path.stat().st_size // size if path.is_file() else 0
-    with path.open("ab") as file, progress("states of texts", len(texts), done) as bar:
+    note, clock, most = path.with_name(path.name + ".json"), clock or Clock(None), len(texts)
+    if known := remembered(note, "texts"):
+        most = int(known["texts"])
+    first = done = path.stat().st_size // size if path.is_file() else 0
+    started, wanted = now(), most
+    with path.open("ab") as file, progress("states of texts", wanted, done) as bar:
         os.truncate(path, done * size)
-        while done < len(texts):
-            some = texts[done : done + CHUNK]
+        while done < wanted:
+            some = texts[done : min(done + CHUNK, wanted)]
             file.write(reader.states(some, statement).numpy().tobytes())
             file.flush()
+            each = (now() - started) / (done + len(some) - first)
+            wanted = min(most, max(least, clock.fitting(each, done + len(some), most)))
+            if done == first:
+                say(estimated(each, wanted, len(texts)))
             done += len(some)
-            bar.advance(len(some))
-    flat = np.fromfile(path, dtype=np.float32).astype(np.float64)
-    return flat.reshape(len(texts), len(reader.layers), width)
+            bar.advance(len(some), total=wanted)
+            remember(note, {"texts": wanted})
+    flat = np.fromfile(path, dtype=np.float32, count=wanted * size // 4).astype(np.float64)
+    return flat.reshape(wanted, len(reader.layers), width)

@@ -25,6 +25,7 @@ from plugalign.engine.readers.prefix_hook import cache_shape
 from plugalign.fitting import workspace
 from plugalign.fitting.answers import followed, frame_of
 from plugalign.fitting.budget import affordable_look, affordable_steps, remember
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.held_out import HeldOut
 from plugalign.fitting.labelled import Examples, auc, encoded
@@ -39,6 +40,8 @@ from plugalign.fitting.settings import (
     fit_function,
 )
 from plugalign.fitting.training import train
+
+TRAINING = 0.97  # share of the time, but for what it takes to measure
 
 
 class PrefixSettings(FitSettings):
@@ -95,6 +98,7 @@ def fit_prefix(
     sides = data.binary(settings.desired)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
+        clock = Clock(settings.minutes).part(TRAINING)
         learnt, held = encoded(
             tokenizer, sides, settings.max_length, settings.seed, end=True, least=2, frame=frame
         )
@@ -107,7 +111,7 @@ def fit_prefix(
             settings.width,
             settings.seed,
         )
-        measured = _trained(prefixes, learnt, held, settings, folder)
+        measured = _trained(prefixes, learnt, held, settings, folder, clock)
         with torch.no_grad():
             pair = prefixes.keys_values().detach().cpu()
         origin = identify(model, tokenizer)
@@ -126,7 +130,12 @@ def fit_prefix(
 
 
 def _trained(
-    prefixes: Prefixes, learnt: Examples, held: Examples, settings: PrefixSettings, folder: Path
+    prefixes: Prefixes,
+    learnt: Examples,
+    held: Examples,
+    settings: PrefixSettings,
+    folder: Path,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Trains the prefixes in place and measures them on the held-out texts."""
     pick = learnt.picks(settings.batch_size, settings.seed)
@@ -143,19 +152,20 @@ def _trained(
         return _judged(prefixes, held.first(texts), settings)[0]
 
     looked = folder / "look.json"
-    looking = affordable_look(look, len(held), parameters, settings.minutes, note=looked)
+    looking = affordable_look(look, len(held), parameters, clock, note=looked)
+    clock = clock.part(but=looking.each * len(held))
     steps, looks = affordable_steps(
         loss,
         parameters,
         settings.steps,
-        settings.minutes,
+        clock,
         title=title,
         note=note,
         looking=lambda: looking.seconds,
     )
     remember(looked, looking._asdict())
     watch = HeldOut(partial(look, looking.texts), looks) if looking.texts else None
-    train(
+    losses = train(
         parameters=parameters,
         loss=loss,
         steps=steps,
@@ -164,11 +174,12 @@ def _trained(
         seed=settings.seed,
         checkpoint=folder / "prefix.checkpoint",
         held_out=watch,
+        clock=clock,
     )
     if watch is None:
-        return {"steps": steps}
+        return {"steps": len(losses)}
     return {
-        "steps": steps,
+        "steps": len(losses),
         "held_out": {
             **watch.best,
             "texts": len(held.first(looking.texts)),

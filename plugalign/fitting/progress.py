@@ -36,11 +36,13 @@ class Bar:
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
             self._bar.start()
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Says that so many more steps are done; ``note`` is shown beside them."""
+    def advance(self, steps: int = 1, note: str = "", total: int | None = None) -> None:
+        """Says that so many more steps are done, and of how many if that has changed; ``note`` is
+        shown beside them."""
         self._done += steps
+        self._total = self._total if total is None else total
         if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=note)
+            self._bar.update(self._task, advance=steps, note=note, total=self._total)
         elif (now := time.monotonic()) > self._next or self._done == self._total:
             self._next = now + EVERY
             left = (now - self._started) / max(1, self._done - self._first)

@@ -7,7 +7,6 @@ by chunk: a fit that is killed continues behind the last whole text.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from plugalign.fitting.budget import remember, remembered
+from plugalign.fitting.clock import Clock, now
 from plugalign.fitting.data import pad
 from plugalign.fitting.progress import duration, progress, say
 
@@ -55,14 +55,14 @@ def keep_states(
     batch_size: int,
     *,
     columns: Sequence[Sequence[int]] | None = None,
-    minutes: float | None = None,
+    clock: Clock | None = None,
 ) -> States:
     """The states of texts of token ids, in their order, in ``path``.
 
     Args:
         rows: token ids; what should be left out first where the time is short stands last.
         columns: the positions to keep of each text, ascending; None keeps all.
-        minutes: compute no more than this time allows, by the speed of the first chunk.
+        clock: compute no more than its time allows, by the speed so far.
 
     Returns:
         As many as there are rows, or fewer where the time was short.
@@ -72,32 +72,33 @@ def keep_states(
     width, dtype = _shape_of(model)
     note = path.with_name(path.name + ".json")
     size = width * dtype.itemsize
-    done, started, first = _complete_texts(path, ends, size), time.perf_counter(), True
-    wanted = (remembered(note, "texts") or {"texts": len(rows)})["texts"]
+    clock, most = clock or Clock(None), len(rows)
+    if known := remembered(note, "texts"):
+        most = int(known["texts"])
+    first = done = _complete_texts(path, ends, size)
+    started, wanted = now(), most
     with path.open("ab") as file, progress("hidden states", wanted, done) as bar:
         while done < wanted:
-            here = slice(done, min(done + CHUNK, wanted))
+            some = CHUNK if done > first else min(FEWEST, CHUNK)
+            here = slice(done, min(done + some, wanted))
             file.write(_bytes(_states(model, rows[here], columns[here], batch_size)))
             file.flush()
-            if first and not note.is_file():
-                spent = time.perf_counter() - started
-                wanted = _affordable(spent / (here.stop - done), len(rows), minutes)
-                remember(note, {"texts": wanted})
-            bar.advance(here.stop - done)
-            done, first = here.stop, False
+            each = (now() - started) / (here.stop - first)
+            wanted = min(most, max(FEWEST, clock.fitting(each, here.stop, most)))
+            if done == first:
+                say(estimated(each, wanted, len(rows)))
+            bar.advance(here.stop - done, total=wanted)
+            done = here.stop
+            remember(note, {"texts": wanted})
     count = ends[wanted - 1]
     values = torch.from_file(str(path), shared=False, size=count * width, dtype=dtype)
     return States(values.view(count, width), ends[:wanted])
 
 
-def _affordable(seconds: float, texts: int, minutes: float | None) -> int:
-    """How many texts to read at so many seconds each; says how long it takes."""
+def estimated(seconds: float, count: int, texts: int) -> str:
+    """How long it takes to read texts at so many seconds each, and how many are read."""
     text = f"hidden states of {texts} texts: about {duration(seconds * texts)}"
-    count = texts
-    if minutes is not None:
-        count = min(texts, max(FEWEST, int(60 * minutes / seconds)))
-    say(text + (f"; {count} fit into the time" if count < texts else ""))
-    return count
+    return text + (f"; {count} fit into the time" if count < texts else "")
 
 
 def _complete_texts(path: Path, ends: Sequence[int], size: int) -> int:

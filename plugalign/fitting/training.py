@@ -1,8 +1,9 @@
 """The one training loop: AdamW with warm-up and decay, early stopping, and safe restarts.
 
-Step ``i`` is a pure function of the parameters, the optimizer and (seed, i): the random generators
-are seeded anew for each step. So a run that was killed at any moment and started again continues
-from its checkpoint and ends with the same parameters, bit for bit, as an undisturbed one.
+Step ``i`` is a pure function of the parameters, the optimizer, (seed, i) and the number of steps:
+the random generators are seeded anew for each step. So a run that was killed at any moment and
+started again continues from its checkpoint and ends with the same parameters, bit for bit, as an
+undisturbed one. Only where the time runs short are there fewer steps, by the speed of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from plugalign.files.fingerprint import fingerprint
 from plugalign.files.replacing import replacing
-from plugalign.fitting.progress import progress
+from plugalign.fitting.clock import Clock, Pace, now
+from plugalign.fitting.progress import progress, say
 
 if TYPE_CHECKING:
     from plugalign.fitting.held_out import HeldOut
@@ -53,6 +55,7 @@ def train(
     seed: int = 0,
     run: str = "",
     held_out: HeldOut | None = None,
+    clock: Clock | None = None,
 ) -> list[float]:
     """Minimises ``loss`` in place and returns its value at each step.
 
@@ -68,6 +71,8 @@ def train(
         run: a `fingerprint` of everything else the loss depends on, such as the data.
         held_out: ends the training when it becomes no better on other texts, and leaves the
             parameters that were best there.
+        clock: makes fewer steps, the last of them at a low learning rate as well, where more would
+            take longer.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite, naming the step.
@@ -80,21 +85,28 @@ def train(
     names = [(name, tuple(p.shape)) for name, p in parameters.items()]
     made_by = fingerprint(run, settings, names)
     optimizer = adamw(parameters, lr, weight_decay)
-    losses = _resume(checkpoint, made_by, parameters, optimizer, held_out)
+    losses, ends = _resume(checkpoint, made_by, parameters, optimizer, held_out, steps)
+    look_every = steps if held_out is None else held_out.every(steps)
+    pace = Pace(clock or Clock(None), ends, len(losses), look_every)
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
-    with progress(title, steps, len(losses)) as bar, torch.random.fork_rng(devices=list(devices)):
-        for step in range(len(losses), steps):
+    with progress(title, ends, len(losses)) as bar, torch.random.fork_rng(devices=list(devices)):
+        while (step := len(losses)) < ends:
             if held_out is not None and held_out.is_over:
                 break
             torch.manual_seed(_step_seed(seed, step))
             for group in optimizer.param_groups:
-                group["lr"] = lr * _schedule(step, steps, warmup)
+                group["lr"] = lr * _schedule(step, ends, round(warmup * steps))
             losses.append(descend(loss, step, title, parameters, optimizer, clip))
-            if held_out is not None and held_out.is_due(step + 1, steps):
+            ends = pace.steps(step + 1)
+            if held_out is not None and ((step + 1) % look_every == 0 or step + 1 == ends):
+                started = now()
                 held_out.look(step + 1, parameters)
-            bar.advance(note=f"loss {losses[-1]:.3f}")
-            if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
-                _save(checkpoint, made_by, parameters, optimizer, losses, held_out)
+                pace.looked(now() - started)
+            bar.advance(note=f"loss {losses[-1]:.3f}", total=ends)
+            if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == ends):
+                _save(checkpoint, made_by, parameters, optimizer, losses, held_out, ends)
+    if len(losses) == ends < steps:
+        say(f"{title}: the time ended it behind {ends} steps of {steps}")
     if held_out is not None:
         held_out.restore(parameters)
     return losses
@@ -183,8 +195,9 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    rise = max(1, round(warmup * steps))
+def _schedule(step: int, steps: int, rise: int) -> float:
+    """The share of the highest learning rate; it rises for so many steps."""
+    rise = max(1, rise)
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
@@ -197,6 +210,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     losses: list[float],
     held_out: HeldOut | None,
+    ends: int,
 ) -> None:
     """Writes beside the old checkpoint and replaces it only when the new one is complete."""
     state = {
@@ -204,6 +218,7 @@ def _save(
         "parameters": {name: p.detach() for name, p in parameters.items()},
         "optimizer": optimizer.state_dict(),
         "losses": losses,
+        "ends": ends,
         "held_out": None if held_out is None else held_out.state(),
     }
     try:
@@ -221,13 +236,16 @@ def _resume(
     parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     held_out: HeldOut | None,
-) -> list[float]:
+    steps: int,
+) -> tuple[list[float], int]:
+    """The losses of the steps that were made, and behind how many it ends; at first that is behind
+    all of them."""
     if path is None or not path.is_file():
-        return []
+        return [], steps
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         made_then, kept, optimized = (state[k] for k in ("made_by", "parameters", "optimizer"))
-        looked, losses = state["held_out"], list(state["losses"])
+        looked, losses, ends = state["held_out"], list(state["losses"]), int(state["ends"])
         if not all(each.keys() >= MOMENTS for each in optimized["state"].values()):
             raise KeyError("its optimizer's moments")
     except DAMAGED as error:
@@ -244,4 +262,4 @@ def _resume(
     optimizer.load_state_dict(optimized)
     if held_out is not None:
         held_out.load(looked)
-    return losses
+    return losses, ends

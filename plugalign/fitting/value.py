@@ -18,6 +18,7 @@ from plugalign.algebra.data_sheet import UNSTATED, Notes, Provenance
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.files.fingerprint import file_hash, fingerprint
 from plugalign.fitting import workspace
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.pooled_states import keep_pooled_states
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
@@ -30,6 +31,7 @@ from plugalign.values.discriminator.sheet import INTENDED, LIMITS, DataFile, She
 FEWEST, CALIBRATED, HELD_OUT = 128, 64, 32  # different texts: in all, to calibrate, to measure
 SHARE = 0.25  # of all texts, for either of the latter, where that is more
 FEWEST_OF_A_CLASS = 10  # to calibrate
+READING = 0.7  # of the time
 
 GUIDE = "guide"  # the folder of a controller that steers by it, inside its own
 
@@ -78,6 +80,7 @@ def fit_value(
     licence: str | None = None,
     level: float = 0.9,
     seed: int = 0,
+    minutes: float | None = None,
 ) -> FittedValue:
     """Fits a discriminator for a statement and saves it in ``out``.
 
@@ -91,13 +94,15 @@ def fit_value(
         files: the files of the data, for the data sheet.
         licence: of the data, for the data sheet.
         level: the coverage of verdict sets.
-        seed: which texts are held out.
+        seed: which texts are held out, and which are read where the time is short.
+        minutes: read fewer texts where these take longer; None is no bound.
 
     Raises:
         ValueError: for too few texts, a level that they cannot have, or an ``out`` that is taken.
     """
     texts, conforms = distinct(data, desired)
-    parts = split(texts, conforms, level, seed)
+    order = reading_order(texts, conforms, seed)
+    least = fewest_to_read(texts, conforms, order, level, seed)
 
     record = {
         "method": "value",
@@ -111,19 +116,25 @@ def fit_value(
     }
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        states = keep_pooled_states(reader, texts, statement, folder / "states")
+        path, clock = folder / "read", Clock(minutes).part(READING)
+        wanted = [texts[i] for i in order]
+        states = keep_pooled_states(reader, wanted, statement, path, clock, least)
+        read = np.sort(order[: len(states)])
+        states = states[np.argsort(order[: len(states)])]
+        chosen, labels = [texts[i] for i in read], conforms[read]
+        parts = split(chosen, labels, level, seed)
         about = {
             "files": tuple(DataFile(name=path.name, sha256=file_hash(path)) for path in files),
             "licence": licence,
         }
-        found = fitted(reader, states, texts, conforms, parts, statement, level, source)
+        found = fitted(reader, states, chosen, labels, parts, statement, level, source)
         found.sheet = found.sheet.model_copy(update=about)
         found.save(result)
         if reader.kind == "causal":
             steering = guide(found)
             steering.provenance = _provenance(record, found.sheet)
             steering.save_pretrained(result / GUIDE)
-        return _measured(found.sheet)
+        return {"texts": len(read), **_measured(found.sheet)}
 
     workspace.make(out, record, work)
     return FittedValue(Sheet.load(out), out)
@@ -155,6 +166,37 @@ def distinct(data: Labelled, desired: str | None) -> tuple[list[str], Labels]:
     both = set(good) & set(bad)
     sides = [[text for text in dict.fromkeys(side) if text not in both] for side in (good, bad)]
     return [*sides[0], *sides[1]], np.repeat([True, False], [len(side) for side in sides])
+
+
+def reading_order(texts: Sequence[str], conforms: Labels, seed: int) -> Numbers:
+    """All texts' numbers, so that the first of them are a fair sample of both classes."""
+    place = np.empty(len(texts))
+    for side in (True, False):
+        members = np.flatnonzero(conforms == side)
+        mixed = sorted(members.tolist(), key=lambda i: fingerprint("read", seed, texts[i]))
+        place[mixed] = (np.arange(len(mixed)) + 0.5) / max(1, len(mixed))
+    return np.argsort(place, kind="stable")
+
+
+def fewest_to_read(
+    texts: Sequence[str], conforms: Labels, order: Numbers, level: float, seed: int
+) -> int:
+    """How many of the first texts suffice for a discriminator, within a factor of two.
+
+    Raises:
+        ValueError: if all of them do not.
+    """
+    count = FEWEST
+    while count < len(texts):
+        first = np.sort(order[:count])
+        try:
+            split([texts[i] for i in first], conforms[first], level, seed)
+        except ValueError:
+            count *= 2
+        else:
+            return count
+    split(texts, conforms, level, seed)
+    return len(texts)
 
 
 def split(texts: Sequence[str], conforms: Labels, level: float = 0.9, seed: int = 0) -> Parts:

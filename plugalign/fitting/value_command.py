@@ -29,6 +29,7 @@ def fit_value_files(
     level: float | None = None,
     desired: str | None = None,
     read: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
 ) -> str:
     """Fits a discriminator to files of labelled texts, or makes one without labels.
 
@@ -38,6 +39,7 @@ def fit_value_files(
         negation: where there is no data.
         licence, level, desired: of data, see `fit_value`.
         read: the columns of the data and how much of it, see `load_data`.
+        minutes: see `fit_value`; without data it takes seconds.
 
     Returns:
         What there is to say at the end.
@@ -69,6 +71,7 @@ def fit_value_files(
         files=paths,
         licence=licence,
         level=level,
+        minutes=minutes,
     ).describe()
 
 

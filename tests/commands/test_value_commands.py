@@ -70,6 +70,10 @@ def test_a_value_is_fitted_and_judges(folder: Path, monkeypatch: Any, capfd: Any
         (["value", "--statement", "x", "--model", "m", "--licence", "y"], "--licence is of data"),
         (["value", "--statement", "x", "--model", "m", "--level", "0.5"], "--level is of data"),
         (["value", "--statement", "x", "--model", "m", "--minutes", "3"], "has no --minutes"),
+        (
+            ["value", "--statement", "x", "--model", "m", "--data", "DATA", "--minutes", "0"],
+            "--minutes must lie above 0, up to 1e+06, got 0",
+        ),
         (["judge", "--statement", "x", "--data", "f"], "--statement is for fit value, not for fit"),
         (["fudge_head", "--model", "m"], "fit fudge_head needs --data"),
         (

@@ -20,9 +20,21 @@ from plugalign.fitting.budget import (
     remember,
     time_of,
 )
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.held_out import FEWEST, MOST, HeldOut, set_apart
 from plugalign.fitting.progress import duration
 from plugalign.fitting.training import train
+
+
+class Stopped(Clock):
+    """A clock that has a share of its minutes left, whatever is done."""
+
+    def __init__(self, minutes: float | None, share: float = 1.0):
+        super().__init__(minutes)
+        self._left = math.inf if minutes is None else 60 * minutes * share
+
+    def left(self) -> float:
+        return self._left
 
 
 @pytest.fixture
@@ -65,9 +77,9 @@ def test_the_estimate_is_said_and_decides(
 
     def asked() -> int:
         note = tmp_path / "steps.json"
-        return affordable_steps(
-            loss, {"w": weight}, 300, minutes, title="a fit", note=note, runs=runs
-        ).steps
+        clock, share = Stopped(minutes, 1 / runs), 1 / runs
+        options = {"title": "a fit", "note": note, "runs": runs, "share": share}
+        return affordable_steps(loss, {"w": weight}, 300, clock, **options).steps
 
     assert asked() == steps
     assert said in " ".join(capsys.readouterr().err.split())
@@ -86,7 +98,7 @@ def test_looks_at_held_out_texts_are_in_the_estimate(
         lambda step: weight.sum(),
         {"w": weight},
         300,
-        10.0,
+        Stopped(10.0),
         title="a fit",
         looking=time_of(look, {}),
     )
@@ -99,7 +111,13 @@ def test_a_training_of_shorter_texts_than_the_other_takes_its_share(
 ) -> None:
     weight = torch.zeros(3, requires_grad=True)
     asked = affordable_steps(
-        lambda step: weight.sum(), {"w": weight}, 300, 10.0, title="a fit", runs=2, share=0.25
+        lambda step: weight.sum(),
+        {"w": weight},
+        300,
+        Stopped(10.0, 0.25),
+        title="a fit",
+        runs=2,
+        share=0.25,
     )
     assert asked.steps == 15
     said = "300 steps for each of 2 take about 3.3 h; 15 fit into --minutes 10"
@@ -117,7 +135,7 @@ def test_short_fits_look_seldom(second: None, minutes: float, steps: int, looks:
         lambda step: weight.sum(),
         {"w": weight},
         300,
-        minutes,
+        Stopped(minutes),
         title="a fit",
         looking=time_of(look, {}),
     )
@@ -150,9 +168,8 @@ def test_short_fits_look_at_fewer_texts(
     tried = list[int]()
 
     def asked() -> Looking:
-        return affordable_look(
-            tried.append, texts, {}, minutes, note=tmp_path / "look.json", share=share
-        )
+        clock = Stopped(minutes, share)
+        return affordable_look(tried.append, texts, {}, clock, note=tmp_path / "look.json")
 
     found = asked()
     remember(tmp_path / "look.json", found._asdict())
@@ -175,8 +192,8 @@ def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> Non
 
     def asked(spare: Callable[[], None] | None) -> int:
         note = tmp_path / "steps.json"
-        given = {"w": weight}
-        return affordable_steps(loss, given, 5, None, title="a", note=note, spare=spare).steps
+        given, clock = {"w": weight}, Clock(None)
+        return affordable_steps(loss, given, 5, clock, title="a", note=note, spare=spare).steps
 
     with pytest.raises(torch.OutOfMemoryError):
         asked(None)

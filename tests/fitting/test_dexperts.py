@@ -244,7 +244,8 @@ def test_what_held_out_texts_say_is_saved(
     saved = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert (saved["method"], saved["settings"]["rank"]) == ("dexperts_lora", 16)
     measured = saved["measured"]
-    assert measured["auc"] > 0.9 and measured["steps"] == 30
+    assert measured["auc"] > 0.9
+    assert measured["expert"]["step"] <= measured["expert"]["steps"] <= 30
     assert measured["expert"]["loss"] > 0 < measured["antiexpert"]["loss"]
 
 
@@ -274,7 +275,7 @@ def test_a_short_time_makes_smaller_steps_before_fewer(
     options = {**OPTIONS, "batch_size": batch_size, "minutes": 1.0}
     fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", **options)
     measured = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
-    assert (measured["batch_size"], measured["steps"]) == (used, steps)
+    assert (measured["batch_size"], measured["expert"]["steps"]) == (used, steps)
     assert timed == 2 * ([batch_size] if batch_size == used else [batch_size, used])
 
 
@@ -292,7 +293,7 @@ def test_the_expert_is_planned_for_its_share_of_the_tokens(
         lambda *_, share, **__: shares.append(share) or Affordable(1, 2),
     )
     fit_dexperts(tiny(), tokenizer, lengths, tmp_path / "out", **OPTIONS, minutes=1.0)
-    assert shares == [pytest.approx(3 / 12), pytest.approx(9 / 12)]  # the second is known then
+    assert shares == [pytest.approx(3 / 12), 1]  # of what is left; the second is known then
 
 
 def test_the_checkpoint_of_another_method_is_refused_by_name(

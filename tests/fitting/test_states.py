@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from simulated_clock import Simulated
 
 from plugalign.fitting import states
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.states import head_inputs, keep_states
 
 ROWS = [[5], [6, 7, 8], [9, 10], [3, 4, 5, 6], [11, 12], [13], [14, 15, 16]]
@@ -75,12 +77,32 @@ def test_short_time_reads_fewer_texts_and_remembers_how_many(
 ) -> None:
     monkeypatch.setattr(states, "CHUNK", 2)
     monkeypatch.setattr(states, "FEWEST", 3)
-    kept = keep_states(tiny(), ROWS, tmp_path / "states", 2, minutes=1e-9)
+    kept = keep_states(tiny(), ROWS, tmp_path / "states", 2, clock=Clock(1e-9))
     assert len(kept) == 3 and len(kept.values) == 6
     said = " ".join(capsys.readouterr().err.split())
     assert "hidden states of 7 texts: about" in said and "3 fit into the time" in said
     again = keep_states(tiny(), ROWS, tmp_path / "states", 2)
     assert torch.equal(again.values, kept.values)
+
+
+def test_a_machine_that_slows_down_reads_fewer_than_its_first_texts_promised(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a second a text there is time for twelve; from the fifth on one takes four."""
+    monkeypatch.setattr(states, "CHUNK", 2)
+    monkeypatch.setattr(states, "FEWEST", 2)
+    clock, read = Simulated(monkeypatch), states._states
+
+    def slow(model: Any, rows: Any, *rest: Any) -> torch.Tensor:
+        clock.time += sum(1 if row[0] < 5 else 4 for row in rows)
+        return read(model, rows, *rest)
+
+    monkeypatch.setattr(states, "_states", slow)
+    rows = [[i + 1, 7] for i in range(20)]
+    kept = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(12 / 60))
+    assert len(kept) == 6 and clock.time == 12
+    again = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(9.0))
+    assert len(again) == 6 and clock.time == 12  # what was learnt from does not grow
 
 
 def test_the_hook_goes_when_the_forward_fails(tiny: Any) -> None:

@@ -16,7 +16,14 @@ from plugalign.algebra.controller import Controller
 from plugalign.controllers.value_guide import ValueGuide
 from plugalign.evaluation.judging.load import load_judge
 from plugalign.fitting.data import Labelled
-from plugalign.fitting.value import distinct, fit_value, fitted, split
+from plugalign.fitting.value import (
+    distinct,
+    fewest_to_read,
+    fit_value,
+    fitted,
+    reading_order,
+    split,
+)
 from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.values.discriminator.contrast import ValueContrast, negated
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
@@ -112,7 +119,8 @@ def test_the_data_sheet_says_what_it_is_worth(saved: Path) -> None:
     assert (sheet["learned"], sheet["calibrated"], sheet["held_out"]["texts"]) == (200, 100, 100)
     assert set(sheet["layers"]) == {"1", "2"}
     record = json.loads((saved / "kind" / "fit.json").read_text())
-    assert record["measured"] == {"held_out": {"auc": sheet["held_out"]["auc"]["value"]}}
+    auc = sheet["held_out"]["auc"]["value"]
+    assert record["measured"] == {"texts": 400, "held_out": {"auc": auc}}
     page = (saved / "kind" / "README.md").read_text()
     assert "held-out AUC" in page and "AUC of TF-IDF" in page and "better than chance" in page
     assert fitted_on_chats(saved / "kind" / "guide") is False  # what compare warns by, in chats
@@ -180,6 +188,36 @@ def test_a_fit_that_was_killed_reads_no_text_twice(tmp_path: Path, monkeypatch) 
     read.append("the second run")
     fit_value(reader, "nowhere", data(200), tmp_path / "v", statement=STATEMENT)
     assert len(read) == len(set(read)) == 201
+
+
+def test_short_time_reads_fewer_texts_of_both_classes(tmp_path: Path) -> None:
+    """As few as a discriminator can do with, the same ones each time; a whole fit is as it was."""
+    found = []
+    for name, minutes in (("a", 1e-9), ("b", 1e-9), ("all", None)):
+        reader = CausalReader(make_model(), make_tokenizer(), (1,))
+        out = tmp_path / name
+        fit_value(reader, "x", data(2000), out, statement=STATEMENT, minutes=minutes)
+        found.append((json.loads((out / "sheet.json").read_text()), out / "fit.json"))
+    (first, fit), (second, _), (whole, _) = found
+    assert first == second and json.loads(fit.read_text())["measured"]["texts"] == 128
+    assert first["conforming"] == first["breaking"] == 64
+    assert (first["learned"], first["calibrated"]) == (32, 64)
+    assert whole["conforming"] == 1000 and whole["held_out"]["auc"]["value"] > 0.9
+
+
+def test_a_rare_class_needs_more_texts_whatever_the_time() -> None:
+    conforms = np.arange(4000) % 16 > 0
+    texts = [f"w{i}" for i in range(4000)]
+    order = reading_order(texts, conforms, seed=0)
+    assert sorted(order.tolist()) == list(range(4000))
+    assert not np.array_equal(order, reading_order(texts, conforms, seed=1))
+    for count in (16, 160, 1000, 4000):
+        assert abs((~conforms[order[:count]]).sum() - count / 16) <= 1
+    fewest = fewest_to_read(texts, conforms, order, 0.9, seed=0)
+    assert fewest == 1024
+    split([texts[i] for i in order[:fewest]], conforms[order[:fewest]])
+    with pytest.raises(ValueError, match="needs 128 different labelled texts"):
+        fewest_to_read(texts[:300], conforms[:300], np.arange(300), 0.9, seed=0)
 
 
 def test_too_few_texts_are_refused_before_work(tmp_path: Path) -> None:
