@@ -41,10 +41,11 @@ def test_a_float32_product_is_not_rounded_to_half_precision(dtype, biased, monke
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", [(2, 16), (8, 1, 48), (40, 3, 7)])
 @pytest.mark.parametrize("traced", [False, True])
-def test_a_packed_weight_gives_the_product(shape, biased, traced):
-    x, weight, bias = layer(shape, outputs=37, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_packed_weight_gives_the_product(shape, biased, traced, dtype):
+    x, weight, bias = layer(shape, outputs=37, dtype=dtype)
     if not can_pack(weight):
-        pytest.skip("oneDNN has no bfloat16 here")
+        pytest.skip(f"oneDNN is no quicker in {dtype} here")
     packed, own, product = pack(weight, shape[0]), bias if biased else None, packed_product
     if traced:
         product = torch.jit.trace(lambda *a: packed_product(*a, own), (x, packed))
@@ -59,30 +60,40 @@ def test_a_packed_weight_gives_the_product(shape, biased, traced):
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", [(2, 16), (40, 7), (64, 512)])
-def test_a_head_with_a_packed_weight_gives_float32_logits(shape, biased):
-    x, weight, bias = layer(shape, outputs=37, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_head_with_a_packed_weight_gives_float32_logits(shape, biased, dtype):
+    x, weight, bias = layer(shape, outputs=37, dtype=dtype)
     if not can_pack(weight):
-        pytest.skip("oneDNN has no bfloat16 here")
+        pytest.skip(f"oneDNN is no quicker in {dtype} here")
     bias[5] = -torch.inf  # a token that is never drawn
     own = bias if biased else None
     got = Head(x, weight, own, float32=True, packed=pack(weight, shape[0])).full()
     want = linear(x.double(), weight.double(), None if own is None else own.double())
     assert got.shape == want.shape and got.dtype == torch.float32
     bits = torch.finfo(torch.bfloat16).eps ** 2  # each of two roundings leaves half of eps or less
-    torch.testing.assert_close(got.double(), want, rtol=bits / 2, atol=1e-5)
+    error = 1e-5 if dtype == torch.bfloat16 else 5e-5  # of 512 sums, of what float32 holds
+    torch.testing.assert_close(got.double(), want, rtol=bits / 2, atol=error)
 
 
 @pytest.mark.parametrize(
-    "weight", [torch.zeros(2, 2), torch.zeros(2, 2).half(), torch.zeros(2, 2, 2).bfloat16()]
+    "weight", [torch.zeros(2, 2).half(), torch.zeros(2, 2).double(), torch.zeros(2, 2, 2)]
 )
 def test_other_weights_cannot_be_packed(weight):
     assert not can_pack(weight)
 
 
-def test_nothing_is_packed_where_onednn_is_not_wanted():
+def test_float32_is_packed_where_it_was_measured(monkeypatch):
+    weight = torch.zeros(2, 2)
+    for name, wanted in (("AVX512", True), ("AVX2", True), ("DEFAULT", False), ("NEON", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=name: name)
+        assert can_pack(weight) == (wanted and torch.backends.mkldnn.is_available())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_is_packed_where_onednn_is_not_wanted(dtype):
     kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
-        assert not can_pack(torch.zeros(2, 2, dtype=torch.bfloat16))
+        assert not can_pack(torch.zeros(2, 2, dtype=dtype))
     finally:
         torch.backends.mkldnn.enabled = kept
 

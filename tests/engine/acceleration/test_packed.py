@@ -29,7 +29,31 @@ def bfloat16(kind, **more):
 def assert_near(got, want):
     """Equal but for roundings."""
     error = (got.float() - want.float()).norm() / want.float().norm()
-    assert error <= 4 * torch.finfo(torch.bfloat16).eps
+    assert error <= 4 * torch.finfo(got.dtype).eps
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt", "mixtral"])
+def test_a_packed_body_in_float32_gives_the_same(kind):
+    body = body_of(kind)
+    mirror = packed_body(body, 3)
+    if not can_pack(torch.zeros(2, 2)):
+        assert mirror is None
+        return
+    assert weights_of(mirror)
+    want, got = walk(body, True, steps=4)[0], walk(mirror, True, steps=4)[0]
+    assert_near(got, want)
+
+
+def test_steps_in_float32_give_the_same_tokens(tiny, tokenizer, prompts, monkeypatch):
+    """Also once they are recorded."""
+    model, made, own = tiny(), [], PackedLinear.__init__
+    monkeypatch.setattr(PackedLinear, "__init__", lambda s, *a: made.append(1) or own(s, *a))
+    steered = pa.wrap(model, tokenizer, 0 * pa.SelfDebias(["w5"]))
+    steered.split_models.recorder = Recorder(patience=3)
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    want = model.generate(**prompts(rows=3), **options)
+    assert torch.equal(steered.generate(**prompts(rows=3), **options), want)
+    assert bool(made) == can_pack(torch.zeros(2, 2))
 
 
 @pytest.fixture(autouse=True)
