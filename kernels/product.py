@@ -2,7 +2,9 @@
 
 For few rows a product is bound by reading its weights. On a CPU torch asks oneDNN for bfloat16,
 which rearranges the weights at every product for its instructions. For a single row torch's own
-product is quicker (`one_row`); for several, weights that were rearranged once (`pack`).
+product is quicker (`one_row`); for several, weights that were rearranged once (`pack`). So they are
+in float32, for which torch asks MKL: the weights of SmolLM2-135M take 50 ms of a core and not 84
+for eight rows, 40 and not 73 for four.
 """
 
 from __future__ import annotations
@@ -85,12 +87,13 @@ one_row = OneRow()  # one, since the setting is one
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN has a layout of its own for such a weight, and fast instructions for it. In
-    float32 it rearranges nothing, and whole steps of SmolLM2 were no quicker."""
+    """Whether oneDNN has a layout of its own for such a weight, and fast instructions for it."""
     onednn = torch.backends.mkldnn
     wanted = onednn.is_available() and onednn.enabled  # type: ignore[no-untyped-call]
     if weight.ndim != 2 or not weight.is_cpu or not wanted:
         return False
+    if weight.dtype == torch.float32:
+        return torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -111,13 +114,15 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def packed_float32_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`packed_product` of ``x`` ``(N, i)`` as float32 ``(N, o)``, to about 16 significant bits. It
-    is not traced.
+    """`packed_product` of ``x`` ``(N, i)`` as float32 ``(N, o)``, to about 16 significant bits for
+    bfloat16 weights. It is not traced.
 
     oneDNN sums in float32 and rounds to bfloat16 at the end. A second product is of what the first
     one rounded away, since it subtracts the first's result before it rounds; of what is infinite
     that is nothing.
     """
+    if x.dtype == torch.float32:
+        return packed_product(x, packed, bias)
     fused = torch.ops.mkldnn._linear_pointwise
     rounded: Tensor = fused(x, packed, bias, "none", [], "")
     rest: Tensor = fused.binary(x, rounded, packed, bias, "sub")

@@ -160,7 +160,7 @@ def _within(time: float, steps: int, step: float, look: float) -> Affordable:
     if steps * step + (looks + 1) * look <= time:
         return Affordable(steps, looks)
     looks = max(2, min(looks, int(LOOKING * time / look) - 1 if look else looks))
-    return Affordable(max(1, min(steps, int((time - (looks + 1) * look) / step))), looks)
+    return Affordable(max(1, min(steps, int((time - (looks + 1) * look) / max(step, 1e-9)))), looks)
 
 
 def remembered(note: Path, *names: str) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+UNWATCHED = 0.1  # of what is left, before the next look at the clock
+
 
 class Clock:
     """Runs down while a fit works. A fit that was killed and continues gets its time anew.
@@ -14,9 +16,14 @@ class Clock:
 
     Attributes:
         minutes: of the whole fit, as they were given.
+
+    Raises:
+        ValueError: if they are not positive.
     """
 
     def __init__(self, minutes: float | None):
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"minutes must be a positive number, got {minutes}")
         self.minutes = minutes
         self._end = math.inf if minutes is None else now() + 60 * minutes
 
@@ -45,6 +52,13 @@ class Clock:
         if math.isinf(left):
             return most
         return min(most, done + max(0, int(left / max(seconds, 1e-9))))
+
+    def piece(self, seconds: float, most: int, least: int = 1) -> int:
+        """How many pieces of so many seconds to do before the clock is looked at again."""
+        left = self.left()
+        if math.isinf(left):
+            return most
+        return min(most, max(least, int(UNWATCHED * left / max(seconds, 1e-9))))
 
 
 class Pace:

@@ -162,7 +162,7 @@ class _Experts:
         shares = (lengths[0] / sum(lengths), 1.0)  # of what is left
         sides = zip(ROLES, learnt.sides(), held.sides(), shares, strict=True)
         for role, rows, apart, share in sides:
-            # Both make as many steps, planned for the first: of longer texts they take longer.
+            # As many steps are planned for both: of longer texts they take longer.
             part = _Part(role, rows, apart, clock.part(share), share)
             student, found = self._trained(part, len(held), folder)
             measured |= found

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from plugalign.files.replacing import replacing
 from plugalign.files.saved import read_tensors, writing_tensors
-from plugalign.fitting.progress import progress
+from plugalign.fitting.clock import Clock
+from plugalign.fitting.progress import progress, say
 
 Array = NDArray[np.float64]
 HELD_OUT = 0.2
@@ -129,7 +130,9 @@ def leace(states: Array, labels: Any, places: Any = None) -> tuple[Array, Array,
     return removed, (whiten @ left) @ triangle.T, mean
 
 
-def inlp(splits: Sequence[Split], classifiers: int, path: Path) -> Array:
+def inlp(
+    splits: Sequence[Split], classifiers: int, path: Path, clock: Clock | None = None
+) -> Array:
     """An orthonormal basis ``(D, r)`` of all directions that linear classifiers find, one after
     the other, each in what the ones before it left (Ravfogel et al. 2020, algorithm 1).
 
@@ -140,6 +143,7 @@ def inlp(splits: Sequence[Split], classifiers: int, path: Path) -> Array:
         splits: the states at each place of texts; each round trains one classifier for each.
         classifiers: how many rounds at most.
         path: keeps the basis of a run that is killed, and is continued from if it is there.
+        clock: trains no more of them than its time allows, but one round.
 
     Raises:
         ValueError: if already the first classifier finds nothing, or the file is damaged.
@@ -149,9 +153,12 @@ def inlp(splits: Sequence[Split], classifiers: int, path: Path) -> Array:
     if path.is_file():
         saved = read_tensors(path, "remove it to start anew")
     basis: Array = saved["basis"].double().numpy()
-    done = int(saved.get("done", torch.tensor(0)))
+    done, clock = int(saved.get("done", torch.tensor(0))), clock or Clock(None)
     with progress("linear classifiers", classifiers, done) as bar:
         for count in range(done, classifiers):
+            if count and clock.left() <= 0:
+                say(f"the time ended it behind {count} rounds of linear classifiers")
+                break
             before = basis.shape[1]
             for split in splits:
                 basis = _narrowed(split, basis)

@@ -88,11 +88,12 @@ def fit_fudge(
     frame = frame_of(model, tokenizer, settings)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
+        clock = Clock(settings.minutes).part(TRAINING)
         learnt, held = encoded(
             tokenizer, sides, settings.max_length, settings.seed, end=False, frame=frame
         )
         ends = end_tokens(model, tokenizer, frame)
-        measured = _trained(predictor, learnt, held, ends, model.device, settings, folder)
+        measured = _trained(predictor, learnt, held, ends, model.device, settings, folder, clock)
         fitted = Fudge(
             predictor,
             k=settings.k,
@@ -116,6 +117,7 @@ def _trained(
     device: torch.device,
     settings: FudgeSettings,
     folder: Path,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Trains the predictor in place and measures it on the held-out texts."""
     pick = learnt.picks(settings.batch_size, settings.seed)
@@ -133,7 +135,7 @@ def _trained(
     def held_loss() -> float:
         return _judged(predictor, held, settings.batch_size, device)[0]
 
-    look, clock = held_loss if len(held) else None, Clock(settings.minutes).part(TRAINING)
+    look = held_loss if len(held) else None
     steps, looks = affordable_steps(
         loss,
         parameters,

@@ -41,7 +41,7 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.states import States, keep_states
 from plugalign.fitting.training import train
 
-READING, TRAINING = 0.7, 0.9  # shares of what is left of the time: the head learns fast
+HELD_OUT, READING, TRAINING = 0.1, 0.7, 0.9  # shares of what is left: the head learns fast
 
 
 class FudgeHeadSettings(FitSettings):
@@ -91,7 +91,11 @@ def fit_fudge_head(
             tokenizer, sides, settings.max_length, settings.seed, end=False, least=2, frame=frame
         )
         learnt = learnt.shuffled(settings.seed)
-        kept = _states(model, held, folder / "held-out", size) if len(held) else None
+        kept = None
+        if len(held):
+            held = held.alternating()
+            kept = _states(model, held, folder / "held-out", size, clock.part(HELD_OUT))
+            held = held.up_to(len(kept))
         states = _states(model, learnt, folder / "states", size, clock.part(READING))
         ends = end_tokens(model, tokenizer, frame)
         head = Head(model, ends, states, size, settings.rank, settings.seed)
@@ -112,9 +116,7 @@ def fit_fudge_head(
     return FudgeHead.from_pretrained(out)
 
 
-def _states(
-    model: Any, examples: Examples, path: Path, size: int, clock: Clock | None = None
-) -> States:
+def _states(model: Any, examples: Examples, path: Path, size: int, clock: Clock) -> States:
     """The states behind which something is learnt."""
     first = examples.frame.first
     columns = [range(first, len(row)) for row in examples.rows]

@@ -25,7 +25,7 @@ from plugalign.files.shown import printable
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.progress import say
 
-HELD_OUT = 0.1
+HELD_OUT, MOST_HELD_OUT = 0.1, 5000  # of each class
 FEWEST = 20  # different texts of each class, of which two are held out
 REPORT = "held_out.json"
 
@@ -119,7 +119,7 @@ def _fit(
 
 
 def _held_out(texts: Sequence[str], labels: Sequence[int], seed: int) -> set[str]:
-    """A tenth of the different texts of each class."""
+    """A tenth of the different texts of each class, up to `MOST_HELD_OUT`."""
     held: set[str] = set()
     for label, name in enumerate(("desired", "undesired")):
         different = {text for text, y in zip(texts, labels, strict=True) if y == label}
@@ -128,7 +128,7 @@ def _held_out(texts: Sequence[str], labels: Sequence[int], seed: int) -> set[str
                 f"a judge needs {FEWEST} different texts of each class; {len(different)} are {name}"
             )
         order = sorted(different, key=lambda text: _hash(f"{seed} {text}"))
-        held |= set(order[: max(2, round(HELD_OUT * len(order)))])
+        held |= set(order[: min(MOST_HELD_OUT, max(2, round(HELD_OUT * len(order))))])
     return held
 
 

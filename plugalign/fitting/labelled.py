@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +70,17 @@ class Examples:
         order = torch.randperm(len(self), generator=generator).tolist()
         return Examples(*self.sides(), order, self.frame)
 
+    def alternating(self) -> Examples:
+        """The same texts, so that the first of them have both classes with the shares of all."""
+        return Examples(*self.sides(), fair_order(self.sides()), self.frame)
+
+    def up_to(self, count: int) -> Examples:
+        """The first so many texts, in their order."""
+        bad_last = (1 - self.labels[:count]).argsort(stable=True)
+        rows = [self.rows[i] for i in bad_last.tolist()]
+        good = int(self.labels[:count].sum())
+        return Examples(rows[:good], rows[good:], bad_last.argsort().tolist(), self.frame)
+
     def first(self, count: int) -> Examples:
         """The first texts of both classes, so many with the shares that they have here, or one
         more."""
@@ -124,6 +135,13 @@ def encoded(
     if not (good_held and bad_held):  # too few to spare any
         return Examples(rows[0], rows[1], frame=frame), Examples([], [], frame=frame)
     return Examples(good, bad, frame=frame), Examples(good_held, bad_held, frame=frame)
+
+
+def fair_order(sides: Iterable[Sized]) -> list[int]:
+    """The numbers of all sides' members, one side's behind the other's, in an order whose first so
+    many have each side's share of all, and one of each at least."""
+    place = [i / len(side) for side in sides for i in range(len(side))]
+    return sorted(range(len(place)), key=place.__getitem__)
 
 
 def end_tokens(model: Any, tokenizer: Any, frame: Frame = PLAIN) -> list[int]:

@@ -42,6 +42,7 @@ from plugalign.fitting.settings import (
     Strength,
     fit_function,
 )
+from plugalign.fitting.states import FEWEST as LEAST
 from plugalign.fitting.states import States, keep_states
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
@@ -61,7 +62,7 @@ GENDER_PAIRS: Pairs = (
     ("female", "male"),
 )
 FEWEST = 10  # texts of each label
-READING = 0.75  # of the time
+READING, LEARNING = 0.75, 0.8  # shares of what is left of the time
 
 
 class NullspaceSettings(FitSettings):
@@ -77,7 +78,7 @@ class NullspaceSettings(FitSettings):
             takes the last alone, for a label that only matters where the texts end.
         max_length: of a text, in tokens; longer ones are cut.
         strength: of the controller that is returned and saved.
-        minutes: read fewer texts where these take longer.
+        minutes: read fewer texts, and train fewer classifiers, where these take longer.
     """
 
     variant: Variant = "leace"
@@ -111,9 +112,10 @@ def fit_nullspace(
     _check_labels(data.labels)
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
-        texts, places = _read(model, tokenizer, data, settings, frame, folder)
-        basis = folder / "basis.safetensors"
-        found = _projection(settings.variant, places, guide, settings.classifiers, basis)
+        clock = Clock(settings.minutes)
+        texts, places = _read(model, tokenizer, data, settings, frame, folder, clock)
+        basis, time = folder / "basis.safetensors", clock.part(LEARNING)
+        found = _projection(settings.variant, places, guide, settings.classifiers, basis, time)
         tensors: dict[str, Any] = {k: torch.tensor(x).float() for k, x in found.items()}
         origin = identify(model, tokenizer)
         controller = Nullspace(**tensors, strength=settings.strength, fitted_for=origin)
@@ -133,6 +135,7 @@ def _read(
     settings: NullspaceSettings,
     frame: Frame,
     folder: Path,
+    clock: Clock,
 ) -> tuple[int, dict[str, Split]]:
     """How many texts were read, and the states at each place of them."""
     rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed, frame)
@@ -144,7 +147,8 @@ def _read(
         folder / "states",
         settings.batch_size,
         columns=columns,
-        clock=Clock(settings.minutes).part(READING),
+        clock=clock.part(READING),
+        least=_fewest(labels),
     )
     count = len(kept)
     return count, _splits(kept, columns[:count], labels[:count], settings.seed)
@@ -157,6 +161,12 @@ def _measured(controller: Nullspace, places: Mapping[str, Split]) -> dict[str, A
     for name, probe in probes.items():
         say(_described(name, probe, directions))
     return {"directions": directions, "probe": probes}
+
+
+def _fewest(labels: Any) -> int:
+    """How many of the first texts have `FEWEST` of each label; `LEAST` are read anyway."""
+    behind = (np.flatnonzero(labels == name)[FEWEST - 1] + 1 for name in np.unique(labels))
+    return max(LEAST, *map(int, behind))
 
 
 def _check_labels(labels: Any) -> None:
@@ -238,6 +248,7 @@ def _projection(
     guide: Array | None,
     classifiers: int,
     path: Path,
+    clock: Clock,
 ) -> dict[str, Any]:
     """The tensors of a `Nullspace`, by name."""
     if variant == "leace":
@@ -253,7 +264,7 @@ def _projection(
     if variant == "direction":
         assert guide is not None
         return {"removed": guide[:, None]}
-    basis = inlp([*places.values()], classifiers, path)
+    basis = inlp([*places.values()], classifiers, path, clock)
     if variant == "inlp":
         return {"removed": basis}
     return {"removed": basis, "guide": basis[:, 0] if guide is None else guide}

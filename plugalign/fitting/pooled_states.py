@@ -36,23 +36,24 @@ def keep_pooled_states(
     """
     width = reader.width
     size = len(reader.layers) * width * np.dtype(np.float32).itemsize
-    note, clock, most = path.with_name(path.name + ".json"), clock or Clock(None), len(texts)
-    if known := remembered(note, "texts"):
-        most = int(known["texts"])
+    note, clock, some = path.with_name(path.name + ".json"), clock or Clock(None), CHUNK
+    known = remembered(note, "texts")
+    wanted = most = len(texts) if known is None else int(known["texts"])
     first = done = path.stat().st_size // size if path.is_file() else 0
-    started, wanted = now(), most
+    started = now()
     with path.open("ab") as file, progress("states of texts", wanted, done) as bar:
         os.truncate(path, done * size)
         while done < wanted:
-            some = texts[done : min(done + CHUNK, wanted)]
-            file.write(reader.states(some, statement).numpy().tobytes())
+            here = texts[done : min(done + some, wanted)]
+            file.write(reader.states(here, statement).numpy().tobytes())
             file.flush()
-            each = (now() - started) / (done + len(some) - first)
-            wanted = min(most, max(least, clock.fitting(each, done + len(some), most)))
+            each = (now() - started) / (done + len(here) - first)
+            wanted = min(most, max(least, clock.fitting(each, done + len(here), most)))
             if done == first:
-                say(estimated(each, wanted, len(texts)))
-            done += len(some)
-            bar.advance(len(some), total=wanted)
-            remember(note, {"texts": wanted})
+                say(estimated(each, wanted, most))
+            done += len(here)
+            bar.advance(len(here), total=wanted)
+            some = clock.piece(each, CHUNK)
+    remember(note, {"texts": wanted})
     flat = np.fromfile(path, dtype=np.float32, count=wanted * size // 4).astype(np.float64)
     return flat.reshape(wanted, len(reader.layers), width)

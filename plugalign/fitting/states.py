@@ -56,13 +56,14 @@ def keep_states(
     *,
     columns: Sequence[Sequence[int]] | None = None,
     clock: Clock | None = None,
+    least: int = FEWEST,
 ) -> States:
     """The states of texts of token ids, in their order, in ``path``.
 
     Args:
         rows: token ids; what should be left out first where the time is short stands last.
         columns: the positions to keep of each text, ascending; None keeps all.
-        clock: compute no more than its time allows, by the speed so far.
+        clock: compute no more than its time allows, by the speed so far, but so many at ``least``.
 
     Returns:
         As many as there are rows, or fewer where the time was short.
@@ -72,24 +73,23 @@ def keep_states(
     width, dtype = _shape_of(model)
     note = path.with_name(path.name + ".json")
     size = width * dtype.itemsize
-    clock, most = clock or Clock(None), len(rows)
-    if known := remembered(note, "texts"):
-        most = int(known["texts"])
+    clock = clock or Clock(None)
+    known = remembered(note, "texts")
+    wanted = most = len(rows) if known is None else int(known["texts"])
     first = done = _complete_texts(path, ends, size)
-    started, wanted = now(), most
+    started, some = now(), CHUNK if clock.minutes is None else min(least, CHUNK)
     with path.open("ab") as file, progress("hidden states", wanted, done) as bar:
         while done < wanted:
-            some = CHUNK if done > first else min(FEWEST, CHUNK)
             here = slice(done, min(done + some, wanted))
             file.write(_bytes(_states(model, rows[here], columns[here], batch_size)))
             file.flush()
             each = (now() - started) / (here.stop - first)
-            wanted = min(most, max(FEWEST, clock.fitting(each, here.stop, most)))
+            wanted = min(most, max(least, clock.fitting(each, here.stop, most)))
             if done == first:
-                say(estimated(each, wanted, len(rows)))
+                say(estimated(each, wanted, most))
             bar.advance(here.stop - done, total=wanted)
-            done = here.stop
-            remember(note, {"texts": wanted})
+            done, some = here.stop, clock.piece(each, CHUNK, batch_size)
+    remember(note, {"texts": wanted})
     count = ends[wanted - 1]
     values = torch.from_file(str(path), shared=False, size=count * width, dtype=dtype)
     return States(values.view(count, width), ends[:wanted])

@@ -71,8 +71,7 @@ def train(
         run: a `fingerprint` of everything else the loss depends on, such as the data.
         held_out: ends the training when it becomes no better on other texts, and leaves the
             parameters that were best there.
-        clock: makes fewer steps, the last of them at a low learning rate as well, where more would
-            take longer.
+        clock: makes fewer steps, on a schedule as much shorter, where more would take longer.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite, naming the step.
@@ -86,6 +85,7 @@ def train(
     made_by = fingerprint(run, settings, names)
     optimizer = adamw(parameters, lr, weight_decay)
     losses, ends = _resume(checkpoint, made_by, parameters, optimizer, held_out, steps)
+    before = len(losses)
     look_every = steps if held_out is None else held_out.every(steps)
     pace = Pace(clock or Clock(None), ends, len(losses), look_every)
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
@@ -102,10 +102,11 @@ def train(
                 started = now()
                 held_out.look(step + 1, parameters)
                 pace.looked(now() - started)
+                ends = pace.steps(step + 1)
             bar.advance(note=f"loss {losses[-1]:.3f}", total=ends)
             if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == ends):
                 _save(checkpoint, made_by, parameters, optimizer, losses, held_out, ends)
-    if len(losses) == ends < steps:
+    if before < len(losses) == ends < steps:
         say(f"{title}: the time ended it behind {ends} steps of {steps}")
     if held_out is not None:
         held_out.restore(parameters)
@@ -238,8 +239,8 @@ def _resume(
     held_out: HeldOut | None,
     steps: int,
 ) -> tuple[list[float], int]:
-    """The losses of the steps that were made, and behind how many it ends; at first that is behind
-    all of them."""
+    """The losses of the steps that were made, and behind how many it ends: all of them, or as many
+    as were made if the time had ended it."""
     if path is None or not path.is_file():
         return [], steps
     try:
@@ -262,4 +263,4 @@ def _resume(
     optimizer.load_state_dict(optimized)
     if held_out is not None:
         held_out.load(looked)
-    return losses, ends
+    return losses, ends if ends == len(losses) else steps

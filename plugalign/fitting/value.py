@@ -20,6 +20,7 @@ from plugalign.files.fingerprint import file_hash, fingerprint
 from plugalign.fitting import workspace
 from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
+from plugalign.fitting.labelled import fair_order
 from plugalign.fitting.pooled_states import keep_pooled_states
 from plugalign.values.discriminator.discriminator import ValueDiscriminator
 from plugalign.values.discriminator.guiding import guide
@@ -101,8 +102,9 @@ def fit_value(
         ValueError: for too few texts, a level that they cannot have, or an ``out`` that is taken.
     """
     texts, conforms = distinct(data, desired)
+    split(texts, conforms, level, seed)  # says now what it would say once they are read
     order = reading_order(texts, conforms, seed)
-    least = fewest_to_read(texts, conforms, order, level, seed)
+    least = fewest_to_read(conforms[order], level)
 
     record = {
         "method": "value",
@@ -119,8 +121,8 @@ def fit_value(
         path, clock = folder / "read", Clock(minutes).part(READING)
         wanted = [texts[i] for i in order]
         states = keep_pooled_states(reader, wanted, statement, path, clock, least)
-        read = np.sort(order[: len(states)])
-        states = states[np.argsort(order[: len(states)])]
+        used = order[: most_to_use(conforms[order[: len(states)]], level)]
+        states, read = states[np.argsort(used)], np.sort(used)
         chosen, labels = [texts[i] for i in read], conforms[read]
         parts = split(chosen, labels, level, seed)
         about = {
@@ -170,33 +172,38 @@ def distinct(data: Labelled, desired: str | None) -> tuple[list[str], Labels]:
 
 def reading_order(texts: Sequence[str], conforms: Labels, seed: int) -> Numbers:
     """All texts' numbers, so that the first of them are a fair sample of both classes."""
-    place = np.empty(len(texts))
-    for side in (True, False):
-        members = np.flatnonzero(conforms == side)
-        mixed = sorted(members.tolist(), key=lambda i: fingerprint("read", seed, texts[i]))
-        place[mixed] = (np.arange(len(mixed)) + 0.5) / max(1, len(mixed))
-    return np.argsort(place, kind="stable")
+    sides = [
+        sorted(
+            np.flatnonzero(conforms == side).tolist(),
+            key=lambda i: fingerprint("read", seed, texts[i]),
+        )
+        for side in (True, False)
+    ]
+    return np.array([*sides[0], *sides[1]])[fair_order(sides)]
 
 
-def fewest_to_read(
-    texts: Sequence[str], conforms: Labels, order: Numbers, level: float, seed: int
-) -> int:
-    """How many of the first texts suffice for a discriminator, within a factor of two.
+def fewest_to_read(conforms: Labels, level: float) -> int:
+    """How many of the first texts suffice for a discriminator, within a factor of two; all of them
+    if fewer do not.
 
-    Raises:
-        ValueError: if all of them do not.
+    Args:
+        conforms: in the order in which they are read.
     """
     count = FEWEST
-    while count < len(texts):
-        first = np.sort(order[:count])
-        try:
-            split([texts[i] for i in first], conforms[first], level, seed)
-        except ValueError:
-            count *= 2
-        else:
-            return count
-    split(texts, conforms, level, seed)
-    return len(texts)
+    while count < len(conforms) and _shares(conforms[:count], level) is None:
+        count *= 2
+    return min(count, len(conforms))
+
+
+def most_to_use(conforms: Labels, level: float) -> int:
+    """How many of the first texts make a discriminator: all, or a few less where rounding leaves
+    the rarer class one too few to calibrate.
+
+    Args:
+        conforms: of those that were read, which are not fewer than `fewest_to_read`.
+    """
+    counts = range(len(conforms), 0, -1)
+    return next(n for n in counts if _shares(conforms[:n], level) is not None)
 
 
 def split(texts: Sequence[str], conforms: Labels, level: float = 0.9, seed: int = 0) -> Parts:
@@ -205,16 +212,14 @@ def split(texts: Sequence[str], conforms: Labels, level: float = 0.9, seed: int 
     Raises:
         ValueError: for too few texts in all, or of a class.
     """
-    count, fewest = len(texts), max(FEWEST_OF_A_CLASS, fewest_for(level))
-    sizes = [max(least, round(SHARE * count)) for least in (CALIBRATED, HELD_OUT)]
     sides = [np.flatnonzero(conforms == side) for side in (True, False)]
-    shares = [[round(size * len(side) / max(1, count)) for size in sizes] for side in sides]
-    if count < FEWEST or min(share[0] for share in shares) < fewest:
+    shares = _shares(conforms, level)
+    if shares is None:
         raise ValueError(
             f"a value discriminator needs {FEWEST} different labelled texts, and of each class "
-            f"{fewest} in the part that calibrates it at level {level:g}, a quarter or "
-            f"{CALIBRATED}; got {len(sides[0])} that conform and {len(sides[1])} that do not. "
-            f"Give more, or none: leave --data out"
+            f"{_fewest_of_a_class(level)} in the part that calibrates it at level {level:g}, a "
+            f"quarter or {CALIBRATED}; got {len(sides[0])} that conform and {len(sides[1])} that "
+            f"do not. Give more, or none: leave --data out"
         )
     found: list[list[int]] = [[], [], []]
     for side, (first, second) in zip(sides, shares, strict=True):
@@ -223,6 +228,23 @@ def split(texts: Sequence[str], conforms: Labels, level: float = 0.9, seed: int 
         found[1] += order[:first]
         found[2] += order[first : first + second]
     return Parts(*(np.array(numbers) for numbers in found))
+
+
+def _shares(conforms: Labels, level: float) -> list[list[int]] | None:
+    """How many texts of each class calibrate, and how many are held out; None if there are too few
+    in all, or of a class."""
+    fewest, count = _fewest_of_a_class(level), len(conforms)
+    sizes = [max(least, round(SHARE * count)) for least in (CALIBRATED, HELD_OUT)]
+    sides = [int((conforms == side).sum()) for side in (True, False)]
+    shares = [[round(size * side / max(1, count)) for size in sizes] for side in sides]
+    if count < FEWEST or min(calibrating for calibrating, _ in shares) < fewest:
+        return None
+    return shares
+
+
+def _fewest_of_a_class(level: float) -> int:
+    """To calibrate."""
+    return max(FEWEST_OF_A_CLASS, fewest_for(level))
 
 
 def fitted(

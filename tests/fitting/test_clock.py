@@ -13,12 +13,15 @@ import torch
 from simulated_clock import Simulated
 from torch import Tensor
 
+from plugalign.catalogue import FITTERS
+from plugalign.fitting import budget, states, training
 from plugalign.fitting import clock as clocks
-from plugalign.fitting import training
 from plugalign.fitting.clock import Clock, Pace
+from plugalign.fitting.command import run_fit
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.dexperts import fit_dexperts
 from plugalign.fitting.held_out import HeldOut
+from plugalign.fitting.nullspace import fit_nullspace
 from plugalign.fitting.student import Student
 from plugalign.fitting.training import train
 
@@ -142,7 +145,7 @@ def test_time_enough_changes_nothing(simulated: Simulated, monkeypatch: pytest.M
 def test_a_training_that_the_time_ended_is_over_when_it_continues(
     simulated: Simulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """And one that was killed goes on, in a time of its own, to where it would have ended."""
+    """And one that was killed goes on with the time of its new start."""
     path = tmp_path / "checkpoint"
     given, steps, _ = timed(simulated, lambda step: 2.0)
     run(monkeypatch, given, steps=100, clock=Clock(1.0), checkpoint=path)
@@ -163,7 +166,7 @@ def test_a_training_that_the_time_ended_is_over_when_it_continues(
         run(monkeypatch, given, steps=100, clock=Clock(1.0), checkpoint=path, every=10)
     again, steps, _ = timed(simulated, lambda step: 2.0)
     run(monkeypatch, again, steps=100, clock=Clock(1.0), checkpoint=path, every=10)
-    assert steps == list(range(20, 30))
+    assert steps == list(range(20, 50))
 
 
 def test_experts_share_their_time(
@@ -199,6 +202,53 @@ def test_experts_share_their_time(
     assert made[0] > 250 and 80 <= made[1] < 110
 
 
-def test_the_machine_s_clock_is_never_set() -> None:
+def test_the_clock_is_not_the_one_that_people_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks.time, "time", lambda: -1e9)
     first = clocks.now()
-    assert first <= clocks.now()
+    assert 0 <= first <= clocks.now()
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan])
+def test_no_time_is_refused(minutes: float) -> None:
+    with pytest.raises(ValueError, match=f"minutes must be a positive number, got {minutes}"):
+        Clock(minutes)
+
+
+@pytest.mark.parametrize("method", list(FITTERS))
+def test_every_fit_ends_in_time_on_a_machine_that_slows_down(
+    method: str,
+    simulated: Simulated,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Any,
+    tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """Steps take half a second and then three; a text that is read takes a tenth and then four."""
+    steps, read = training.descend, states._states
+
+    def step(*given: Any) -> float:
+        simulated.time += 0.5 if simulated.time < 60 else 3
+        return steps(*given)
+
+    def forward(model: Any, rows: Any, *rest: Any) -> Tensor:
+        simulated.time += len(rows) * (0.1 if simulated.time < 30 else 0.4)
+        return read(model, rows, *rest)
+
+    for module in (training, budget):
+        monkeypatch.setattr(module, "descend", step)
+    monkeypatch.setattr(states, "_states", forward)
+    texts = [f"w{20 + i % 50} w{i % 90} w{70 + i % 20 + 20 * (i % 2)}" for i in range(2000)]
+    data = Labelled(tuple(texts), tuple("01" * 1000))
+    run_fit(method, tiny(), tokenizer, data, tmp_path / "out", minutes=5.0)
+    assert 100 < simulated.time <= 300
+
+
+def test_a_rare_label_is_read_often_enough_whatever_the_time(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = [f"w{20 + i % 50} w{i % 90} w{70 if i % 20 else 100}" for i in range(1000)]
+    labels = tuple("1" if i % 20 == 0 else "0" for i in range(1000))
+    data = Labelled(tuple(texts), labels)
+    fit_nullspace(tiny(), tokenizer, data, tmp_path / "out", minutes=1e-9)
+    measured = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
+    assert 64 < measured["texts"] < 500

@@ -107,3 +107,13 @@ def test_the_first_texts_have_the_shares_of_all():
     assert some.rows == [[i] for i in range(6)] + [[50], [51]]
     assert some.labels.tolist() == [1.0] * 6 + [0.0] * 2
     assert len(Examples([[1]] * 31, [[2]]).first(10)) == 11
+
+
+def test_texts_in_turn_have_both_classes_from_the_first_on():
+    some = Examples([[i] for i in range(9)], [[50 + i] for i in range(3)]).alternating()
+    assert [row[0] for row in some.rows] == [0, 50, 1, 2, 3, 51, 4, 5, 6, 52, 7, 8]
+    first = some.up_to(6)
+    assert first.rows == some.rows[:6]
+    assert first.labels.tolist() == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+    assert first.weights.tolist() == [0.75, 1.5, 0.75, 0.75, 0.75, 1.5]
+    assert first.sides() == ([[0], [1], [2], [3]], [[50], [51]])

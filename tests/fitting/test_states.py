@@ -76,8 +76,7 @@ def test_short_time_reads_fewer_texts_and_remembers_how_many(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(states, "CHUNK", 2)
-    monkeypatch.setattr(states, "FEWEST", 3)
-    kept = keep_states(tiny(), ROWS, tmp_path / "states", 2, clock=Clock(1e-9))
+    kept = keep_states(tiny(), ROWS, tmp_path / "states", 2, clock=Clock(1e-9), least=3)
     assert len(kept) == 3 and len(kept.values) == 6
     said = " ".join(capsys.readouterr().err.split())
     assert "hidden states of 7 texts: about" in said and "3 fit into the time" in said
@@ -88,9 +87,9 @@ def test_short_time_reads_fewer_texts_and_remembers_how_many(
 def test_a_machine_that_slows_down_reads_fewer_than_its_first_texts_promised(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a second a text there is time for twelve; from the fifth on one takes four."""
+    """At a second a text there is time for twelve; from the fifth on one takes four. A kill before
+    the end leaves nothing that would bind the next start."""
     monkeypatch.setattr(states, "CHUNK", 2)
-    monkeypatch.setattr(states, "FEWEST", 2)
     clock, read = Simulated(monkeypatch), states._states
 
     def slow(model: Any, rows: Any, *rest: Any) -> torch.Tensor:
@@ -99,10 +98,30 @@ def test_a_machine_that_slows_down_reads_fewer_than_its_first_texts_promised(
 
     monkeypatch.setattr(states, "_states", slow)
     rows = [[i + 1, 7] for i in range(20)]
-    kept = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(12 / 60))
+    kept = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(12 / 60), least=2)
     assert len(kept) == 6 and clock.time == 12
-    again = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(9.0))
+    again = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(9.0), least=2)
     assert len(again) == 6 and clock.time == 12  # what was learnt from does not grow
+    (tmp_path / "states.json").unlink()  # as if it had been killed before
+    more = keep_states(tiny(), rows, tmp_path / "states", 2, clock=Clock(9.0), least=2)
+    assert len(more) == 20
+
+
+def test_the_clock_is_looked_at_more_often_as_the_time_runs_out(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, read, sizes = Simulated(monkeypatch), states._states, list[int]()
+
+    def slow(model: Any, rows: Any, *rest: Any) -> torch.Tensor:
+        sizes.append(len(rows))
+        clock.time += len(rows)
+        return read(model, rows, *rest)
+
+    monkeypatch.setattr(states, "_states", slow)
+    rows = [[i % 60 + 1, 7] for i in range(900)]
+    kept = keep_states(tiny(), rows, tmp_path / "states", 4, clock=Clock(500 / 60))
+    assert len(kept) == clock.time == 500
+    assert sizes[0] == 64 and sizes[1] == 43 and sizes[-2] == 4 and sum(sizes) == 500
 
 
 def test_the_hook_goes_when_the_forward_fails(tiny: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from simulated_clock import Simulated
 from tiny_models import make_model, make_tokenizer
 from transformers import BertConfig, BertModel
 
@@ -15,12 +16,15 @@ from plugalign.adapters.truncated import truncated
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.value_guide import ValueGuide
 from plugalign.evaluation.judging.load import load_judge
+from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
+from plugalign.fitting.pooled_states import keep_pooled_states
 from plugalign.fitting.value import (
     distinct,
     fewest_to_read,
     fit_value,
     fitted,
+    most_to_use,
     reading_order,
     split,
 )
@@ -191,7 +195,7 @@ def test_a_fit_that_was_killed_reads_no_text_twice(tmp_path: Path, monkeypatch) 
 
 
 def test_short_time_reads_fewer_texts_of_both_classes(tmp_path: Path) -> None:
-    """As few as a discriminator can do with, the same ones each time; a whole fit is as it was."""
+    """As few as a discriminator can do with, the same ones each time."""
     found = []
     for name, minutes in (("a", 1e-9), ("b", 1e-9), ("all", None)):
         reader = CausalReader(make_model(), make_tokenizer(), (1,))
@@ -213,11 +217,43 @@ def test_a_rare_class_needs_more_texts_whatever_the_time() -> None:
     assert not np.array_equal(order, reading_order(texts, conforms, seed=1))
     for count in (16, 160, 1000, 4000):
         assert abs((~conforms[order[:count]]).sum() - count / 16) <= 1
-    fewest = fewest_to_read(texts, conforms, order, 0.9, seed=0)
+    labels = conforms[order]
+    fewest = fewest_to_read(labels, 0.9)
     assert fewest == 1024
-    split([texts[i] for i in order[:fewest]], conforms[order[:fewest]])
-    with pytest.raises(ValueError, match="needs 128 different labelled texts"):
-        fewest_to_read(texts[:300], conforms[:300], np.arange(300), 0.9, seed=0)
+    split([texts[i] for i in order[:fewest]], labels[:fewest])
+    assert fewest_to_read(labels[:300], 0.9) == 300
+
+
+def test_what_was_read_is_enough_whatever_rounding_does() -> None:
+    """Of 128 texts 19 break the value, and ten of them calibrate; of 129 too, but nine."""
+    conforms = np.arange(2000) >= 294
+    order = reading_order([f"w{i}" for i in range(2000)], conforms, seed=0)
+    labels = conforms[order]
+    assert fewest_to_read(labels, 0.9) == 128
+    used = [most_to_use(labels[:count], 0.9) for count in range(128, 400)]
+    assert used[:2] == [128, 128] and used[-1] == 399
+    for count in set(used):
+        split([f"w{i}" for i in order[:count]], labels[:count])
+
+
+def test_a_slow_machine_reads_as_many_texts_as_there_is_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text takes a second, later three; what was learnt from does not grow afterwards."""
+    clock, states, read = Simulated(monkeypatch), CausalReader.states, list[str]()
+
+    def slow(self, texts, statement):
+        clock.time += sum(1 if len(read) + i < 256 else 3 for i in range(len(texts)))
+        read.extend(texts)
+        return states(self, texts, statement)
+
+    monkeypatch.setattr(CausalReader, "states", slow)
+    reader, texts = CausalReader(make_model(), make_tokenizer(), (1,)), data(2000).texts
+    path, time = tmp_path / "read", Clock(10)
+    first = keep_pooled_states(reader, texts, STATEMENT, path, time, least=32)
+    assert 570 <= clock.time <= 605 and len(first) == len(read) == 256 + (clock.time - 256) / 3
+    again = keep_pooled_states(reader, texts, STATEMENT, path, Clock(1000), least=32)
+    assert np.array_equal(first, again) and len(read) == len(first)
 
 
 def test_too_few_texts_are_refused_before_work(tmp_path: Path) -> None:
