@@ -16,7 +16,8 @@ import plugalign as pa
 from plugalign.algebra.identity import identify
 from plugalign.algebra.sources import Context, TextLikelihood
 from plugalign.controllers.dexperts import with_adapter
-from plugalign.controllers.gedi import GeDi, reaching, reaching_by_sort
+from plugalign.controllers.gedi import GeDi
+from plugalign.controllers.gedi_filter import reaching, reaching_by_sort
 from plugalign.engine.readers.likelihood import COLUMNS, LikelihoodReader
 
 CODES = ("w5", "w6 w7 w8")  # of different lengths, so that one has a gap in front
