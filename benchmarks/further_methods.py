@@ -1,9 +1,9 @@
 """The methods that no fit of their own stands behind, made of what others were fitted to.
 
 LoRA experts of DExperts serve four more methods, and two prompts serve GeDi. A value discriminator
-guides by itself. Left out is what would say nothing new or take days on a CPU: MOD of one model is
-DeRA; proxy tuning is DExperts without its support; RAD and ARGS ask a reward model for twenty
-candidates of every token; PPLM takes three gradients a token.
+guides by itself. Left out is what would say nothing new, MOD of one model (DeRA) and proxy tuning
+(DExperts without its support), and what needs parts that are not fitted here: reward models for RAD
+and ARGS, a classifier for PPLM.
 """
 
 from __future__ import annotations

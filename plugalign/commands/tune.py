@@ -13,7 +13,12 @@ from plugalign.commands.console import fail, quiet_libraries, show
 OUT = "plugalign-tune"
 
 Controller = Annotated[
-    str, typer.Argument(metavar="NAME=FOLDER", help="The fitted controller that is tuned.")
+    str,
+    typer.Argument(
+        metavar="NAME=FOLDER",
+        help="The controller that is tuned. The folder of a method "
+        "that needs nothing fitted, such as self_debias=FOLDER, is made.",
+    ),
 ]
 Set = Annotated[
     list[str],

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.saving import CONFIG
+from plugalign.catalogue import ALONE
 from plugalign.evaluation.comparison.compare import Comparison, compare
 from plugalign.evaluation.comparison.prompts import Prompts, load_prompts
 from plugalign.evaluation.comparison.references import BASE
@@ -35,7 +36,7 @@ from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import shown_path
-from plugalign.loading import load_controllers
+from plugalign.loading import load_controllers, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -96,7 +97,8 @@ def tune(
     others, since the best of several is better here than it will be elsewhere.
 
     Args:
-        controllers: one controller or its folder, by its name.
+        controllers: one controller or its folder, by its name. The folder of a method that needs
+            nothing fitted, by the method's name, need not be there: it gets the defaults.
         settings: by "name.setting" the values to try; of several settings all combinations.
         model: see `plugalign.compare`; so are all other arguments that are not explained here.
         prompts: held-out prompts, which are taken in an order drawn from the seed.
@@ -122,7 +124,7 @@ def tune(
     folder = None if isinstance(given, Controller) else _own_folder(name, given)
     if folder is not None and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"out: {out} lies in the controller's own folder; name another folder")
-    controller = load_controllers({name: given})[name]
+    controller = _at_first(name, given)
     rows = variants(name, controller, by_method({name: controller}, settings).get(name, {}))
     if len(rows) < 2:
         raise ValueError(f"there is nothing to choose from; give {name}.SETTING several values")
@@ -137,7 +139,10 @@ def tune(
     write_json(out / TUNING, found)
     write_picture(out / PICTURE, search.points(), search.metric, found["perplexity_model"])
     if folder is not None and search.chosen is not None:
-        _write_choice(folder, candidates[search.chosen.row], found)
+        chosen = candidates[search.chosen.row]
+        if not folder.exists():
+            chosen.save_pretrained(folder)
+        _write_choice(folder, chosen, found)
     return Tuning(out, search.chosen, search.ranked(), found)
 
 
@@ -155,14 +160,23 @@ def _searched(
 
 
 def _own_folder(name: str, given: str | Path) -> Path:
-    """The controller's folder, into which the setting is written."""
+    """The controller's folder, into which the setting is written; that of a method that needs
+    nothing fitted is made then."""
     folder = Path(given)
-    if not folder.is_dir():
+    if not (folder.is_dir() or (name in ALONE and not folder.exists())):
         raise ValueError(
             f"{name}: {shown_path(given)} is no folder, and the chosen setting is written into the "
-            "controller's folder; download or save the controller first"
+            f"controller's folder; download or save the controller first (the folders of "
+            f"{', '.join(ALONE)} are made)"
         )
     return check_folder(folder, "the controller")
+
+
+def _at_first(name: str, given: Controller | str | Path) -> Controller:
+    """The controller with the settings that it has before it is tuned."""
+    if isinstance(given, Controller) or Path(given).exists():
+        return load_controllers({name: given})[name]
+    return unfitted()[name]
 
 
 def _prompts(model: Any, prompts: Any, limit: int | None) -> Prompts:

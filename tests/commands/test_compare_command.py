@@ -70,6 +70,28 @@ def test_a_least_length_and_several_reference_sets_are_typed(
     assert "min_new_tokens was 3 and is now 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("typed", "asked"), [(["--num-beams", "3"], 3), (["--greedy"], 1)])
+def test_decoding_without_chance_is_typed(
+    typed: list[str],
+    asked: int,
+    arguments: list[str],
+    tiny: Any,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments[arguments.index("--samples") + 1] = "1"
+    assert run(monkeypatch, *arguments, *typed) == 0
+    rows = [
+        json.loads(x) for x in (tmp_path / "out" / "generations.jsonl").read_text().split("\n")[:-1]
+    ]
+    plain = {row["prompt"]: row["tokens"] for row in rows if row["method"] == "plain generate"}
+    ids = tokenizer("w1 w2", return_tensors="pt")
+    options = {"do_sample": False, "num_beams": asked, "max_new_tokens": 6, "pad_token_id": 0}
+    want = tiny().generate(**ids, **options)[0, ids["input_ids"].shape[1] :].tolist()
+    assert plain[0][: len(want)] == want
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

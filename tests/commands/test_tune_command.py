@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from plugalign import cli, pocket
+from plugalign.algebra.controller import Controller
+from plugalign.controllers.self_debias import SelfDebias
 
 SHORT = ["--limit", "9", "--samples", "2", "--max-new-tokens", "6"]
 
@@ -57,6 +59,23 @@ def test_without_a_setting_in_the_budgets_the_exit_code_is_1(
     assert run(monkeypatch, *arguments, *options) == 1
     assert "no setting keeps the budgets, so the controller is left" in capsys.readouterr().err
     assert not (tmp_path / "d" / "tuning.json").exists()
+
+
+def test_the_folder_of_a_method_that_needs_nothing_fitted_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, out = tmp_path / "debias", str(tmp_path / "out")
+    given = ["tune", f"self_debias={folder}", *SHORT, "--set", "self_debias.decay=1,2", "--out"]
+    assert run(monkeypatch, *given, out, "--max-perplexity", "0.01") == 1
+    assert not folder.exists()
+    bounds = ["--max-perplexity", "9", "--max-length-change", "9"]
+    assert run(monkeypatch, *given, out + "-2", *bounds) == 0
+    found = json.loads((folder / "tuning.json").read_text())
+    made = Controller.from_pretrained(folder)
+    assert isinstance(made, SelfDebias) and made.decay == found["chosen"]["decay"]
+    assert made.config() == SelfDebias().with_settings(decay=made.decay).config()
+    assert run(monkeypatch, "tune", f"fudge={tmp_path / 'f'}", "--set", "fudge.k=1,2") == 2
+    assert "(the folders of self_debias, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

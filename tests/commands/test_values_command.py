@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from respondents import small, written
+from tiny_models import make_chat_model, make_chat_tokenizer
 
 from plugalign import cli, pocket
+from plugalign.generation.chat_format import ChatChoice
+from plugalign.values.questionnaire.respondent import ModelRespondent
 
 MODEL = str(pocket.parts() / "pocket")
 CONTROLLER = f"nulls={pocket.parts() / 'controllers' / 'nullspace'}"
@@ -51,6 +54,25 @@ def test_base_and_steered_side_by_side(
     assert "continue it with --resume" in capsys.readouterr().err
     assert run(monkeypatch, MODEL, *options, "--resume") == 0
     assert json.loads((out / "values.json").read_text()) == found
+
+
+@pytest.mark.parametrize(("chat", "used"), [("auto", True), ("off", False)])
+def test_a_chat_model_is_asked_in_turns(
+    chat: str, used: bool, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_chat_model().save_pretrained(tmp_path / "chats")
+    make_chat_tokenizer().save_pretrained(tmp_path / "chats")
+    found: list[ChatChoice] = []
+    own = ModelRespondent.__init__
+    monkeypatch.setattr(ModelRespondent, "__init__", lambda s, *a: found.append(a[1]) or own(s, *a))
+    options = ["--instrument", file, "--formats", "options", "--out", str(tmp_path / "out")]
+    typed = ["--chat", chat, *(["--system", "w7 w8"] if used else [])]
+    assert run(monkeypatch, str(tmp_path / "chats"), *options, *typed) == 0
+    assert [choice.format is not None for choice in found] == [used]
+    if used:
+        [choice] = found
+        ids = make_chat_tokenizer()("w7 w8", add_special_tokens=False)["input_ids"]
+        assert " ".join(map(str, ids)) in " ".join(map(str, choice.format.ids("w3")))
 
 
 @pytest.mark.parametrize(
