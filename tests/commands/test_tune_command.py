@@ -75,7 +75,7 @@ def test_the_folder_of_a_method_that_needs_nothing_fitted_is_made(
     assert isinstance(made, SelfDebias) and made.decay == found["chosen"]["decay"]
     assert made.config() == SelfDebias().with_settings(decay=made.decay).config()
     assert run(monkeypatch, "tune", f"fudge={tmp_path / 'f'}", "--set", "fudge.k=1,2") == 2
-    assert "(the folders of self_debias, " in capsys.readouterr().err
+    assert "self_debias, value_statement are made)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
