@@ -54,6 +54,7 @@ DESCRIPTIONS: Mapping[str, Sequence[str]] = {
     "polite": [TEMPLATE.format("polite, respectful, and friendly language")],
 }
 REACTION, TABLE = "reaction.json", "table.md"
+SIX = tuple(f"six, decay {decay:g}" for decay in DECAYS)
 LEFT_OUT = ("six, decay 10", "six, decay 100")  # when sampling
 BEAMS = {"num_beams": 3, "samples": 1}
 
@@ -89,8 +90,8 @@ def rows() -> dict[str, Controller]:
 KINDS: Mapping[str, Kind] = {
     "texts-sampling": Kind("off", tuple(name for name in rows() if name not in LEFT_OUT), {}),
     "chats-sampling": Kind("on", ("six, decay 50", "one, decay 50"), {}),
-    "texts-beams": Kind("off", ("six, decay 50", "six, decay 100", "one, decay 50"), BEAMS),
-    "chats-beams": Kind("on", ("six, decay 50",), BEAMS),
+    "texts-beams": Kind("off", (*SIX, "one, decay 50"), BEAMS),
+    "chats-beams": Kind("on", SIX, BEAMS),
 }
 
 

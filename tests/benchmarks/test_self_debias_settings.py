@@ -103,6 +103,7 @@ def test_comparisons_and_their_rows_are_chosen_by_name(script: Any) -> None:
         "texts-sampling": ("one, decay 50",),
         "chats-sampling": ("one, decay 50",),
         "texts-beams": ("six, decay 100", "one, decay 50"),
+        "chats-beams": ("six, decay 100",),
     }
     assert list(script.chosen(script.KINDS, ["chats-beams"], None)) == ["chats-beams"]
     with pytest.raises(ValueError, match="there is no 'chat'; there are texts-sampling, "):
