@@ -161,9 +161,10 @@ def _searched(
 
 def _own_folder(name: str, given: str | Path) -> Path:
     """The controller's folder, into which the setting is written; that of a method that needs
-    nothing fitted is made then."""
+    nothing fitted is made then, inside a folder that is there: a hub id is none."""
     folder = Path(given)
-    if not (folder.is_dir() or (name in ALONE and not folder.exists())):
+    new = name in ALONE and not folder.exists() and folder.parent.is_dir()
+    if not (folder.is_dir() or new):
         raise ValueError(
             f"{name}: {shown_path(given)} is no folder, and the chosen setting is written into the "
             f"controller's folder; download or save the controller first (the folders of "

@@ -74,8 +74,11 @@ def test_the_folder_of_a_method_that_needs_nothing_fitted_is_made(
     made = Controller.from_pretrained(folder)
     assert isinstance(made, SelfDebias) and made.decay == found["chosen"]["decay"]
     assert made.config() == SelfDebias().with_settings(decay=made.decay).config()
-    assert run(monkeypatch, "tune", f"fudge={tmp_path / 'f'}", "--set", "fudge.k=1,2") == 2
-    assert "self_debias, value_statement are made)" in capsys.readouterr().err
+    for other in (f"fudge={tmp_path / 'f'}", "self_debias=someone/debias"):  # no hub id
+        name = other.partition("=")[0]
+        setting = {"fudge": "fudge.k=1,2", "self_debias": "self_debias.decay=1,2"}[name]
+        assert run(monkeypatch, "tune", other, "--set", setting) == 2
+        assert "self_debias, value_statement are made)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
