@@ -86,6 +86,7 @@ METHODS = (
         "steer",
         "Khanov et al. 2024",
         "a Bradley-Terry reward model",
+        {"args": _fitter("reward", "fit_args")},
         untrained=_untrained("args"),
     ),
     Method(
@@ -195,6 +196,7 @@ METHODS = (
         "steer",
         "Dathathri et al. 2019",
         "a bag of words, or a linear discriminator of hidden states",
+        {"pplm": _fitter("pplm", "fit_pplm")},
         untrained=_untrained("pplm"),
     ),
     Method(
@@ -224,6 +226,7 @@ METHODS = (
         "steer",
         "Deng and Raffel 2023",
         "a reward model in [0, 1]",
+        {"rad": _fitter("reward", "fit_rad")},
         untrained=_untrained("rad"),
     ),
     Method(

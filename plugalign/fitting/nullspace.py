@@ -43,7 +43,7 @@ from plugalign.fitting.settings import (
     fit_function,
 )
 from plugalign.fitting.states import FEWEST as LEAST
-from plugalign.fitting.states import States, keep_states
+from plugalign.fitting.states import States, drawn_columns, keep_states
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
 Pairs = Sequence[tuple[str, str]]
@@ -140,7 +140,7 @@ def _read(
     """How many texts were read, and the states at each place of them."""
     rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed, frame)
     count, seed = settings.positions, settings.seed
-    columns = [_drawn(len(row), count, seed, i, frame.first) for i, row in enumerate(rows)]
+    columns = [drawn_columns(len(row), count, seed, i, frame.first) for i, row in enumerate(rows)]
     kept = keep_states(
         model,
         rows,
@@ -191,14 +191,6 @@ def _encoded(
     labels = np.array([kept[i][1] for i in order])
     _check_labels(labels)
     return [kept[i][0] for i in order], labels
-
-
-def _drawn(length: int, count: int, seed: int, text: int, first: int = 0) -> list[int]:
-    """The positions of a text whose states are kept: random ones from ``first`` on, and the
-    last."""
-    draw = np.random.default_rng((seed, text))
-    inner = first + draw.permutation(length - 1 - first)[:count]
-    return [*sorted(inner.tolist()), length - 1]
 
 
 def _splits(

@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -93,6 +94,13 @@ def keep_states(
     count = ends[wanted - 1]
     values = torch.from_file(str(path), shared=False, size=count * width, dtype=dtype)
     return States(values.view(count, width), ends[:wanted])
+
+
+def drawn_columns(length: int, count: int, seed: int, text: int, first: int = 0) -> list[int]:
+    """Columns of a text of so many tokens: random ones from ``first`` on, and the last."""
+    draw = np.random.default_rng((seed, text))
+    inner = first + draw.permutation(length - 1 - first)[:count]
+    return [*sorted(inner.tolist()), length - 1]
 
 
 def estimated(seconds: float, count: int, texts: int) -> str:

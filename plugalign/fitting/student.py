@@ -20,6 +20,7 @@ from plugalign.adapters.layers import shared_copy
 from plugalign.fitting.answers import PLAIN, Frame, followed
 from plugalign.fitting.data import pad
 from plugalign.fitting.labelled import end_tokens
+from plugalign.fitting.low_rank import with_adapters
 from plugalign.fitting.training import batches
 
 Rows = Sequence[Sequence[int]]
@@ -183,19 +184,5 @@ def _full_copy(model: Any) -> Any:
 def _adapted(model: Any, rank: int, seed: int) -> Any:
     """The model with fresh LoRA adapters on all its linear layers; the model given keeps its own
     modules, and its weights are shared unless they are float16, in which gradients vanish."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("LoRA experts need peft: pip install 'plugalign[train]'") from error
-    conv = any(type(module).__name__ == "Conv1D" for module in model.modules())
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
-        fan_in_fan_out=conv,
-    )
     base = _full_copy(model) if model.dtype == torch.float16 else shared_copy(model)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(base, config)
+    return with_adapters(base, rank, seed, "CAUSAL_LM")

@@ -55,7 +55,7 @@ def test_an_unknown_setting_lists_those_there_are() -> None:
     function, _ = fitter("fudge")
     with pytest.raises(ValueError, match=r"unknown setting 'widht'; known are .*desired, width"):
         validated(function, {"widht": 3})
-    with pytest.raises(ValueError, match="those that learn are dexperts"):
+    with pytest.raises(ValueError, match="those that learn are args, dexperts"):
         fitter("dexpert")
     with pytest.raises(ValueError, match="nothing to fit"):
         fitter("self_debias")
