@@ -5,7 +5,7 @@ For each kind of prompts, texts to continue and what a user says in a chat:
 1. every method that learns is fitted with its defaults, on chats inside the assistant's turn;
 2. the strength of each is chosen on prompts of their own, within budgets of the outside model's
    perplexity and of length (`plugalign tune`);
-3. all methods that are fitted or work alone, and those that are made of their parts
+3. all methods that are fitted or work alone, and those that are made of other parts
    (further_methods.py), answer the held-out prompts, and two judges score them, trained on other
    data than the guides: an encoder, and TF-IDF.
 
@@ -28,8 +28,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from further_methods import NAMES as FURTHER
-from further_methods import OF_EXPERTS, further_methods
+from further_methods import NEEDS, Further
 from further_methods import STRENGTHS as FURTHER_STRENGTHS
 from results_tools import (
     ANTI,
@@ -57,9 +56,12 @@ from plugalign.loading import load_model, unfitted
 REQUEST = "Continue this text: {}"
 USED = 200  # prompts at the beginning of the file, on which defaults were tried
 KINDS = {"texts": "off", "chats": "on"}  # of prompts, and whether they are a user's turn
-METHODS = (*FITTERS, ANTI, *ALONE, *FURTHER)
+METHODS = (*FITTERS, ANTI, *ALONE, *NEEDS)
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    "args": ("weight", (1, 4, 16)),
+    "pplm": ("stepsize", (0.02, 0.05, 0.1, 0.2)),
+    "rad": ("beta", (10, 30, 100)),
     "fudge": ("weight", (2, 4, 8, 16)),
     "fudge_head": ("weight", (2, 4, 8, 16)),
     "nullspace": ("strength", (0.5, 1)),
@@ -102,6 +104,7 @@ class Study:
         outside: another model and its tokenizer.
         judges: by name, their folders.
         data, work, out: folders.
+        limit: at most so many texts of each data set.
         methods: what is compared, of `METHODS`.
     """
 
@@ -114,6 +117,7 @@ class Study:
     work: Path
     out: Path
     sizes: Sizes
+    limit: int | None = None
     methods: tuple[str, ...] = METHODS
 
     def run(self, texts: Labelled) -> None:
@@ -144,12 +148,23 @@ class Study:
         """The methods by name, those that learn fitted."""
         names, model, tokenizer = {*self.methods}, self.model, self.tokenizer
         needed = names | ({"dexperts"} if ANTI in names else set())
-        needed |= {"dexperts_lora"} if names & {*OF_EXPERTS} else set()
+        needed |= {each for name in names for each in NEEDS.get(name, ())}
         minutes, chat = self.sizes.minutes, self.chat
         made = fit_methods(model, tokenizer, texts, fits, minutes, chat, needed)
-        experts = made.get("dexperts_lora")
         made |= {name: each for name, each in unfitted().items() if name in ALONE}
-        made |= further_methods(names, experts, model, tokenizer, texts, fits)
+        further = Further(
+            model=model,
+            tokenizer=tokenizer,
+            made=made,
+            texts=texts,
+            data=self.data,
+            limit=self.limit,
+            fits=fits,
+            minutes=minutes,
+            chat=chat,
+            ask=self._ask,
+        )
+        made |= further.controllers(names)
         return {name: made[name] for name in METHODS if name in names}
 
     def _tuned(
@@ -184,9 +199,13 @@ class Study:
     def _prompts(self, skip: int, count: int) -> list[Any]:
         """So many prompts behind those in use and ``skip`` more."""
         texts = prompts_between(self.data / PROMPTS, USED + skip, count)
+        return [self._ask(text) for text in texts]
+
+    def _ask(self, text: str) -> Any:
+        """The prompt to go on with a text: itself, or a user's turn."""
         if self.chat == "off":
-            return list(texts)
-        return [[{"role": "user", "content": REQUEST.format(text.strip())}] for text in texts]
+            return text
+        return [{"role": "user", "content": REQUEST.format(text.strip())}]
 
     def _options(self) -> dict[str, Any]:
         """The arguments of `compare` that all runs have in common."""
@@ -241,7 +260,19 @@ def main(
             say(f"{Path(model).name} has no chat template, so there are no chats")
             continue
         chat, folder, results = KINDS[name], work / name, out / name
-        study = Study(base, tokenizer, chat, outside, judges, data, folder, results, sizes, methods)
+        study = Study(
+            base,
+            tokenizer,
+            chat,
+            outside,
+            judges,
+            data,
+            folder,
+            results,
+            sizes,
+            limit,
+            methods,
+        )
         study.run(texts)
     say(f"done in {duration(time.monotonic() - started)}")
 

@@ -95,7 +95,8 @@ def _check_fitted(out: Path, wanted: dict[str, Any], chat: bool) -> None:
 def load_guides(data: Path, limit: int | None, guides: Sequence[str] = GUIDES) -> Labelled:
     """What guides learn from, with two labels only: nullspace takes each label for a class."""
     paths = [data / path for path in guides]
-    good, bad = load_data(paths, desired="neutral", undesired="toxic", limit=limit).binary()
+    pair = {"desired": "neutral", "undesired": "toxic"} if GUIDES[0] in guides else {}
+    good, bad = load_data(paths, limit=limit, **pair).binary()
     labels = (DESIRED,) * len(good) + (UNDESIRED,) * len(bad)
     return Labelled((*good, *bad), labels)
 
@@ -179,8 +180,10 @@ def write_results(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SUMMARY, comparison.summary)
     write_json(out / MANIFEST, _shortened(read_json(comparison.out / MANIFEST)))
-    records = {method: fits / method / workspace.RECORD for method in FITTERS}
-    found = {method: read_json(path) for method, path in records.items() if path.is_file()}
+    paths = [*(fits / method / workspace.RECORD for method in FITTERS)]
+    paths += sorted(fits.glob(f"mod/*/*/{workspace.RECORD}"))  # see further_methods.py
+    named = {path.parent.relative_to(fits).as_posix(): path for path in paths}
+    found = {name: read_json(path) for name, path in named.items() if path.is_file()}
     write_json(out / "fits.json", found)
     reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
     write_json(out / "judges.json", reports)

@@ -16,7 +16,16 @@ from plugalign import pocket
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import ALONE, FITTERS, METHODS
 
-FURTHER = ("contrastive", "dera", "gedi", "lm_arithmetic", "safe_decoding", "value_guide")
+FURTHER = (
+    "contrastive",
+    "dera",
+    "equilibrium",
+    "gedi",
+    "lm_arithmetic",
+    "mod",
+    "safe_decoding",
+    "value_guide",
+)
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -46,6 +55,7 @@ def test_every_strength_is_a_setting_and_every_method_with_one_is_tuned(
         "prefix",
         "value_statement",
         "lm_arithmetic",
+        "mod",
     }
 
 
@@ -120,7 +130,7 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
     }
     with pytest.raises(BadParameter, match="talks is no kind of prompts; take texts or chats"):
         script.main(**run | {"kind": ["talks"]})
-    with pytest.raises(BadParameter, match="gedy is no method; take of dexperts, dexperts_lora"):
+    with pytest.raises(BadParameter, match="gedy is no method; take of args, dexperts, dexperts_lora"):
         script.main(**run | {"method": ["gedi", "gedy"]})
     script.main(**run)
     folder = out / "texts"  # the pocket model has no chat template
