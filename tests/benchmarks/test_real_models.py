@@ -130,7 +130,9 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
     }
     with pytest.raises(BadParameter, match="talks is no kind of prompts; take texts or chats"):
         script.main(**run | {"kind": ["talks"]})
-    with pytest.raises(BadParameter, match="gedy is no method; take of args, dexperts, dexperts_lora"):
+    with pytest.raises(
+        BadParameter, match="gedy is no method; take of args, dexperts, dexperts_lora"
+    ):
         script.main(**run | {"method": ["gedi", "gedy"]})
     script.main(**run)
     folder = out / "texts"  # the pocket model has no chat template
