@@ -1,9 +1,10 @@
-"""The methods that no fit of their own stands behind, made of what others were fitted to.
+"""The methods that `plugalign fit` has no name for, made of what others were fitted to.
 
-LoRA experts of DExperts serve four more methods, and two prompts serve GeDi. A value discriminator
-guides by itself. MOD mixes two experts, each tuned on the polite texts of one data set; an
-equilibrium is made of FUDGE's two guides and of edits (taught_by_edits.py). Left out is what would
-say nothing new, proxy tuning (DExperts without its support).
+LoRA experts of DExperts serve four of them, and two prompts serve GeDi. A value discriminator
+guides by itself. MOD mixes two experts, each tuned on the polite texts of one data set: both have
+the same objective, so this shows the mixture and no trade between objectives. An equilibrium is
+made of FUDGE's guides and of edits (taught_by_edits.py). Left out is what would say nothing new,
+proxy tuning (DExperts without its support).
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from results_tools import GUIDES, fit_methods, load_guides
+from results_tools import EQUILIBRIUM, GUIDES, fit_methods, load_guides
 from taught_by_edits import taught_equilibrium
 
 from plugalign.algebra.controller import Controller
 from plugalign.controllers.contrastive import ContrastiveDecoding
 from plugalign.controllers.dexperts import DExperts
+from plugalign.controllers.fudge import Fudge
+from plugalign.controllers.fudge_head import FudgeHead
 from plugalign.controllers.gedi import GeDi
 from plugalign.controllers.lm_arithmetic import LMArithmetic, lm, union
 from plugalign.controllers.mixing import MOD, DeRA
@@ -27,6 +30,9 @@ from plugalign.fitting.data import DESIRED, UNDESIRED, Labelled
 from plugalign.fitting.progress import say
 from plugalign.fitting.value import GUIDE, fit_value
 from plugalign.values.discriminator.loading import load_reader
+
+if TYPE_CHECKING:
+    from real_models import Study
 
 OF_A_LABEL = 2000  # texts that the value is learned from
 STATEMENT = "It respects others."
@@ -38,7 +44,7 @@ LORA = "dexperts_lora"
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "contrastive": (LORA,),
     "dera": (LORA,),
-    "equilibrium": ("fudge", "fudge_head"),
+    "equilibrium": ("fudge_head",),
     "gedi": (),
     "lm_arithmetic": (LORA,),
     "mod": (),
@@ -61,24 +67,16 @@ class Further:
     """What these methods are made from.
 
     Attributes:
+        study: the model, the kind of its prompts, and the data.
         made: the methods that learn, by name, those that are needed at least.
         texts: what the value is learned from, the first 2,000 of each label.
-        data: the folder of `results_tools`. limit: at most so many of its texts.
         fits: has a folder for each fit, which is read where it is there.
-        minutes: of a fit.
-        chat: "on" where prompts are a user's turn. ask: the prompt to go on with a text.
     """
 
-    model: Any
-    tokenizer: Any
+    study: Study
     made: Mapping[str, Controller]
     texts: Labelled
-    data: Path
-    limit: int | None
     fits: Path
-    minutes: float
-    chat: str
-    ask: Callable[[str], Any]
 
     def controllers(self, names: Collection[str]) -> dict[str, Controller]:
         """Controllers by name, those of ``names`` that this file has."""
@@ -104,25 +102,33 @@ class Further:
         """Half an expert of each data set."""
         experts = []
         for path in GUIDES:
-            texts, fits = load_guides(self.data, self.limit, (path,)), self.fits / "mod"
-            given = self.model, self.tokenizer, texts, fits / Path(path).stem, self.minutes
-            found = fit_methods(*given, self.chat, (LORA,))[LORA]
+            found = self._fitted_on(path, LORA, self.fits / "mod" / Path(path).stem)
             assert isinstance(found, DExperts)
             experts.append(found.expert)
         return MOD(dict.fromkeys(experts, 1 / len(experts)))
 
     def _equilibrium(self) -> Controller:
-        out = self.fits / "equilibrium"
-        given = self.model, self.tokenizer, self.made, self.data, out
-        return taught_equilibrium(*given, self.ask, self.chat)
+        study, head = self.study, self.made["fudge_head"]
+        feature = self._fitted_on(GUIDES[1], "fudge", self.fits / "civil")
+        assert isinstance(head, FudgeHead) and isinstance(feature, Fudge)
+        given = study.model, study.tokenizer, head, feature, study.data
+        return taught_equilibrium(*given, self.fits / EQUILIBRIUM, study.ask, study.chat)
+
+    def _fitted_on(self, path: str, method: str, fits: Path) -> Controller:
+        """A method fitted on the texts of one data set."""
+        study = self.study
+        texts = load_guides(study.data, study.limit, (path,))
+        given = study.model, study.tokenizer, texts, fits, study.sizes.minutes
+        return fit_methods(*given, study.chat, (method,))[method]
 
     def _value_guide(self) -> Controller:
-        out, name = self.fits / "value", str(self.model.name_or_path)
+        study, out = self.study, self.fits / "value"
+        name = str(study.model.name_or_path)
         good, bad = (part[:OF_A_LABEL] for part in self.texts.binary())
         labels = (DESIRED,) * len(good) + (UNDESIRED,) * len(bad)
         if not out.is_dir():
             say("fitting value")
-            reader = load_reader("causal", name, model=self.model, tokenizer=self.tokenizer)
+            reader = load_reader("causal", name, model=study.model, tokenizer=study.tokenizer)
             learned = Labelled((*good, *bad), labels)
             fit_value(reader, name, learned, out, statement=STATEMENT, desired=DESIRED)
         return Controller.from_pretrained(str(out / GUIDE))

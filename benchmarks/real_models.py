@@ -152,19 +152,7 @@ class Study:
         minutes, chat = self.sizes.minutes, self.chat
         made = fit_methods(model, tokenizer, texts, fits, minutes, chat, needed)
         made |= {name: each for name, each in unfitted().items() if name in ALONE}
-        further = Further(
-            model=model,
-            tokenizer=tokenizer,
-            made=made,
-            texts=texts,
-            data=self.data,
-            limit=self.limit,
-            fits=fits,
-            minutes=minutes,
-            chat=chat,
-            ask=self._ask,
-        )
-        made |= further.controllers(names)
+        made |= Further(self, made, texts, fits).controllers(names)
         return {name: made[name] for name in METHODS if name in names}
 
     def _tuned(
@@ -199,9 +187,9 @@ class Study:
     def _prompts(self, skip: int, count: int) -> list[Any]:
         """So many prompts behind those in use and ``skip`` more."""
         texts = prompts_between(self.data / PROMPTS, USED + skip, count)
-        return [self._ask(text) for text in texts]
+        return [self.ask(text) for text in texts]
 
-    def _ask(self, text: str) -> Any:
+    def ask(self, text: str) -> Any:
         """The prompt to go on with a text: itself, or a user's turn."""
         if self.chat == "off":
             return text
@@ -261,17 +249,17 @@ def main(
             continue
         chat, folder, results = KINDS[name], work / name, out / name
         study = Study(
-            base,
-            tokenizer,
-            chat,
-            outside,
-            judges,
-            data,
-            folder,
-            results,
-            sizes,
-            limit,
-            methods,
+            model=base,
+            tokenizer=tokenizer,
+            chat=chat,
+            outside=outside,
+            judges=judges,
+            data=data,
+            work=folder,
+            out=results,
+            sizes=sizes,
+            limit=limit,
+            methods=methods,
         )
         study.run(texts)
     say(f"done in {duration(time.monotonic() - started)}")

@@ -33,10 +33,12 @@ from plugalign.fitting.command import run_fit
 from plugalign.fitting.data import DESIRED, UNDESIRED, Labelled, load_data
 from plugalign.fitting.judge import REPORT, fit_judge
 from plugalign.fitting.progress import say
+from plugalign.values.feedback_learning import load_taught
 
 GUIDES = ("toxicity/paradetox.jsonl", "toxicity/davidson_tweets.jsonl")
 JUDGED = "toxicity/jigsaw.jsonl"
 PROMPTS, REFERENCES = "prompts/rtp_toxic.jsonl", "toxicity/scored_generations.jsonl"
+EQUILIBRIUM = "equilibrium"  # the folder of one that was taught
 ANTI = "dexperts_anti"  # the anti-expert of dexperts alone
 CONDITIONS = "conditions.json"  # what a work folder is for
 COLUMNS = ("toxicity_probability", "mean_toxicity")
@@ -182,8 +184,12 @@ def write_results(
     write_json(out / MANIFEST, _shortened(read_json(comparison.out / MANIFEST)))
     paths = [*(fits / method / workspace.RECORD for method in FITTERS)]
     paths += sorted(fits.glob(f"mod/*/*/{workspace.RECORD}"))  # see further_methods.py
+    paths += sorted(fits.glob(f"civil/*/{workspace.RECORD}"))
     named = {path.parent.relative_to(fits).as_posix(): path for path in paths}
     found = {name: read_json(path) for name, path in named.items() if path.is_file()}
+    if (fits / EQUILIBRIUM).is_dir():
+        history = load_taught(fits / EQUILIBRIUM).history
+        found[EQUILIBRIUM] = history[-1].model_dump(mode="json")
     write_json(out / "fits.json", found)
     reports = {j: read_json(judges / j / REPORT) for j in comparison.results.judges}
     write_json(out / "judges.json", reports)

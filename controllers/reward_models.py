@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
 from plugalign.algebra.identity import model_name
@@ -35,9 +36,18 @@ class TokenReward:
         return self.model.base_model
 
     def head(self, states: Tensor) -> Tensor:
-        """Rewards ``(..., 1)`` of hidden states ``(..., D)``."""
-        rewards: Tensor = self.model.score(states).float()
+        """Rewards ``(..., 1)`` of hidden states ``(..., D)``, in float32: near 1 bfloat16 knows a
+        reward to 0.004 only, which RAD multiplies by 30 and more."""
+        head = self.model.score
+        if isinstance(head, nn.Linear):
+            rewards = linear(states.float(), head.weight.float(), _float(head.bias))
+        else:
+            rewards = head(states).float()
         return 1 - rewards if self.inverted else rewards
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
 
 
 @dataclass(frozen=True, eq=False)

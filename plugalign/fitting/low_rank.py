@@ -17,12 +17,9 @@ def with_adapters(model: Any, rank: int, seed: int, task: str | None = None) -> 
     Raises:
         ImportError: if peft is missing.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError(
-            "this fit trains LoRA adapters with peft: pip install 'plugalign[train]'"
-        ) from error
+    check_peft()
+    from peft import LoraConfig, get_peft_model
+
     conv = any(type(module).__name__ == "Conv1D" for module in model.modules())
     config = LoraConfig(
         task_type=task,
@@ -34,3 +31,13 @@ def with_adapters(model: Any, rank: int, seed: int, task: str | None = None) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def check_peft() -> None:
+    """Raises an ImportError with the cure where peft is missing."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "this fit trains LoRA adapters with peft: pip install 'plugalign[train]'"
+        ) from error

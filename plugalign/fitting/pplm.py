@@ -1,9 +1,9 @@
 """Fits PPLM's discriminator: a linear classifier of the mean of a text's last hidden states.
 
 The model is frozen, and the states of each text are read once (Dathathri et al. 2019, "Plug and
-Play Language Models", section 4.3). While the model decodes, the discriminator meets beginnings of
-texts, so it learns from some of each text beside the whole. In a chat the tokens in front of an
-answer count in the means, as they do in PPLM's.
+Play Language Models", section 4.3). While the model decodes, the discriminator meets prefixes of
+texts, so it learns from some prefixes of each text beside the whole. In a chat the tokens in front
+of an answer count in the means, as they do in PPLM's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PPLMSettings(FitSettings):
 
     Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
-        positions: how many random beginnings of each text are learnt from, beside the whole.
+        positions: how many random prefixes of each text are learnt from, beside the whole.
         max_length: of a text, in tokens; longer ones are cut.
         stepsize: of the controller that is returned and saved.
         minutes: read fewer texts where these take longer.
@@ -64,12 +64,12 @@ class PPLMSettings(FitSettings):
 
 
 class Means(NamedTuple):
-    """The mean states of beginnings of texts.
+    """The mean states of prefixes of texts.
 
     Attributes:
         values: ``(N, D)`` float32.
         label: of the texts, ``(N,)``.
-        weight: those of the texts ``(N,)``, which their beginnings share: they are no evidence
+        weight: those of the texts ``(N,)``, which their prefixes share: they are no evidence
             independent of each other.
         whole: which are of whole texts, ``(N,)``.
     """
@@ -135,11 +135,11 @@ def check_states(model: Any) -> None:
 def _read(
     model: Any, examples: Examples, settings: PPLMSettings, path: Path, clock: Clock
 ) -> Means:
-    """The means over beginnings of texts: of as many as there is time and memory for, of both
+    """The means over prefixes of texts: of as many as there is time and memory for, of both
     classes with the shares of all."""
     width = model.get_output_embeddings().weight.shape[1]
-    each = min(1 + settings.positions, settings.max_length)
-    most = max(2, MOST // (width * each))
+    of_a_text = min(1 + settings.positions, settings.max_length)
+    most = max(2, MOST // (width * of_a_text))
     examples = examples.alternating().up_to(most)
     states = keep_states(model, examples.rows, path, settings.batch_size, clock=clock)
     examples = examples.up_to(len(states))
@@ -147,12 +147,12 @@ def _read(
     # first token of an answer in a chat.
     first, count, seed = examples.frame.first + 1, settings.positions, settings.seed
     ends = [drawn_columns(len(row), count, seed, i, first) for i, row in enumerate(examples.rows)]
-    counts = torch.tensor([len(each) for each in ends])
+    counts = torch.tensor([len(columns) for columns in ends])
     return Means(
-        torch.cat([_means(states[text], each) for text, each in enumerate(ends)]),
+        torch.cat([_means(states[text], columns) for text, columns in enumerate(ends)]),
         examples.labels.repeat_interleave(counts),
         (examples.weights / counts).repeat_interleave(counts),
-        torch.tensor([end == each[-1] for each in ends for end in each]),
+        torch.tensor([end == columns[-1] for columns in ends for end in columns]),
     )
 
 
@@ -179,7 +179,7 @@ def classifier(means: Means) -> nn.Linear:
 
 
 def measured(head: nn.Linear, apart: Means) -> dict[str, float]:
-    """How well the scores of held-out beginnings, and of whole texts, tell the classes apart."""
+    """How well the scores of held-out prefixes, and of whole texts, tell the classes apart."""
     scores, whole = head(apart.values)[:, 1], apart.whole
     return {
         "auc": auc(scores, apart.label, apart.weight),

@@ -6,8 +6,8 @@ longer prefixes, which tell more, weigh more::
 
     loss = sum_t t (r(x_1..t) - y)^2 / sum_t t                y = 1 for the desired class
 
-That of ARGS tells which of two texts is the better one (Khanov et al. 2024, equation 1), here at
-every length that both reach::
+That of ARGS tells which of two texts is the better one (Khanov et al. 2024, equation 1), here of
+any two of a step's texts with different labels, at every length that both reach::
 
     loss = -log sigmoid(r(x_1..t) - r(x'_1..t))                x of the desired class, x' not
 
@@ -33,7 +33,8 @@ from plugalign.fitting.answers import frame_of
 from plugalign.fitting.clock import Clock
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.labelled import Batch, encoded
-from plugalign.fitting.reward_student import Loss, RewardFitSettings, RewardStudent
+from plugalign.fitting.low_rank import check_peft
+from plugalign.fitting.reward_student import Loss, RewardFitSettings, RewardStudent, check_body
 from plugalign.fitting.settings import Count, Weight, check_context, fit_function
 
 WORKING = 0.97  # share of the time, before the reward model is saved
@@ -72,6 +73,7 @@ def fit_rad(model: Any, tokenizer: Any, data: Labelled, out: Path, settings: RAD
     Raises:
         ValueError: for settings out of range, data without both classes, or a model that has no
             sequence classifier.
+        ImportError: if peft is missing.
     """
     make = partial(RAD, k=settings.k, beta=settings.beta)
     _fit(RAD.name, squared_error, make, model, tokenizer, data, out, settings)
@@ -123,16 +125,19 @@ def _fit(
         make: the controller of a reward model's folder.
     """
     frame, sides = frame_of(model, tokenizer, settings), data.binary(settings.desired)
-    check_context(model, len(frame.context) + settings.max_length)
-    student = RewardStudent(model, tokenizer, loss, settings, frame)
+    check_context(model, len(frame.context) + settings.max_length + 1)  # and an end token
+    check_body(model)
+    check_peft()
 
     def work(folder: Path, result: Path) -> dict[str, Any]:
         clock = Clock(settings.minutes).part(WORKING)
+        student = RewardStudent(model, tokenizer, loss, settings, frame)
         learnt, held = encoded(
             tokenizer, sides, settings.max_length, settings.seed, end=False, frame=frame
         )
         measured = student.trained(learnt, held.alternating(), folder, clock)
-        student.merged().save_pretrained(folder / REWARD)
+        student.model.save_pretrained(folder / REWARD)
+        tokenizer.save_pretrained(folder / REWARD)
         make(folder / REWARD).save_pretrained(result)
         return measured
 

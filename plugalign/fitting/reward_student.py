@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import linear, pad
 from transformers import AutoModelForSequenceClassification
 
 from plugalign.algebra.identity import model_name
+from plugalign.engine.readers.cache_spec import check_columns
 from plugalign.fitting.answers import Frame
 from plugalign.fitting.budget import affordable_look, affordable_steps, remember
 from plugalign.fitting.clock import Clock
@@ -28,7 +32,7 @@ from plugalign.fitting.settings import (
     Rank,
     Seed,
 )
-from plugalign.fitting.training import train
+from plugalign.fitting.training import batches, train
 
 TITLE = "reward"
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
@@ -49,7 +53,7 @@ class RewardFitSettings(FitSettings):
     desired: str | None = None
     rank: Rank = 16
     steps: Count = 600
-    batch_size: Count = 16
+    batch_size: Annotated[Count, Field(ge=2)] = 16
     lr: LearningRate = 1e-3
     max_length: Count = 64
     seed: Seed = 0
@@ -58,6 +62,8 @@ class RewardFitSettings(FitSettings):
 
 class RewardStudent:
     """A reward model in training: its head and adapters of its body, in float32.
+
+    A step has as many texts of the desired class as others, since a loss may compare them.
 
     Attributes:
         model: a sequence classifier with one label. learned: its parameters in training, by name.
@@ -77,7 +83,8 @@ class RewardStudent:
     def trained(
         self, learnt: Examples, held: Examples, folder: Path, clock: Clock
     ) -> dict[str, Any]:
-        """Trains the model in place and measures it on the held-out texts, where there are any."""
+        """Trains the model in place, adds the adapters to its weights, and measures it on the
+        held-out texts, where there are any."""
         chosen, note = self._settings, folder / "look.json"
         looking = affordable_look(
             lambda texts: self._held_loss(held.up_to(texts)),
@@ -111,22 +118,24 @@ class RewardStudent:
             held_out=watch,
             clock=clock,
         )
-        self.model.eval()
+        self._adapters.merge_and_unload()
+        self.model.to(self._dtype).eval()
         if watch is None:
             return {"steps": len(losses)}
-        found = {**watch.best, "texts": len(held), "auc": self._auc(held)}
+        found = {**watch.best, "texts": len(held), **self._measured(held)}
         return {"steps": len(losses), "held_out": found}
 
     def _loss_of(self, learnt: Examples) -> Callable[[int], Tensor]:
         """The loss of each step's texts."""
-        pick = learnt.picks(self._settings.batch_size, self._settings.seed)
+        pick = _pairs(learnt, self._settings.batch_size, self._settings.seed)
         hazard = len(learnt) / sum(len(row) - self._frame.first for row in learnt.rows)
 
         def loss(step: int) -> Tensor:
             batch = learnt.batch(pick(step), self.model.device)
-            batch = broken_off(batch, self._ends, hazard, self._frame)
+            batch = self._answers(broken_off(batch, self._ends, hazard, self._frame))
+            batch = batch._replace(weight=torch.ones_like(batch.weight))  # it has both classes
             total, count = self._loss(self._rewards(batch), batch)
-            return total / count.clamp(min=1e-9)
+            return total / count
 
         return loss
 
@@ -137,37 +146,86 @@ class RewardStudent:
         parts = [self._loss(self._rewards(batch), batch) for batch in self._batches(held)]
         self.model.train()
         total, count = (sum(float(part[i]) for part in parts) for i in (0, 1))
-        return total / max(count, 1e-9)
+        return total / count
 
     @torch.no_grad()
-    def _auc(self, held: Examples) -> float:
-        """How well the rewards of all prefixes tell the classes apart."""
-        found = []
-        for batch in self._batches(held):
-            seen, rewards = batch.learnt.bool(), self._rewards(batch)
-            rows = (rewards, batch.label[:, None], batch.weight[:, None])
-            found.append([row.expand_as(rewards)[seen] for row in rows])
-        return auc(*(torch.cat(part) for part in zip(*found, strict=True)))
+    def _measured(self, held: Examples) -> dict[str, float]:
+        """How well rewards tell the classes apart: of prefixes of one length, the mean over all
+        lengths, and of the texts as far as they are read."""
+        batches = self._batches(held)
+        label = torch.cat([batch.label for batch in batches])
+        rewards = [self._rewards(batch) for batch in batches]
+        most = max(part.shape[1] for part in rewards)
+        seen, values = (
+            torch.cat([pad(part, (0, most - part.shape[1])) for part in parts])
+            for parts in ([batch.learnt for batch in batches], rewards)
+        )
+        last = most - 1 - seen.flip(1).argmax(1)
+        at, found = torch.arange(most, device=seen.device), dict[int, tuple[int, float]]()
+        for column in at.tolist():
+            here = seen[:, column].bool()
+            if 0 < label[here].sum() < here.sum():
+                found[column] = int(here.sum()), auc(values[here, column], label[here])
+        prefixes = sum(count for count, _ in found.values())
+        mean = sum(count * value for count, value in found.values()) / prefixes
+        whole = values.gather(1, last[:, None])[:, 0]
+        return {"auc": round(mean, 4), "whole_auc": auc(whole, label)}
 
     def _batches(self, held: Examples) -> list[Batch]:
-        size, device = self._settings.batch_size, self.model.device
-        return [held.batch(texts, device) for texts in held.in_order(size)]
+        """All texts, so many at a time, of both classes wherever there are enough."""
+        count = -(-len(held) // self._settings.batch_size)
+        sides = _by_class(held)
+        texts = [[i for side in sides for i in side[number::count]] for number in range(count)]
+        return [self._answers(held.batch(each, self.model.device)) for each in texts]
+
+    def _answers(self, batch: Batch) -> Batch:
+        """The same, learnt from no prefix that ends in front of an answer: in a chat one would
+        be."""
+        column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return batch._replace(learnt=batch.learnt * (column >= len(self._frame.context)))
 
     def _rewards(self, batch: Batch) -> Tensor:
         """The reward of each prefix, float32 ``(B, T)``."""
-        body = self.model.base_model
+        body, head = self.model.base_model, self.model.score
         states = body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
-        rewards: Tensor = self.model.score(states.float())
-        return rewards[..., 0]
+        return linear(states.float(), head.weight.float())[..., 0]
 
     def _spare(self) -> None:
         """Computes the activations of a forward again for its gradient, instead of keeping them."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def merged(self) -> Any:
-        """The model with what was learnt in its weights, in the base's precision."""
-        self._adapters.merge_and_unload()
-        return self.model.to(self._dtype)
+
+def _by_class(examples: Examples) -> list[list[int]]:
+    """The numbers of the texts of the desired class, and of all others."""
+    labels = examples.labels.tolist()
+    return [[i for i, label in enumerate(labels) if label == y] for y in (1, 0)]
+
+
+def _pairs(examples: Examples, batch_size: int, seed: int) -> Callable[[int], list[int]]:
+    """Maps a step to its texts, half of them of each class. Texts of equal rank by length are
+    drawn together, those of the smaller class more often."""
+    lengths = [len(row) for row in examples.rows]
+    sides = [sorted(side, key=lengths.__getitem__) for side in _by_class(examples)]
+    most = max(map(len, sides))
+    pairs = [[side[i * len(side) // most] for side in sides] for i in range(most)]
+    longest = [max(lengths[i] for i in pair) for pair in pairs]
+    pick = batches(most, batch_size // 2, seed, longest)
+    return lambda step: [i for pair in pick(step) for i in pairs[pair]]
+
+
+def check_body(base: Any) -> None:
+    """Refuses a base of which no reward model can be made.
+
+    Raises:
+        ValueError: saying why.
+    """
+    if hasattr(base, "peft_config"):
+        raise ValueError(
+            f"'{model_name(base)}' is a PEFT model; merge its adapters first (merge_and_unload)"
+        )
+    check_columns(base, "its candidates are read beside")
+    with torch.device("meta"):
+        _classifier(base, None)
 
 
 def untrained(base: Any, tokenizer: Any) -> Any:
@@ -175,23 +233,31 @@ def untrained(base: Any, tokenizer: Any) -> Any:
     rewards are 0. A body in float16, in which gradients vanish, becomes float32.
 
     Raises:
-        ValueError: if there is none of the base's architecture.
+        ValueError: see `check_body`.
     """
-    config = copy.deepcopy(base.config)
+    with torch.device(base.device), torch.random.fork_rng():
+        model = _classifier(base, tokenizer.pad_token_id)
+    model.base_model.load_state_dict(base.base_model.state_dict())
+    torch.nn.init.zeros_(model.score.weight)
+    model.score.float()
+    return model
+
+
+def _classifier(base: Any, pad_token_id: int | None) -> Any:
+    """A sequence classifier with one label and random weights."""
+    config = copy.deepcopy(base.config.get_text_config())
     config.num_labels = 1
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_token_id
     dtype = torch.float32 if base.dtype == torch.float16 else base.dtype
-    try:
-        with torch.random.fork_rng():
-            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-        model.base_model.load_state_dict(base.base_model.state_dict())
-        torch.nn.init.zeros_(model.score.weight)
-    except (AttributeError, RuntimeError, ValueError) as error:
+    wanted, model = {name: w.shape for name, w in base.base_model.state_dict().items()}, None
+    with suppress(ValueError):  # there is none of this configuration
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    body = {} if model is None else model.base_model.state_dict()
+    if {name: w.shape for name, w in body.items()} != wanted or not hasattr(model, "score"):
         raise ValueError(
             f"transformers has no sequence classifier with the body of '{model_name(base)}' and a "
             f"head 'score' ({type(base).__name__}), so no reward model can be made of it; give RAD "
             "and ARGS one that was trained elsewhere"
-        ) from error
-    model.score.float()
-    return model.to(base.device)
+        )
+    return model
