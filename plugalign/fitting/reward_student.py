@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -172,11 +173,12 @@ class RewardStudent:
         return {"auc": round(mean, 4), "whole_auc": auc(whole, label)}
 
     def _batches(self, held: Examples) -> list[Batch]:
-        """All texts, so many at a time, of both classes wherever there are enough."""
+        """All texts, so many at a time: of both classes wherever there are enough, and alike in
+        length."""
         count = -(-len(held) // self._settings.batch_size)
-        sides = _by_class(held)
-        texts = [[i for side in sides for i in side[number::count]] for number in range(count)]
-        return [self._answers(held.batch(each, self.model.device)) for each in texts]
+        parts = [np.array_split(np.array(side), count) for side in _by_class(held)]
+        texts = [np.concatenate(some).tolist() for some in zip(*parts, strict=True)]
+        return [self._answers(held.batch(some, self.model.device)) for some in texts]
 
     def _answers(self, batch: Batch) -> Batch:
         """The same, learnt from no prefix that ends in front of an answer: in a chat one would
@@ -196,16 +198,16 @@ class RewardStudent:
 
 
 def _by_class(examples: Examples) -> list[list[int]]:
-    """The numbers of the texts of the desired class, and of all others."""
+    """The numbers of the texts of the desired class, and of all others, the shortest first."""
     labels = examples.labels.tolist()
-    return [[i for i, label in enumerate(labels) if label == y] for y in (1, 0)]
+    order = sorted(range(len(examples)), key=lambda i: len(examples.rows[i]))
+    return [[i for i in order if labels[i] == y] for y in (1, 0)]
 
 
 def _pairs(examples: Examples, batch_size: int, seed: int) -> Callable[[int], list[int]]:
     """Maps a step to its texts, half of them of each class. Texts of equal rank by length are
     drawn together, those of the smaller class more often."""
-    lengths = [len(row) for row in examples.rows]
-    sides = [sorted(side, key=lengths.__getitem__) for side in _by_class(examples)]
+    lengths, sides = [len(row) for row in examples.rows], _by_class(examples)
     most = max(map(len, sides))
     pairs = [[side[i * len(side) // most] for side in sides] for i in range(most)]
     longest = [max(lengths[i] for i in pair) for pair in pairs]
