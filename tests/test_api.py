@@ -55,7 +55,7 @@ def test_labelled_texts_are_data_and_a_model_may_be_a_name(folder: str, tmp_path
     ("method", "settings", "message"),
     [
         ("self_debias", {}, "self_debias has nothing to fit"),
-        ("shout", {}, "unknown method 'shout'; those that learn are dexperts"),
+        ("shout", {}, "unknown method 'shout'; those that learn are args"),
         ("fudge_head", {"stps": 3}, "unknown setting 'stps'; known are"),
         ("fudge_head", {"steps": 0}, "steps: input should be greater than or equal to 1"),
     ],

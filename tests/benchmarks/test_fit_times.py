@@ -35,7 +35,7 @@ def test_fits_are_timed_once_and_say_what_they_learnt(script: Any, tmp_path: Pat
         "minutes": 0.01,
         "threads": 1,
     }
-    with pytest.raises(BadParameter, match=r"fudgy is none; there are dexperts, .*, value"):
+    with pytest.raises(BadParameter, match=r"fudgy is none; there are args, .*, value"):
         script.main(**run | {"methods": "fudgy"})
     script.main(**run)
     found = json.loads(out.read_text())
