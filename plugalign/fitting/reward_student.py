@@ -176,7 +176,7 @@ class RewardStudent:
         """All texts, so many at a time: of both classes wherever there are enough, and alike in
         length."""
         count = -(-len(held) // self._settings.batch_size)
-        parts = [np.array_split(np.array(side), count) for side in _by_class(held)]
+        parts = [np.array_split(np.array(side, int), count) for side in _by_class(held)]
         texts = [np.concatenate(some).tolist() for some in zip(*parts, strict=True)]
         return [self._answers(held.batch(some, self.model.device)) for some in texts]
 
