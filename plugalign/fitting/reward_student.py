@@ -46,6 +46,7 @@ class RewardFitSettings(FitSettings):
     Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
         rank: of the adapters.
+        batch_size: of a step, half of each class; an odd one is rounded down.
         steps: at most; it ends when held-out texts are judged no better.
         max_length: of a training text, in tokens; longer ones are cut.
         minutes: make fewer steps where these take longer.
@@ -162,8 +163,8 @@ class RewardStudent:
             for parts in ([batch.learnt for batch in batches], rewards)
         )
         last = most - 1 - seen.flip(1).argmax(1)
-        at, found = torch.arange(most, device=seen.device), dict[int, tuple[int, float]]()
-        for column in at.tolist():
+        found: dict[int, tuple[int, float]] = {}
+        for column in range(most):
             here = seen[:, column].bool()
             if 0 < label[here].sum() < here.sum():
                 found[column] = int(here.sum()), auc(values[here, column], label[here])

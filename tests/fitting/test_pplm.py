@@ -109,10 +109,10 @@ def test_a_head_that_reads_something_else_is_refused(tokenizer: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(("chat", "bos"), [("off", False), ("off", True), ("on", False)])
-def test_it_learns_from_the_means_of_beginnings(
+def test_it_learns_from_the_means_of_prefixes(
     chat: str, bos: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each mean is found among those of all beginnings of all texts, in float64."""
+    """Each mean is found among those of all prefixes of all texts, in float64."""
     model, tokenizer, data = make_chat_model(), make_chat_tokenizer(bos), corpus(60)
     settings: dict[str, Any] = {"chat": chat, "positions": 3, "batch_size": 7, "max_length": 9}
     means = fitted_on(monkeypatch, model, tokenizer, data, tmp_path / "out", **settings)
