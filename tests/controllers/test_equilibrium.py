@@ -80,9 +80,13 @@ def nearest(log_rho, delta, g, b, kappa):
         return np.log(np.clip(q, 1e-300, None))
 
     limits = [
-        {"type": "eq", "fun": lambda q: q.sum() - 1},
+        {"type": "eq", "fun": lambda q: q.sum() - 1, "jac": np.ones_like},
         {"type": "ineq", "fun": lambda q: b - g @ q, "jac": lambda q: -g},
-        {"type": "ineq", "fun": lambda q: kappa - (q * (log(q) - log_rho)).sum()},
+        {
+            "type": "ineq",
+            "fun": lambda q: kappa - (q * (log(q) - log_rho)).sum(),
+            "jac": lambda q: log_rho - log(q) - 1,
+        },
     ]
     found = minimize(
         lambda q: (q * (log(q) - target)).sum(),
@@ -91,7 +95,7 @@ def nearest(log_rho, delta, g, b, kappa):
         bounds=[(1e-12, 1)] * len(rho),
         constraints=limits,
         method="SLSQP",
-        options={"ftol": 1e-13, "maxiter": 500},
+        options={"ftol": 1e-10, "maxiter": 500},
     )
     assert found.success, found.message
     return found.x
