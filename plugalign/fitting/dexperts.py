@@ -205,6 +205,7 @@ class _Experts:
             parameters=student.learned,
             loss=student.loss_of(rows, batch_size, chosen.seed),
             steps=steps,
+            most=chosen.steps,
             lr=chosen.lr,
             title=role,
             seed=chosen.seed,

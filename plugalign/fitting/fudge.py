@@ -150,6 +150,7 @@ def _trained(
         parameters=parameters,
         loss=loss,
         steps=steps,
+        most=settings.steps,
         lr=settings.lr,
         title=title,
         seed=settings.seed,

@@ -154,6 +154,7 @@ def _trained(
         parameters=head.learned,
         loss=loss,
         steps=steps,
+        most=settings.steps,
         lr=settings.lr,
         seed=settings.seed,
         title="FUDGE head",

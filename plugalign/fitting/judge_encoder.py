@@ -82,13 +82,14 @@ def tune_encoder(
 
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     look = held_loss if held else None
-    steps = max(1, round(epochs * len(learnt) / batch_size))
+    most = max(1, round(epochs * len(learnt) / batch_size))
     looking = time_of(look, parameters)
-    steps, looks = affordable_steps(loss, parameters, steps, clock, title="judge", looking=looking)
+    steps, looks = affordable_steps(loss, parameters, most, clock, title="judge", looking=looking)
     train(
         parameters=parameters,
         loss=loss,
         steps=steps,
+        most=most,
         lr=lr,
         title="judge",
         weight_decay=0.01,

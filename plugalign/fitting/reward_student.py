@@ -113,6 +113,7 @@ class RewardStudent:
             parameters=self.learned,
             loss=loss,
             steps=steps,
+            most=chosen.steps,
             lr=chosen.lr,
             title=TITLE,
             seed=chosen.seed,

@@ -3,7 +3,8 @@
 Step ``i`` is a pure function of the parameters, the optimizer, (seed, i) and the number of steps:
 the random generators are seeded anew for each step. So a run that was killed at any moment and
 started again continues from its checkpoint and ends with the same parameters, bit for bit, as an
-undisturbed one. Only where the time runs short are there fewer steps, by the speed of the machine.
+undisturbed one. Only where the time is short does the machine decide, by the speed that it shows,
+how many steps there are.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def train(
     steps: int,
     lr: float,
     title: str,
+    most: int | None = None,
     checkpoint: Path | None = None,
     every: int = 50,
     warmup: float = 0.05,
@@ -64,6 +66,8 @@ def train(
         loss: the scalar loss of a step, which may use torch's random numbers.
         lr: the highest learning rate; linear warm-up, then a cosine to zero.
         title: what the progress bar and error messages call this training.
+        most: as many steps as that where the clock turns out to allow more than ``steps``, which
+            were planned; None for no more than them.
         checkpoint: the file to continue from and to write every ``every`` steps and at the end.
             The caller removes it once the result is saved.
         warmup: share of the steps.
@@ -71,7 +75,8 @@ def train(
         run: a `fingerprint` of everything else the loss depends on, such as the data.
         held_out: ends the training when it becomes no better on other texts, and leaves the
             parameters that were best there.
-        clock: makes fewer steps, on a schedule as much shorter, where more would take longer.
+        clock: how long it may take: fewer steps where more would take longer, more up to ``most``
+            where there is time for them, each on a schedule of that length.
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite, naming the step.
@@ -80,14 +85,15 @@ def train(
     """
     check_settings(steps=steps, lr=lr, every=every, clip=clip)
     _check_precision(parameters, title)
-    settings = (steps, lr, warmup, weight_decay, clip, seed, *([1] if held_out else []))
+    most = steps if most is None else max(steps, most)
+    settings = (steps, most, lr, warmup, weight_decay, clip, seed, *([1] if held_out else []))
     names = [(name, tuple(p.shape)) for name, p in parameters.items()]
     made_by = fingerprint(run, settings, names)
     optimizer = adamw(parameters, lr, weight_decay)
     losses, ends = _resume(checkpoint, made_by, parameters, optimizer, held_out, steps)
     before = len(losses)
     look_every = steps if held_out is None else held_out.every(steps)
-    pace = Pace(clock or Clock(None), ends, len(losses), look_every)
+    pace = Pace(clock or Clock(None), most, len(losses), look_every)
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     with progress(title, ends, len(losses)) as bar, torch.random.fork_rng(devices=list(devices)):
         while (step := len(losses)) < ends:
@@ -239,8 +245,8 @@ def _resume(
     held_out: HeldOut | None,
     steps: int,
 ) -> tuple[list[float], int]:
-    """The losses of the steps that were made, and behind how many it ends: all of them, or as many
-    as were made if the time had ended it."""
+    """The losses of the steps that were made, and behind how many it ends: as many as were made if
+    the time had ended it, else as many as are planned, or more where there was time for them."""
     if path is None or not path.is_file():
         return [], steps
     try:
@@ -263,4 +269,4 @@ def _resume(
     optimizer.load_state_dict(optimized)
     if held_out is not None:
         held_out.load(looked)
-    return losses, ends if ends == len(losses) else steps
+    return losses, ends if ends == len(losses) else max(ends, steps)

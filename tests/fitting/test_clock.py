@@ -169,6 +169,45 @@ def test_a_training_that_the_time_ended_is_over_when_it_continues(
     assert steps == list(range(20, 50))
 
 
+@pytest.mark.parametrize(
+    ("most", "minutes", "made"), [(None, 2.0, 40), (100, 2.0, 100), (100, 1.0, 60), (100, 0.5, 30)]
+)
+def test_a_plan_made_beside_other_work_binds_nothing(
+    most: int | None,
+    minutes: float,
+    made: int,
+    simulated: Simulated,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Forty steps were planned; of those that there are time for, none is left out."""
+    path = tmp_path / "checkpoint"
+    options = {"steps": 40, "most": most, "clock": Clock(minutes)}
+    given, steps, rates = timed(simulated, lambda step: 1.0)
+    losses = run(monkeypatch, given, **options, checkpoint=path)
+    assert len(losses) == made and steps == list(range(made)) and rates[-1] < 0.05
+    again, steps, _ = timed(simulated, lambda step: 1.0)
+    assert len(run(monkeypatch, again, **options, checkpoint=path)) == made and not steps
+    assert torch.equal(again["parameters"]["w"], given["parameters"]["w"])
+
+
+def test_a_training_killed_behind_what_was_planned_goes_on(
+    simulated: Simulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def mortal(step: int) -> float:
+        if step == 35:
+            raise KeyboardInterrupt
+        return 1.0
+
+    path, options = tmp_path / "checkpoint", {"steps": 20, "most": 100, "every": 10}
+    given, _, _ = timed(simulated, mortal)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, given, **options, clock=Clock(1.0), checkpoint=path)
+    again, steps, _ = timed(simulated, lambda step: 1.0)
+    run(monkeypatch, again, **options, clock=Clock(1.0), checkpoint=path)
+    assert steps == list(range(30, 90))
+
+
 def test_experts_share_their_time(
     simulated: Simulated,
     monkeypatch: pytest.MonkeyPatch,
