@@ -105,15 +105,18 @@ def affordable_look(
     parameters: Mapping[str, Tensor],
     clock: Clock,
     *,
+    read: int,
     note: Path,
 ) -> Looking:
     """At how many held-out texts to look in a training, after timing a look at a few: at all where
-    `AT_LEAST` looks fit into `LOOKING` of its time, else at fewer, down to `FEWEST`.
+    `AT_LEAST` looks fit into `LOOKING` of its time, and `LOOKS` of them read no more texts than it
+    does, else at fewer, down to `FEWEST`.
 
     Args:
         look: at the first so many texts, which are a fair sample of all.
         texts: how many there are.
         clock: of the training.
+        read: the texts that all of its steps read, each as often as it is.
         note: a file that remembers the answer, once the training is planned (`remember`).
     """
     if (known := remembered(note, *Looking._fields)) is not None:
@@ -123,10 +126,10 @@ def affordable_look(
     tried = min(TRIED, texts)
     seconds = time_of(lambda: look(tried), parameters)
     assert seconds is not None
-    each, count, time = seconds() / tried, texts, clock.left()
+    each, count, time = seconds() / tried, read // LOOKS, clock.left()
     if math.isfinite(time) and each:
-        fitting = int(LOOKING * time / (AT_LEAST * each))
-        count = min(texts, max(FEWEST, fitting))
+        count = min(count, int(LOOKING * time / (AT_LEAST * each)))
+    count = min(texts, max(FEWEST, count))
     return Looking(count, each * count)
 
 

@@ -194,6 +194,7 @@ class _Experts:
             len(apart),
             student.learned,
             part.clock,
+            read=chosen.steps * chosen.batch_size,
             note=note,
         )
         seen = looking.texts

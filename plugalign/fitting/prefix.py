@@ -151,8 +151,8 @@ def _trained(
     def look(texts: int) -> float:
         return _judged(prefixes, held.first(texts), settings)[0]
 
-    looked = folder / "look.json"
-    looking = affordable_look(look, len(held), parameters, clock, note=looked)
+    looked, read = folder / "look.json", settings.steps * settings.batch_size
+    looking = affordable_look(look, len(held), parameters, clock, read=read, note=looked)
     clock = clock.part(but=looking.each * len(held))
     steps, looks = affordable_steps(
         loss,

@@ -93,6 +93,7 @@ class RewardStudent:
             len(held),
             self.learned,
             clock,
+            read=chosen.steps * chosen.batch_size,
             note=note,
         )
         held, clock = held.up_to(looking.texts), clock.part(but=looking.seconds)

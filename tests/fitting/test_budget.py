@@ -151,25 +151,37 @@ def test_a_look_is_timed_once(second: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "minutes", "share", "seen"),
+    ("texts", "minutes", "share", "read", "seen"),
     [
-        (512, None, 1.0, 512),
-        (512, 100.0, 1.0, 512),  # 32 texts take 10 s, so a fifth of it holds four looks at 960
-        (512, 40.0, 1.0, 384),
-        (512, 40.0, 0.5, 192),
-        (512, 1.0, 1.0, 64),
-        (20, 1.0, 1.0, 20),
-        (0, 1.0, 1.0, 0),
+        (512, None, 1.0, 9600, 512),
+        (512, 100.0, 1.0, 9600, 512),  # 32 texts take 10 s, so a fifth holds four looks at 960
+        (512, 40.0, 1.0, 9600, 384),
+        (512, 40.0, 0.5, 9600, 192),
+        (512, 1.0, 1.0, 9600, 64),
+        (512, None, 1.0, 3000, 300),
+        (512, 40.0, 1.0, 3000, 300),
+        (512, None, 1.0, 320, 64),
+        (20, 1.0, 1.0, 9600, 20),
+        (20, None, 1.0, 320, 20),
+        (0, 1.0, 1.0, 9600, 0),
     ],
 )
 def test_short_fits_look_at_fewer_texts(
-    texts: int, minutes: float | None, share: float, seen: int, second: None, tmp_path: Path
+    texts: int,
+    minutes: float | None,
+    share: float,
+    read: int,
+    seen: int,
+    second: None,
+    tmp_path: Path,
 ) -> None:
+    """No more in ten looks than the training reads, and no more than it has time for."""
     tried = list[int]()
 
     def asked() -> Looking:
         clock = Stopped(minutes, share)
-        return affordable_look(tried.append, texts, {}, clock, note=tmp_path / "look.json")
+        note = tmp_path / "look.json"
+        return affordable_look(tried.append, texts, {}, clock, read=read, note=note)
 
     found = asked()
     remember(tmp_path / "look.json", found._asdict())
