@@ -90,16 +90,16 @@ def test_refuses_bad_settings(options, message, tiny, tokenizer, tmp_path):
 
 
 def test_a_short_fit_looks_at_fewer_held_out_texts(tiny, tokenizer, tmp_path, monkeypatch):
-    """A tenth of 240 texts is held out; the AUC is of all of them."""
+    """A tenth of 240 texts is held out; the AUC is of all of them. 15 steps read 240 texts."""
     monkeypatch.setattr(budget, "FEWEST", 10)
     data = Labelled(GOOD * 5 + BAD * 5, ("desired",) * 120 + ("undesired",) * 120)
-    found = {}
-    for minutes in (1e-6, 10.0):
-        out = tmp_path / str(minutes)
-        fit_prefix(tiny(), tokenizer, data, out, minutes=minutes, steps=3, prefix_length=4)
-        found[minutes] = json.loads((out / "fit.json").read_text())["measured"]["held_out"]
-    assert [found[minutes]["texts"] for minutes in (1e-6, 10.0)] == [10, 24]
-    assert all(each["loss"] > 0 and 0 <= each["auc"] <= 1 for each in found.values())
+    options, found = {"batch_size": 16, "prefix_length": 4}, []
+    for minutes, steps in ((1e-6, 15), (10.0, 15), (10.0, 3)):
+        out = tmp_path / f"{minutes}-{steps}"
+        fit_prefix(tiny(), tokenizer, data, out, minutes=minutes, steps=steps, **options)
+        found.append(json.loads((out / "fit.json").read_text())["measured"]["held_out"])
+    assert [each["texts"] for each in found] == [10, 24, 10]
+    assert all(each["loss"] > 0 and 0 <= each["auc"] <= 1 for each in found)
 
 
 def test_the_first_texts_have_the_shares_of_all():
