@@ -90,24 +90,40 @@ class Perturber:
         """The texts ``(R, T)`` as they are, by what is new in them."""
         start = self._prefix.align(ids, mask)
         cache: Any = self._prefix.cache
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._accepts else {}
-        logits, states = self.forward(
-            cache, mask, position_ids(mask)[:, start:], input_ids=ids[:, start:], **keep
+        log_p, states = self.forward(
+            cache, mask, position_ids(mask)[:, start:], input_ids=ids[:, start:]
         )
         if start:
             states = torch.cat([self._prefix.values, states], 1)
         self._prefix.commit(ids, mask, states)
         whole = [(layer.keys, layer.values) for layer in cache.layers]
-        return Text(self._source, self, ids, mask, whole, logits, states)
+        return Text(self._source, self, ids, mask, whole, log_p, states)
 
     def forward(
         self, cache: Any, mask: Tensor, place: Tensor, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``(R, V)`` behind the last column, and states ``(R, n, D)``, of columns
         at places ``(R, n)`` that follow what a cache holds; ``(R, n, 0)`` without discriminator."""
+        logits, states = self._run(cache, mask, place, 1, inputs)
+        logits = logits[:, -1].to(_wide(logits))
+        return torch.log_softmax(logits, -1), states.to(logits.dtype)
+
+    def last_state(self, cache: Any, mask: Tensor, place: Tensor, **inputs: Any) -> Tensor:
+        """The state ``(R, D)`` of the last column alone: its logits are not computed, where the
+        model can do without."""
+        nothing = torch.empty(0, dtype=torch.long, device=mask.device)
+        states = self._run(cache, mask, place, nothing, inputs)[1][:, -1]
+        return states.to(_wide(states))
+
+    def _run(
+        self, cache: Any, mask: Tensor, place: Tensor, keep: int | Tensor, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The base's logits, at least those that are kept, and states."""
         wanted = self._source.discriminator is not None
         if "position_ids" in self._accepts:
             inputs["position_ids"] = place
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = keep
         with contiguous_head_input(self._model):
             output = self._model(
                 past_key_values=cache,
@@ -116,9 +132,8 @@ class Perturber:
                 output_hidden_states=wanted,
                 **inputs,
             )
-        logits = output.logits[:, -1].to(_wide(output.logits))
-        states = output.hidden_states[-1] if wanted else logits.new_empty(*place.shape, 0)
-        return torch.log_softmax(logits, -1), states.to(logits.dtype)
+        logits = output.logits
+        return logits, output.hidden_states[-1] if wanted else logits.new_empty(*place.shape, 0)
 
 
 class Text:
@@ -201,10 +216,12 @@ class Text:
         for i in range(1, self._source.horizon + 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             expected = (log_p.exp().to(table.dtype) @ table)[:, None]
-            log_p, states = self._reader.forward(
-                cache, mask, self._place + i, inputs_embeds=expected
-            )
-            total = total + states[:, -1]
+            given = cache, mask, self._place + i
+            if i < self._source.horizon:
+                log_p, states = self._reader.forward(*given, inputs_embeds=expected)
+                total = total + states[:, -1]
+            else:
+                total = total + self._reader.last_state(*given, inputs_embeds=expected)
         mean = total / (self._count + self._source.horizon)
         bias = None if head.bias is None else head.bias.to(mean)
         scores = linear(mean, head.weight.to(mean), bias)

@@ -269,6 +269,22 @@ def test_words_become_likelier_and_classes_too(tiny, tokenizer, prompts):
             assert (text.loss(moved) < text.loss(offsets)).all()
 
 
+@pytest.mark.parametrize(("horizon", "read"), [(0, [1]), (1, [1, 0]), (3, [1, 1, 1, 0])])
+def test_the_head_reads_no_state_whose_logits_nobody_wants(horizon, read, tiny, tokenizer, prompts):
+    """In an iteration: the last token's, and of those to come all but the last one's."""
+    model, batch, columns = tiny(), prompts(rows=2), []
+    controller = PPLM(discriminator=classifier(), horizon=horizon)
+    reader = Perturber(source_of(controller, model, tokenizer), model)
+    model.get_output_embeddings().register_forward_hook(
+        lambda head, given, logits: columns.append(logits.shape[1])
+    )
+    with torch.no_grad():
+        text = reader._texts(batch["input_ids"], batch["attention_mask"])
+        columns.clear()
+        text.moves([torch.zeros_like(x) for pair in text.past for x in pair])
+    assert columns == read
+
+
 def test_a_batch_is_its_rows_one_by_one(tiny, tokenizer, prompts):
     steered = pa.wrap(tiny(), tokenizer, PPLM(WORDS, discriminator=classifier(), window=4))
     paper.batches_as_rows(steered, prompts(rows=3))
