@@ -1,8 +1,8 @@
 """What each study's tuning chose beside the default of today, as Markdown.
 
 The rule: a default is what all studies chose where they agree, but for what `KEPT` says, and stays
-as it was where they do not. Where no study found a value within its budgets, it is the value that
-costs least.
+as it was where they do not, or where there is one study alone. Where no study found a value within
+its budgets, it is the value that costs least.
 
 python benchmarks/defaults_table.py
 """
@@ -24,7 +24,13 @@ from plugalign.fitting.command import fitter
 from plugalign.fitting.settings import settings_of
 
 RESULTS = Path(__file__).parent / "results"
-STUDIES = ("smollm2/texts", "smollm2/experts", "smollm2/chats", "gemma3/texts")
+STUDIES = (
+    "smollm2/texts",
+    "smollm2/experts",
+    "smollm2/further",
+    "smollm2/chats",
+    "gemma3/texts",
+)
 # What is made with a setting of its own, and the method that it is.
 VARIANTS = {ANTI: "dexperts"}
 # Defaults that stay though all studies chose another value, and why.
