@@ -102,7 +102,8 @@ class Further:
         """Half an expert of each data set."""
         experts = []
         for path in GUIDES:
-            found = self._fitted_on(path, LORA, self.fits / "mod" / Path(path).stem)
+            folder = self.fits / "mod" / Path(path).stem
+            found = self._fitted_on(path, LORA, folder, {"only": "expert"})
             assert isinstance(found, DExperts)
             experts.append(found.expert)
         return MOD(dict.fromkeys(experts, 1 / len(experts)))
@@ -114,12 +115,14 @@ class Further:
         given = study.model, study.tokenizer, head, feature, study.data
         return taught_equilibrium(*given, self.fits / EQUILIBRIUM, study.ask, study.chat)
 
-    def _fitted_on(self, path: str, method: str, fits: Path) -> Controller:
+    def _fitted_on(
+        self, path: str, method: str, fits: Path, settings: Mapping[str, Any] | None = None
+    ) -> Controller:
         """A method fitted on the texts of one data set."""
         study = self.study
         texts = load_guides(study.data, study.limit, (path,))
         given = study.model, study.tokenizer, texts, fits, study.sizes.minutes
-        return fit_methods(*given, study.chat, (method,))[method]
+        return fit_methods(*given, study.chat, (method,), settings)[method]
 
     def _value_guide(self) -> Controller:
         study, out = self.study, self.fits / "value"

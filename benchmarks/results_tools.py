@@ -52,6 +52,7 @@ def fit_methods(
     minutes: float,
     chat: str = "off",
     methods: Collection[str] = tuple(FITTERS),
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Controller]:
     """Methods that learn, fitted with their defaults or read from a folder, and with "dexperts" its
     anti-expert alone.
@@ -61,6 +62,7 @@ def fit_methods(
         minutes: what each may take.
         chat: "on" where texts are learnt as the assistant's answers.
         methods: of `FITTERS`, all by default.
+        settings: of a fit, where they are not the defaults.
 
     Raises:
         ValueError: if a controller there was fitted for another model, on other texts or other
@@ -75,9 +77,9 @@ def fit_methods(
                 controllers[method] = Controller.from_pretrained(str(out))
             continue
         say(f"fitting {method}")
-        settings = {"chat": chat}
+        given = {**(settings or {}), "chat": chat}
         controllers[method] = run_fit(
-            method, model, tokenizer, data, out, minutes=minutes, settings=settings
+            method, model, tokenizer, data, out, minutes=minutes, settings=given
         )
     if isinstance(both := controllers.get("dexperts"), DExperts):
         anti = DExperts(antiexpert=both.antiexpert, alpha=both.alpha, top_p=both.support.p)

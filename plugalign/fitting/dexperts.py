@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -52,6 +52,8 @@ class DExpertsSettings(FitSettings):
     Attributes:
         desired: the label of the desired class, see `Labelled.binary`.
         lora: adapters of the base on all linear layers instead of full models (needs peft).
+        only: "expert" or "antiexpert" trains that one alone, in all of the time; the base stands
+            in for the other one.
         rank: of the adapters.
         steps: of each expert, at most; it ends when held-out texts are explained no better.
         lr: by default 1e-3 for adapters, and for full models 1e-4 up to a hidden size of 128 and
@@ -67,6 +69,7 @@ class DExpertsSettings(FitSettings):
 
     desired: str | None = None
     lora: bool = False
+    only: Literal["expert", "antiexpert"] | None = None
     rank: Rank = 16
     steps: Count = 300
     batch_size: Count = 32
@@ -90,6 +93,11 @@ class DExpertsSettings(FitSettings):
         """Of the adapters, None for full models."""
         return self.rank if self.lora else None
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What is trained."""
+        return ROLES if self.only is None else (self.only,)
+
     def recorded(self) -> dict[str, Any]:
         """For fit.json. The method's name says that adapters are trained."""
         found = super().recorded() | {"rank": self.adapter_rank}
@@ -100,7 +108,7 @@ class DExpertsSettings(FitSettings):
 def fit_dexperts(
     model: Any, tokenizer: Any, data: Labelled, out: Path, settings: DExpertsSettings
 ) -> DExperts:
-    """Trains both experts and saves the controller in ``out``, with one subfolder each.
+    """Trains both experts, or one, and saves the controller in ``out``, with one subfolder each.
 
     A run that was killed and is started again continues. The model given is not changed. The
     keyword arguments are those of `DExpertsSettings`.
@@ -120,7 +128,7 @@ def fit_dexperts(
 
 @dataclass(frozen=True)
 class _Part:
-    """One of the two.
+    """An expert to be trained.
 
     Attributes:
         rows: what it learns from. apart: what is held out.
@@ -136,7 +144,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Experts:
-    """A fit of both experts."""
+    """A fit of the experts."""
 
     model: Any
     tokenizer: Any
@@ -145,7 +153,7 @@ class _Experts:
     frame: Frame
 
     def fit(self, folder: Path, result: Path) -> dict[str, Any]:
-        """Trains both in ``folder``, saves the controller in ``result`` and measures them."""
+        """Trains them in ``folder``, saves the controller in ``result`` and measures them."""
         chosen, clock = self.settings, Clock(self.settings.minutes).part(WORKING)
         learnt, held = encoded(
             self.tokenizer,
@@ -156,22 +164,25 @@ class _Experts:
             least=2,
             frame=self.frame,
         )
+        sides = dict(zip(ROLES, zip(learnt.sides(), held.sides(), strict=True), strict=True))
         measured: dict[str, Any] = {}
-        scores: list[Tensor] = []
-        lengths = [sum(map(len, rows)) / len(rows) for rows in learnt.sides()]
-        shares = (lengths[0] / sum(lengths), 1.0)  # of what is left
-        sides = zip(ROLES, learnt.sides(), held.sides(), shares, strict=True)
-        for role, rows, apart, share in sides:
+        scores: dict[str, Tensor] = {}
+        left = {role: _mean_length(sides[role][0]) for role in chosen.roles}
+        for role in chosen.roles:
             # As many steps are planned for both: of longer texts they take longer.
-            part = _Part(role, rows, apart, clock.part(share), share)
+            share = left[role] / sum(left.values())
+            del left[role]
+            part = _Part(role, *sides[role], clock.part(share), share)
             student, found = self._trained(part, len(held), folder)
             measured |= found
-            scores.append(student.log_likelihoods(held.rows, chosen.batch_size))
+            scores[role] = student.log_likelihoods(held.rows, chosen.batch_size)
+            for other in {*ROLES} - {*chosen.roles}:
+                scores[other] = student.log_likelihoods(held.rows, chosen.batch_size, of_base=True)
             _save(student.model, self.tokenizer, folder / role)
         if len(held):
-            measured["auc"] = auc(scores[0] - scores[1], held.labels)
+            measured["auc"] = auc(scores["expert"] - scores["antiexpert"], held.labels)
         origin = identify(self.model, self.tokenizer)
-        expert, anti = (folder / role for role in ROLES)
+        expert, anti = (folder / role if role in chosen.roles else None for role in ROLES)
         fitted = DExperts(expert, anti, alpha=chosen.alpha, top_p=chosen.top_p, fitted_for=origin)
         fitted.save_pretrained(result)
         return measured
@@ -180,7 +191,8 @@ class _Experts:
         """An expert, and what its held-out texts say.
 
         Args:
-            held: how many texts of both sides it is measured on in the end.
+            held: how many texts of both sides it is measured on in the end, and where it is trained
+                alone the base too.
         """
         role, rows, apart = part.role, part.rows, part.apart
         chosen = self.settings
@@ -198,7 +210,8 @@ class _Experts:
             note=note,
         )
         seen = looking.texts
-        part = replace(part, clock=part.clock.part(but=looking.each * held))
+        measuring = looking.each * held * len(ROLES) / len(chosen.roles)
+        part = replace(part, clock=part.clock.part(but=measuring))
         batch_size, (steps, looks) = self._planned(part, student, looking.seconds, folder)
         remember(note, looking._asdict())
         watch = HeldOut(looks_at(seen), looks) if seen else None
@@ -235,7 +248,7 @@ class _Experts:
                 chosen.steps,
                 part.clock,
                 title=f"{part.role}, {size} texts a step",
-                runs=2,
+                runs=len(chosen.roles),
                 share=part.share,
                 note=folder / f"steps-of-{size}.json",
                 spare=student.spare,
@@ -247,6 +260,10 @@ class _Experts:
             size = max(FEWEST, size // 2)
             while size > FEWEST and size * chosen.steps > FAR * texts:
                 size = max(FEWEST, size // 2)
+
+
+def _mean_length(rows: Rows) -> float:
+    return sum(map(len, rows)) / len(rows)
 
 
 def _save(student: Any, tokenizer: Any, folder: Path) -> None:

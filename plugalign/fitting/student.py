@@ -82,15 +82,16 @@ class Student:
         return measure
 
     @torch.no_grad()
-    def log_likelihoods(self, rows: Rows, batch_size: int) -> Tensor:
+    def log_likelihoods(self, rows: Rows, batch_size: int, *, of_base: bool = False) -> Tensor:
         """The log-likelihood of each text ``(N,)``, in nats, behind its first token and given where
-        it ends."""
+        it ends, by the student or by its base."""
         found = torch.zeros(len(rows))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
             ids, mask = (x.to(self._base.device) for x in pad([rows[i] for i in some]))
-            log_p, _ = following(self._own_logits(ids, mask), ids, self._ends)
+            logits = self._logits(self._base, ids, mask) if of_base else self._own_logits(ids, mask)
+            log_p, _ = following(logits, ids, self._ends)
             found[some] = (log_p * followed(self._frame.learnt(mask))).sum(1).cpu()
         return found
 

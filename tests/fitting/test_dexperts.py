@@ -70,6 +70,32 @@ def test_whole_models(tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path)
     assert share_of_desired(model, tokenizer, other) < 0.2
 
 
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("role", "other"), [("expert", "antiexpert"), ("antiexpert", "expert")])
+def test_one_expert_alone_is_the_pairs_own(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, role: str, other: str, lora: bool
+) -> None:
+    """It is measured beside the base, which stands in for the other one."""
+    model, options = tiny(), {**OPTIONS, "lora": lora, "top_p": 1.0}
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    fit_dexperts(model, tokenizer, data, both, **options)
+    found = fit_dexperts(model, tokenizer, data, alone, only=role, **options)
+    assert getattr(found, other) is None and not (alone / other).exists()
+    weights = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert (alone / role / weights).read_bytes() == (both / role / weights).read_bytes()
+    saved, pair = (json.loads((folder / "fit.json").read_text()) for folder in (alone, both))
+    assert (saved["settings"]["only"], pair["settings"]["only"]) == (role, None)
+    assert saved["measured"][role] == pair["measured"][role]
+    assert other not in saved["measured"] and saved["measured"]["auc"] > 0.9
+
+
+def test_a_role_that_experts_do_not_have_is_refused(
+    tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="only"):
+        fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", only="both")
+
+
 def test_adapters(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path, architecture: str
 ) -> None:
