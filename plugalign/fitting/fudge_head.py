@@ -120,7 +120,7 @@ def _states(model: Any, examples: Examples, path: Path, size: int, clock: Clock)
     """The states behind which something is learnt."""
     first = examples.frame.first
     columns = [range(first, len(row)) for row in examples.rows]
-    return keep_states(model, examples.rows, path, size, columns=columns, clock=clock)
+    return keep_states(model, examples.rows, path, size, columns=columns, shared=first, clock=clock)
 
 
 def _trained(

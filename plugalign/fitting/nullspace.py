@@ -147,6 +147,7 @@ def _read(
         folder / "states",
         settings.batch_size,
         columns=columns,
+        shared=frame.first,
         clock=clock.part(READING),
         least=_fewest(labels),
     )

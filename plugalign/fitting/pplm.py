@@ -141,7 +141,8 @@ def _read(
     of_a_text = min(1 + settings.positions, settings.max_length)
     most = max(2, MOST // (width * of_a_text))
     examples = examples.alternating().up_to(most)
-    states = keep_states(model, examples.rows, path, settings.batch_size, clock=clock)
+    size, shared = settings.batch_size, examples.frame.first
+    states = keep_states(model, examples.rows, path, size, shared=shared, clock=clock)
     examples = examples.up_to(len(states))
     # From column 1 of a plain text, since PPLM moves what stands before the last token; from the
     # first token of an answer in a chat.

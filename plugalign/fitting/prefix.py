@@ -110,6 +110,7 @@ def fit_prefix(
             settings.prefix_length,
             settings.width,
             settings.seed,
+            frame.first,
         )
         measured = _trained(prefixes, learnt, held, settings, folder, clock)
         with torch.no_grad():
@@ -219,11 +220,22 @@ class Prefixes:
 
     Args:
         texts: token ids of each class's texts, desired first.
+        shared: so many tokens are the same in all texts that are read, and nothing is learnt of
+            them: they are read once behind each prefix.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, texts: Any, length: int, width: int, seed: int):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        texts: Any,
+        length: int,
+        width: int,
+        seed: int,
+        shared: int = 0,
+    ):
         self.model = shared_copy(model)  # frozen: gradients pass through it and stay nowhere
-        self.length, self.shape = length, cache_shape(model)
+        self.length, self.shared, self.shape = length, shared, cache_shape(model)
         starts = [_start(model, tokenizer, rows, length) for rows in texts]
         self.start = torch.stack(starts).float()  # (C, layers, 2, H_kv, P, D_head)
         with torch.random.fork_rng():
@@ -249,24 +261,36 @@ class Prefixes:
             learnt: the columns ``(B, T)`` behind which tokens count; all by default.
         """
         pairs = self.keys_values().to(self.model.dtype)
-        rows, classes = len(ids), len(pairs)
+        rows, classes, shared = len(ids), len(pairs), self.shared
         cache = DynamicCache()
         for layer in range(pairs.shape[1]):
-            keys, values = (pairs[:, layer, i].repeat_interleave(rows, 0) for i in (0, 1))
-            cache.update(keys, values, layer)
-        counted = followed(mask if learnt is None else learnt).repeat(classes, 1)
-        ids, mask = ids.repeat(classes, 1), mask.repeat(classes, 1)
-        prefix_mask = mask.new_ones(len(mask), self.length)
-        columns = torch.arange(self.length, self.length + ids.shape[1], device=ids.device)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=torch.cat([prefix_mask, mask], 1),
+            cache.update(pairs[:, layer, 0], pairs[:, layer, 1], layer)
+        counted = followed((mask if learnt is None else learnt)[:, shared:]).repeat(classes, 1)
+        mask = torch.cat([mask.new_ones(len(mask), self.length), mask], 1)
+        if shared:
+            self._logits(ids[:1, :shared], mask[:1, : self.length + shared], cache, classes)
+        cache.batch_repeat_interleave(rows)
+        ids = ids[:, shared:]
+        logits = self._logits(ids, mask, cache, classes)[:, :-1].float()
+        targets = ids[:, 1:].repeat(classes, 1)
+        losses = cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return (losses * counted).sum(1).view(classes, rows)
+
+    def _logits(self, ids: Tensor, mask: Tensor, cache: Any, classes: int) -> Tensor:
+        """The logits of rows ``(R, n)`` behind what a cache holds of each class, ``(C R, n, V)``.
+
+        Args:
+            mask: of all that is read then, ``(R, T)``.
+        """
+        place = torch.arange(mask.shape[1] - ids.shape[1], mask.shape[1], device=ids.device)[None]
+        logits: Tensor = self.model(
+            input_ids=ids.repeat(classes, 1),
+            attention_mask=mask.repeat(classes, 1),
             use_cache=True,
-            position_ids=columns[None].expand(len(ids), -1),
+            position_ids=place.expand(classes * len(ids), -1),
             past_key_values=cache,
         ).logits
-        losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-        return (losses * counted).sum(1).view(classes, rows)
+        return logits
 
 
 def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:

@@ -33,7 +33,8 @@ from plugalign.fitting.settings import (
     Rank,
     Seed,
 )
-from plugalign.fitting.training import batches, train
+from plugalign.fitting.shared_context import read_behind
+from plugalign.fitting.training import batches, recompute_activations, train
 
 TITLE = "reward"
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
@@ -190,14 +191,14 @@ class RewardStudent:
         return batch._replace(learnt=batch.learnt * (column >= len(self._frame.context)))
 
     def _rewards(self, batch: Batch) -> Tensor:
-        """The reward of each prefix, float32 ``(B, T)``."""
-        body, head = self.model.base_model, self.model.score
-        states = body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
-        return linear(states.float(), head.weight.float())[..., 0]
+        """The reward of each prefix, float32 ``(B, T)``; 0 in front of an answer."""
+        body, head, first = self.model.base_model, self.model.score, self._frame.first
+        states = read_behind(body, batch.ids, batch.mask, first, lambda output: output[0])
+        return pad(linear(states.float(), head.weight.float())[..., 0], (first, 0))
 
     def _spare(self) -> None:
         """Computes the activations of a forward again for its gradient, instead of keeping them."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(self.model)
 
 
 def _by_class(examples: Examples) -> list[list[int]]:

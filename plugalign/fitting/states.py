@@ -21,6 +21,7 @@ from plugalign.fitting.budget import remember, remembered
 from plugalign.fitting.clock import Clock, now
 from plugalign.fitting.data import pad
 from plugalign.fitting.progress import duration, progress, say
+from plugalign.fitting.shared_context import read_behind
 
 CHUNK = 256  # texts between two writes
 FEWEST = 64  # texts whose states are computed whatever the time
@@ -56,6 +57,7 @@ def keep_states(
     batch_size: int,
     *,
     columns: Sequence[Sequence[int]] | None = None,
+    shared: int = 0,
     clock: Clock | None = None,
     least: int = FEWEST,
 ) -> States:
@@ -64,6 +66,7 @@ def keep_states(
     Args:
         rows: token ids; what should be left out first where the time is short stands last.
         columns: the positions to keep of each text, ascending; None keeps all.
+        shared: so many tokens are the same in all texts, and none is a whole text.
         clock: compute no more than its time allows, by the speed so far, but so many at ``least``.
 
     Returns:
@@ -82,7 +85,7 @@ def keep_states(
     with path.open("ab") as file, progress("hidden states", wanted, done) as bar:
         while done < wanted:
             here = slice(done, min(done + some, wanted))
-            file.write(_bytes(_states(model, rows[here], columns[here], batch_size)))
+            file.write(_bytes(_states(model, rows[here], columns[here], batch_size, shared)))
             file.flush()
             each = (now() - started) / (here.stop - first)
             wanted = min(most, max(least, clock.fitting(each, here.stop, most)))
@@ -120,7 +123,11 @@ def _complete_texts(path: Path, ends: Sequence[int], size: int) -> int:
 
 
 def _states(
-    model: Any, rows: Sequence[Sequence[int]], columns: Sequence[Sequence[int]], batch_size: int
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    columns: Sequence[Sequence[int]],
+    batch_size: int,
+    shared: int,
 ) -> Tensor:
     """States ``(N, D)`` of some texts. They are read in the order of their lengths, which saves
     padding, and no further than the last position that is kept."""
@@ -130,15 +137,16 @@ def _states(
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
         ids, mask = (x.to(model.device) for x in pad([cut[i] for i in some]))
-        seen = head_inputs(model, ids, mask).cpu()
+        seen = head_inputs(model, ids, mask, shared).cpu()
         for i, states in zip(some, seen, strict=True):
             found[i] = states[list(columns[i])]
     return torch.cat([found[i] for i in range(len(rows))])
 
 
 @torch.no_grad()
-def head_inputs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the model's LM head reads, ``(B, T, D)``, for right-padded ids ``(B, T)``."""
+def head_inputs(model: Any, ids: Tensor, mask: Tensor, shared: int = 0) -> Tensor:
+    """What the model's LM head reads, ``(B, T, D)``, for right-padded ids ``(B, T)``, of which
+    ``shared`` columns are the same in all rows."""
     seen: list[Tensor] = []
 
     def ask_for_little(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -147,10 +155,11 @@ def head_inputs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
     handle = model.get_output_embeddings().register_forward_pre_hook(ask_for_little)
     try:
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        behind = read_behind(model, ids, mask, shared, lambda _: seen[-1])
     finally:
         handle.remove()
-    return seen[0]
+    front = seen[0][:, :shared]  # of one row, where it was read once
+    return torch.cat([front.expand(len(ids), -1, -1), behind], 1)
 
 
 def _shape_of(model: Any) -> tuple[int, torch.dtype]:

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from plugalign.adapters.layers import shared_copy
+from plugalign.adapters.peft_models import transformers_model
 from plugalign.fitting.answers import PLAIN, Frame, followed
 from plugalign.fitting.data import pad
 from plugalign.fitting.labelled import end_tokens
 from plugalign.fitting.low_rank import with_adapters
-from plugalign.fitting.training import batches
+from plugalign.fitting.shared_context import read_behind
+from plugalign.fitting.training import batches, recompute_activations
 
 Rows = Sequence[Sequence[int]]
 """Texts as token ids."""
@@ -89,41 +91,46 @@ class Student:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
-            ids, mask = (x.to(self._base.device) for x in pad([rows[i] for i in some]))
+            ids, mask = self._padded([rows[i] for i in some])
             logits = self._logits(self._base, ids, mask) if of_base else self._own_logits(ids, mask)
-            log_p, _ = following(logits, ids, self._ends)
-            found[some] = (log_p * followed(self._frame.learnt(mask))).sum(1).cpu()
+            log_p, _ = following(logits, self._learnt(ids), self._ends)
+            found[some] = (log_p * followed(self._learnt(mask))).sum(1).cpu()
         return found
 
     def spare(self) -> None:
         """Computes the activations of a forward again for its gradient, instead of keeping them."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(self.model)
 
     def _padded(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Texts and their mask ``(B, T)``."""
         ids, mask = (x.to(self._base.device) for x in pad(rows))
         return ids, mask
 
+    def _learnt(self, columns: Tensor) -> Tensor:
+        """Of columns ``(B, T)``, those behind which something is learnt."""
+        return columns[:, self._frame.first :]
+
     @torch.no_grad()
     def _stop(self, ids: Tensor, mask: Tensor) -> Tensor | None:
-        """The log-probability with which the base ends behind each token ``(B, T)``."""
+        """The log-probability with which the base ends behind each learnt column."""
         if not self._ends:
             return None
-        return following(self._logits(self._base, ids, mask), ids, self._ends)[1]
+        logits = self._logits(self._base, ids, mask)
+        return following(logits, self._learnt(ids), self._ends)[1]
 
     def _loss(self, ids: Tensor, mask: Tensor, stop: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of some texts, and how many tokens it is the mean of."""
-        logits, learnt = self._own_logits(ids, mask), self._frame.learnt(mask)
-        return guide_loss(logits, stop, ids, learnt, self._ends)
+        logits = self._own_logits(ids, mask)
+        return guide_loss(logits, stop, self._learnt(ids), self._learnt(mask), self._ends)
 
     def _own_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast(self._base.device.type, torch.bfloat16, enabled=self._mixed):
             return self._logits(self.model, ids, mask)
 
-    @staticmethod
-    def _logits(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits
+    def _logits(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        """The logits at the learnt columns."""
+        model = transformers_model(model)
+        return read_behind(model, ids, mask, self._frame.first, lambda output: output.logits)
 
 
 def following(logits: Tensor, ids: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor]:

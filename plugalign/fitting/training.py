@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -152,6 +152,13 @@ def descend(
             )
     optimizer.step()
     return value.item()
+
+
+def recompute_activations(model: Any) -> None:
+    """From now on a model in training computes the activations of a forward again for its gradient,
+    instead of keeping them."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # of newer transformers
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def batches(

@@ -148,7 +148,10 @@ def test_every_fit_reads_answers_and_says_so(method: str, tmp_path: Path) -> Non
     context = [OPEN, SYSTEM, 12, CLOSE, *CONTEXT]
     if method not in ("fudge", "rad", "args"):  # which train models of their own
         texts = [row for row in rows if len(row) > 2]  # prefixes start from two tokens
-        assert texts and all(row[: len(context)] == context for row in texts)
+        fronts = [row for row in texts if row == context[:-1]]  # which is read once for all
+        answers = [row for row in texts if row != context[:-1]]
+        assert fronts and answers
+        assert all(row[0] == context[-1] and OPEN not in row for row in answers)
     record = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert record["chat"]["used"] and record["chat"]["request"] == REQUEST
     assert record["measured"]
