@@ -17,7 +17,7 @@ from plugalign.fitting.command import describe, run_fit
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.fudge import broken_off
 from plugalign.fitting.labelled import Examples, encoded, end_tokens
-from plugalign.fitting.prefix import Prefixes
+from plugalign.fitting.prefix_student import Prefixes
 from plugalign.fitting.settings import FitSettings
 from plugalign.fitting.states import drawn_columns
 from plugalign.fitting.student import Student

@@ -10,7 +10,8 @@ import plugalign as pa
 from plugalign.fitting import budget
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.labelled import Examples
-from plugalign.fitting.prefix import Prefixes, contrastive_loss, fit_prefix
+from plugalign.fitting.prefix import contrastive_loss, fit_prefix
+from plugalign.fitting.prefix_student import Prefixes
 
 GOOD = tuple(f"w{5 + i % 7} w{20 + i % 5} w{22} w{21} w{20 + i % 3}" for i in range(24))
 BAD = tuple(f"w{5 + i % 7} w{60 + i % 5} w{62} w{61} w{60 + i % 3}" for i in range(24))

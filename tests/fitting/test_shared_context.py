@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MambaConfig, Ma
 from plugalign.fitting.answers import PLAIN, Frame
 from plugalign.fitting.data import pad
 from plugalign.fitting.labelled import Batch
-from plugalign.fitting.prefix import Prefixes
+from plugalign.fitting.prefix_student import Prefixes
 from plugalign.fitting.reward import RADFitSettings, squared_error
 from plugalign.fitting.reward_student import RewardStudent
 from plugalign.fitting.shared_context import read_behind
