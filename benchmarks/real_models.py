@@ -60,7 +60,7 @@ METHODS = (*FITTERS, ANTI, *ALONE, *NEEDS)
 # The strength of each method, and the values that are tried; the others have none.
 STRENGTHS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "args": ("weight", (1, 4, 16)),
-    "pplm": ("stepsize", (0.02, 0.05, 0.1, 0.2)),
+    "pplm": ("stepsize", (0.02, 0.05, 0.1)),
     "rad": ("beta", (10, 30, 100)),
     "fudge": ("weight", (2, 4, 8, 16)),
     "fudge_head": ("weight", (2, 4, 8, 16)),
@@ -106,7 +106,6 @@ class Study:
         data, work, out: folders.
         limit: at most so many texts of each data set.
         methods: what is compared, of `METHODS`.
-        cut_alike: whether perplexity's budget is over base within a method's own support.
     """
 
     model: Any
@@ -120,7 +119,6 @@ class Study:
     sizes: Sizes
     limit: int | None = None
     methods: tuple[str, ...] = METHODS
-    cut_alike: bool = False
 
     def run(self, texts: Labelled) -> None:
         """Fits, tunes, compares and writes the results.
@@ -171,7 +169,7 @@ class Study:
                 {name: controllers[name]},
                 {f"{name}.{setting}": list(values)},
                 prompts=prompts,
-                budgets=Budgets(cut_alike=self.cut_alike),
+                budgets=Budgets(),
                 perplexity_model=self.outside,
                 samples=self.sizes.tuning_samples,
                 out=out,
@@ -226,9 +224,6 @@ def main(
     limit: Annotated[int | None, typer.Option(help="At most so many texts of each fit.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="texts, chats, or both.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="All by default.")] = None,
-    cut_alike: Annotated[
-        bool, typer.Option(help="Bound perplexity over base within a method's own support.")
-    ] = False,
     dtype: Annotated[str, typer.Option(help="The precision of the models.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
@@ -265,7 +260,6 @@ def main(
             sizes=sizes,
             limit=limit,
             methods=methods,
-            cut_alike=cut_alike,
         )
         study.run(texts)
     say(f"done in {duration(time.monotonic() - started)}")

@@ -42,11 +42,11 @@ MaxCost = Annotated[
     float | None,
     typer.Option(help="The longest an answer may take, over the base's.", show_default="no bound"),
 ]
-CutAlike = Annotated[
-    bool,
+MaxCutAlike = Annotated[
+    float,
     typer.Option(
-        "--cut-alike",
-        help="Perplexity over that of the base within the method's own support, such as its top-p.",
+        help="The largest perplexity over that of the base within the method's own support, such "
+        "as its top-p.",
     ),
 ]
 PerplexityModel = Annotated[
@@ -76,7 +76,7 @@ def tune(
     max_perplexity: MaxPerplexity = 1.15,
     max_length_change: MaxLengthChange = 0.2,
     max_cost: MaxCost = None,
-    cut_alike: CutAlike = False,
+    max_perplexity_cut_alike: MaxCutAlike = 2.0,
     samples: shared.Samples = None,
     max_new_tokens: shared.NewTokens = None,
     min_new_tokens: shared.MinNewTokens = None,
@@ -102,7 +102,7 @@ def tune(
         "greedy": greedy or None,
         "resume": resume or None,
     }
-    bounds = ("max_perplexity", "max_length_change", "max_cost", "cut_alike")
+    bounds = ("max_perplexity", "max_length_change", "max_cost", "max_perplexity_cut_alike")
     for name in ("controller", "judge", "trust", *bounds):
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
@@ -110,7 +110,7 @@ def tune(
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
-    budgets = Budgets(max_perplexity, max_length_change, max_cost, cut_alike)
+    budgets = Budgets(max_perplexity, max_length_change, max_cost, max_perplexity_cut_alike)
     tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")

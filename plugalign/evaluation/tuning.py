@@ -273,5 +273,7 @@ def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:
     under = "" if outside is None else f" under {printable(outside)}"
     yield f"perplexity{under}: of all tokens"
     if cut_alike:
-        bounded = "cut" if tuning.found["budgets"]["cut_alike"] else "base"
-        yield f"cut: the base within the same support; the budget is of x {bounded}"
+        bounds = (tuning.found["budgets"][f"max_perplexity{of}"] for of in ("", "_cut_alike"))
+        yield "cut: the base within the same support; budgets are " + " / ".join(
+            map(number, bounds)
+        )

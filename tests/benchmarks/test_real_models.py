@@ -125,7 +125,6 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
         "limit": None,
         "kind": ["texts", "chats"],
         "method": None,
-        "cut_alike": True,
         "dtype": "float32",
         "threads": 1,
     }
@@ -144,7 +143,6 @@ def test_one_command_fits_tunes_compares_and_writes_results_without_texts(
     tuning = json.loads((folder / "tuning.json").read_text())
     assert tuning.keys() == script.STRENGTHS.keys()
     assert len(tuning["self_debias"]["trials"]) == 3
-    assert all(each["budgets"]["cut_alike"] for each in tuning.values())
     fits = json.loads((folder / "fits.json").read_text())
     assert fits["mod/paradetox/dexperts_lora"]["settings"]["only"] == "expert"
     assert str(tmp_path) not in (folder / "manifest.json").read_text()

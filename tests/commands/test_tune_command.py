@@ -34,7 +34,16 @@ def test_a_setting_is_chosen_and_written(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     options = ["--set", "d.alpha=0.25,3", "--max-perplexity", "9", "--max-length-change", "9"]
-    options += ["--seed", "3", "--threads", "1", "--dtype", "float32", "--cut-alike"]
+    options += [
+        "--seed",
+        "3",
+        "--threads",
+        "1",
+        "--dtype",
+        "float32",
+        "--max-perplexity-cut-alike",
+        "8.5",
+    ]
     options += ["--perplexity-model", str(pocket.parts() / "pocket")]
     assert run(monkeypatch, *arguments, *options) == 0
     said = capsys.readouterr().out
@@ -47,7 +56,7 @@ def test_a_setting_is_chosen_and_written(
         "max_perplexity": 9,
         "max_length_change": 9,
         "max_cost": None,
-        "cut_alike": True,
+        "max_perplexity_cut_alike": 8.5,
     }
     assert found["prompts"]["seed"] == 3 and found["samples"] == 2 and found["max_new_tokens"] == 6
 

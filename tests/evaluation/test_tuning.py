@@ -136,6 +136,7 @@ def test_efficient_is_what_no_other_is_better_than_in_both() -> None:
     [
         ({"max_perplexity": 0}, "max_perplexity is a ratio to the base's above 0, got 0"),
         ({"max_perplexity": float("nan")}, "above 0, got nan"),
+        ({"max_perplexity_cut_alike": -1}, "max_perplexity_cut_alike is a ratio .* got -1"),
         ({"max_cost": 0.0}, "max_cost is a ratio to the base's above 0, got 0"),
         ({"max_length_change": -0.1}, "a part of the base's length, not negative, got -0.1"),
     ],
@@ -143,6 +144,20 @@ def test_efficient_is_what_no_other_is_better_than_in_both() -> None:
 def test_budgets_that_cannot_be(budgets: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Budgets(**budgets)
+
+
+def test_a_narrow_choice_does_not_hide_what_breaks() -> None:
+    """Twice the perplexity of the base cut alike at most, by default; unknown is not within."""
+    search = search_of(3)
+    rows = dict.fromkeys(search.rows, (0.1, 60.0, 10.0))
+    found = summary(128, rows)
+    cut = {"d[alpha=0]": 29.0, "d[alpha=1]": 30.0, "d[alpha=2]": None}
+    found["cut_alike"] = {row: f"base {row}" for row in cut}
+    found["references"] = {f"base {r}": {"corpus_perplexity": figure(v)} for r, v in cut.items()}
+    search.note(found, list(rows))
+    assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
+    excess = [trial.excess for trial in search.ranked()]
+    assert excess == [0.0, pytest.approx(60 / 29 - 2), None]
 
 
 def test_what_costs_too_much_is_over_the_budget() -> None:
@@ -179,12 +194,12 @@ def test_the_budget_of_perplexity_goes_by_an_outside_model_where_there_is_one() 
     assert chosen == {"own": 1.0, "outside": 0.0}
 
 
-@pytest.mark.parametrize(("cut_alike", "chosen"), [(False, 1.0), (True, 2.0)])
+@pytest.mark.parametrize(("bound", "chosen"), [({}, 1.0), ({"max_perplexity_cut_alike": 1.2}, 2.0)])
 def test_perplexity_stands_beside_that_of_the_base_cut_alike(
-    cut_alike: bool, chosen: float
+    bound: dict[str, float], chosen: float
 ) -> None:
     """A narrower choice lowers perplexity by itself; what has no support is over the base."""
-    search = search_of(3, cut_alike=cut_alike)
+    search = search_of(3, **bound)
     rows = {
         "d[alpha=0]": (0.1, 120.0, 10.0),
         "d[alpha=1]": (0.2, 100.0, 10.0),
@@ -226,8 +241,11 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     found = json.loads((folder / "tuning.json").read_text())
     assert found == json.loads((tmp_path / "out" / "tuning.json").read_text())
     assert found["chosen"] == {"alpha": chosen} and found["before"] == {"alpha": 1.0}
-    bounds = {"max_perplexity": 9, "max_length_change": 9, "max_cost": None, "cut_alike": False}
-    assert found["budgets"] == bounds and found["perplexity_model"] is None
+    bounds = {"max_perplexity": 9, "max_length_change": 9, "max_cost": None}
+    assert (
+        found["budgets"] == bounds | {"max_perplexity_cut_alike": 2}
+        and found["perplexity_model"] is None
+    )
     assert [trial["prompts"] for trial in found["trials"]] == [12, 12, 8, 8]
     assert [each["prompts"] for each in found["rounds"]] == [8, 12]
     last = json.loads((tmp_path / "out" / "round-2" / "summary.json").read_text())
@@ -248,7 +266,7 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     console.print(tuning)
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert f"{number(ratio)} / {number(own / alike)}" in said and "x base / cut" in said
-    assert "the budget is of x base" in said and "alpha=0.5" in said
+    assert "budgets are 9.00 / 2.00" in said and "alpha=0.5" in said
 
 
 def kindness(scores: ArrayLike) -> FloatArray:
