@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from plugalign.algebra.identity import identify
@@ -180,7 +181,10 @@ class _Experts:
                 scores[other] = student.log_likelihoods(held.rows, chosen.batch_size, of_base=True)
             _save(student.model, self.tokenizer, folder / role)
         if len(held):
-            measured["auc"] = auc(scores["expert"] - scores["antiexpert"], held.labels)
+            gain = scores["expert"] - scores["antiexpert"]
+            if chosen.only:  # it explains all texts better than the base, and long ones by more
+                gain = gain / torch.tensor([len(r) - 1 - self.frame.first for r in held.rows])
+            measured["auc"] = auc(gain, held.labels)
         origin = identify(self.model, self.tokenizer)
         expert, anti = (folder / role if role in chosen.roles else None for role in ROLES)
         fitted = DExperts(expert, anti, alpha=chosen.alpha, top_p=chosen.top_p, fitted_for=origin)

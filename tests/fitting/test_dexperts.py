@@ -89,6 +89,20 @@ def test_one_expert_alone_is_the_pairs_own(
     assert other not in saved["measured"] and saved["measured"]["auc"] > 0.9
 
 
+def test_one_expert_alone_is_not_measured_by_the_lengths_of_texts(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Texts of random words differ in nothing else, and an anti-expert learns which words there
+    are: it explains all of them better than the base, and the longer ones by more."""
+    draw = np.random.default_rng(0)
+    words = [draw.integers(10, 30, 11 if i % 2 else 5) for i in range(400)]
+    texts = tuple(" ".join(f"w{w}" for w in row) for row in words)
+    data = Labelled(texts, ("0", "1") * 200)
+    fit_dexperts(tiny(), tokenizer, data, tmp_path / "out", only="antiexpert", **OPTIONS)
+    measured = json.loads((tmp_path / "out" / "fit.json").read_text())["measured"]
+    assert 0.25 < measured["auc"] < 0.75
+
+
 def test_a_role_that_experts_do_not_have_is_refused(
     tiny: Any, tokenizer: Any, data: Labelled, tmp_path: Path
 ) -> None:
