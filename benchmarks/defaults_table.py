@@ -29,6 +29,7 @@ STUDIES = (
     "smollm2/experts",
     "smollm2/further",
     "smollm2/chats",
+    "smollm2/further-chats",
     "gemma3/texts",
 )
 # What is made with a setting of its own, and the method that it is.
