@@ -55,7 +55,13 @@ NO_COUNT = ["-1", "0", "-99999999", "abc", "1.5", "1e3", "nan", "1,2", "0x10"]
 NUMBERED = {
     "feedback": ["ridge", "keep"],
     "trace": ["temperature", "top-p"],
-    "tune": ["temperature", "top-p", "repetition-penalty", "max-perplexity"],
+    "tune": [
+        "temperature",
+        "top-p",
+        "repetition-penalty",
+        "max-perplexity",
+        "max-perplexity-cut-alike",
+    ],
     "fit": ["level"],
 }
 
