@@ -32,9 +32,9 @@ class Budgets:
             of the comparison's own batches, and a busy machine makes them rough.
         max_perplexity_cut_alike: the largest perplexity over that of the base within the method's
             own support, where it has one. A narrow choice of tokens lowers perplexity by itself, so
-            the first bound alone lets texts break there. By default 2: of the methods that were
-            measured those whose texts broke had 2.9 and more on the prompts that they were tuned
-            on, all others 2.1 and less (benchmarks/results).
+            the first bound alone lets texts break there. By default 2: of the settings that
+            were chosen by the first bound alone, those whose texts broke on other prompts had 2.9
+            and more, all others 2.1 and less (benchmarks/results).
 
     Raises:
         ValueError: for a number outside its range.

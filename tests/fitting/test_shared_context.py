@@ -12,7 +12,7 @@ from tiny_models import make_chat_model, make_chat_tokenizer, make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MambaConfig, MambaForCausalLM
 
-from plugalign.fitting.answers import PLAIN, Frame
+from plugalign.fitting.answers import Frame
 from plugalign.fitting.data import pad
 from plugalign.fitting.labelled import Batch
 from plugalign.fitting.prefix_student import Prefixes
@@ -214,7 +214,3 @@ def test_states_are_the_same(columns: Any, architecture: str, tmp_path: Path) ->
     kept = keep_states(model, ROWS, tmp_path / "kept", 3, columns=columns, shared=SHARED)
     assert sizes[1:] == [(1, SHARED), (3, 5)]
     torch.testing.assert_close(kept.values, whole.values, rtol=1e-4, atol=1e-4)
-
-
-def test_a_plain_text_has_no_context() -> None:
-    assert PLAIN.first == 0
