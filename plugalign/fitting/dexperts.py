@@ -38,7 +38,7 @@ from plugalign.fitting.settings import (
     fit_function,
 )
 from plugalign.fitting.student import Rows, Student
-from plugalign.fitting.training import train
+from plugalign.fitting.training import steps_of_an_epoch, train
 
 FEWEST = 8  # texts of a step, where a time is too short for all steps of more
 FAR = 2  # a size that needs so many times the texts that there is time for will not fit either
@@ -218,7 +218,8 @@ class _Experts:
         part = replace(part, clock=part.clock.part(but=measuring))
         batch_size, (steps, looks) = self._planned(part, student, looking.seconds, folder)
         remember(note, looking._asdict())
-        watch = HeldOut(looks_at(seen), looks) if seen else None
+        epoch = steps_of_an_epoch(len(rows), batch_size)
+        watch = HeldOut(looks_at(seen), looks, epoch=epoch) if seen else None
         losses = train(
             parameters=student.learned,
             loss=student.loss_of(rows, batch_size, chosen.seed),

@@ -37,7 +37,7 @@ from plugalign.fitting.settings import (
     Weight,
     fit_function,
 )
-from plugalign.fitting.training import train
+from plugalign.fitting.training import steps_of_an_epoch, train
 
 ENDED = 0.5  # share of the texts that may be broken off
 TRAINING = 0.95  # share of the time, before the predictor is measured
@@ -145,7 +145,8 @@ def _trained(
         note=note,
         looking=time_of(look, parameters),
     )
-    watch = None if look is None else HeldOut(look, looks)
+    epoch = steps_of_an_epoch(len(learnt), settings.batch_size)
+    watch = None if look is None else HeldOut(look, looks, epoch=epoch)
     losses = train(
         parameters=parameters,
         loss=loss,

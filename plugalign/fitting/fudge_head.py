@@ -39,7 +39,7 @@ from plugalign.fitting.settings import (
     fit_function,
 )
 from plugalign.fitting.states import States, keep_states
-from plugalign.fitting.training import train
+from plugalign.fitting.training import steps_of_an_epoch, train
 
 HELD_OUT, READING, TRAINING = 0.1, 0.7, 0.9  # shares of what is left: the head learns fast
 
@@ -149,7 +149,8 @@ def _trained(
         note=folder / "head.json",
         looking=time_of(look, head.learned),
     )
-    watch = None if look is None else HeldOut(look, looks)
+    epoch = steps_of_an_epoch(len(states), settings.batch_size)
+    watch = None if look is None else HeldOut(look, looks, epoch=epoch)
     losses = train(
         parameters=head.learned,
         loss=loss,

@@ -40,13 +40,22 @@ class HeldOut:
         loss: the mean loss of the held-out texts under the parameters as they are.
         looks: how often in a whole training.
         patience: looks without a better one after which it is over.
+        epoch: steps in which the texts are learnt from once. Few texts are soon known by heart: if
+            an epoch ends before the first look, there is one behind it, and behind 2, 4, 8, ... of
+            them up to there.
 
     Attributes:
         losses: by the steps done.
     """
 
-    def __init__(self, loss: Callable[[], float], looks: int = LOOKS, patience: int = 3):
-        self._loss, self._looks, self._patience = loss, looks, patience
+    def __init__(
+        self,
+        loss: Callable[[], float],
+        looks: int = LOOKS,
+        patience: int = 3,
+        epoch: int | None = None,
+    ):
+        self._loss, self._looks, self._patience, self._epoch = loss, looks, patience, epoch
         self.losses: dict[int, float] = {}
         self._best: dict[str, Tensor] = {}
 
@@ -87,6 +96,13 @@ class HeldOut:
     def every(self, steps: int) -> int:
         """Behind how many steps to look again, out of all."""
         return max(1, -(-steps // self._looks))
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to look behind so many steps, out of all."""
+        if step >= (every := self.every(steps)) or self._epoch is None:
+            return step % every == 0
+        epochs, rest = divmod(step, self._epoch)
+        return rest == 0 and epochs.bit_count() == 1
 
     @torch.no_grad()
     def look(self, step: int, parameters: Mapping[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ from plugalign.fitting.settings import (
     check_context,
     fit_function,
 )
-from plugalign.fitting.training import train
+from plugalign.fitting.training import steps_of_an_epoch, train
 
 TRAINING = 0.97  # share of the time, but for what it takes to measure
 
@@ -161,7 +161,9 @@ def _trained(
         looking=lambda: looking.seconds,
     )
     remember(looked, looking._asdict())
-    watch = HeldOut(partial(look, looking.texts), looks) if looking.texts else None
+    epoch = steps_of_an_epoch(len(learnt), settings.batch_size)
+    seen = looking.texts
+    watch = HeldOut(partial(look, seen), looks, epoch=epoch) if seen else None
     losses = train(
         parameters=parameters,
         loss=loss,
@@ -180,7 +182,7 @@ def _trained(
         "steps": len(losses),
         "held_out": {
             **watch.best,
-            "texts": len(held.first(looking.texts)),
+            "texts": len(held.first(seen)),
             "auc": _judged(prefixes, held, settings)[1],
         },
     }

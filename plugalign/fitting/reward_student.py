@@ -34,7 +34,7 @@ from plugalign.fitting.settings import (
     Seed,
 )
 from plugalign.fitting.shared_context import read_behind
-from plugalign.fitting.training import batches, recompute_activations, train
+from plugalign.fitting.training import batches, recompute_activations, steps_of_an_epoch, train
 
 TITLE = "reward"
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
@@ -110,7 +110,11 @@ class RewardStudent:
             looking=lambda: looking.seconds,
         )
         remember(note, looking._asdict())
-        watch = HeldOut(partial(self._held_loss, held), looks) if len(held) else None
+        look, epoch = (
+            partial(self._held_loss, held),
+            steps_of_an_epoch(len(learnt), chosen.batch_size),
+        )
+        watch = HeldOut(look, looks, epoch=epoch) if len(held) else None
         losses = train(
             parameters=self.learned,
             loss=loss,

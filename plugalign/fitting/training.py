@@ -104,7 +104,7 @@ def train(
                 group["lr"] = lr * _schedule(step, ends, round(warmup * steps))
             losses.append(descend(loss, step, title, parameters, optimizer, clip))
             ends = pace.steps(step + 1)
-            if held_out is not None and ((step + 1) % look_every == 0 or step + 1 == ends):
+            if held_out is not None and (held_out.is_due(step + 1, steps) or step + 1 == ends):
                 started = now()
                 held_out.look(step + 1, parameters)
                 pace.looked(now() - started)
@@ -173,7 +173,7 @@ def batches(
         lengths: of the examples; batches are then of about equal length, which saves padding.
     """
     check_settings(count=count, batch_size=batch_size)
-    per_epoch = max(1, count // batch_size)
+    per_epoch = steps_of_an_epoch(count, batch_size)
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> list[list[int]]:
@@ -187,6 +187,11 @@ def batches(
         return [cut[i] for i in torch.randperm(per_epoch, generator=generator).tolist()]
 
     return lambda step: epoch(step // per_epoch)[step % per_epoch]
+
+
+def steps_of_an_epoch(count: int, batch_size: int) -> int:
+    """How many of the steps of `batches` are an epoch."""
+    return max(1, count // batch_size)
 
 
 def check_settings(**values: float) -> None:

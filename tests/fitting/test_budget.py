@@ -224,11 +224,13 @@ def test_a_tenth_is_held_out(count: int) -> None:
     assert count < 95 or set_apart(rows, seed=4) != (learnt, held)
 
 
-def overfit(steps: int, losses: list[float], checkpoint: Path | None = None) -> tuple[float, int]:
+def overfit(
+    steps: int, losses: list[float], checkpoint: Path | None = None, epoch: int | None = None
+) -> tuple[float, int]:
     """The weight after a training whose held-out losses are given, and the steps it took."""
     weight = torch.zeros((), requires_grad=True)
     values = iter(losses)
-    held_out = HeldOut(lambda: next(values), looks=10, patience=3)
+    held_out = HeldOut(lambda: next(values), looks=10, patience=3, epoch=epoch)
     taken = train(
         parameters={"w": weight},
         loss=lambda step: -weight,
@@ -249,6 +251,27 @@ def test_training_ends_early_and_keeps_the_best() -> None:
     alike, _ = overfit(100, [3.0, 2.0, 1.0, 1.1, 1.1, 1.1])
     assert best == alike and best > overfit(100, [3.0, 4.0, 5.0, 6.0])[0]
     assert overfit(100, [float(-i) for i in range(10)])[1] == 100
+
+
+@pytest.mark.parametrize(
+    ("epoch", "due"),
+    [
+        (None, [10, 20, 30]),
+        (1, [1, 2, 4, 8, 10, 20, 30]),
+        (3, [3, 6, 10, 20, 30]),
+        (10, [10, 20, 30]),
+        (40, [10, 20, 30]),
+    ],
+)
+def test_few_texts_are_watched_from_their_first_epoch_on(epoch: int | None, due: list[int]) -> None:
+    held_out = HeldOut(lambda: 1.0, looks=10, epoch=epoch)
+    assert [step for step in range(1, 31) if held_out.is_due(step, 100)] == due
+
+
+def test_a_training_on_few_texts_keeps_the_best_of_its_first_epochs() -> None:
+    best, taken = overfit(100, [2.0, 1.0, 1.5, 1.6, 1.7], epoch=1)
+    assert taken == 10  # looks behind 1, 2, 4, 8 and 10 steps, of which the second was best
+    assert best < overfit(100, [3.0, 4.0, 5.0, 6.0])[0]  # the best of which is behind ten
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
