@@ -35,7 +35,7 @@ from plugalign.algebra.saving import Settings
 from plugalign.algebra.shifts import Shift
 from plugalign.algebra.sources import Source, Step
 from plugalign.algebra.steering import Steering
-from plugalign.algebra.supports import Support
+from plugalign.algebra.supports import Support, TopK
 from plugalign.controllers.pplm_gradient import Perturbed, Variant
 from plugalign.engine.readers.cache_spec import check_columns
 from plugalign.kernels.terms.linear import Linear
@@ -69,6 +69,10 @@ class MixedTop(Support):
     @property
     def sources(self) -> tuple[Source, ...]:
         return (self.perturbed,)
+
+    @property
+    def unsteered(self) -> TopK:
+        return TopK(self.k)
 
     def mask(self, step: Step) -> Tensor:
         mixed = step.base.float() + self.gm * step.read(self.perturbed)

@@ -29,6 +29,12 @@ class Support:
         """All that `mask` reads."""
         return ()
 
+    @property
+    def unsteered(self) -> RankSupport | None:
+        """What a set that follows the controllers would be if they changed nothing; None where
+        that is not given by rank. `plugalign compare` has the base within it beside the method."""
+        return None
+
     @abstractmethod
     def mask(self, step: Step) -> Tensor:
         """Bool ``(R, V)``: the tokens that stay possible."""
@@ -42,6 +48,10 @@ class RankSupport(Support):
     @abstractmethod
     def truncation(self) -> Truncation:
         """The set as a truncation of the base's distribution."""
+
+    @property
+    def unsteered(self) -> RankSupport:
+        return self
 
     def mask(self, step: Step) -> Tensor:
         return steer.kept(step.base, self.truncation)

@@ -83,6 +83,13 @@ class Plan:
         """The intersection of all supports by rank that hold for all rows and steps."""
         return intersection([s for s in self.supports if _is_truncation(s)])
 
+    @property
+    def unsteered(self) -> Truncation:
+        """What all supports that hold for all rows and steps would keep if nothing were steered, as
+        far as that is by rank."""
+        kept = (support.unsteered for support in self.supports if not support.gates)
+        return intersection([support for support in kept if support is not None])
+
     @cached_property
     def masks(self) -> tuple[Support, ...]:
         """All other supports."""

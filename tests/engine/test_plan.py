@@ -39,6 +39,15 @@ def test_supports_intersect(tiny, tokenizer):
     both = pa.DExperts(tiny(seed=1), top_p=0.8) + pa.DExperts(tiny(seed=2), top_p=0.6)
     plan = plan_of(both, tiny(), tokenizer)
     assert plan.truncation.top_p == 0.6 and not plan.masks
+    assert plan.unsteered == plan.truncation
+
+
+def test_a_support_that_follows_the_steering_counts_as_what_it_is_without(tiny, tokenizer):
+    moved, gate = pa.PPLM(["w5"], top_k=8), pa.FirstSteps(2)
+    plan = plan_of(moved + pa.DExperts(tiny(seed=1), top_p=0.8), tiny(), tokenizer)
+    assert (plan.truncation.top_k, plan.truncation.top_p) == (0, 0.8)
+    assert (plan.unsteered.top_k, plan.unsteered.top_p) == (8, 0.8)
+    assert plan_of(moved.when(gate), tiny(), tokenizer).unsteered.top_k == 0
 
 
 def test_behind_a_gate_nothing_is_always_read(tiny, tokenizer):

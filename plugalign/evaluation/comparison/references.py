@@ -5,7 +5,8 @@
 * **plain generate** is transformers' own ``generate``: the same texts, its own cost.
 * **base (top-p 0.9)** is base cut as a controller with that support is cut: first to the support,
   then to the caller's top-p. A narrower choice lowers perplexity, and toxicity, by itself; what a
-  method with a support does beyond that is its difference to this row.
+  method with a support does beyond that is its difference to this row. A support that follows the
+  steering, as PPLM's does, counts as what it is where nothing is steered.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def make_references(model: Any, tokenizer: Any, steered: Mapping[str, Steered]) 
     generators: dict[str, Any] = {BASE: wrap(model, tokenizer, Controller()), PLAIN: model}
     supports, cut_alike = {}, {}
     for method, each in steered.items():
-        found = _supports(each.plan.truncation)
+        found = _supports(each.plan.unsteered)
         if not found:
             continue
         name = f"{BASE} ({', '.join(f'{_words(k)} {v:g}' for k, v in found.items())})"

@@ -170,15 +170,21 @@ def test_a_controller_that_does_not_steer_equals_the_base_that_is_cut_alike(
         "idle": pair,
         "again": pa.DExperts(tiny(seed=1), tiny(seed=2), top_p=0.5),
         "ten": Within(TopK(10)),
+        "still": pa.PPLM(["w5"], stepsize=0.0, top_k=8),  # whose support follows what it does
         "free": pa.SelfDebias(["w5 w6"]),
     }
     found = compare(**world | {"controllers": controllers}, out=tmp_path)
     summary = found.summary
-    alike = {"idle": "base (top-p 0.5)", "again": "base (top-p 0.5)", "ten": "base (top-k 10)"}
+    alike = {
+        "idle": "base (top-p 0.5)",
+        "again": "base (top-p 0.5)",
+        "ten": "base (top-k 10)",
+        "still": "base (top-k 8)",
+    }
     assert summary["cut_alike"] == alike
     assert set(summary["references"]) == {"plain generate", *alike.values()}
     made = read(tmp_path / "generations.jsonl")
-    for method in ("idle", "ten"):
+    for method in ("idle", "ten", "still"):
         assert all(
             made[key]["tokens"] == made[(alike[method], *key[1:])]["tokens"]
             for key in made
