@@ -20,6 +20,7 @@ from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
+from plugalign.engine.changes import taken_apart
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
 from plugalign.engine.prompt_mask import PromptMask
@@ -67,21 +68,29 @@ class Run:
         rounds = plan.needs_float32_logits and model.dtype in (torch.float16, torch.bfloat16)
         self._rounded = self.split_models.get(model) if rounds else None
         self.extra_positions = extra_positions
+        self._normalised: bool | None = None  # whether the scores are log-probabilities, if watched
         self._sources = self.sources(self._cached)
         if trace is not None:
             trace.names = distinct_names([name for name, _ in plan.steerings])
 
     @contextmanager
-    def watching(self, base_is_whole: bool = True) -> Iterator[None]:
+    def watching(
+        self, base_is_whole: bool = True, changed: bool = False, normalised: bool = False
+    ) -> Iterator[None]:
         """Watches the hidden states of the base's forwards in the block, if they are needed.
 
         Args:
             base_is_whole: whether the base runs with its head, and not as a body by itself.
+            changed: whether processors change its logits before they come to `step`, so that these
+                are watched too. normalised: whether it is the logarithms of probabilities that they
+                change, as in a beam search.
         """
-        if not (self.needs_hidden and base_is_whole):
+        hidden = self.needs_hidden and base_is_whole
+        self._normalised = normalised if changed else None
+        if not (hidden or changed):
             yield
             return
-        with self._watch.watching():
+        with self._watch.watching(logits=changed):
             yield
 
     @torch.no_grad()
@@ -92,7 +101,8 @@ class Run:
             FloatingPointError: if a model gives NaN or infinite logits; names source and step.
         """
         prefix = prefix_of(ids, self._mask.of(ids))
-        step = Step(self.plan, self._sources, prefix, self._unrounded(prefix, scores))
+        base, change = self._base_and_change(ids, scores)
+        step = Step(self.plan, self._sources, prefix, self._unrounded(prefix, base), change=change)
         try:
             steered = steer.scores(step.mixture(), before=self.plan.truncation)
             self._check_finite(step, steered)
@@ -128,6 +138,14 @@ class Run:
     def _split_of(self, model: Any) -> SplitModel | None:
         is_base = model is self._model and self._rounded is not None
         return self._rounded if is_base else self.split_models.get(model)
+
+    def _base_and_change(self, ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The base's scores ``(R, V)`` for the controllers, and what processors have added to them,
+        where its logits were watched."""
+        logits = None if self._normalised is None else self._watch.find_logits(ids)
+        if logits is None:
+            return scores, None
+        return taken_apart(torch.log_softmax(logits, -1) if self._normalised else logits, scores)
 
     def _unrounded(self, prefix: Prefix, scores: Tensor) -> Tensor:
         """The base's scores ``(R, V)`` without the rounding of its logits to half precision, where
@@ -224,7 +242,7 @@ class Run:
         self.trace.record(
             step.ids.shape[1],
             StepRecord(
-                torch.log_softmax(step.base.float(), -1),
+                steer.scores(step.alone(())),
                 alone,
                 together,
                 steered,

@@ -3,7 +3,8 @@
 transformers passes one list: its own processors, then the controllers', then the caller's, then the
 filters of sampling. Those before the controllers change the base's logits, those behind them their
 log-probabilities, as on the processor path. The fused draw does the work of the filters at the end
-of the list (temperature, top-k, top-p, min-p) and of a `CoupledSampler`.
+of the list (temperature, top-k, top-p, min-p) and of a `CoupledSampler`. What the controllers see
+of the changes in front of them is said in `plugalign.engine.changes`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
+from plugalign.engine.changes import taken_apart
 from plugalign.engine.prefix import Prefix
 from plugalign.engine.processors import SteeringProcessor
 from plugalign.errors import Running, name_of
@@ -32,6 +35,7 @@ from plugalign.kernels.steer import MIN_TEMPERATURE
 from plugalign.kernels.truncation import EVERYTHING, Truncation, kept_mask
 from plugalign.sampling import CoupledSampler
 
+Guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor
 # In the order in which they act: a list that ends in some of these is one truncation.
 FILTERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
@@ -143,6 +147,21 @@ class Selection:
         if not self._before:
             return logits
         return self._processed(self._before, prefix.ids, logits.to(torch.float32, copy=True))
+
+    def base_and_change(self, prefix: Prefix, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a step starts from: the base's logits ``(R * n, V)`` for the controllers, and what
+        processors in front of them add; None where they forbid tokens at most."""
+        processed = self.base(prefix, logits)
+        if not self._steered or not self._changes:
+            return processed, None
+        return taken_apart(logits, processed)
+
+    @property
+    def _changes(self) -> bool:
+        """Whether processors in front of the controllers may change logits that stay possible."""
+        if any(isinstance(p, Guidance) for p in self._before):
+            return False  # the guided logits are the base
+        return not all(isinstance(p, MinLength) for p in self._before)
 
     def tokens(
         self, prefix: Prefix, mixture: Mixture, before: Truncation

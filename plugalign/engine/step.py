@@ -37,6 +37,8 @@ class Step:
         output: what the base's forward has given, sources batched with it included.
         number: how many tokens of each row follow its prompt, int64 ``(R,)``; None where they are
             the columns behind the prompts of the call.
+        change: ``(R, V)`` what logits processors add beside the controllers, which do not read it;
+            None for nothing. See `plugalign.engine.changes`.
 
     Attributes:
         emptied: the rows, bool ``(R,)``, to which the supports together left no token; the base's
@@ -51,9 +53,10 @@ class Step:
         base: Tensor,
         output: BaseOutput | None = None,
         number: Tensor | None = None,
+        change: Tensor | None = None,
     ):
         output = output or BaseOutput(base, None, {})
-        self._plan, self._sources, self._number = plan, sources, number
+        self._plan, self._sources, self._number, self._change = plan, sources, number, change
         self.prefix, self.base, self._sums = prefix, base, output.sums
         width = base.shape[-1]
         self._values: dict[Hashable, Any] = {
@@ -112,7 +115,7 @@ class Step:
         return self._mixture(self._plan.shifts, self._allowed)
 
     def alone(self, shifts: Iterable[Shift]) -> Mixture:
-        """The base's scores with some shifts, without supports."""
+        """The base's scores with some shifts and what processors add, without supports."""
         return self._mixture(shifts, None)
 
     def certificate(self, shifts: Iterable[Shift]) -> dict[str, Tensor]:
@@ -143,6 +146,8 @@ class Step:
 
     def _mixture(self, shifts: Iterable[Shift], allowed: Tensor | None) -> Mixture:
         linear, others = LinearSum(self.base, self._sums), list[Term]()
+        if self._change is not None:
+            linear.add(Linear((self._change,), (1.0,)), {})
         for shift in shifts:
             with self._evaluating(shift):
                 weight = self._weight(shift)

@@ -4,6 +4,7 @@ decoding with a processor."""
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from plugalign.engine.acceleration.switch import CaptureSwitch
+from plugalign.engine.changes import changes_logits
 from plugalign.engine.processors import CheckingProcessor, SteeringProcessor
 from plugalign.engine.run import Run
 from plugalign.engine.speculative.drafts import Speculation
@@ -65,11 +67,17 @@ class PreparedCall:
             # Where nothing steers, nobody else looks at what the base gives.
             checking = [] if self.run.plan.steerings else [CheckingProcessor(self.run)]
             processors = LogitsProcessorList([*checking, *self.arguments["logits_processor"]])
-            with self.run.watching(), calling:
+            with self._watching(), calling:
                 output = self._called(logits_processor=processors, **self._observed())
         if self.run.trace is not None:
             self.run.trace.chosen(sequences_of(output))
         return output
+
+    def _watching(self) -> AbstractContextManager[None]:
+        """What is watched in transformers' own decoding."""
+        config = self.request.config
+        changed, beams = changes_logits(config), (config.num_beams or 1) > 1
+        return self.run.watching(changed=changed, normalised=beams)
 
     def _observed(self) -> dict[str, Any]:
         """The stopping criteria of transformers' own decoding, which a trace looks at to know which
@@ -88,7 +96,21 @@ class PreparedCall:
 
     def _called(self, **more: Any) -> Any:
         prompts = {"input_ids": self.ids, "attention_mask": self.mask}
-        return self.model.generate(**prompts, **{**self.arguments, **more})
+        arguments = {**self.arguments, **more}
+        if "custom_generate" not in more and changes_logits(self.request.config):
+            arguments = with_settings(arguments, {"disable_compile": True})  # hooks must run
+        return self.model.generate(**prompts, **arguments)
+
+
+def with_settings(arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``generate`` with these settings: inside their configuration, where there is
+    one, since transformers warns where settings come in both ways."""
+    if (config := arguments.get("generation_config")) is None:
+        return arguments | settings
+    config = copy.deepcopy(config)
+    config.update(**settings)
+    others = {name: value for name, value in arguments.items() if name not in settings}
+    return others | {"generation_config": config}
 
 
 def generate_arguments(
@@ -105,14 +127,5 @@ def generate_arguments(
     settings: dict[str, Any] = {"return_dict_in_generate": True} if revised else {}
     if request.config.disable_compile is None and (run.needs_hidden or attached):
         settings["disable_compile"] = True  # a compiled forward runs no hooks
-    arguments = {
-        **request.options,
-        "logits_processor": LogitsProcessorList([*ours, *request.processors]),
-    }
-    if (config := request.options.get("generation_config")) is None:
-        return arguments | settings
-    config = copy.deepcopy(config)  # transformers warns where settings come in both ways
-    config.update(**settings)
-    for name in settings.keys() & request.options.keys():
-        del arguments[name]
-    return arguments | {"generation_config": config}
+    processors = LogitsProcessorList([*ours, *request.processors])
+    return with_settings({**request.options, "logits_processor": processors}, settings)

@@ -210,8 +210,8 @@ class DecodingLoop:
             self.logits += (output.base.float(),)
         if output.hidden is None:  # watched, and asked for before a processor runs the base too
             output = replace(output, hidden=self._base.base_rows(self._run.hidden(), len(ids)))
-        base = self._selection.base(prefix, output.base)
-        return Step(self._run.plan, self._sources, prefix, base, output)
+        base, change = self._selection.base_and_change(prefix, output.base)
+        return Step(self._run.plan, self._sources, prefix, base, output, change=change)
 
     def _raise_for(self, step: Step) -> None:
         step.check()

@@ -229,6 +229,10 @@ class Steered:
     def processor(self, attention_mask: Tensor | None = None) -> SteeringProcessor:
         """The controllers as one plain ``LogitsProcessor``, for ``model.generate`` or elsewhere.
 
+        It takes the scores that it is given for the base's. transformers puts its own processors
+        in front, so a ``repetition_penalty`` of the call weighs what the base weighs in a formula
+        (in `generate` it counts once): give a ``RepetitionPenaltyLogitsProcessor`` behind it.
+
         Args:
             attention_mask: the prompts' mask ``(B, T)`` of the call it is for. Without it, left
                 padding is inferred where the pad token differs from the end token.

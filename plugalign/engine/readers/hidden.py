@@ -1,4 +1,5 @@
-"""The base's last hidden state, taken by hooks from the forwards that ``generate`` makes anyway."""
+"""The base's last hidden state and its logits, taken by hooks from the forwards that ``generate``
+makes anyway."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from plugalign.engine.readers.cache_spec import ARGUMENTS
 
 
 class HiddenWatch:
-    """Keeps the input of the LM head in the last forward, and the tokens that it belongs to.
+    """Keeps the input of the LM head in the last forward, where they are asked for its logits, and
+    the tokens that these belong to.
 
     Only forwards of the thread that made the watch count, and none while `paused`, when a source
     runs the same model.
@@ -25,6 +27,7 @@ class HiddenWatch:
         self._model = model
         self._thread = threading.get_ident()
         self._hidden: Tensor | None = None
+        self._logits: Tensor | None = None
         # None: a state has taken in the tokens before, and does not tell how many they were.
         self._start: int | None = 0
         self._window = torch.empty(0, 0, dtype=torch.long)
@@ -32,30 +35,45 @@ class HiddenWatch:
         self.extra_positions = 0  # cache positions in front of the prompt
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks the model for the length of the block."""
-        body = self._model.register_forward_pre_hook(
-            self._note_window, with_kwargs=True, prepend=True
-        )
-        head = self._model.get_output_embeddings().register_forward_pre_hook(self._note_hidden)
+    def watching(self, logits: bool = False) -> Iterator[None]:
+        """Hooks the model for the length of the block.
+
+        Args:
+            logits: whether these are kept too.
+        """
+        model, head = self._model, self._model.get_output_embeddings()
+        hooks = [
+            model.register_forward_pre_hook(self._note_window, with_kwargs=True, prepend=True),
+            head.register_forward_pre_hook(self._note_hidden),
+        ]
+        if logits:
+            hooks.append(model.register_forward_hook(self._note_logits))
         try:
             yield
         finally:
-            head.remove()
-            body.remove()
+            for hook in hooks:
+                hook.remove()
 
     def find(self, ids: Tensor) -> Tensor | None:
         """The hidden state ``(R, D)`` after the prefixes ``ids`` ``(R, T)``, in float32, or None
         where the last forward did not read just these tokens (a draft that was rejected, say)."""
-        if self._hidden is None or self._start is None:
+        return self._after(ids, self._hidden)
+
+    def find_logits(self, ids: Tensor) -> Tensor | None:
+        """The logits ``(R, V)`` after the prefixes ``ids`` ``(R, T)``, as `find`."""
+        return self._after(ids, self._logits)
+
+    def _after(self, ids: Tensor, kept: Tensor | None) -> Tensor | None:
+        """What was kept at the last column of these prefixes, in float32."""
+        if kept is None or self._start is None:
             return None
         new = ids.shape[1] - self._start  # columns of the window that belong to these prefixes
         if not 0 < new <= self._window.shape[1]:
             return None
-        column = self._hidden.shape[1] - self._window.shape[1] + new - 1
+        column = kept.shape[1] - self._window.shape[1] + new - 1
         if column < 0 or not torch.equal(self._window[:, :new], ids[:, self._start :]):
             return None
-        return self._hidden[:, column].float()
+        return kept[:, column].float()
 
     def last(self) -> Tensor | None:
         """The hidden state ``(R, D)`` at the last column, in float32; None before a forward."""
@@ -77,6 +95,10 @@ class HiddenWatch:
     def _note_hidden(self, _: Any, args: tuple[Any, ...]) -> None:
         if self._ours():
             self._hidden = args[0].detach()
+
+    def _note_logits(self, _: Any, args: tuple[Any, ...], output: Any) -> None:
+        if self._ours():
+            self._logits = output.logits.detach()
 
 
 def _columns_in(cache: Any) -> int | None:

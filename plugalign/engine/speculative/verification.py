@@ -162,8 +162,9 @@ class Speculator:
             name = self._plan.forward_name(self._base.batched_keys)
             with Running(f"{name} at {self._sources.where(prefix.ids)}"):
                 output = self._base.read(prefix)
-        base = self._selection.base(prefix, output.base)
-        return Step(self._plan, self._sources, prefix, base, output), output.base
+        base, change = self._selection.base_and_change(prefix, output.base)
+        step = Step(self._plan, self._sources, prefix, base, output, change=change)
+        return step, output.base
 
     def _rewind(self, length: int) -> None:
         """Forgets what was read behind ``length`` columns."""
