@@ -60,7 +60,8 @@ def expected(
     return log_softmax(z), possible
 
 
-CONTROLLERS: dict[str, tuple[Any, float]] = {  # and the weight of the base in base + shift, where theirs is log p_expert
+# With the weight of the base in the log-probabilities, where the rest is the expert's.
+CONTROLLERS: dict[str, tuple[Any, float]] = {
     "expert-alone": (lambda e: pa.DExperts(e, alpha=2.0, top_p=1.0), -1.0),
     "antiexpert-alone": (lambda e: pa.DExperts(antiexpert=e, alpha=2.0, top_p=1.0), 3.0),
     "expert-instead": (lambda e: LMArithmetic(lm(e)), 0.0),
