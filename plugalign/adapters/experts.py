@@ -35,6 +35,10 @@ DAMAGE = (
 )
 
 
+# The files of tokenizers of every kind, of which save_pretrained of a model alone writes none.
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model")
+
+
 class ModelConfig(BaseModel):
     """What every model's config.json must say."""
 
@@ -69,7 +73,8 @@ def _neither(path: Path) -> str:
 
 
 def load_model(expert: str | Path, base: Any, tokenizer: Any, *, trust_remote_code: bool) -> Any:
-    """A whole model that goes beside the base: in its precision, on its device, in eval mode.
+    """A whole model that goes beside the base: in its precision, on its device, in eval mode. A
+    folder without a tokenizer is taken as a model that is given as an object: its width is checked.
 
     Args:
         trust_remote_code: whether code that comes with the model may run.
@@ -81,9 +86,10 @@ def load_model(expert: str | Path, base: Any, tokenizer: Any, *, trust_remote_co
     path, options = Path(expert), {"trust_remote_code": trust_remote_code}
     if path.is_dir():
         read_settings(path / "config.json", ModelConfig, AGAIN)
-    with _loading(expert):
-        own = AutoTokenizer.from_pretrained(expert, **options)
-    check_tokenizer(expert, own, base, tokenizer)
+    if not path.is_dir() or _has_tokenizer(path):
+        with _loading(expert):
+            own = AutoTokenizer.from_pretrained(expert, **options)
+        check_tokenizer(expert, own, base, tokenizer)
     with _loading(expert):
         model, found = AutoModelForCausalLM.from_pretrained(
             expert, dtype=base.dtype, output_loading_info=True, **options
@@ -94,6 +100,10 @@ def load_model(expert: str | Path, base: Any, tokenizer: Any, *, trust_remote_co
         )
     check_width(model, base, tokenizer)
     return model.to(base.device).eval()
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
 
 
 @contextmanager

@@ -44,6 +44,17 @@ def test_a_folder_is_the_model_in_it(whole, tiny, assert_is):
     assert_is(tiny(), whole, tiny(seed=1))
 
 
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2-tied"])
+def test_a_folder_without_a_tokenizer_is_checked_by_its_width(
+    architecture, tiny, tokenizer, tmp_path, assert_is
+):
+    tiny(architecture, seed=1).save_pretrained(tmp_path / "alone")
+    assert_is(tiny(), tmp_path / "alone", tiny(architecture, seed=1))
+    tiny(architecture, seed=1, vocab=90).save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="'narrow' scores 90 tokens but 'LlamaForCausalLM' has"):
+        pa.wrap(tiny(), tokenizer, pa.DExperts(tmp_path / "narrow"))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_on_the_hub_is_held_as_an_adapter(
     on_hub, tiny, tokenizer, save_adapter, by_peft, assert_is

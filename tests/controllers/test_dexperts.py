@@ -60,7 +60,6 @@ def test_saves_and_decides_alike(adapter, tiny, tokenizer, prompts, tmp_path, ar
     fitted = identify(model, tokenizer)
     saved = pa.DExperts(adapter[0], anti, alpha=1.5, top_p=0.8, fitted_for=fitted)
     saved.save_pretrained(tmp_path / "detox")
-    tokenizer.save_pretrained(tmp_path / "detox" / "antiexpert")
     loaded = pa.Controller.from_pretrained(str(tmp_path / "detox"))
     assert isinstance(loaded, pa.DExperts) and loaded.config() == saved.config()
     assert greedy(model, tokenizer, loaded, batch) == greedy(model, tokenizer, saved, batch)

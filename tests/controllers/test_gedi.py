@@ -335,7 +335,6 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     settings = {"omega": 4.0, "rho": 0.3, "tau": 0.7, "scale": 1.5, "bias": 2.0}
     saved = GeDi(*CODES, model=tiny(seed=3), **settings)
     saved.save_pretrained(tmp_path / "own")
-    tokenizer.save_pretrained(tmp_path / "own" / "model")
     GeDi(*CODES, **settings).save_pretrained(tmp_path / "base")
     loaded = pa.Controller.from_pretrained(str(tmp_path / "own"))
     assert isinstance(loaded, GeDi) and loaded.config() == saved.config()

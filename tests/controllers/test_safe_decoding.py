@@ -179,7 +179,6 @@ def test_saves_and_decides_alike(tiny, tokenizer, prompts, tmp_path):
     model, batch = tiny(), prompts()
     saved = SafeDecoding(tiny(seed=1), alpha=2.0, first_steps=3, least_common=4, floor=1e-6)
     saved.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path / "expert")
     loaded = pa.Controller.from_pretrained(str(tmp_path))
     assert isinstance(loaded, SafeDecoding) and loaded.config() == saved.config()
     torch.testing.assert_close(*(scores_of(model, tokenizer, c, batch) for c in (saved, loaded)))
