@@ -31,6 +31,7 @@ STUDIES = (
     "smollm2/chats",
     "smollm2/further-chats",
     "gemma3/texts",
+    "gemma3/further",
 )
 # What is made with a setting of its own, and the method that it is.
 VARIANTS = {ANTI: "dexperts"}
