@@ -57,7 +57,9 @@ class DeRA(LMArithmetic):
         found = {"weight": aligned.weight}
         found |= checked_settings(self.display_name, self.adjustable(), changes)
         model, trust = aligned.operands[0].model, self.trust_remote_code
-        return type(self)(model, weight=found["weight"], trust_remote_code=trust)
+        made = type(self)(model, weight=found["weight"], trust_remote_code=trust)
+        object.__setattr__(made, "provenance", self.provenance)
+        return made
 
 
 class MOD(LMArithmetic):

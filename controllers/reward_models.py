@@ -144,13 +144,14 @@ def load_reward(reward: str | Path, base: Any, *, trust_remote_code: bool) -> An
 
 
 def label_number(reward: Any, label: str | None) -> int | None:
-    """The number of the label whose probability is the reward; None for the only one's logit.
+    """The number of the label whose probability is the reward; None for the only one's logit, by
+    name or without.
 
     Raises:
         ValueError: listing the labels, for one that is not there, or none of several.
     """
     labels = [reward.config.id2label[i] for i in range(reward.config.num_labels)]
-    if label is None and len(labels) == 1:
+    if len(labels) == 1 and label in (None, *labels):
         return None
     if label not in labels:
         wanted = "none is named" if label is None else f"{label!r} is none of them"

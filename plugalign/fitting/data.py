@@ -7,6 +7,7 @@ Every fault is one ValueError that names the file, the line and the cure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def load_data(
         label: the column with the label: a word, a whole number or a boolean.
         desired: the column with the desired text or texts of a pair.
         undesired: the column with the undesired text or texts of a pair.
-        limit: at most so many texts, taken evenly from all.
+        limit: at most so many texts, taken evenly from those of each label.
 
     Columns may be nested, see `plugalign.files.rows.Row`: "prompt" or "continuation.text".
 
@@ -137,9 +138,21 @@ def load_data(
         files = " and ".join(printable(str(p)) for p in paths)
         raise ValueError(f"{files}: no row has the columns {pair[0]!r} and {pair[1]!r} of a pair")
     if limit is not None and limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
+        found = _evenly(found, limit)
     _require_classes([y for _, y in found], paths)
     return Labelled(tuple(t for t, _ in found), tuple(y for _, y in found))
+
+
+def _evenly(found: Sequence[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
+    """So many of the texts in their order: of each label its share of them, and one at least where
+    there is room for that, evenly from those with the label."""
+    sides: dict[str, list[int]] = {}
+    for i, (_, label) in enumerate(found):
+        sides.setdefault(label, []).append(i)
+    places = [(k / len(side), label) for label, side in sides.items() for k in range(len(side))]
+    counts = Counter(label for _, label in sorted(places, key=lambda place: place[0])[:limit])
+    chosen = [sides[y][k * len(sides[y]) // n] for y, n in counts.items() for k in range(n)]
+    return [found[i] for i in sorted(chosen)]
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], *, framed: bool = True) -> list[list[int]]:

@@ -83,12 +83,20 @@ def split_by_text(states: Array, labels: Any, texts: Any, held: Any) -> Split:
     return Split(states[~out], states[out], labels[~out], labels[out], count)
 
 
-def held_out_texts(labels: Any, seed: int) -> Any:
-    """The numbers of a fifth of the texts of each label ``(N,)``."""
-    parts = train_test_split(
-        np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=seed
-    )
-    return parts[1]
+def held_out_texts(rows: Sequence[Sequence[int]], labels: Any, seed: int) -> Any:
+    """The numbers of a fifth of the different texts of each label, and of all that are equal to
+    one of them.
+
+    Args:
+        rows: token ids of N texts. labels: ``(N,)``.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    of = np.array([first.setdefault(tuple(row), i) for i, row in enumerate(rows)])
+    different = np.unique(of)
+    held = train_test_split(
+        different, test_size=HELD_OUT, stratify=labels[different], random_state=seed
+    )[1]
+    return np.flatnonzero(np.isin(of, held))
 
 
 def leace(states: Array, labels: Any, places: Any = None) -> tuple[Array, Array, Array]:

@@ -223,8 +223,10 @@ def broken_off(batch: Batch, ends: Sequence[int], hazard: float, frame: Frame = 
         return batch
     ids, mask = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (ids, mask))
     lengths = mask.sum(1)
-    place = torch.empty(len(ids), device=ids.device).geometric_(hazard).long()  # 1 and up
-    place = place + frame.first
+    place = torch.ones(len(ids), device=ids.device)
+    if hazard < 1:  # where no text is longer than a token, all end behind it
+        place.geometric_(hazard)
+    place = place.long() + frame.first
     token = torch.tensor(ends, device=ids.device)[torch.randint(len(ends), (len(ids),))]
     chosen = (torch.rand(len(ids), device=ids.device) < ENDED) & (place <= lengths)
     column = torch.arange(ids.shape[1], device=ids.device)

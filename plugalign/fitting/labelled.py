@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -115,7 +116,8 @@ def encoded(
     least: int = 1,
     frame: Frame = PLAIN,
 ) -> tuple[Examples, Examples]:
-    """Texts to learn from and such as are held out.
+    """Texts to learn from and such as are held out, of which none is learnt from too, in either
+    class.
 
     Args:
         sides: texts of the desired class, and all others, see `Labelled.binary`.
@@ -131,9 +133,17 @@ def encoded(
     rows = [[row for row in side if len(row) >= least] for side in cut]
     if not all(rows):
         raise ValueError(f"both classes need texts of {least} tokens at least")
-    (good, good_held), (bad, bad_held) = (set_apart(side, seed) for side in rows)
-    if not (good_held and bad_held):  # too few to spare any
+    counts = [Counter(map(tuple, side)) for side in rows]
+    apart = [set_apart(list(count), seed) for count in counts]
+    held = [[list(row) for row in side_held] for _, side_held in apart]
+    never = {row for _, side_held in apart for row in side_held}
+    learnt = [
+        [list(row) for row in side if row not in never for _ in range(count[row])]
+        for (side, _), count in zip(apart, counts, strict=True)
+    ]
+    if not all((*learnt, *held)):  # too few to spare any
         return Examples(rows[0], rows[1], frame=frame), Examples([], [], frame=frame)
+    (good, bad), (good_held, bad_held) = learnt, held
     return Examples(good, bad, frame=frame), Examples(good_held, bad_held, frame=frame)
 
 

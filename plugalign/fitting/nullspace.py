@@ -40,6 +40,7 @@ from plugalign.fitting.settings import (
     Minutes,
     Seed,
     Strength,
+    check_context,
     fit_function,
 )
 from plugalign.fitting.states import FEWEST as LEAST
@@ -106,6 +107,7 @@ def fit_nullspace(
             that are not single tokens, or labels that the hidden states do not show.
     """
     frame = frame_of(model, tokenizer, settings)
+    check_context(model, len(frame.context) + settings.max_length)
     if settings.variant == "direction" and not settings.pairs:
         raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
     guide = word_direction(model, tokenizer, settings.pairs) if settings.pairs else None
@@ -152,7 +154,7 @@ def _read(
         least=_fewest(labels),
     )
     count = len(kept)
-    return count, _splits(kept, columns[:count], labels[:count], settings.seed)
+    return count, _splits(kept, columns[:count], rows[:count], labels[:count], settings.seed)
 
 
 def _measured(controller: Nullspace, places: Mapping[str, Split]) -> dict[str, Any]:
@@ -195,13 +197,17 @@ def _encoded(
 
 
 def _splits(
-    states: States, columns: Sequence[Sequence[int]], labels: Any, seed: int
+    states: States,
+    columns: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]],
+    labels: Any,
+    seed: int,
 ) -> dict[str, Split]:
     """The states inside of texts and at their last position, with the same texts held out."""
     _check_labels(labels)
     values: Array = states.values.double().numpy()
     texts = np.repeat(np.arange(len(states)), [len(each) for each in columns])
-    held, label = held_out_texts(labels, seed), labels[texts]
+    held, label = held_out_texts(rows, labels, seed), labels[texts]
     last = np.append(texts[1:] != texts[:-1], True)
     parts = {
         name: split_by_text(values[here], label[here], texts[here], held)

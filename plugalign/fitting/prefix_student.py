@@ -99,9 +99,10 @@ class Prefixes:
 
 def _start(model: Any, tokenizer: Any, texts: Any, length: int) -> Tensor:
     """What the model keeps of the first texts of a class, ``(layers, 2, H_kv, P, D_head)``."""
-    ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = list(begin)
     for row in texts:
-        ids += row
+        ids += row[1:] if row[:1] == begin else row
         if len(ids) >= length:
             break
     row = torch.tensor([(ids * length)[:length]], device=model.device)

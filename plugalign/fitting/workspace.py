@@ -84,14 +84,19 @@ def make(
     Raises:
         ValueError: if ``out`` holds something, or the folder beside it another fit's checkpoints.
     """
-    out = out.absolute()
+    out = out.resolve()
     folder = out.with_name(out.name + ".fitting")
     result = folder / "result"
     known = _read(folder / RECORD)
-    if known is not None and known.pop(FINISHED, False) and not result.exists():
+    finished = known is not None and bool(known.pop(FINISHED, False)) and not result.exists()
+    if finished and out.is_dir() and any(out.iterdir()):
+        _check_same(folder, known, fit)
         _remove(folder)  # killed behind the last rename
         return
     _check_free(out)
+    if finished:  # what it had made is gone
+        _remove(folder)
+        known = None
     _check_same(folder, known, fit)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / RECORD, fit)

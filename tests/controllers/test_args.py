@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import paper
 import pytest
@@ -10,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 import plugalign as pa
 from plugalign.controllers.args import ARGS
+from plugalign.controllers.reward_models import label_number
 
 K, WEIGHT = 10, 1.5
 
@@ -85,3 +88,12 @@ def test_saves_and_decides_alike(written, tokenizer, prompts, tmp_path):
 def test_defaults_are_those_of_the_paper():
     rest = {"models": {"reward": "hub/reward"}, "label": None}
     assert ARGS("hub/reward").config() == {"k": 10, "weight": 1.0, **rest}
+
+
+def test_the_only_label_may_be_named():
+    class OneLabel:
+        config = SimpleNamespace(id2label={0: "L0"}, num_labels=1, name_or_path="one")
+
+    assert label_number(OneLabel(), None) is None and label_number(OneLabel(), "L0") is None
+    with pytest.raises(ValueError, match="'L1' is none of them"):
+        label_number(OneLabel(), "L1")

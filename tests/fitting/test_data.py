@@ -69,6 +69,23 @@ def test_the_limit_keeps_both_classes_of_a_sorted_file(write: Write) -> None:
     assert set(data.labels) == {"0", "1"}
 
 
+@pytest.mark.parametrize("limit", [20, 50, 60, 99, 100])
+def test_the_limit_keeps_the_shares_of_what_alternates(write: Write, limit: int) -> None:
+    rows = [{"good": f"g{i}", "bad": f"b{i}"} for i in range(100)]
+    path = write("pairs.jsonl", lines(*rows))
+    data = load_data(path, desired="good", undesired="bad", limit=limit)
+    counts = [data.labels.count(label) for label in ("desired", "undesired")]
+    assert sum(counts) == limit and abs(counts[0] - counts[1]) <= 1
+    numbers = [int(text[1:]) for text in data.texts]
+    assert numbers == sorted(numbers) and max(numbers) >= 50
+
+
+def test_the_limit_keeps_one_text_of_a_rare_label(write: Write) -> None:
+    rows = [{"text": str(i), "label": "rare" if i == 70 else "usual"} for i in range(100)]
+    data = load_data(write("a.jsonl", lines(*rows)), limit=5)
+    assert sorted(data.labels) == ["rare", *["usual"] * 4]
+
+
 def test_the_desired_class() -> None:
     named = Labelled(("a", "b", "c"), ("polite", "rude", "odd"))
     assert named.binary("polite") == (("a",), ("b", "c"))

@@ -28,7 +28,7 @@ from plugalign.fitting.states import head_inputs
 def split_of(states, labels, seed):
     """A fifth of each label is held out, each state a text of its own."""
     texts = np.arange(len(states))
-    return split_by_text(states, labels, texts, held_out_texts(labels, seed))
+    return split_by_text(states, labels, texts, held_out_texts(texts[:, None], labels, seed))
 
 
 def clouds(classes, count=1500, width=12, seed=0, shift=1.5):
@@ -267,11 +267,25 @@ def test_the_probe_is_saved_with_the_controller(tiny, tokenizer, tmp_path):
 def test_all_states_of_a_held_out_text_are_held_out():
     texts = np.repeat(np.arange(40), 3)
     labels = np.array(["a", "b"] * 20)
-    held = held_out_texts(labels, seed=1)
+    held = held_out_texts(np.arange(40)[:, None], labels, seed=1)
     split = split_by_text(texts[:, None].astype(float), labels[texts], texts, held)
     assert split.held_texts == 8 and len(split.held) == 24 and len(split.train) == 96
     assert not set(split.train[:, 0]) & set(split.held[:, 0])
     assert split.chance > 0.5 + 1.6 * 0.5 / 8**0.5  # eight texts, not twenty-four
+
+
+def test_equal_texts_are_held_out_together():
+    rows = [[i % 40, 7] for i in range(160)]
+    labels = np.array(["a", "b"] * 80)
+    held = held_out_texts(rows, labels, seed=1)
+    assert len(held) == 32 and {i % 40 for i in held} == {i % 40 for i in held if i < 40}
+    alone = held_out_texts(rows[:40], labels[:40], seed=1)
+    assert {i for i in held if i < 40} == {*alone}
+
+
+def test_texts_that_are_longer_than_the_context_are_refused(tiny, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="max_length 99999 exceeds the context"):
+        fit_nullspace(tiny("gpt2-tied"), tokenizer, spread(60), tmp_path / "n", max_length=99999)
 
 
 def test_a_killed_fit_ends_alike(tiny, tokenizer, tmp_path, monkeypatch):

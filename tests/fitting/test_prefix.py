@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_models import make_chat_tokenizer
 
 import plugalign as pa
 from plugalign.fitting import budget
 from plugalign.fitting.data import Labelled
 from plugalign.fitting.labelled import Examples
 from plugalign.fitting.prefix import contrastive_loss, fit_prefix
-from plugalign.fitting.prefix_student import Prefixes
+from plugalign.fitting.prefix_student import Prefixes, _start
 
 GOOD = tuple(f"w{5 + i % 7} w{20 + i % 5} w{22} w{21} w{20 + i % 3}" for i in range(24))
 BAD = tuple(f"w{5 + i % 7} w{60 + i % 5} w{62} w{61} w{60 + i % 3}" for i in range(24))
@@ -90,10 +91,24 @@ def test_refuses_bad_settings(options, message, tiny, tokenizer, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_what_a_prefix_starts_from_begins_once(tiny):
+    tokenizer, model, read = make_chat_tokenizer(bos=True), tiny(), []
+    rows = tokenizer(["w1 w2", "w3", "w4 w5"])["input_ids"]
+    begin = tokenizer.bos_token_id
+    assert all(row[0] == begin for row in rows)
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    _start(model, tokenizer, rows, 5)
+    hook.remove()
+    assert read == [[begin, *(token for row in rows for token in row[1:])][:5]]
+
+
 def test_a_short_fit_looks_at_fewer_held_out_texts(tiny, tokenizer, tmp_path, monkeypatch):
     """A tenth of 240 texts is held out; the AUC is of all of them. 15 steps read 240 texts."""
     monkeypatch.setattr(budget, "FEWEST", 10)
-    data = Labelled(GOOD * 5 + BAD * 5, ("desired",) * 120 + ("undesired",) * 120)
+    texts = (f"{text} w{70 + i}" for side in (GOOD, BAD) for i in range(5) for text in side)
+    data = Labelled(tuple(texts), ("desired",) * 120 + ("undesired",) * 120)
     options, found = {"batch_size": 16, "prefix_length": 4}, []
     for minutes, steps in ((1e-6, 15), (10.0, 15), (10.0, 3)):
         out = tmp_path / f"{minutes}-{steps}"

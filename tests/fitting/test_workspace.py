@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,44 @@ def test_another_fit_is_refused_by_name(
     assert f"{tmp_path / 'out.fitting'} holds the checkpoint of another fit" in str(caught.value)
     assert (tmp_path / "out.fitting" / "run.checkpoint").read_text() == "half way"
     workspace.make(tmp_path / "out", FIT, writing())
+
+
+def killed_behind_the_last_rename(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workspace, "_remove", kill)
+        workspace.make(out, FIT, writing())
+    assert out.is_dir() and out.with_name(out.name + ".fitting").is_dir()
+
+
+def test_a_fit_that_was_killed_behind_its_last_rename_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    killed_behind_the_last_rename(out, monkeypatch)
+    with pytest.raises(ValueError, match=r"settings\.steps was 3 and is 4"):  # it is no other one
+        workspace.make(out, {**FIT, "settings": {"steps": 4, "lr": 0.1}}, writing("other"))
+    workspace.make(out, FIT, writing("never written"))
+    assert (out / "model").read_text() == "weights" and not (tmp_path / "out.fitting").exists()
+
+
+def test_a_result_that_is_gone_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    killed_behind_the_last_rename(out, monkeypatch)
+    shutil.rmtree(out)
+    workspace.make(out, {**FIT, "method": "fudge"}, writing("again"))
+    assert (out / "model").read_text() == "again" and not (tmp_path / "out.fitting").exists()
+
+
+def test_a_link_to_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    workspace.make(tmp_path / "link", FIT, writing())
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "model").is_file()
 
 
 def test_a_stale_working_folder_frees_nothing(tmp_path: Path) -> None:
