@@ -90,7 +90,7 @@ class Run:
         if not (hidden or changed):
             yield
             return
-        with self._watch.watching(logits=changed):
+        with self._watch.watching(hidden, changed):
             yield
 
     @torch.no_grad()

@@ -110,10 +110,8 @@ class RewardStudent:
             looking=lambda: looking.seconds,
         )
         remember(note, looking._asdict())
-        look, epoch = (
-            partial(self._held_loss, held),
-            steps_of_an_epoch(len(learnt), chosen.batch_size),
-        )
+        look = partial(self._held_loss, held)
+        epoch = steps_of_an_epoch(len(learnt), chosen.batch_size)
         watch = HeldOut(look, looks, epoch=epoch) if len(held) else None
         losses = train(
             parameters=self.learned,

@@ -233,7 +233,7 @@ def test_no_expert_learns_where_to_stop(
     tiny: Any, tokenizer: Any, lengths: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = stopping(tiny, tokenizer, lengths)
-    options = {**OPTIONS, "steps": 40, "lr": 1e-3}
+    options = {**OPTIONS, "steps": 60, "lr": 1e-3}
     fitted = fit_dexperts(model, tokenizer, lengths, tmp_path / "out", **options)
     assert max(end_gaps(model, fitted, ids)) < 0.35
     base = p_end(model, tokenizer, None, ids)
@@ -243,7 +243,7 @@ def test_no_expert_learns_where_to_stop(
         assert 0.6 * base < p_end(model, tokenizer, controller, ids) < 1.6 * base
     monkeypatch.setattr(student, "end_tokens", lambda *_: [])  # as plain language models
     plain = fit_dexperts(model, tokenizer, lengths, tmp_path / "plain", **options)
-    assert min(end_gaps(model, plain, ids)) > 0.9
+    assert min(end_gaps(model, plain, ids)) > 1.0
     anti = DExperts(antiexpert=plain.antiexpert, alpha=1.0)
     assert p_end(model, tokenizer, anti, ids) > 1.6 * base  # what it unlearnt, it promotes
 

@@ -16,8 +16,8 @@ from plugalign.engine.readers.cache_spec import ARGUMENTS
 
 
 class HiddenWatch:
-    """Keeps the input of the LM head in the last forward, where they are asked for its logits, and
-    the tokens that these belong to.
+    """Keeps the input of the LM head in the last forward, its logits, or both, and the tokens that
+    they belong to.
 
     Only forwards of the thread that made the watch count, and none while `paused`, when a source
     runs the same model.
@@ -35,17 +35,17 @@ class HiddenWatch:
         self.extra_positions = 0  # cache positions in front of the prompt
 
     @contextmanager
-    def watching(self, logits: bool = False) -> Iterator[None]:
+    def watching(self, hidden: bool = True, logits: bool = False) -> Iterator[None]:
         """Hooks the model for the length of the block.
 
         Args:
-            logits: whether these are kept too.
+            hidden, logits: what of its forwards is kept.
         """
-        model, head = self._model, self._model.get_output_embeddings()
-        hooks = [
-            model.register_forward_pre_hook(self._note_window, with_kwargs=True, prepend=True),
-            head.register_forward_pre_hook(self._note_hidden),
-        ]
+        model = self._model
+        hooks = [model.register_forward_pre_hook(self._note_window, with_kwargs=True, prepend=True)]
+        if hidden:
+            head = model.get_output_embeddings()
+            hooks.append(head.register_forward_pre_hook(self._note_hidden))
         if logits:
             hooks.append(model.register_forward_hook(self._note_logits))
         try:

@@ -31,7 +31,7 @@ class Power:
         prompts: how many there were.
         needed: how many would show a difference as large as the observed one; None for none.
         detectable: the smallest difference that as many prompts as there were show; None for fewer
-            than three.
+            than three, and where all differences are equal: their spread says nothing then.
     """
 
     prompts: int
@@ -67,5 +67,6 @@ def paired_power(
     needed = None
     if mean > 1e-12 * max(1.0, float(np.abs(values).max())):
         needed = max(2, math.ceil((both * spread / mean) ** 2 + small))
-    detectable = both * spread / math.sqrt(values.size - small) if values.size > small else None
+    known = values.size > small and spread > 0
+    detectable = both * spread / math.sqrt(values.size - small) if known else None
     return Power(values.size, needed, detectable)

@@ -54,7 +54,7 @@ def test_the_smallest_change_is_found_as_often_as_promised():
 def test_what_has_no_answer_has_none():
     assert paired_power([np.nan, 1.0]) is None
     still = paired_power([0.0, 0.0, 0.0])
-    assert still is not None and still.needed is None and still.detectable == 0
+    assert still is not None and (still.needed, still.detectable) == (None, None)
     sure = paired_power([0.5, 0.5, 0.5, np.nan])
     assert sure is not None and (sure.prompts, sure.needed) == (3, 2)
     assert paired_power([0.1, -0.1, 0.0]).needed is None  # type: ignore[union-attr]
