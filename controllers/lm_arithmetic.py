@@ -33,6 +33,7 @@ from plugalign.controllers.with_models import (
     check_model,
     loaded_logits,
 )
+from plugalign.generation.chat import chat_of, encode
 from plugalign.kernels.terms.extreme import Extreme
 from plugalign.kernels.terms.term import Term, Weight
 
@@ -103,8 +104,9 @@ def lm(model: Model = None, *, prompt: str = "") -> Formula:
     Args:
         model: a causal language model with the base's tokenizer, a folder or hub id of one, a
             folder of a LoRA adapter of the base, or None for the base.
-        prompt: text in front of what it reads, a system prompt say, as the model is to read it
-            (a chat model's special tokens included).
+        prompt: text in front of what it reads; in a chat the beginning of what the user says first.
+            One with special tokens of the chat template, as a system turn written out has, stands
+            in front of the chat.
 
     Raises:
         TypeError: for a model or prompt that is none.
@@ -231,11 +233,11 @@ class LMArithmetic(WithModels):
 
     def _source(self, operand: Prompted, loaded: dict[str, Logits], tokenizer: Any) -> Logits:
         if operand.model is None:
-            return prompted(operand.prompt, tokenizer) if operand.prompt else Logits()
+            return behind(operand.prompt, tokenizer) if operand.prompt else Logits()
         source = loaded[self._name(operand.model)]
         if not operand.prompt:
             return source
-        context = prompted(operand.prompt, tokenizer).context
+        context = behind(operand.prompt, tokenizer).context
         return replace(source, name=f"{source.name} behind {operand.prompt!r}", context=context)
 
     def models(self) -> dict[str, Model]:
@@ -287,6 +289,19 @@ class LMArithmetic(WithModels):
     def from_formula(cls, formula: Formula, trust_remote_code: bool) -> Self:
         """The controller of a formula that was saved."""
         return cls(formula, trust_remote_code=trust_remote_code)
+
+
+def behind(prompt: str, tokenizer: Any) -> Logits:
+    """The base behind a prompt: `prompted`, but in front of a chat where the prompt has special
+    tokens of its template, since it then brings turns of its own."""
+    source, chat = prompted(prompt, tokenizer), chat_of(tokenizer)
+    if chat is None:
+        return source
+    added = tokenizer.added_tokens_decoder
+    special = {i for i in (*chat.user, *chat.reply) if i in added and added[i].special}
+    if special.isdisjoint(encode(tokenizer, prompt)):
+        return source
+    return replace(source, context=replace(source.context, turn=()))
 
 
 def _is_same(one: Model, other: Model) -> bool:

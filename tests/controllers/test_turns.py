@@ -13,6 +13,7 @@ from tiny_models import ASSISTANT, CLOSE, OPEN, SYSTEM, USER, make_chat_model, m
 
 import plugalign as pa
 from plugalign.controllers.gedi import GeDi
+from plugalign.controllers.lm_arithmetic import LMArithmetic, lm
 from plugalign.generation.chat_format import ChatFormat, choose_chat
 from plugalign.generation.revision import Answers
 from plugalign.generation.transcript import Continuation
@@ -59,6 +60,16 @@ def test_a_prefix_stands_inside_the_users_turn(name: str, chat: ChatFormat) -> N
     assert prompt[0].tolist() == [*FRONT, 4, 5, *BEHIND]
     for prefix in prefixes:
         assert (*FRONT, *prefix, 4, 5, *BEHIND) in seen
+
+
+def test_a_prompt_with_turns_of_its_own_stands_in_front_of_the_chat(chat: ChatFormat) -> None:
+    model = make_chat_model()
+    seen = whole_texts(model)
+    formula = 2 * lm() - lm(prompt="w9") / 2 - lm(prompt="w80 w84 w11 w83") / 2
+    prompt = torch.tensor([chat.ids("w1 w2")])
+    pa.wrap(model, make_chat_tokenizer(), LMArithmetic(formula)).generate(prompt, max_new_tokens=2)
+    whole = (*FRONT, 4, 5, *BEHIND)
+    assert {whole, (*FRONT, 12, 4, 5, *BEHIND), (OPEN, SYSTEM, 14, CLOSE, *whole)} == seen
 
 
 def test_critique_and_refinement_are_the_users_next_turns(chat: ChatFormat) -> None:
