@@ -77,9 +77,7 @@ class TextReward:
 
     @torch.no_grad()
     def _forward(self, texts: Sequence[str]) -> Tensor:
-        batch = self.tokenizer(
-            list(texts), padding=True, padding_side="right", return_tensors="pt"
-        ).to(self.model.device)
+        batch = self._encoded(texts).to(self.model.device)
         limit, length = self._limit(), batch["input_ids"].shape[1]
         if length > limit:
             raise ValueError(
@@ -94,6 +92,17 @@ class TextReward:
         else:
             rewards = logits.softmax(-1)[:, self.label]
         return 1 - rewards if self.inverted else rewards
+
+    def _encoded(self, texts: Sequence[str]) -> Any:
+        """Texts as the model reads them; one without tokens is its beginning or padding token."""
+        options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        batch = self.tokenizer(list(texts), **options)
+        empty = batch["attention_mask"].sum(1) == 0
+        if not empty.any():
+            return batch
+        start = self.tokenizer.bos_token or self.tokenizer.pad_token
+        shown = [start if e else text for text, e in zip(texts, empty.tolist(), strict=True)]
+        return self.tokenizer(shown, **options)
 
     def _limit(self) -> int:
         """The most tokens that both the model and its tokenizer allow."""

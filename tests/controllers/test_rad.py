@@ -20,6 +20,7 @@ from transformers import (
 
 import plugalign as pa
 from plugalign.controllers.rad import RAD
+from plugalign.controllers.reward_models import TextReward
 
 SIZES = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
 LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -234,6 +235,16 @@ def test_a_text_that_is_too_long_for_the_reward_model(tokenizer, other, tiny, pr
     steered = pa.wrap(tiny(), tokenizer, controller)
     with pytest.raises(ValueError, match=r"a text of 9 tokens is longer .* \(8 tokens\)"):
         steered.generate(**prompts(), max_new_tokens=4)
+
+
+@pytest.mark.parametrize("kind", ["texts", "labels"])
+def test_a_text_without_tokens_is_read_as_a_padding_token(kind, other):
+    reward = TextReward(make_reward(kind), other, label=1 if kind == "labels" else None)
+    alone, blank, among = reward([""]), reward([" ", "w5 w6"]), reward(["w5 w6", "", "w7"])
+    assert alone.shape == (1,) and alone.isfinite().all()
+    want = torch.cat([alone, reward(["w5 w6"])])
+    torch.testing.assert_close(blank, want)
+    torch.testing.assert_close(among[:2], want.flip(0))
 
 
 @pytest.mark.parametrize(
