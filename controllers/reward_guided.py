@@ -63,8 +63,10 @@ class RewardGuided(WithModels):
         inverted: whether 1 - r is the reward.
         tokenizer: the reward model's, or a folder or hub id of it. By default the one beside the
             reward model; where there is none (a model that is given as an object, a folder without
-            tokenizer) the base's.
-        label: the label whose probability is the reward, for a classifier with several.
+            tokenizer) a model that can read token ids reads the base's, and one that reads texts
+            is refused, since its vocabulary is unknown.
+        label: the label whose probability is the reward, for a classifier with several; the reward
+            of one with a single label is its logit.
         trust_remote_code: whether code that comes with a folder or hub id may run.
 
     Raises:
@@ -117,7 +119,7 @@ class RewardGuided(WithModels):
         return Steering((CandidateShift(scores, self.link, weight=self.weight),), (self.support,))
 
     def _loaded(self, base: Any) -> tuple[Any, Any]:
-        """The reward model, and its tokenizer or None for the base's."""
+        """The reward model, and its tokenizer or None where it is unknown."""
         reward, own, trust = self.reward, self.tokenizer, self.trust_remote_code
         if isinstance(reward, (str, Path)):
             own = tokenizer_beside(reward) if own is None else own

@@ -202,7 +202,7 @@ def check_text(reward: Any, tokenizer: Any) -> None:
     if tokenizer is None:
         raise ValueError(
             f"the reward model '{name}' reads texts (its head is no causal 'score' of one label), "
-            "so it needs its tokenizer; give tokenizer=..."
+            "so it needs its tokenizer; give tokenizer=..., the base's if it was trained with that"
         )
     padded = tokenizer.pad_token is not None and reward.config.pad_token_id is not None
     if not padded:

@@ -252,7 +252,8 @@ def test_a_text_without_tokens_is_read_as_a_padding_token(kind, other):
     [
         ({"reward": "labels"}, "has the labels 'calm', 'rude', and none is named"),
         ({"reward": "labels", "label": "kind"}, "and 'kind' is none of them"),
-        ({"reward": "labels", "label": "rude"}, "reads texts .*give tokenizer="),
+        ({"reward": "labels", "label": "rude"}, "reads texts .*give tokenizer=.*, the base's if"),
+        ({"label": "kind"}, "has the labels 'LABEL_0', and 'kind' is none of them"),
         ({"vocab": 121}, "knows 120 tokens, but 'LlamaForCausalLM' can choose 121"),
     ],
 )
