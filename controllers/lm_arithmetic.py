@@ -245,12 +245,12 @@ class LMArithmetic(WithModels):
         found: list[Model] = []
         for summand in self.formula.summands:
             for operand in summand.operands:
-                if operand.model is not None and not any(_is_same(operand.model, x) for x in found):
+                if operand.model is not None and not any(is_same(operand.model, x) for x in found):
                     found.append(operand.model)
         return {f"model_{i}": model for i, model in enumerate(found)}
 
     def _name(self, model: Model) -> str:
-        return next(name for name, x in self.models().items() if _is_same(model, x))
+        return next(name for name, x in self.models().items() if is_same(model, x))
 
     def config(self) -> dict[str, Any]:
         summands = [
@@ -304,6 +304,7 @@ def behind(prompt: str, tokenizer: Any) -> Logits:
     return replace(source, context=replace(source.context, turn=()))
 
 
-def _is_same(one: Model, other: Model) -> bool:
+def is_same(one: Model, other: Model) -> bool:
+    """Whether two are one model: the same object, or the same folder or hub id."""
     paths = isinstance(one, (str, Path)) and isinstance(other, (str, Path))
     return Path(one) == Path(other) if paths else one is other

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from plugalign.algebra.adjusting import checked_settings
-from plugalign.controllers.lm_arithmetic import Formula, LMArithmetic, lm
+from plugalign.controllers.lm_arithmetic import Formula, LMArithmetic, is_same, lm
 from plugalign.controllers.with_models import Model
 
 TOLERANCE = 1e-6
@@ -72,7 +72,7 @@ class MOD(LMArithmetic):
 
     Raises:
         TypeError: for something that is no model.
-        ValueError: if the weights do not add up to 1.
+        ValueError: if the weights do not add up to 1, or a model is there twice.
     """
 
     name = "mod"
@@ -86,6 +86,10 @@ class MOD(LMArithmetic):
         total = math.fsum(weights.values())
         if not abs(total - 1) <= TOLERANCE:
             raise ValueError(f"MOD's weights must add up to 1, got {total:g}; divide them by it")
+        models = list(weights)
+        for i, model in enumerate(models):
+            if any(is_same(model, other) for other in models[:i]):
+                raise ValueError(f"MOD has the model {str(model)!r} twice; add up its weights")
         terms = [weight * lm(model) for model, weight in weights.items()]
         super().__init__(sum(terms[1:], terms[0]), trust_remote_code=trust_remote_code)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import paper
 import pytest
 import torch
@@ -134,6 +136,7 @@ def test_drafts_and_captures(name, written, tokenizer, prompts):
         (lambda: DeRA("a", weight=float("inf")), ValueError, "must be finite"),
         (lambda: DeRA(3, weight=0.5), TypeError, "must be a causal language model.* got int"),
         (lambda: MOD({"a": 0.5, None: 0.6}), ValueError, "must add up to 1, got 1.1"),
+        (lambda: MOD({"a": 0.5, Path("a"): 0.5}), ValueError, "the model 'a' twice; add up its"),
         (lambda: MOD(["a"]), TypeError, "needs weights by model, got list"),
         (lambda: MOD({}), ValueError, "must add up to 1, got 0"),
         (lambda: MOD({"a": float("nan")}), ValueError, "must add up to 1, got nan"),
