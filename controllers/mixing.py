@@ -31,7 +31,7 @@ class DeRA(LMArithmetic):
         trust_remote_code: whether code that comes with the model's folder or hub id may run.
 
     Raises:
-        TypeError: for something that is no model.
+        TypeError: for something that is no model, or a weight that is no number.
         ValueError: for a weight that is not finite.
     """
 
@@ -40,6 +40,8 @@ class DeRA(LMArithmetic):
     def __init__(self, aligned: Model, *, weight: float, trust_remote_code: bool = False):
         if aligned is None:
             raise TypeError("DeRA needs the aligned model, got None")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise TypeError(f"DeRA's weight must be a number, got {weight!r:.60}")
         formula = (1 - weight) * lm() + weight * lm(aligned)
         super().__init__(formula, trust_remote_code=trust_remote_code)
 
@@ -71,7 +73,7 @@ class MOD(LMArithmetic):
         trust_remote_code: whether code that comes with a model's folder or hub id may run.
 
     Raises:
-        TypeError: for something that is no model.
+        TypeError: for something that is no model, or a weight that is no number.
         ValueError: if the weights do not add up to 1, or a model is there twice.
     """
 
@@ -81,7 +83,7 @@ class MOD(LMArithmetic):
         if not isinstance(weights, Mapping):
             raise TypeError(f"MOD needs weights by model, got {type(weights).__name__}")
         for weight in weights.values():
-            if not isinstance(weight, (int, float)):
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise TypeError(f"MOD's weights must be numbers, got {weight!r:.60}")
         total = math.fsum(weights.values())
         if not abs(total - 1) <= TOLERANCE:

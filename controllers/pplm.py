@@ -149,7 +149,7 @@ class PPLM(Controller):
             raise ValueError(f"PPLM's words must be a list of words, got {words!r}")
         if not words and discriminator is None:
             raise ValueError("PPLM needs words, a discriminator, or both")
-        if not isinstance(label, int) or label < 0:
+        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise ValueError(f"label must be an int and not negative, got {label!r}")
         if discriminator is not None and not 0 <= label < discriminator.out_features:
             raise ValueError(

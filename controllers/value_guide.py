@@ -7,6 +7,7 @@ candidate t conforms to the value v; see `plugalign.controllers.value_head`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -47,6 +48,9 @@ class ValueGuide(Controller):
         k: number of the base's best tokens that stay possible and are scored.
         weight: lambda; 1 is Bayes' rule, more steers harder.
         breaks: whether it steers by the probability that the text breaks the value.
+
+    Raises:
+        ValueError: for k below 1 or a weight that is not finite.
     """
 
     name = "value_guide"
@@ -54,6 +58,8 @@ class ValueGuide(Controller):
     learned: ClassVar[Mapping[str, int]] = {"weights": 1, "offset": 0}
 
     def __init__(self, head: ValueHead, *, k: int = 50, weight: float = 60.0, breaks: bool = False):
+        if not math.isfinite(weight):
+            raise ValueError(f"the guide's weight must be finite, got {weight}")
         self.head, self.breaks = head, breaks
         self.support, self.weight = TopK(k), float(weight)
 

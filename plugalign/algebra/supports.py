@@ -79,7 +79,7 @@ class TopK(RankSupport):
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"top-k must be at least 1, got {self.k!r}")
 
     @property

@@ -134,10 +134,13 @@ def test_drafts_and_captures(name, written, tokenizer, prompts):
     [
         (lambda: DeRA(None, weight=0.5), TypeError, "needs the aligned model, got None"),
         (lambda: DeRA("a", weight=float("inf")), ValueError, "must be finite"),
+        (lambda: DeRA("a", weight="1"), TypeError, "DeRA's weight must be a number, got '1'"),
+        (lambda: DeRA("a", weight=True), TypeError, "DeRA's weight must be a number, got True"),
         (lambda: DeRA(3, weight=0.5), TypeError, "must be a causal language model.* got int"),
         (lambda: MOD({"a": 0.5, None: 0.6}), ValueError, "must add up to 1, got 1.1"),
         (lambda: MOD({"a": 0.5, Path("a"): 0.5}), ValueError, "the model 'a' twice; add up its"),
         (lambda: MOD(["a"]), TypeError, "needs weights by model, got list"),
+        (lambda: MOD({"a": True}), TypeError, "MOD's weights must be numbers, got True"),
         (lambda: MOD({}), ValueError, "must add up to 1, got 0"),
         (lambda: MOD({"a": float("nan")}), ValueError, "must add up to 1, got nan"),
     ],

@@ -493,6 +493,7 @@ def test_words_are_single_tokens(tiny, tokenizer):
         ({"words": "war"}, "a list of words, got 'war'"),
         ({"words": ["a", ""]}, r"a list of words, got \['a', ''\]"),
         ({"discriminator": nn.Linear(32, 2), "label": 2}, "discriminator's 2 classes, .* got 2"),
+        ({"label": True}, "label must be an int and not negative, got True"),
         ({"stepsize": -0.1}, "stepsize must be finite and not negative, got -0.1"),
         ({"gm": math.nan}, "gm must be finite and not negative, got nan"),
         ({"iterations": 1.5}, "iterations must be an int and not negative, got 1.5"),

@@ -275,6 +275,8 @@ def test_refuses_what_is_no_reward_model(tiny, tokenizer, tmp_path):
         RAD(tiny())
     with pytest.raises(ValueError, match="top-k must be at least 1, got 0"):
         RAD(make_reward(), k=0)
+    with pytest.raises(ValueError, match="top-k must be at least 1, got True"):
+        RAD(make_reward(), k=True)
     with pytest.raises(ValueError, match="weight must be finite, got inf"):
         RAD(make_reward(), beta=float("inf"))
     with pytest.raises(ValueError, match="cannot load the reward model 'no/such': "):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,18 @@ def test_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="reads 8 hidden units, but the model has 32"):
         pa.wrap(model, tokenizer, pa.ValueGuide(ValueHead("x", 1, torch.ones(8), 0.0)))
     assert head.fitted_for == identify(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": float("nan")}, "the guide's weight must be finite, got nan"),
+        ({"k": True}, "top-k must be at least 1, got True"),
+    ],
+)
+def test_refuses_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pa.ValueGuide(ValueHead("x", 1, torch.ones(32), 0.0), **settings)
 
 
 def test_an_encoder_cannot_guide() -> None:
