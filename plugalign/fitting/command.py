@@ -106,13 +106,17 @@ def fit_files(
         ValueError: see `run_fit`, `load_data`, `load_model` and `chosen_dtype`.
     """
     chosen = parse_settings(method, settings)
-    chosen |= validated(fitter(method)[0], {"chat": chat, "system": system})
+    function, _ = fitter(method)
+    chosen |= validated(function, {"chat": chat, "system": system})
+    validated(function, {"minutes": minutes})
+    _check_desired(method, function, desired)
+    workspace.check_out(out)
     precision = chosen_dtype(dtype)
     with torch_threads(threads):
         data = load_data(paths, limit=limit, **columns)
         if one_style:
             data = in_one_style(data)
-        if "desired" in settings_of(fitter(method)[0]):
+        if "desired" in settings_of(function):
             sides = data.binary(desired)  # says now what a fit would say once the model is there
             if not one_style and (found := "; ".join(differences(*sides))):
                 say(f"the classes differ in style, which will be steered too: {found}. {CURE}")
@@ -147,11 +151,15 @@ def run_fit(
     """
     function, fixed = fitter(method)
     given = {**fixed, **(settings or {}), "minutes": minutes}
+    _check_desired(method, function, desired)
     if desired is not None:
-        if "desired" not in settings_of(function):
-            raise ValueError(f"{method} learns from all labels alike; leave --desired out")
         given["desired"] = desired
     return function(model, tokenizer, data, out, **given)
+
+
+def _check_desired(method: str, function: Fit[Controller], desired: str | None) -> None:
+    if desired is not None and "desired" not in settings_of(function):
+        raise ValueError(f"{method} learns from all labels alike; leave --desired out")
 
 
 PLAIN_PROMPT = 'ids = tokenizer("I think that", return_tensors="pt")'

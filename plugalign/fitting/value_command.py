@@ -51,6 +51,7 @@ def fit_value_files(
         raise ValueError('fit value needs --statement, such as "It respects others."')
     if (model is None) == (encoder is None):
         raise ValueError("fit value needs one of --model and --encoder to read texts with")
+    workspace.check_out(out)
     if not paths:
         of_data = {"licence": licence, "desired": desired, "level": level}
         if given := [name for name, value in of_data.items() if value is not None]:

@@ -127,6 +127,34 @@ def test_what_it_cannot_do_is_one_line_and_leaves_nothing(
     assert not out.exists() and not out.with_name("out.fitting").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("fudge", ["--minutes", "0"], "minutes: input should be greater than 0, got 0.0"),
+        ("fudge", [], "full is not empty; name another folder or remove it"),
+        ("nullspace", ["--desired", "0"], "nullspace learns from all labels alike"),
+        ("value", ["--statement", "It is fine."], "full is not empty; name another folder"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    method: str,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    data: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes").write_text("mine")
+    out = full if "full" in message else tmp_path / "out"
+    arguments = ["--model", str(tmp_path / "none"), "--data", data, "--out", str(out), *options]
+    assert fit(monkeypatch, method, *arguments) == 2
+    said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
+    assert message in said and "loading" not in said
+
+
 def test_every_fit_is_in_the_precision_that_decodes(
     model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
