@@ -108,7 +108,13 @@ def fit_value(
 
     record = {
         "method": "value",
-        "model": {"name": reader.model_name, "weights": fingerprint(reader.identity.probe)[:16]},
+        "model": {
+            "name": reader.model_name,
+            "weights": fingerprint(reader.identity.probe)[:16],
+            "kind": reader.kind,
+            "layers": list(reader.layers),
+            "max_tokens": reader.max_tokens,
+        },
         "data": {
             "texts": {"conforms": int(conforms.sum()), "breaks": int((~conforms).sum())},
             "sha256": fingerprint(texts, conforms.tolist()),

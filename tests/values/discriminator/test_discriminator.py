@@ -189,6 +189,9 @@ def test_a_fit_that_was_killed_reads_no_text_twice(tmp_path: Path, monkeypatch) 
     with pytest.raises(Killed):
         fit_value(reader, "nowhere", data(200), tmp_path / "v", statement=STATEMENT)
     assert not (tmp_path / "v").exists()
+    deeper = CausalReader(make_model(), make_tokenizer(), (2,), max_tokens=9)
+    with pytest.raises(ValueError, match=r"model\.layers was \[1\] and is \[2\]; model\.max_tok"):
+        fit_value(deeper, "nowhere", data(200), tmp_path / "v", statement=STATEMENT)
     read.append("the second run")
     fit_value(reader, "nowhere", data(200), tmp_path / "v", statement=STATEMENT)
     assert len(read) == len(set(read)) == 201
