@@ -128,6 +128,9 @@ def leace(states: Array, labels: Any, places: Any = None) -> tuple[Array, Array,
         axis=1,
     )
     values, vectors = np.linalg.eigh(covariance)
+    # Few different states span a subspace, in which everything takes place.
+    spanned = values > values.max() * len(values) * np.finfo(np.float64).eps
+    values, vectors = values[spanned], vectors[:, spanned]
     whiten = (vectors * values**-0.5) @ vectors.T
     unwhiten = (vectors * values**0.5) @ vectors.T
     left, singular, _ = np.linalg.svd(whiten @ cross, full_matrices=False)

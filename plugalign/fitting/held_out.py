@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugalign.files.fingerprint import fingerprint
 
-T = TypeVar("T")
+Row = tuple[int, ...]
 SHARE, MOST, FEWEST = 0.1, 256, 10  # of each class
 LOOKS = 10  # in a whole training
 
 
-def set_apart(rows: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
-    """A tenth of the rows, and not more than 256, is held out; none where there are few.
+def set_apart(
+    sides: Sequence[Sequence[Sequence[int]]], seed: int
+) -> tuple[list[list[Row]], list[list[Row]]]:
+    """A tenth of each class's different rows, and not more than 256, is held out; none where there
+    are few. What is held out of a class is learnt from in none.
 
     Args:
-        rows: of one class.
+        sides: the rows of token ids of each class.
 
     Returns:
-        Those to learn from and those that are held out, each in a random order.
+        For each class those to learn from, as often as they are there, and those that are held out,
+        once; each in a random order, equal ones together.
     """
+    counts = [Counter(tuple(row) for row in side) for side in sides]
+    parts = [_drawn(list(count), seed) for count in counts]
+    never = {row for _, held in parts for row in held}
+    learnt = [
+        [row for row in left if row not in never for _ in range(count[row])]
+        for (left, _), count in zip(parts, counts, strict=True)
+    ]
+    apart = [held for _, held in parts]
+    if not all((*learnt, *apart)):  # too few to spare any
+        return [[tuple(row) for row in side] for side in sides], [[] for _ in sides]
+    return learnt, apart
+
+
+def _drawn(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, and such as are held out, in a random order."""
     generator = torch.Generator().manual_seed(int(fingerprint("held out", seed)[:15], 16))
     order = torch.randperm(len(rows), generator=generator).tolist()
     count = 0 if len(rows) < FEWEST else min(MOST, round(SHARE * len(rows)))

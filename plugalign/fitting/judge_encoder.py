@@ -112,9 +112,12 @@ def _loss(model: Any, filler: int, some: Sequence[Example]) -> Tensor:
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """What is learnt from, and what is held out, of both classes alike."""
-    sides = [[each for each in examples if each[1] == label] for label in LABELS]
-    (clean, clean_held), (toxic, toxic_held) = (set_apart(side, seed) for side in sides)
-    return clean + toxic, clean_held + toxic_held
+    sides = [[row for row, label in examples if label == y] for y in LABELS]
+    learnt, held = (
+        [(row, label) for label, side in zip(LABELS, part, strict=True) for row in side]
+        for part in set_apart(sides, seed)
+    )
+    return learnt, held
 
 
 def _untrained(encoder: str, seed: int) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -116,8 +115,7 @@ def encoded(
     least: int = 1,
     frame: Frame = PLAIN,
 ) -> tuple[Examples, Examples]:
-    """Texts to learn from and such as are held out, of which none is learnt from too, in either
-    class.
+    """Texts to learn from and such as are held out, see `set_apart`.
 
     Args:
         sides: texts of the desired class, and all others, see `Labelled.binary`.
@@ -133,17 +131,7 @@ def encoded(
     rows = [[row for row in side if len(row) >= least] for side in cut]
     if not all(rows):
         raise ValueError(f"both classes need texts of {least} tokens at least")
-    counts = [Counter(map(tuple, side)) for side in rows]
-    apart = [set_apart(list(count), seed) for count in counts]
-    held = [[list(row) for row in side_held] for _, side_held in apart]
-    never = {row for _, side_held in apart for row in side_held}
-    learnt = [
-        [list(row) for row in side if row not in never for _ in range(count[row])]
-        for (side, _), count in zip(apart, counts, strict=True)
-    ]
-    if not all((*learnt, *held)):  # too few to spare any
-        return Examples(rows[0], rows[1], frame=frame), Examples([], [], frame=frame)
-    (good, bad), (good_held, bad_held) = learnt, held
+    (good, bad), (good_held, bad_held) = set_apart(rows, seed)
     return Examples(good, bad, frame=frame), Examples(good_held, bad_held, frame=frame)
 
 

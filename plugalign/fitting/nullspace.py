@@ -64,6 +64,7 @@ GENDER_PAIRS: Pairs = (
 )
 FEWEST = 10  # texts of each label
 READING, LEARNING = 0.75, 0.8  # shares of what is left of the time
+MOST = 2**26  # numbers in the states that are learnt from, which are half a GiB in float64
 
 
 class NullspaceSettings(FitSettings):
@@ -79,7 +80,8 @@ class NullspaceSettings(FitSettings):
             takes the last alone, for a label that only matters where the texts end.
         max_length: of a text, in tokens; longer ones are cut.
         strength: of the controller that is returned and saved.
-        minutes: read fewer texts, and train fewer classifiers, where these take longer.
+        minutes: read fewer texts, and train fewer classifiers, where these take longer; probes
+            that measure what was left take what they need.
     """
 
     variant: Variant = "leace"
@@ -139,9 +141,11 @@ def _read(
     folder: Path,
     clock: Clock,
 ) -> tuple[int, dict[str, Split]]:
-    """How many texts were read, and the states at each place of them."""
+    """How many texts were read, no more than there is memory for, and the states at each place of
+    them."""
     rows, labels = _encoded(tokenizer, data, settings.max_length, settings.seed, frame)
-    count, seed = settings.positions, settings.seed
+    count, seed, fewest = settings.positions, settings.seed, _fewest(labels)
+    rows = rows[: max(fewest, _most_texts(model, settings))]
     columns = [drawn_columns(len(row), count, seed, i, frame.first) for i, row in enumerate(rows)]
     kept = keep_states(
         model,
@@ -151,7 +155,7 @@ def _read(
         columns=columns,
         shared=frame.first,
         clock=clock.part(READING),
-        least=_fewest(labels),
+        least=fewest,
     )
     count = len(kept)
     return count, _splits(kept, columns[:count], rows[:count], labels[:count], settings.seed)
@@ -164,6 +168,12 @@ def _measured(controller: Nullspace, places: Mapping[str, Split]) -> dict[str, A
     for name, probe in probes.items():
         say(_described(name, probe, directions))
     return {"directions": directions, "probe": probes}
+
+
+def _most_texts(model: Any, settings: NullspaceSettings) -> int:
+    """How many texts there is memory for."""
+    of_a_text = min(1 + settings.positions, settings.max_length)
+    return MOST // (output_embedding(model).shape[1] * of_a_text)
 
 
 def _fewest(labels: Any) -> int:
@@ -203,7 +213,8 @@ def _splits(
     labels: Any,
     seed: int,
 ) -> dict[str, Split]:
-    """The states inside of texts and at their last position, with the same texts held out."""
+    """The states inside of texts and at their last position, with the same texts held out. A place
+    that only texts of one label have, as where all others have a single token, is none."""
     _check_labels(labels)
     values: Array = states.values.double().numpy()
     texts = np.repeat(np.arange(len(states)), [len(each) for each in columns])
@@ -213,7 +224,11 @@ def _splits(
         name: split_by_text(values[here], label[here], texts[here], held)
         for name, here in (("inside", ~last), ("last", last))
     }
-    return {name: part for name, part in parts.items() if len(part.train) and len(part.held)}
+    return {
+        name: part
+        for name, part in parts.items()
+        if len(np.unique(part.train_labels)) > 1 and len(part.held)
+    }
 
 
 def _probed(split: Split, controller: Nullspace) -> dict[str, float]:
@@ -273,14 +288,23 @@ def word_direction(model: Any, tokenizer: Any, pairs: Pairs) -> Array:
     """The direction ``(D,)`` from the second to the first words among output embeddings.
 
     Raises:
-        ValueError: if no pair consists of two single tokens.
+        ValueError: if no pair consists of two single tokens, or the words of one do not differ.
     """
     embedding = output_embedding(model).cpu().double().numpy()
-    ids = [[_single_token(tokenizer, word) for word in pair] for pair in pairs]
-    known = [(a, b) for a, b in ids if a is not None and b is not None]
-    if not known:
+    differences: list[Array] = []
+    for pair in pairs:
+        first, second = (_single_token(tokenizer, word) for word in pair)
+        if first is None or second is None:
+            continue
+        differences.append(embedding[first] - embedding[second])
+        if not differences[-1].any():
+            raise ValueError(
+                f"the words of the pair {tuple(pair)} are the same to the model, so they give no "
+                "direction; name two that differ"
+            )
+    if not differences:
         raise ValueError(f"none of the pairs {list(pairs)} consists of two single tokens")
-    return principal_direction(np.stack([embedding[a] - embedding[b] for a, b in known]))
+    return principal_direction(np.stack(differences))
 
 
 def _single_token(tokenizer: Any, word: str) -> int | None:

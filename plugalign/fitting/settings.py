@@ -82,13 +82,17 @@ def fit_function(
     folder. `inspect.signature` and ``help`` show the keyword arguments.
 
     Raises:
-        ValueError: when called, for a setting that is not known, of another type or out of range.
+        ValueError: when called, for a setting that is not known, of another type or out of range,
+            or a model in training mode.
     """
 
     def decorate(work: _Work[S_contra, C_co]) -> Fit[C_co]:
         @wraps(work)
         def call(model: Any, tokenizer: Any, data: Labelled, out: Path, **given: Any) -> C_co:
-            return work(model, tokenizer, data, out, _parsed(kind, given))
+            settings = _parsed(kind, given)
+            if model.training:
+                raise ValueError("the model is in training mode; call model.eval() first")
+            return work(model, tokenizer, data, out, settings)
 
         *first, _ = inspect.signature(work).parameters.values()
         keywords = [

@@ -84,8 +84,7 @@ def make(
     Raises:
         ValueError: if ``out`` holds something, or the folder beside it another fit's checkpoints.
     """
-    out = out.resolve()
-    folder = out.with_name(out.name + ".fitting")
+    out, folder = _places(out)
     result = folder / "result"
     known = _read(folder / RECORD)
     finished = known is not None and bool(known.pop(FINISHED, False)) and not result.exists()
@@ -119,9 +118,27 @@ def make(
     _remove(folder)
 
 
+def check_out(out: Path) -> None:
+    """Refuses a folder that holds something, before any work; one that a fit had filled when it was
+    killed is left to `make`.
+
+    Raises:
+        ValueError: naming it.
+    """
+    out, folder = _places(out)
+    if not (folder / RECORD).is_file():
+        _check_free(out)
+
+
 def write_data_sheet(result: Path) -> None:
     """Writes a controller's data sheet again: at first nothing had been measured."""
     Controller.from_pretrained(result).generate_model_card().save(result / README)
+
+
+def _places(out: Path) -> tuple[Path, Path]:
+    """The folder of a result, where a link leads, and that in which it is made."""
+    out = out.resolve()
+    return out, out.with_name(out.name + ".fitting")
 
 
 def _check_free(out: Path) -> None:

@@ -215,13 +215,28 @@ def test_where_the_memory_is_short_activations_are_spared(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", [0, 1, FEWEST - 1, FEWEST, 95, 10_000])
-def test_a_tenth_is_held_out(count: int) -> None:
-    rows = [[i] for i in range(count)]
-    learnt, held = set_apart(rows, seed=3)
-    assert sorted(learnt + held) == rows
-    assert len(held) == (0 if count < FEWEST else min(MOST, round(count / 10)))
-    assert set_apart(rows, seed=3) == (learnt, held)
-    assert count < 95 or set_apart(rows, seed=4) != (learnt, held)
+def test_a_tenth_of_each_class_is_held_out(count: int) -> None:
+    sides = [[(side, i) for i in range(count)] for side in (0, 1)]
+    learnt, held = set_apart(sides, seed=3)
+    for side, rest, apart in zip(sides, learnt, held, strict=True):
+        assert sorted(rest + apart) == side
+        assert len(apart) == (0 if count < FEWEST else min(MOST, round(count / 10)))
+    assert set_apart(sides, seed=3) == (learnt, held)
+    assert count < 95 or set_apart(sides, seed=4) != (learnt, held)
+    few = [sides[0], sides[1][: FEWEST - 1]]
+    assert set_apart(few, seed=3) == (few, [[], []])  # one class has none to spare
+
+
+def test_what_is_held_out_is_learnt_from_in_no_class() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sides = torch.randint(60, (2, 300, 1), generator=draw).tolist()
+    learnt, held = set_apart(sides, seed=3)
+    apart = {row for side in held for row in side}
+    for side, rest, own in zip(sides, learnt, held, strict=True):
+        assert len(own) == len(set(own)) == 6
+        assert sorted(rest) == sorted(tuple(row) for row in side if tuple(row) not in apart)
+    same = [[(1,)] * 50, [(1,)] * 50]
+    assert set_apart(same, seed=3) == (same, [[], []])
 
 
 def overfit(

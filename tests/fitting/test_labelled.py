@@ -39,9 +39,8 @@ def test_no_text_is_both_learnt_from_and_held_out(tokenizer: Any) -> None:
 def test_where_all_texts_differ_a_tenth_of_each_class_is_held_out(tokenizer: Any) -> None:
     sides = texts(0, 90), texts(200, 50)
     learnt, held = encoded(tokenizer, sides, 16, 3, end=False)
-    want = [set_apart(rows_of(tokenizer, side), 3) for side in sides]
-    assert [list(row) for row in learnt.rows] == want[0][0] + want[1][0]
-    assert [list(row) for row in held.rows] == want[0][1] + want[1][1]
+    (good, bad), (good_held, bad_held) = set_apart([rows_of(tokenizer, side) for side in sides], 3)
+    assert (learnt.rows, held.rows) == (good + bad, good_held + bad_held)
 
 
 def test_where_all_texts_are_in_both_classes_none_is_held_out(tokenizer: Any) -> None:

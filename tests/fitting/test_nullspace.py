@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
-from plugalign.fitting import states
+from plugalign.fitting import nullspace, states
 from plugalign.fitting.data import Labelled, load_data
 from plugalign.fitting.erasure import (
     Split,
@@ -120,6 +120,22 @@ def test_leace_erases_the_label_at_each_place():
             left = ((Ridge(alpha=1e-9).fit(x, y).predict(x) - y) ** 2).mean()
             constant = ((y - y.mean(0)) ** 2).mean()
             assert left == pytest.approx(constant) if share == 1 else left < share * constant
+
+
+def test_leace_of_few_different_states():
+    """Their covariance is singular; all takes place in the subspace that they span."""
+    rng = np.random.default_rng(0)
+    corners = rng.normal(size=(4, 12))
+    labels = np.array(["a", "a", "b", "b"] * 100)
+    states = np.tile(corners, (100, 1))
+    removed, read, center = leace(states, labels)
+    assert removed.shape == (12, 1)
+    np.testing.assert_allclose(read.T @ removed, np.eye(1), atol=1e-9)
+    erased = erase(states, removed, read, center)
+    means = [erased[labels == y].mean(0) for y in ("a", "b")]
+    np.testing.assert_allclose(means[0], means[1], atol=1e-6)
+    with pytest.raises(ValueError, match="nothing to remove"):
+        leace(np.ones((400, 12)), labels)
 
 
 # ------------------------------------------------------------------ INLP
@@ -264,6 +280,22 @@ def test_the_probe_is_saved_with_the_controller(tiny, tokenizer, tmp_path):
     assert saved["measured"]["probe"].keys() == {"last"}
 
 
+def test_a_place_that_one_label_alone_has_is_none(tiny, tokenizer, tmp_path):
+    texts = [f"w{i % 40}" if i % 2 else f"w{40 + i % 40} w{i % 13} w{i % 39}" for i in range(160)]
+    data = Labelled(tuple(texts), tuple("ab"[i % 2] for i in range(160)))
+    fit_nullspace(tiny(), tokenizer, data, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert saved["measured"]["probe"].keys() == {"last"}
+
+
+def test_no_more_texts_are_read_than_there_is_memory_for(tiny, tokenizer, tmp_path, monkeypatch):
+    for most, count in ((32 * 5 * 100, 100), (1, 64), (2**26, 400)):
+        out = tmp_path / str(most)
+        monkeypatch.setattr(nullspace, "MOST", most)
+        fit_nullspace(tiny(), tokenizer, spread(), out)
+        assert json.loads((out / "fit.json").read_text())["measured"]["texts"] == count
+
+
 def test_all_states_of_a_held_out_text_are_held_out():
     texts = np.repeat(np.arange(40), 3)
     labels = np.array(["a", "b"] * 20)
@@ -318,6 +350,8 @@ def test_word_pairs(tiny, tokenizer):
     np.testing.assert_allclose(direction, difference / np.linalg.norm(difference), atol=1e-6)
     with pytest.raises(ValueError, match="two single tokens"):
         word_direction(model, tokenizer, [("w3", "w4 w5"), ("no", "yes")])
+    with pytest.raises(ValueError, match=r"words of the pair \('w1', 'w1'\) are the same"):
+        word_direction(model, tokenizer, [("w3", "w53"), ("w1", "w1")])
 
 
 def test_bad_input_is_refused(tiny, tokenizer, tmp_path):
@@ -326,6 +360,7 @@ def test_bad_input_is_refused(tiny, tokenizer, tmp_path):
         ({"variant": "lace"}, "variant: .*'leace', 'inlp', 'a-inlp' or 'direction', got 'lace'"),
         ({"variant": "direction"}, "needs pairs"),
         ({"classifiers": 0}, "classifiers: .*greater than or equal to 1, got 0"),
+        ({"max_length": 500}, "max_length 500 exceeds the context"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

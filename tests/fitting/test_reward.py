@@ -327,17 +327,17 @@ def test_what_cannot_be_fitted_is_named_before_any_work(
         fit_args(model, tokenizer, data, out, max_length=128)  # and an end token
     with pytest.raises(ValueError, match=r"batch_size: .*greater than or equal to 2, got 1"):
         fit_args(model, tokenizer, data, out, batch_size=1)
-    adapted = get_peft_model(tiny(), LoraConfig(target_modules="all-linear"))
+    adapted = get_peft_model(tiny(), LoraConfig(target_modules="all-linear")).eval()
     with pytest.raises(ValueError, match="is a PEFT model; merge its adapters first"):
         fit_rad(adapted, tokenizer, data, out)
     mamba = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=120, hidden_size=32, num_hidden_layers=1)
-    )
+    ).eval()
     with pytest.raises(ValueError, match="candidates"):
         fit_rad(mamba, tokenizer, data, out)
     cohere = CohereConfig(**SIZES, vocab_size=120, pad_token_id=0)  # it has no classifier
     with pytest.raises(ValueError, match="no sequence classifier with the body of"):
-        fit_rad(AutoModelForCausalLM.from_config(cohere), tokenizer, data, out)
+        fit_rad(AutoModelForCausalLM.from_config(cohere).eval(), tokenizer, data, out)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)
         with pytest.raises(ImportError, match=r"peft: pip install 'plugalign\[train\]'"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugalign.fitting.command import FITTERS, fitter, parse_settings
+from plugalign.fitting.data import Labelled
 from plugalign.fitting.settings import settings_of, validated
 
 
@@ -59,6 +61,17 @@ def test_an_unknown_setting_lists_those_there_are() -> None:
         fitter("dexpert")
     with pytest.raises(ValueError, match="nothing to fit"):
         fitter("self_debias")
+
+
+@pytest.mark.parametrize("method", FITTERS)
+def test_a_model_in_training_mode_is_refused(
+    method: str, tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    data = Labelled(tuple(f"w{i} w{i}" for i in range(60)), tuple("01"[i % 2] for i in range(60)))
+    function, fixed = fitter(method)
+    with pytest.raises(ValueError, match=r"is in training mode; call model\.eval\(\) first"):
+        function(tiny().train(), tokenizer, data, tmp_path / "out", **fixed)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", FITTERS)
