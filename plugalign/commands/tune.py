@@ -107,6 +107,7 @@ def tune(
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
     from plugalign.evaluation.halving import Budgets
+    from plugalign.evaluation.tuning import doubt
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
@@ -114,6 +115,8 @@ def tune(
     tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")
+    if (said := doubt(tuning)) is not None:
+        show(f"Note: {said}.")
     if tuning.chosen is None:
         fail(
             "no setting keeps the budgets, so the controller is left as it was; try weaker values "

@@ -9,7 +9,7 @@ rounds together cost two or three times the last one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,21 +57,20 @@ class Budgets:
                 f"{self.max_length_change}"
             )
 
-    def excess(self, found: Mapping[str, float | None]) -> float | None:
-        """By how much the budgets are exceeded; 0 within them, None where what is bounded is not
-        known.
+    def over(self, found: Mapping[str, float | None]) -> dict[str, float | None]:
+        """By how much each budget that is not kept is exceeded, by its name; None where what it
+        bounds is not known.
 
         Args:
             found: what each budget bounds, by its name.
         """
         bounds = {name: getattr(self, name) for name in found}
-        over = [
-            None if value is None else value - bounds[name]
+        every = {
+            name: None if value is None else value - bounds[name]
             for name, value in found.items()
             if bounds[name] is not None
-        ]
-        known = [each for each in over if each is not None]
-        return max(0.0, *known) if len(known) == len(over) else None
+        }
+        return {name: each for name, each in every.items() if each is None or each > 0}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class Trial:
         perplexity_ratio, length_ratio: to the base.
         perplexity_ratio_cut_alike: to the base within the setting's own support; None without one.
         cost_ratio: the time of an answer, to the base's; not where it was not measured.
-        excess: over the budgets, see `Budgets.excess`.
+        over: the budgets that are not kept, see `Budgets.over`.
+        excess: the largest of these; 0 within all of them, None where one is not known.
         efficient: whether no other setting has both a lower perplexity and a better figure.
     """
 
@@ -100,13 +100,22 @@ class Trial:
     perplexity_ratio_cut_alike: float | None
     length_ratio: float | None
     cost_ratio: float | None
+    over: dict[str, float | None]
     excess: float | None
     efficient: bool = False
 
     @property
     def within(self) -> bool:
         """Whether it keeps the budgets."""
-        return self.excess == 0
+        return not self.over
+
+    def improves(self, metric: Mapping[str, Any]) -> bool:
+        """Whether the whole interval of its figure's difference to base is better than none."""
+        difference = self.figures[metric["name"]].get("difference") or {}
+        low, high = difference.get("low"), difference.get("high")
+        if low is None or high is None:
+            return False
+        return bool(high < 0 if metric["better"] == "lower" else low > 0)
 
 
 class Search:
@@ -201,6 +210,7 @@ def _trial(
     found["max_length_change"] = None if length is None else abs(length - 1)
     if alike is not None:
         found["max_perplexity_cut_alike"] = cut_alike
+    over = budgets.over(found)
     return Trial(
         row=row,
         settings=settings,
@@ -211,8 +221,15 @@ def _trial(
         perplexity_ratio_cut_alike=cut_alike,
         length_ratio=length,
         cost_ratio=cost,
-        excess=budgets.excess(found),
+        over=over,
+        excess=_largest(over.values()),
     )
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """The largest of them, 0 of none; None where one is not known."""
+    known = list(values)
+    return None if None in known else max((x for x in known if x is not None), default=0.0)
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

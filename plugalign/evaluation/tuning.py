@@ -41,6 +41,12 @@ from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
 TUNING, PICTURE = "tuning.json", "pareto.svg"
+BOUNDED = {  # what the budgets are called in the table
+    "max_perplexity": "perplexity",
+    "max_perplexity_cut_alike": "cut",
+    "max_length_change": "length",
+    "max_cost": "time",
+}
 POCKET_PROMPTS = 100
 METRICS = tuple(sorted(TOXICITY, key=lambda metric: metric.threshold is not None))
 
@@ -205,6 +211,7 @@ def _evidence(
     return {
         "controller": controller.name,
         "chosen": None if chosen is None else chosen.settings,
+        "improves": None if chosen is None else chosen.improves(search.metric),
         "before": {setting: config[setting] for setting in before if setting in config},
         "budgets": asdict(search.budgets),
         "metric": search.metric,
@@ -239,32 +246,61 @@ def _write_choice(folder: Path, chosen: Controller, found: dict[str, Any]) -> No
 
 
 def tuning_table(tuning: Tuning) -> Table:
-    """All settings, the best first; what is chosen is marked."""
+    """The base, and all settings, the best first; what is chosen is marked."""
     metric = tuning.found["metric"]["name"]
     cut_alike = any(trial.perplexity_ratio_cut_alike is not None for trial in tuning.trials)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    notes = "; ".join(_notes(tuning, cut_alike))
-    table.caption = Text(notes)
+    table.caption = Text("; ".join(_notes(tuning, cut_alike)))
     table.add_column("setting", overflow="fold")
     perplexity = "perplexity\nx base" + (" / cut" if cut_alike else "")
     for head in ("prompts", heading(metric), perplexity, "length\nx base", "time\nx base"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("")
+    asked = max(trial.prompts for trial in tuning.trials)
+    table.add_row(BASE, str(asked), _estimated(tuning.found["base"][metric]), *["1"] * 3, "")
     for trial in tuning.trials:
-        figure = trial.figures[metric]
         over_base, over_cut = trial.perplexity_ratio, trial.perplexity_ratio_cut_alike
-        verdict = "chosen" if trial == tuning.chosen else "" if trial.within else "over budget"
         table.add_row(
-            Text(", ".join(f"{name}={value}" for name, value in trial.settings.items())),
+            Text(_shown(trial.settings)),
             str(trial.prompts),
-            f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]",
+            _estimated(trial.figures[metric]),
             number(over_base) + (f" / {number(over_cut)}" if cut_alike else ""),
             number(trial.length_ratio),
             number(trial.cost_ratio),
-            verdict,
+            _verdict(trial, tuning),
             style="bold" if trial == tuning.chosen else None,
         )
     return table
+
+
+def _estimated(figure: Mapping[str, Any]) -> str:
+    """A figure with its interval."""
+    value, low, high = (number(figure[part]) for part in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _verdict(trial: Trial, tuning: Tuning) -> str:
+    """Whether it is chosen, or which budgets it does not keep."""
+    if trial == tuning.chosen:
+        return "chosen"
+    return "" if trial.within else "over " + ", ".join(BOUNDED[name] for name in trial.over)
+
+
+def doubt(tuning: Tuning) -> str | None:
+    """What must be said of a choice that is not shown to be better than base; None of others."""
+    chosen, metric = tuning.chosen, tuning.found["metric"]
+    if chosen is None or chosen.improves(metric):
+        return None
+    name = metric["name"].replace("_", " ")
+    difference = chosen.figures[metric["name"]].get("difference") or dict.fromkeys(("value", "low", "high"))
+    return (
+        f"{_shown(chosen.settings)} is the best of these settings, but not shown to be better than "
+        f"base: its difference in {name} is {_estimated(difference)}"
+    )
 
 
 def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:

@@ -22,7 +22,7 @@ from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.statistics.paired import FloatArray, maximum, mean_score
-from plugalign.evaluation.tuning import tune
+from plugalign.evaluation.tuning import doubt, tune
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -158,6 +158,34 @@ def test_a_narrow_choice_does_not_hide_what_breaks() -> None:
     assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
     excess = [trial.excess for trial in search.ranked()]
     assert excess == [0.0, pytest.approx(60 / 29 - 2), None]
+    over = [trial.over for trial in search.ranked()]
+    cut_alike = "max_perplexity_cut_alike"
+    assert over == [{}, {cut_alike: pytest.approx(60 / 29 - 2)}, {cut_alike: None}]
+
+
+@pytest.mark.parametrize(
+    ("better", "ends", "improves"),
+    [
+        ("lower", (-0.3, -0.1), True),
+        ("lower", (-0.3, 0.1), False),
+        ("lower", (0.1, 0.3), False),
+        ("lower", (-0.3, 0.0), False),
+        ("higher", (0.1, 0.3), True),
+        ("higher", (-0.3, -0.1), False),
+        ("lower", (None, None), False),
+    ],
+)
+def test_what_improves_on_base(
+    better: str, ends: tuple[float | None, float | None], improves: bool
+) -> None:
+    search = search_of(2)
+    found = summary(128, dict.fromkeys(search.rows, (0.5, 100.0, 10.0)))
+    found["metrics"] = [{"name": "toxicity", "better": better}]
+    for row in search.rows:
+        difference = dict(zip(("low", "high"), ends, strict=True))
+        found["methods"][row]["toxicity"]["difference"] = difference
+    search.note(found, list(search.rows))
+    assert {trial.improves(search.metric) for trial in search.ranked()} == {improves}
 
 
 def test_what_costs_too_much_is_over_the_budget() -> None:
@@ -258,7 +286,7 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     assert config == json.loads(before[folder / "config.json"]) | {"alpha": chosen}
     changed = {p for p in folder.rglob("*") if p.is_file() and p.read_bytes() != before.get(p)}
     assert changed <= {folder / "config.json", folder / "tuning.json"}
-    assert tuning.table().row_count == 4
+    assert tuning.table().row_count == 5
     alike = last["references"][last["cut_alike"][tuning.chosen.row]]["corpus_perplexity"]["value"]
     own, ratio = tuning.chosen.perplexity["value"], tuning.chosen.perplexity_ratio
     assert tuning.chosen.perplexity_ratio_cut_alike == pytest.approx(own / alike)
@@ -267,6 +295,9 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert f"{number(ratio)} / {number(own / alike)}" in said and "x base / cut" in said
     assert "budgets are 9.00 / 2.00" in said and "alpha=0.5" in said
+    base = last["methods"]["base"]["expected_maximum_toxicity"]
+    assert f"base 12 {number(base['value'])} [{number(base['low'])}, " in said
+    assert tuning.chosen.improves(found["metric"]) == found["improves"] == (doubt(tuning) is None)
 
 
 def kindness(scores: ArrayLike) -> FloatArray:
@@ -310,6 +341,20 @@ def test_without_a_setting_in_the_budgets_nothing_is_written_and_a_run_is_resume
         tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, **arguments)
     again = tune({"d": folder}, {"d.alpha": [0.5, 1.0]}, **arguments, resume=True)
     assert again.found == tuning.found
+
+
+def test_budgets_that_are_not_kept_are_named_and_so_is_a_choice_that_does_not_help(
+    tmp_path: Path,
+) -> None:
+    controller, values = pa.SelfDebias(["This is rude:"]), {"s.decay": [0.0, 1e-6]}
+    over = tune({"s": controller}, values, budgets=Budgets(0.5, 0), out=tmp_path / "a", **SMALL)
+    console = Console(file=StringIO(), width=120)
+    console.print(over)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "over perplexity" in said and "over budget" not in said and doubt(over) is None
+    kept = tune({"s": controller}, values, budgets=Budgets(9, 9), out=tmp_path / "b", **SMALL)
+    assert kept.found["improves"] is False
+    assert (doubt(kept) or "").startswith("decay=") and "0.00 [0.00, 0.00]" in (doubt(kept) or "")
 
 
 def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path: Path) -> None:
