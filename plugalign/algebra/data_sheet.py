@@ -99,6 +99,14 @@ class DataSheet:
         return dict(_measured((self.provenance.fit or {}).get("measured", {})))
 
     @property
+    def evaluation(self) -> str:
+        """`held_out` in a sentence."""
+        if not self.held_out:
+            return "Nothing was measured on texts held out, or it was not recorded."
+        found = "; ".join(f"{name} {value:g}" for name, value in self.held_out.items())
+        return f"On texts held out of the fit: {found}."
+
+    @property
     def limits(self) -> str:
         """What is known to go wrong, or what follows from how it was made."""
         stated = self.provenance.notes.limitations
@@ -140,7 +148,7 @@ class DataSheet:
         yield "- Fitted for: " + (self.fitted_for or "no model in particular")
         yield f"- Settings: config.json (controller `{self.controller}`)"
         yield from ("", "## Training data", "", *self._data(), "")
-        yield from ("## Evaluation", "", self._evaluation(), "")
+        yield from ("## Evaluation", "", self.evaluation, "")
         yield from ("## Intended use", "", self.provenance.notes.intended_use, "")
         yield from ("## Limits", "", self.limits)
         if self.parts:
@@ -168,12 +176,6 @@ class DataSheet:
         listed = ", ".join(f"{count} of “{label}”" for label, count in self.texts.items())
         yield f"n = {sum(self.texts.values())} texts ({listed}), those held out included."
         yield f"SHA-256 of texts and labels: {self.to_json()['data_sha256']}"
-
-    def _evaluation(self) -> str:
-        if not self.held_out:
-            return "Nothing was measured on texts held out, or it was not recorded."
-        found = "; ".join(f"{name} {value:g}" for name, value in self.held_out.items())
-        return f"On texts held out of the fit: {found}."
 
 
 def _measured(found: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, float]]:

@@ -296,7 +296,9 @@ def doubt(tuning: Tuning) -> str | None:
     if chosen is None or chosen.improves(metric):
         return None
     name = metric["name"].replace("_", " ")
-    difference = chosen.figures[metric["name"]].get("difference") or dict.fromkeys(("value", "low", "high"))
+    difference = chosen.figures[metric["name"]].get("difference") or dict.fromkeys(
+        ("value", "low", "high")
+    )
     return (
         f"{_shown(chosen.settings)} is the best of these settings, but not shown to be better than "
         f"base: its difference in {name} is {_estimated(difference)}"

@@ -177,14 +177,18 @@ print(tokenizer.decode(steered.generate(**ids, max_new_tokens=20)[0]))"""
 
 
 def describe(controller: Controller, model: Any, name: str, out: Path) -> str:
-    """What is there now, how to measure it, and a command that tries it when it is typed.
+    """What is there now and what was measured of it, how to compare it, and a command that tries it
+    when it is typed.
 
     Args:
         name: the model's hub id or folder, as it was given.
     """
     prompt = CHAT_PROMPT if workspace.fitted_on_chats(out) else PLAIN_PROMPT
     trial = shlex.quote(TRIAL.format(model=name, out=str(out), prompt=prompt))
+    sheet = controller.data_sheet()
+    guessing = " Guessing has an auc of 0.5." if "auc" in sheet.held_out else ""
     return (
-        f"{type(controller).__name__} for {model_name(model)} is in {out}; plugalign compare takes "
-        f"it as --controllers {controller.name}={out}, and this tries it:\npython -c {trial}"
+        f"{type(controller).__name__} for {model_name(model)} is in {out}. {sheet.evaluation}"
+        f"{guessing}\nplugalign compare takes it as --controllers {controller.name}={out}, and "
+        f"this tries it:\npython -c {trial}"
     )

@@ -19,7 +19,7 @@ LOOKS = 10  # in a whole training
 
 def set_apart(
     sides: Sequence[Sequence[Sequence[int]]], seed: int
-) -> tuple[list[list[Row]], list[list[Row]]]:
+) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
     """A tenth of each class's different rows, and not more than 256, is held out; none where there
     are few. What is held out of a class is learnt from in none.
 
@@ -34,12 +34,12 @@ def set_apart(
     parts = [_drawn(list(count), seed) for count in counts]
     never = {row for _, held in parts for row in held}
     learnt = [
-        [row for row in left if row not in never for _ in range(count[row])]
+        [list(row) for row in left if row not in never for _ in range(count[row])]
         for (left, _), count in zip(parts, counts, strict=True)
     ]
-    apart = [held for _, held in parts]
+    apart = [[list(row) for row in held] for _, held in parts]
     if not all((*learnt, *apart)):  # too few to spare any
-        return [[tuple(row) for row in side] for side in sides], [[] for _ in sides]
+        return [[list(row) for row in side] for side in sides], [[] for _ in sides]
     return learnt, apart
 
 

@@ -70,6 +70,10 @@ def test_it_says_what_it_does_and_its_hint_works_when_typed(
     saved = json.loads((out / "fit.json").read_text())
     assert saved["method"] == "fudge_head" and saved["settings"]["steps"] == 20
     assert str(tmp_path) not in json.dumps(saved)
+    measured = saved["measured"]["held_out"]
+    assert f"out of the fit: auc {measured['auc']:g}; loss {measured['loss']:g}. Guessing has" in (
+        " ".join(shown.out.split())
+    )
     hint = shown.out[shown.out.index("python -c") :].strip()
     typed = re.sub("^python", sys.executable, hint)
     done = subprocess.run(typed, shell=True, capture_output=True, text=True, check=False)
