@@ -53,6 +53,17 @@ def resolve_model(model: Any, tokenizer: Any, dtype: str = "auto") -> tuple[Any,
     return model, tokenizer
 
 
+def check_model(model: Any) -> None:
+    """Refuses a model that is given by a name under which there is none, before any is loaded.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    if isinstance(model, (str, Path)):
+        with loading("the model", model):
+            _decoder_config(base_of(str(model)))
+
+
 def load_model(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A causal language model in eval mode, on a GPU if there is one, and its tokenizer.
 

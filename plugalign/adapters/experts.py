@@ -17,7 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from plugalign.adapters.options import CONFIG
 from plugalign.algebra.identity import model_name, vocabulary_hash
-from plugalign.files.pretrained import is_bare
+from plugalign.files.pretrained import NOWHERE, is_bare, is_nowhere
 from plugalign.files.saved import read_settings
 
 AGAIN = "save the model and its tokenizer there again with save_pretrained"
@@ -114,6 +114,8 @@ def _loading(expert: str | Path) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, DAMAGE) or is_bare(error)):
             raise
+        if is_nowhere(error):
+            raise ValueError(f"the expert '{expert}' cannot be loaded: {NOWHERE}") from error
         reason = shorten(str(error) or type(error).__name__, 400)
         cure = TRUST if "trust_remote_code" in str(error) else AGAIN
         raise ValueError(f"the expert '{expert}' cannot be loaded: {reason}; {cure}") from error

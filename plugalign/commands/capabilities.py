@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,6 @@ from plugalign.commands import compare as shared
 from plugalign.commands import options
 from plugalign.commands import values as asked
 from plugalign.commands.console import quiet_libraries, show
-from plugalign.files.folders import check_folder
 
 OUT = "plugalign-capabilities"
 
@@ -63,7 +61,7 @@ def capabilities(
     """Four capabilities, one table a controller: comprehension, diagnosis, rectification, tax."""
     given = options.named(controllers, "--controllers")
     chosen = options.settings(settings, "--set")
-    folder = check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume))
+    folder = shared.run_folder(out, OUT, resume=resume)
     from plugalign.values.capabilities.data import load_data
     from plugalign.values.capabilities.measurement import measure_capabilities
 

@@ -12,6 +12,7 @@ from plugalign.catalogue import ALONE
 from plugalign.commands import options
 from plugalign.commands.console import quiet_libraries, show
 from plugalign.files.folders import check_folder
+from plugalign.files.shown import shown_path
 
 OUT = "plugalign-compare"
 
@@ -206,7 +207,7 @@ def chosen_options(
 
     Args:
         given: by name; None is not given.
-        usual_out: see `default_out`.
+        usual_out: see `run_folder`.
 
     Raises:
         ValueError: naming an option that cannot be.
@@ -215,11 +216,27 @@ def chosen_options(
 
     typed = {name: value for name, value in given.items() if value is not None}
     chosen = read_spec(spec, typed, trust=trust)
-    chosen.setdefault("out", default_out(Path.cwd(), usual_out, resume=chosen.get("resume", False)))
-    check_folder(chosen["out"])
+    resume = chosen.get("resume", False)
+    chosen["out"] = str(run_folder(chosen.get("out"), usual_out, resume=resume))
     if trust:
         chosen["judges"] = trusted_judges(chosen.get("judges"))
     return chosen
+
+
+def run_folder(out: str | Path | None, usual: str, *, resume: bool) -> Path:
+    """The folder of a run, see `default_out`; one to resume must be there.
+
+    Raises:
+        ValueError: naming the folder that cannot be.
+    """
+    given = default_out(Path.cwd(), usual, resume=resume) if out is None else out
+    folder = check_folder(given)
+    if resume and not folder.is_dir():
+        raise ValueError(
+            f"there is no run in {shown_path(folder)} to continue; name its folder, or leave "
+            "--resume out to begin one"
+        )
+    return folder
 
 
 def default_out(folder: Path, usual: str = OUT, *, resume: bool) -> str:

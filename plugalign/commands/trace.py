@@ -10,7 +10,6 @@ import typer
 from plugalign.commands import compare as shared
 from plugalign.commands import options
 from plugalign.commands.console import quiet_libraries, show
-from plugalign.files.folders import check_folder
 
 OUT = "plugalign-trace"
 GIVEN = (  # to the function as they are
@@ -98,7 +97,7 @@ def trace(
     chosen: dict[str, Any] = {
         "settings": options.settings(settings, "--set"),
         "cuts": options.shares(cuts, "--cuts"),
-        "out": check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume)),
+        "out": shared.run_folder(out, OUT, resume=resume),
     }
     chosen |= {name: context.params[name] for name in GIVEN}
     quiet_libraries()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from plugalign.commands import compare as shared
 from plugalign.commands import options
 from plugalign.commands.console import quiet_libraries, show
-from plugalign.files.folders import check_folder
 
 OUT = "plugalign-values"
 
@@ -73,7 +71,7 @@ def values(
     given = options.named(controllers, "--controllers")
     chosen = options.settings(settings, "--set")
     asked = options.names(formats, "--formats")
-    folder = check_folder(out or shared.default_out(Path.cwd(), OUT, resume=resume))
+    folder = shared.run_folder(out, OUT, resume=resume)
     from plugalign.values.questionnaire.measurement import measure
 
     quiet_libraries()

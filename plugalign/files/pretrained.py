@@ -24,6 +24,9 @@ DAMAGED = (
 )
 
 
+NOWHERE = "there is no such folder, and the hub has no such names"
+
+
 @contextmanager
 def loading(what: str, source: object) -> Iterator[None]:
     """Turns what is raised while something is loaded into one ValueError that names it.
@@ -41,9 +44,8 @@ def loading(what: str, source: object) -> Iterator[None]:
             error = ValueError("a file in it is not UTF-8")
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = one_line(lines[0] if lines else "", 300)
-        causes = (error, error.__cause__, error.__context__)
-        if any(isinstance(cause, HFValidationError) for cause in causes):
-            reason = "there is no such folder, and the hub has no such names"
+        if is_nowhere(error):
+            reason = NOWHERE
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"cannot load {what} {shown_path(source)}: {reason}") from error
@@ -53,3 +55,9 @@ def is_bare(error: Exception) -> bool:
     """Whether an error is an Exception of no kind of its own, as tokenizers raises of a damaged
     file."""
     return type(error) is Exception
+
+
+def is_nowhere(error: BaseException) -> bool:
+    """Whether an error says that a name is neither a folder nor what the hub could have."""
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(cause, HFValidationError) for cause in causes)

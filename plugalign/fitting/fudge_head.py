@@ -41,6 +41,7 @@ from plugalign.fitting.settings import (
 from plugalign.fitting.states import States, keep_states
 from plugalign.fitting.training import steps_of_an_epoch, train
 
+REACH = 0.4  # of a score in a step: lr D
 HELD_OUT, READING, TRAINING = 0.1, 0.7, 0.9  # shares of what is left: the head learns fast
 
 
@@ -51,6 +52,8 @@ class FudgeHeadSettings(FitSettings):
         desired: the label of the desired class, see `Labelled.binary`.
         rank: of the interaction between prefix and token.
         steps: at most; it ends when held-out texts are classified no better.
+        lr: by default `REACH` over the hidden states' width D. A step of Adam moves all weights by
+            as much, and with them the scores by about lr D.
         max_length: of a training text, in tokens; longer ones are cut.
         k: candidates of the controller that is returned and saved.
         weight: its lambda; 1 is Bayes' rule, more steers harder.
@@ -61,7 +64,7 @@ class FudgeHeadSettings(FitSettings):
     rank: Rank = 32
     steps: Count = 1000
     batch_size: Count = 64
-    lr: LearningRate = 3e-3
+    lr: LearningRate | None = None
     max_length: Count = 64
     seed: Seed = 0
     k: Count = 200
@@ -156,7 +159,7 @@ def _trained(
         loss=loss,
         steps=steps,
         most=settings.steps,
-        lr=settings.lr,
+        lr=REACH / states.width if settings.lr is None else settings.lr,
         seed=settings.seed,
         title="FUDGE head",
         checkpoint=folder / "head.checkpoint",

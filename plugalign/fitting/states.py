@@ -41,6 +41,11 @@ class States:
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.values.shape[1]
+
     def __getitem__(self, text: int) -> Tensor:
         """The states of one text, ``(T, D)``."""
         return self.values[self._bounds[text] : self._bounds[text + 1]]

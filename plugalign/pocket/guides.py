@@ -30,7 +30,7 @@ POLITENESS: dict[str, dict[str, Any]] = {
     "dexperts": {"steps": 50, "alpha": ALPHA},
     "dexperts_lora": {"steps": 50, "rank": 8, "alpha": ALPHA},
     "fudge": {"steps": 300, "batch_size": 32, "width": 64, **FUDGE},
-    "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, **FUDGE},
+    "fudge_head": {"steps": 300, "batch_size": 32, "rank": 16, "lr": 3e-3, **FUDGE},
     "prefix": {"steps": 150},
 }
 SELF_DEBIAS = SelfDebias((world.RUDE_DIAGNOSIS,), decay=50)

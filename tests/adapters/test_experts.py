@@ -88,6 +88,8 @@ def test_a_folder_of_nothing_is_refused(tiny, tokenizer, tmp_path):
 def test_what_is_not_there_is_refused(tiny, tokenizer):
     with pytest.raises(ValueError, match="the expert 'no/such-model' cannot be loaded: "):
         pa.wrap(tiny(), tokenizer, pa.DExperts("no/such-model"))
+    with pytest.raises(ValueError, match=r"expert '/no/such/model' .*: there is no such folder, a"):
+        pa.wrap(tiny(), tokenizer, pa.DExperts("/no/such/model"))
 
 
 def write(name, content):

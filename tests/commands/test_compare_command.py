@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import make_chat_model, make_chat_tokenizer
 
-from plugalign import cli
+from plugalign import cli, loading
 from plugalign.commands import options
 from plugalign.evaluation.comparison.spec import read_spec
 
@@ -121,6 +121,33 @@ def test_errors_are_one_line(
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and message in said[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scorer", "/nowhere"], "cannot load the model '/nowhere'"),
+        (["--perplexity-model", "/nowhere"], "cannot load the model '/nowhere'"),
+        (["--agreement", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--human-texts", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--human-labels", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--resume", "--out", "nowhere"], "there is no run in 'nowhere' to continue; name its"),
+    ],
+)
+def test_what_is_not_there_is_said_before_a_model_is_loaded(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    more: list[str],
+    message: str,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("it loads a model")
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    assert run(monkeypatch, *arguments, *more) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("nowhere").exists()
 
 
 def test_the_settings_of_decoding_are_typed_and_the_command_is_kept(

@@ -52,6 +52,8 @@ def test_base_and_steered_side_by_side(
     assert "No profile is drawn" in (out / "report.html").read_text()
     assert run(monkeypatch, MODEL, *options) == 2
     assert "continue it with --resume" in capsys.readouterr().err
+    assert run(monkeypatch, MODEL, *options, "--resume", "--out", str(tmp_path / "owt")) == 2
+    assert "owt' to continue; name its folder" in capsys.readouterr().err
     assert run(monkeypatch, MODEL, *options, "--resume") == 0
     assert json.loads((out / "values.json").read_text()) == found
 

@@ -38,7 +38,7 @@ from plugalign.files.precision import explained
 from plugalign.files.shown import shown
 from plugalign.fitting.workspace import fitted_on_chats
 from plugalign.generation.chat_format import ChatChoice, choose_chat
-from plugalign.loading import load_controllers, resolve_model, unfitted
+from plugalign.loading import check_model, load_controllers, resolve_model, unfitted
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -190,6 +190,8 @@ def make_study(
     loaded = load_judges(specs)
     check_judges(loaded.values(), texts.texts)
     by_name = isinstance(model, (str, Path))
+    for named in (model, scorer, perplexity_model):
+        check_model(named)
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     return Study(
         model=model,
