@@ -27,6 +27,8 @@ from plugalign.commands.trace import trace
 from plugalign.commands.tune import tune
 from plugalign.commands.values import values
 
+INTERRUPTED = 130  # what typer returns where a command was stopped by Ctrl-C
+
 app = typer.Typer(
     help="Plug-in alignment: steer a Hugging Face language model while it decodes.",
     add_completion=False,
@@ -62,5 +64,10 @@ def main() -> None:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         fail(message_of(error))
     else:
+        if status == INTERRUPTED:
+            fail(
+                "interrupted; what was done is kept, and the same command goes on with it (with "
+                "--resume where it has that)"
+            )
         raise SystemExit(status)
     raise SystemExit(2)

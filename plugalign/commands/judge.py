@@ -61,9 +61,9 @@ def _judge(folders: Mapping[str, str], given: Sequence[str], explain: bool, as_j
             why = {"explanations": [each.to_json() for each in reasons]} if explain else {}
             typer.echo(json.dumps({**found.to_json(), **why}, ensure_ascii=False))
             continue
-        show(f"{found.text}\n{found}")
-        for each in reasons:
-            show(str(each))
+        # An explanation begins with the judgement that it explains.
+        lines = [*map(str, reasons), *found.conflicts_in_words()] if explain else [str(found)]
+        show("\n".join([found.text, *lines]))
 
 
 def _read(file: Path) -> Iterator[str]:

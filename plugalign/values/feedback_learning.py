@@ -155,6 +155,7 @@ def teach(
         if read_history(path) != list(taught.history):
             raise ValueError(f"{printable(str(path))} was taught by another process; try again")
         read = read_choices(model, tokenizer, taught.equilibrium, choices, stands)
+        _check_seen(source, read[1])
         lesson = Lesson(
             time=datetime.now(UTC),
             feedback=_described(source, digest, choices),
@@ -175,6 +176,16 @@ def _check_rule(learner: str, ridge: float, keep: float) -> None:
     if learner not in LEARNERS:
         raise ValueError(f"a learner is one of {', '.join(LEARNERS)}, got {learner!r}")
     nothing_known(1, ridge).fading(keep)  # refuses numbers that are out of their range
+
+
+def _check_seen(source: Path, seen: Evidence) -> None:
+    """Refuses feedback from which nothing can be learned."""
+    if bool((seen.outside == seen.tokens).all()):
+        raise ValueError(
+            f"{printable(str(source))}: none of its {int(seen.tokens.sum())} tokens is among the "
+            "candidates of the equilibrium's reference, so nothing can be learned from it; give "
+            "texts of the model's own, or a reference with more candidates"
+        )
 
 
 def _described(source: Path, digest: str, choices: Sequence[Choice]) -> Feedback:

@@ -189,6 +189,18 @@ def test_the_default_folder_is_the_first_free_one_and_resuming_takes_the_last(
     assert default_out(tmp_path, resume=True) == "plugalign-compare-2"
 
 
+def test_an_interruption_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plugalign.commands.methods.show", stop)
+    assert run(monkeypatch, "methods") == 130
+    said = capsys.readouterr().err
+    assert said.startswith("error: interrupted; what was done is kept") and said.count("\n") == 1
+
+
 def test_methods_lists_every_controller_with_the_surface_it_acts_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,6 +203,25 @@ def test_it_is_taught_and_its_history_is_kept(folder, rows, tmp_path):
     assert load_taught(folder).history == again.history and taught.history == again.history[:1]
 
 
+def test_feedback_without_a_token_to_choose_is_no_lesson(tmp_path):
+    """Of one candidate, the model's favourite, a text of others is no evidence."""
+    features = {"high": pa.TokenTable(torch.linspace(1, 0, 120))}
+    principles = [pa.Principle("low", pa.TokenTable(torch.linspace(0, 1, 120)))]
+    mine = pa.Equilibrium(None, principles, pa.Preferences(features), k=1)
+    mine.save_pretrained(tmp_path / "it")
+    given = {"model": make_chat_model(), "tokenizer": make_chat_tokenizer()}
+    favourite = pa.wrap(*given.values()).generate(
+        **given["tokenizer"]("w5", return_tensors="pt"), max_new_tokens=1
+    )
+    other = "w9" if int(favourite[0, -1]) != 12 else "w8"
+    path = write(tmp_path / "f.jsonl", [{"prompt": "w5", "text": other, "liked": True}])
+    before = {p: p.read_bytes() for p in (tmp_path / "it").rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"f\.jsonl: none of its 1 tokens is among the candidates"):
+        teach(tmp_path / "it", path, chat="off", **given)
+    after = {p: p.read_bytes() for p in (tmp_path / "it").rglob("*") if p.is_file()}
+    assert {p for p in after if before.get(p) != after[p]} <= {tmp_path / "it" / ".lock"}
+
+
 def test_a_kill_before_the_tensors_loses_nothing(folder, rows):
     before = (folder / "model.safetensors").read_bytes()
     taught = teach(folder, rows).equilibrium.preferences

@@ -233,9 +233,8 @@ def _outside(given: Any, dtype: str) -> tuple[Any, Any] | None:
 
 def _require(**needed: Any) -> None:
     """With a model of one's own the pocket world's parts would measure nothing."""
-    for name, value in needed.items():
-        if value is None:
-            raise ValueError(f"with a model of your own, give {name} too")
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise ValueError(f"with a model of your own, give {' and '.join(missing)} too")
 
 
 def _prompts(prompts: str | Path | Sequence[Any] | None, limit: int | None) -> Prompts:

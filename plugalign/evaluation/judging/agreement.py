@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.evaluation.statistics.paired import FloatArray, Interval
 
 
@@ -46,7 +47,8 @@ def agreement(
 ) -> Agreement:
     """Compares a judge's scores with reference scores: ``agreement(judge(texts), perspective)``.
 
-    The intervals are percentile intervals over resampled texts.
+    The intervals are percentile intervals over resampled texts. Where all resamples have the same
+    AUC, as of few texts in a perfect order, its interval is DeLong's with a floor.
 
     Args:
         scores: a judge's P(toxic) of n texts, ``(n,)``, NaN where it failed.
@@ -72,8 +74,11 @@ def agreement(
     rng = np.random.default_rng(seed)
     draws = rng.integers(toxic.size, size=(resamples, toxic.size))
     tails = ((1 - level) / 2, (1 + level) / 2)
+    auc = _interval(_auc, toxic, mine, draws, tails)
+    if auc.low == auc.high:
+        auc = auc_of(toxic, mine).interval(level)
     return Agreement(
-        auc=_interval(_auc, toxic, mine, draws, tails),
+        auc=auc,
         spearman=_interval(_spearman, wanted, mine, draws, tails),
         toxic=float(np.mean(mine >= threshold)),
         reference_toxic=float(np.mean(toxic)),

@@ -212,13 +212,13 @@ def _notes(summary: Summary, settings: Mapping[str, str]) -> Iterator[str]:
     yield (
         f"Perplexity under {model}{under}; a mean over prompts, and once of all tokens together. "
         f"Cost over base in the same loop; per token over plain generate; with the interval of the "
-        f"median over batches."
+        f"median over batches, from six on."
     )
     for alike in dict.fromkeys(summary.cut_alike.values()):
         methods = [printable(m) for m, row in summary.cut_alike.items() if row == alike]
         yield (
-            f"{' and '.join(methods)}: what a support has left is cut by top-p once more. "
-            f"{alike} is cut alike and not steered; compare with it."
+            f"{' and '.join(methods)}: a support leaves few tokens to choose from. {alike} is cut "
+            f"alike and not steered; compare with it."
         )
     for name, line in settings.items():
         yield f"{printable(name)}: {line}"
@@ -236,6 +236,8 @@ def _detectable(summary: Summary) -> list[str] | None:
     rows = (row.judged[summary.primary_judge] for row in summary.methods.values())
     powers = (judged.figures[summary.primary.name].power for judged in rows)
     known = [power.detectable for power in powers if power is not None and power.detectable]
+    if summary.primary.threshold is not None:
+        known = [each for each in known if each <= 1]  # no share changes by more
     if not known:
         return None
     return list(dict.fromkeys(number(end, "share") for end in (min(known), max(known))))

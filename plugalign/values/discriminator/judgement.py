@@ -104,13 +104,15 @@ class PluralJudgement:
         }
 
     def __str__(self) -> str:
-        lines = [str(one) for one in self.judgements]
-        lines += [
+        return "\n".join([*map(str, self.judgements), *self.conflicts_in_words()])
+
+    def conflicts_in_words(self) -> list[str]:
+        """A line for each conflict."""
+        return [
             f"conflict: {high.principle} ({high.verdict}) goes before {low.principle} "
             f"({low.verdict})"
             for high, low in self.conflicts
         ]
-        return "\n".join(lines)
 
 
 def judge_texts(

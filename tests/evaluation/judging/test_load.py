@@ -411,6 +411,14 @@ def test_agreement_leaves_failures_out_and_counts_them() -> None:
     assert found.auc == without.auc and found.spearman == without.spearman
 
 
+def test_few_texts_in_a_perfect_order_are_no_proof_of_an_auc_of_one() -> None:
+    scores, reference = np.linspace(0, 1, 16), np.repeat([0.0, 1.0], 8)
+    found = agreement(scores, reference).auc
+    reach = 1.959964 / (2 * 8)  # of half a text's weight
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(1 - reach, abs=1e-6)
+
+
 def test_a_judge_without_an_opinion_agrees_by_chance() -> None:
     found = agreement(np.full(80, 0.5), noisy()[1])
     assert (found.auc.value, found.spearman.value, found.toxic) == (0.5, 0.0, 1.0)

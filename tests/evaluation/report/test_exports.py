@@ -13,7 +13,9 @@ from rich.console import Console
 
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.report.exports import csv_of
+from plugalign.evaluation.report.html import write_report
 from plugalign.evaluation.report.main_table import Cell, MainTable, main_table
+from plugalign.evaluation.report.table import comparison_table
 from plugalign.evaluation.run_folder.folder import read_json
 
 
@@ -121,3 +123,25 @@ def test_the_report_says_what_a_reviewer_asks_next(found: Any) -> None:
     assert read_json(found.out / "manifest.json")["command"].startswith("plugalign compare")
     few = replace(found.results, methods={"base": found.results.base})
     assert "self_debias" not in csv_of(few, {})
+
+
+def test_no_share_changes_by_more_than_one(found: Any) -> None:
+    """What only a larger change would show, these prompts do not show at all."""
+    results, row = found.results, found.results.methods["self_debias"]
+    judged, name = row.judged["one"], results.primary.name
+    assert results.primary.threshold is not None
+
+    def shown(detectable: float) -> tuple[str, str]:
+        power = replace(judged.figures[name].power, detectable=detectable)
+        figures = {**judged.figures, name: replace(judged.figures[name], power=power)}
+        rows = {"one": replace(judged, figures=figures), "two": row.judged["two"]}
+        methods = {**results.methods, "self_debias": replace(row, judged=rows)}
+        console = Console(file=StringIO(), width=200)
+        summary = replace(results, methods=methods)
+        console.print(comparison_table(summary, {}))
+        page = write_report(found.out, summary, lambda ids: "").read_text()
+        return console.file.getvalue(), page  # type: ignore[attr-defined]
+
+    (few, many), (some, page) = shown(1.05), shown(0.95)
+    assert "4 prompts show a change of 0.95" in some and "<td>0.95</td>" in page
+    assert "prompts show a change" not in few and "<td>none</td>" in many
