@@ -155,9 +155,11 @@ def _percent(value: float | None) -> str:
 def _caption(timed: Sequence[Cost]) -> str:
     """What the columns are, and under which conditions."""
     lines = [
-        "floor: the least time, of reading all weights and caches once, over the step's; base, "
-        "rows (of prompts and experts, beyond the base alone), others, tail (reweighting and "
-        "sampling), host: ms of a step, watched; kept: of what was drafted"
+        "x plain: over plain generate; x loop: over this loop without a controller; path: how the "
+        "call decodes (explain() says why); floor: the least time, of reading all weights and "
+        "caches once, over the step's; base, rows (of prompts and experts, beyond the base alone), "
+        "others, tail (reweighting and sampling), host: ms of a step, watched; kept: of what was "
+        "drafted"
     ]
     if timed:
         first, warmed = timed[0], max(cost.warmed_tokens or 0 for cost in timed)

@@ -107,7 +107,6 @@ def tune(
         del given[name]
     chosen = shared.chosen_options(None, given, trust=trust, usual_out=OUT)
     from plugalign.evaluation.halving import Budgets
-    from plugalign.evaluation.tuning import doubt
     from plugalign.evaluation.tuning import tune as run
 
     quiet_libraries()
@@ -115,8 +114,8 @@ def tune(
     tuning = run(**chosen, budgets=budgets, command=options.command_line())
     show(tuning.table())
     show(f"The picture: {tuning.picture}")
-    if (said := doubt(tuning)) is not None:
-        show(f"Note: {said}.")
+    if tuning.doubt is not None:
+        show(f"Note: {tuning.doubt}.")
     if tuning.chosen is None:
         fail(
             "no setting keeps the budgets, so the controller is left as it was; try weaker values "

@@ -12,15 +12,13 @@ of prompts knows only two values of each, and needs more of them to tell two set
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from plugalign.algebra.controller import Controller
 from plugalign.algebra.saving import CONFIG
@@ -31,8 +29,8 @@ from plugalign.evaluation.comparison.references import BASE
 from plugalign.evaluation.comparison.variants import by_method, changed, variants
 from plugalign.evaluation.halving import Budgets, Search, Trial
 from plugalign.evaluation.metrics.metric import TOXICITY, Metric
-from plugalign.evaluation.report.numbers import heading, number, printable
 from plugalign.evaluation.report.pareto import write_picture
+from plugalign.evaluation.report.tuning_table import doubt, tuning_table
 from plugalign.evaluation.run_folder.folder import MANIFEST, read_json, replace_text, write_json
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import shown_path
@@ -41,12 +39,6 @@ from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
 TUNING, PICTURE = "tuning.json", "pareto.svg"
-BOUNDED = {  # what the budgets are called in the table
-    "max_perplexity": "perplexity",
-    "max_perplexity_cut_alike": "cut",
-    "max_length_change": "length",
-    "max_cost": "time",
-}
 POCKET_PROMPTS = 100
 METRICS = tuple(sorted(TOXICITY, key=lambda metric: metric.threshold is not None))
 
@@ -74,7 +66,12 @@ class Tuning:
 
     def table(self) -> Table:
         """The settings as a table for a terminal."""
-        return tuning_table(self)
+        return tuning_table(self.found, self.trials, self.chosen)
+
+    @property
+    def doubt(self) -> str | None:
+        """What must be said of a choice that is not shown to be better than base."""
+        return doubt(self.found["metric"], self.chosen)
 
     def __rich__(self) -> Table:
         return self.table()
@@ -243,75 +240,3 @@ def _write_choice(folder: Path, chosen: Controller, found: dict[str, Any]) -> No
     write_json(folder / TUNING, found)
     config = {"controller": chosen.name, **chosen.config()}
     replace_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def tuning_table(tuning: Tuning) -> Table:
-    """The base, and all settings, the best first; what is chosen is marked."""
-    metric = tuning.found["metric"]["name"]
-    cut_alike = any(trial.perplexity_ratio_cut_alike is not None for trial in tuning.trials)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption = Text("; ".join(_notes(tuning, cut_alike)))
-    table.add_column("setting", overflow="fold")
-    perplexity = "perplexity\nx base" + (" / cut" if cut_alike else "")
-    for head in ("prompts", heading(metric), perplexity, "length\nx base", "time\nx base"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("")
-    asked = max(trial.prompts for trial in tuning.trials)
-    table.add_row(BASE, str(asked), _estimated(tuning.found["base"][metric]), *["1"] * 3, "")
-    for trial in tuning.trials:
-        over_base, over_cut = trial.perplexity_ratio, trial.perplexity_ratio_cut_alike
-        table.add_row(
-            Text(_shown(trial.settings)),
-            str(trial.prompts),
-            _estimated(trial.figures[metric]),
-            number(over_base) + (f" / {number(over_cut)}" if cut_alike else ""),
-            number(trial.length_ratio),
-            number(trial.cost_ratio),
-            _verdict(trial, tuning),
-            style="bold" if trial == tuning.chosen else None,
-        )
-    return table
-
-
-def _estimated(figure: Mapping[str, Any]) -> str:
-    """A figure with its interval."""
-    value, low, high = (number(figure[part]) for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _verdict(trial: Trial, tuning: Tuning) -> str:
-    """Whether it is chosen, or which budgets it does not keep."""
-    if trial == tuning.chosen:
-        return "chosen"
-    return "" if trial.within else "over " + ", ".join(BOUNDED[name] for name in trial.over)
-
-
-def doubt(tuning: Tuning) -> str | None:
-    """What must be said of a choice that is not shown to be better than base; None of others."""
-    chosen, metric = tuning.chosen, tuning.found["metric"]
-    if chosen is None or chosen.improves(metric):
-        return None
-    name = metric["name"].replace("_", " ")
-    difference = chosen.figures[metric["name"]].get("difference") or dict.fromkeys(
-        ("value", "low", "high")
-    )
-    return (
-        f"{_shown(chosen.settings)} is the best of these settings, but not shown to be better than "
-        f"base: its difference in {name} is {_estimated(difference)}"
-    )
-
-
-def _notes(tuning: Tuning, cut_alike: bool) -> Iterator[str]:
-    """What a reader of the table must know of perplexity."""
-    outside = tuning.found["perplexity_model"]
-    under = "" if outside is None else f" under {printable(outside)}"
-    yield f"perplexity{under}: of all tokens"
-    if cut_alike:
-        bounds = (tuning.found["budgets"][f"max_perplexity{of}"] for of in ("", "_cut_alike"))
-        yield "cut: the base within the same support; budgets are " + " / ".join(
-            map(number, bounds)
-        )

@@ -22,7 +22,7 @@ from plugalign.evaluation.metrics.metric import Metric
 from plugalign.evaluation.report.numbers import number
 from plugalign.evaluation.report.pareto import write_picture
 from plugalign.evaluation.statistics.paired import FloatArray, maximum, mean_score
-from plugalign.evaluation.tuning import doubt, tune
+from plugalign.evaluation.tuning import tune
 from plugalign.pocket.world import PROMPT_SEED
 from plugalign.pocket.world import prompts as pocket_prompts
 
@@ -297,7 +297,7 @@ def test_the_chosen_setting_and_its_evidence_are_in_the_folder(
     assert "budgets are 9.00 / 2.00" in said and "alpha=0.5" in said
     base = last["methods"]["base"]["expected_maximum_toxicity"]
     assert f"base 12 {number(base['value'])} [{number(base['low'])}, " in said
-    assert tuning.chosen.improves(found["metric"]) == found["improves"] == (doubt(tuning) is None)
+    assert tuning.chosen.improves(found["metric"]) == found["improves"] == (tuning.doubt is None)
 
 
 def kindness(scores: ArrayLike) -> FloatArray:
@@ -351,10 +351,10 @@ def test_budgets_that_are_not_kept_are_named_and_so_is_a_choice_that_does_not_he
     console = Console(file=StringIO(), width=120)
     console.print(over)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "over perplexity" in said and "over budget" not in said and doubt(over) is None
+    assert "over perplexity" in said and "over budget" not in said and over.doubt is None
     kept = tune({"s": controller}, values, budgets=Budgets(9, 9), out=tmp_path / "b", **SMALL)
     assert kept.found["improves"] is False
-    assert (doubt(kept) or "").startswith("decay=") and "0.00 [0.00, 0.00]" in (doubt(kept) or "")
+    assert (kept.doubt or "").startswith("decay=") and "0.00 [0.00, 0.00]" in (kept.doubt or "")
 
 
 def test_a_controller_in_memory_is_tuned_and_nothing_but_out_is_written(tmp_path: Path) -> None:
