@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from plugalign.evaluation.statistics.paired import FloatArray
 
@@ -122,14 +123,23 @@ def agreement_auc(above: FloatArray, scores: FloatArray, counts: FloatArray) -> 
     Returns:
         NaN for a resample that lacks a class.
     """
-    (all_scores,) = on_one_support(np.where(np.isnan(above), np.nan, scores))
-    support = all_scores.support
+    ranks = _ranks(np.where(np.isnan(above), np.nan, scores))
+    (all_ranks,) = on_one_support(ranks)
+    support = all_ranks.support
     high, low = (
-        counts @ _histogram(np.where(above == side, scores, np.nan), support) for side in (1, 0)
+        counts @ _histogram(np.where(above == side, ranks, np.nan), support) for side in (1, 0)
     )
     below = low.cumsum(axis=1) - low / 2
     pairs = high.sum(axis=1) * low.sum(axis=1)
     return np.where(pairs > 0, (high * below).sum(axis=1) / np.where(pairs > 0, pairs, 1), np.nan)
+
+
+def _ranks(scores: FloatArray) -> FloatArray:
+    """Of all scores, NaN where one is missing: where ranks are rounded, few pairs become ties,
+    however close together the scores lie."""
+    found, there = np.full(scores.shape, np.nan), ~np.isnan(scores)
+    found[there] = stats.rankdata(scores[there])
+    return found
 
 
 def _histogram(scores: FloatArray, support: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from plugalign.evaluation.statistics.auc import auc_of
 from plugalign.evaluation.statistics.distributions import (
     agreement_auc,
     gaps,
@@ -91,3 +92,14 @@ def test_the_auc_is_over_pairs_of_texts() -> None:
     wanted = np.mean((high[:, None] > low) + 0.5 * (high[:, None] == low))
     assert agreement_auc(above, scores, np.ones((1, 6)))[0] == pytest.approx(wanted)
     assert np.isnan(agreement_auc(np.zeros((6, 4)), scores, np.ones((1, 6)))[0])
+
+
+def test_the_auc_of_many_scores_that_lie_close_together_is_no_coins() -> None:
+    draw = np.random.default_rng(4)
+    odds = draw.normal(-9, 1, (300, 3))
+    above = (odds + draw.normal(0, 0.5, odds.shape) > -9).astype(float)
+    scores = np.exp(odds)
+    scores[0, 0] = 1.0
+    wanted = auc_of(above.ravel() == 1, scores.ravel()).value
+    assert wanted > 0.9
+    assert agreement_auc(above, scores, np.ones((1, 300)))[0] == pytest.approx(wanted, abs=1e-3)
