@@ -7,7 +7,8 @@ section 6)::
     theta = lambda mean(judge of the others) + mean(label - lambda judge)
 
 It is unbiased whatever the judge is worth; lambda is the weight of the least variance, so that a
-worthless judge counts for nothing.
+worthless judge counts for nothing. Labels that are all alike have no variance, and are no proof
+that all texts are so: their mean has Wilson's interval.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from plugalign.evaluation.statistics.intervals import share_interval
 from plugalign.evaluation.statistics.paired import Interval
 
 FEWEST = 10  # labelled texts
@@ -46,7 +48,8 @@ def prediction_powered(
     """The mean label of all texts.
 
     Args:
-        labels: of n units, ``(n,)``: texts, or prompts with the mean over their labelled texts.
+        labels: of n units, ``(n,)``, in [0, 1]: texts, or prompts with the mean over their labelled
+            texts.
         judged: the judge's scores of the same, ``(n,)``.
         others: its scores of N units without labels, ``(N,)``; N may be 0.
         level: the coverage.
@@ -61,6 +64,9 @@ def prediction_powered(
         raise ValueError(f"{FEWEST} labelled texts are needed, got {y.size}; label more")
     if np.isnan(np.concatenate([y, f, rest])).any():
         raise ValueError("a label or a score is missing; leave such texts out")
+    if np.ptp(y) == 0:
+        alike = share_interval(y, level=level)
+        return PredictionPowered(alike, alike, weight=0.0, labelled=y.size)
     weight = _weight(y, f, rest.size)
     corrected = y - weight * f
     theta = corrected.mean() + (weight * rest.mean() if rest.size else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from plugalign.evaluation.statistics.intervals import wilson
 from plugalign.evaluation.statistics.prediction_powered import prediction_powered
 
 TRUTH = 0.3
@@ -48,6 +49,16 @@ def test_the_formula_by_hand() -> None:
     assert found.weight == pytest.approx(np.clip(weight, 0, 1))
     theta = found.weight * others.mean() + np.mean(labels - found.weight * judged)
     assert found.mean.value == pytest.approx(theta)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_labels_that_are_all_alike_are_no_certainty(label: float) -> None:
+    _, judged = draw_texts(np.random.default_rng(3), 12)
+    found = prediction_powered(np.full(12, label), judged, np.full(100, 0.5))
+    wanted = wilson(label, 12)
+    assert found.weight == 0 and found.labelled == 12
+    assert found.mean == found.labels_alone == wanted
+    assert wanted.high - wanted.low > 0.2
 
 
 def test_few_labels_are_refused() -> None:
