@@ -6,8 +6,9 @@ standard deviation s, with probability ``power`` at about
     n = (z_{1 - alpha/2} + z_power)^2 (s / d)^2 + z_{1 - alpha/2}^2 / 2
 
 prompts (Guenther 1981, "Sample size formulas for normal theory t tests"; the last term makes up for
-s being estimated). The permutation test of the report has the same power for many prompts. It is
-planning, and no second test: of a difference that these prompts do not show, it says how many
+s being estimated). The permutation test of the report has the same power for many prompts; of n
+prompts its p-value is at least 2^(1 - n), so that fewer than six show nothing at the level .05. It
+is planning, and no second test: of a difference that these prompts do not show, it says how many
 would, were it as large as it looks.
 """
 
@@ -30,8 +31,9 @@ class Power:
     Attributes:
         prompts: how many there were.
         needed: how many would show a difference as large as the observed one; None for none.
-        detectable: the smallest difference that as many prompts as there were show; None for fewer
-            than three, and where all differences are equal: their spread says nothing then.
+        detectable: the smallest difference that as many prompts as there were show; None where
+            they are too few to show any, and where all differences are equal: their spread says
+            nothing then.
     """
 
     prompts: int
@@ -64,9 +66,10 @@ def paired_power(
     mean, spread = abs(float(values.mean())), float(values.std(ddof=1))
     tail = float(stats.norm.ppf((1 + level) / 2))
     both, small = tail + float(stats.norm.ppf(power)), tail**2 / 2
+    fewest = math.ceil(1 - math.log2(1 - level) - 1e-9)
     needed = None
     if mean > 1e-12 * max(1.0, float(np.abs(values).max())):
-        needed = max(2, math.ceil((both * spread / mean) ** 2 + small))
-    known = values.size > small and spread > 0
+        needed = max(fewest, math.ceil((both * spread / mean) ** 2 + small))
+    known = values.size >= fewest and values.size > small and spread > 0
     detectable = both * spread / math.sqrt(values.size - small) if known else None
     return Power(values.size, needed, detectable)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from plugalign.evaluation.statistics.paired import sign_flip_test
 from plugalign.evaluation.statistics.power import paired_power
 
 
@@ -51,12 +52,22 @@ def test_the_smallest_change_is_found_as_often_as_promised():
     assert shown == pytest.approx(0.8, abs=0.02)
 
 
+def test_prompts_that_no_permutation_test_can_decide_show_nothing():
+    values = differences(0.5, 0.1, 6)
+    assert sign_flip_test(values, np.zeros(6)) < 0.05 < sign_flip_test(values[:5], np.zeros(5))
+    few, enough = paired_power(values[:5]), paired_power(values)
+    assert few is not None and (few.needed, few.detectable) == (6, None)
+    assert enough is not None and enough.needed == 6 and enough.detectable is not None
+    strict = paired_power(values, level=0.99)
+    assert strict is not None and (strict.needed, strict.detectable) == (8, None)
+
+
 def test_what_has_no_answer_has_none():
     assert paired_power([np.nan, 1.0]) is None
     still = paired_power([0.0, 0.0, 0.0])
     assert still is not None and (still.needed, still.detectable) == (None, None)
     sure = paired_power([0.5, 0.5, 0.5, np.nan])
-    assert sure is not None and (sure.prompts, sure.needed) == (3, 2)
+    assert sure is not None and (sure.prompts, sure.needed) == (3, 6)
     assert paired_power([0.1, -0.1, 0.0]).needed is None  # type: ignore[union-attr]
     for options in ({"power": 1.0}, {"level": 0.0}):
         with pytest.raises(ValueError, match="must lie strictly between 0 and 1"):
