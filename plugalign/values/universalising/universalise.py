@@ -143,10 +143,13 @@ def universalise(
     if not possible:
         known = ", ".join(sorted({name for world in worlds for name in world.maxims}))
         raise ValueError(f"the maxim {chosen.name!r} is of none of these worlds; they know {known}")
-    gates = tuple(check_comprehension(agent, possible) for agent in agents)
+    gates = tuple(
+        check_comprehension(agent, possible, chosen if _is_fixed(agent) else None)
+        for agent in agents
+    )
     test = _Test(possible, _less if judge is None else judge, runs, seed)
     cells = test.cells(chosen, agents)
-    fixed = any(getattr(agent, "is_the_maxim", False) for agent in agents)
+    fixed = any(map(_is_fixed, agents))
     contrary = None if fixed or chosen.contrary is None else _maxim(chosen.contrary)
     return Verdict(
         maxim=chosen,
@@ -201,6 +204,11 @@ class _Test:
                 f"the judge must give {count} answers, one for each member, got {worse.shape}"
             )
         return float(alone.success[one]), float(together.success.mean()), float(worse.mean())
+
+
+def _is_fixed(agent: Agent) -> bool:
+    """Whether an agent is itself the maxim."""
+    return bool(getattr(agent, "is_the_maxim", False))
 
 
 def _maxim(maxim: Maxim | str) -> Maxim:

@@ -250,5 +250,23 @@ def test_a_controller_that_is_the_maxim_follows_no_contrary():
     assert not ModelAgent(model, tokenizer).is_the_maxim
 
 
+@pytest.mark.parametrize("name", MAXIMS)
+def test_an_agent_that_is_the_maxim_is_asked_nothing_of_its_contrary(name):
+    @dataclass(frozen=True)
+    class Fixed(ScriptedAgent):
+        """Follows one maxim perfectly, whichever it is given."""
+
+        is_the_maxim: bool = True
+
+        def choose(self, situation, maxim, draw):
+            return super().choose(situation, None if maxim is None else MAXIMS[name], draw)
+
+    found = universalise(name, agents=[Fixed()], **FEW)
+    assert found.gates[0].right.value == 1
+    assert found.pi == universalise(name, **FEW).pi
+    with pytest.raises(ValueError, match="is refused"):
+        universalise(MAXIMS[name].contrary, agents=[Fixed()], **FEW)
+
+
 def test_every_maxim_has_its_contrary():
     assert all(MAXIMS[MAXIMS[m.contrary].contrary] is m for m in MAXIMS.values())
