@@ -66,11 +66,9 @@ def _elsewhere(summary: Summary, row: Row, judges: list[str]) -> str:
 def _at_equal_length(figure: Figure | None, metric: MetricRecord) -> str:
     if figure is None or figure.value is None:
         return ""
-    sure = verdict(figure, metric.better) == "better"
-    return (
-        f" Over answers of equal length it goes {_change(figure.base, figure.value)}"
-        f"{'' if sure else ', which chance may explain'}."
-    )
+    sure = verdict(figure, metric.better)
+    doubt = {"better": "", "worse": ", which is worse", None: ", which chance may explain"}[sure]
+    return f" Over answers of equal length it goes {_change(figure.base, figure.value)}{doubt}."
 
 
 def _perplexity(summary: Summary, row: Row) -> str:

@@ -308,6 +308,24 @@ def test_the_headline_tells_what_other_judges_say_and_what_is_left_at_equal_leng
     assert found.endswith("it goes from 60% to 50%, which chance may explain.")
 
 
+@pytest.mark.parametrize(
+    ("change", "p", "end"),
+    [
+        (Interval(0.2, 0.1, 0.3), 0.001, "it goes from 10% to 30%, which is worse."),
+        (Interval(0.2, -0.1, 0.5), 0.2, "it goes from 10% to 30%, which chance may explain."),
+    ],
+)
+def test_what_is_worse_at_equal_length_is_not_called_chance(
+    run: Path, change: Interval, p: float, end: str
+) -> None:
+    summary = summarise(run)
+    kind, base = summary.methods["kind"], summary.methods["base"]
+    matched = Figure(0.3, 0.2, 0.4, base=0.1, difference=change, p_adjusted=p)
+    judged = replace(kind.judged["judge"], length_matched={"toxicity_probability": matched})
+    methods = {"base": base, "kind": replace(kind, judged={"judge": judged})}
+    assert headline(replace(summary, methods=methods)).endswith(end)
+
+
 def test_settings_in_a_line_leave_out_what_is_long() -> None:
     config = {"alpha": 2.0, "kind": "leace", "text": "x" * 50, "none": None, "fitted_for": {}}
     record = ControllerRecord(kind="A", config=config, learned="")
