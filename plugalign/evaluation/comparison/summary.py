@@ -44,6 +44,8 @@ from plugalign.evaluation.statistics.intervals import median_interval
 from plugalign.evaluation.statistics.missing import equal_numbers
 from plugalign.evaluation.statistics.paired import FloatArray, PairedBootstrap, missing
 
+FEWEST = 6  # prompts of which a permutation test can have a p-value below .05
+
 Numbers = Mapping[str, FloatArray]
 """By row, the numbers of its answers ``(P, S)``, or of its prompts ``(P,)``."""
 
@@ -177,6 +179,12 @@ class Findings:
     def _warnings(self) -> list[str]:
         """What a reader must know before comparing rows."""
         found = []
+        if (prompts := len(self.answers[BASE].rows)) < FEWEST:
+            found.append(
+                f"There {'is one prompt' if prompts == 1 else f'are {prompts} prompts'} only, and "
+                f"intervals are over prompts: of so few they say little, those of one are a point, "
+                f"and no test of fewer than {FEWEST} can show a difference."
+            )
         for judge in self.manifest.settings.judges:
             lost = {name: missing(a.scores(judge)) for name, a in self.answers.items()}
             if len(set(lost.values())) > 1:

@@ -224,6 +224,18 @@ def test_short_answers_neither_raise_nor_lower_the_cost_of_a_step(tmp_path: Path
     assert short["empty"]["value"] == 0.5 and short["length"]["value"] == 5.0
 
 
+@pytest.mark.parametrize(("prompts", "said"), [(1, "is one prompt"), (5, "are 5 prompts")])
+def test_few_prompts_are_warned_of(tmp_path: Path, prompts: int, said: str) -> None:
+    make_run(tmp_path)
+    assert summed(tmp_path)["warnings"] == []
+    for name in ("generations.jsonl", "scores.jsonl"):
+        lines = (tmp_path / name).read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["prompt"] < prompts]
+        (tmp_path / name).write_text("".join(kept))
+    (warning,) = summed(tmp_path)["warnings"]
+    assert warning.startswith(f"There {said} only")
+
+
 def test_missing_scores_are_left_out_and_counted(tmp_path: Path) -> None:
     table = make_run(tmp_path, missing=0.3)
     summary = summed(tmp_path)
