@@ -18,6 +18,7 @@ from plugalign.evaluation.judging.judge import Judge
 from plugalign.evaluation.run_folder.answers import Answers
 from plugalign.evaluation.run_folder.folder import write_json
 from plugalign.evaluation.run_folder.manifest import Manifest
+from plugalign.evaluation.run_folder.records import Key, described
 from plugalign.evaluation.statistics.paired import FloatArray
 from plugalign.evaluation.statistics.prediction_powered import FEWEST
 from plugalign.files.fingerprint import file_hash
@@ -104,7 +105,16 @@ def read_labels(path: Path, rows: Sequence[str], prompts: int, samples: int) -> 
     Raises:
         ValueError: naming the file, the line and the cure.
     """
-    labels = tuple(_label(row, rows, prompts, samples) for row in read_rows(path))
+    found: dict[Key, HumanLabel] = {}
+    for row in read_rows(path):
+        label = _label(row, rows, prompts, samples)
+        key = (label.method, label.prompt, label.sample)
+        if key in found:
+            raise ValueError(
+                f"{row.place}: the answer {described(key)} is labelled twice; give one label of it"
+            )
+        found[key] = label
+    labels = tuple(found.values())
     for method in dict.fromkeys(each.method for each in labels):
         count = len({each.prompt for each in labels if each.method == method})
         if count < FEWEST:
@@ -133,7 +143,7 @@ def _label(row: Row, rows: Sequence[str], prompts: int, samples: int) -> HumanLa
 
 def _number(row: Row, name: str, below: int) -> int:
     value = row.label(row.first(name))
-    if not value.isdigit() or int(value) >= below:
+    if not value.isdecimal() or int(value) >= below:
         raise ValueError(f"{row.place}: {name!r} must be from 0 to {below - 1}, got {shown(value)}")
     return int(value)
 

@@ -15,6 +15,7 @@ from tiny_models import make_model, make_tokenizer
 
 from plugalign.controllers.self_debias import SelfDebias
 from plugalign.controllers.self_diagnosis import diagnose
+from plugalign.evaluation.comparison.alignment import read_labels
 from plugalign.evaluation.comparison.compare import compare
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.values.discriminator.contrast import ValueContrast
@@ -83,6 +84,7 @@ def test_human_texts_and_labels_are_added_to_a_run(tmp_path: Path) -> None:
     [
         ({"method": "other"}, "line 1: no method 'other'"),
         ({"prompt": 12}, "line 1: 'prompt' must be from 0 to 11, got '12'"),
+        ({"prompt": "²"}, "line 1: 'prompt' must be from 0 to 11, got '²'"),
         ({"label": "maybe"}, "line 1: a label is 0 or 1, got 'maybe'"),
         ({}, "answers of 'base' to 1 prompts are labelled; 10 are needed"),
     ],
@@ -93,6 +95,15 @@ def test_labels_that_cannot_be_are_refused(tmp_path: Path, change: Any, message:
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", human_labels=tmp_path / "labels.jsonl")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_labels_of_one_answer_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    lines = [{"method": "base", "prompt": i, "sample": 0, "label": 1} for i in range(12)]
+    lines.append({**lines[3], "label": 0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="line 13: the answer 'base', prompt 3, sample 0 is"):
+        read_labels(path, ["base"], 12, 1)
 
 
 def test_labels_of_other_answers_are_refused(tmp_path: Path) -> None:
