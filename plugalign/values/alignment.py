@@ -28,6 +28,7 @@ from plugalign.evaluation.statistics.paired import (
     mean_score,
 )
 from plugalign.evaluation.statistics.prediction_powered import (
+    FEWEST,
     PredictionPowered,
     prediction_powered,
 )
@@ -62,7 +63,8 @@ class RowAlignment:
         total: summed over the values; None where nothing is to be summed.
         gap: by value, the four numbers of the gap; empty without human texts.
         by_labels: by value; empty without labels.
-        action: by the name of a judge that is the model itself, and of another judge.
+        action: by the name of a judge that is the model itself, and of another judge; of two that
+            have scores of no answer in common there is none.
     """
 
     degree: Mapping[str, Figure]
@@ -168,7 +170,11 @@ class Aligner:
     def _actions(self, conforming: Conforming) -> dict[str, dict[str, Action]]:
         others = [name for name in conforming if name not in self._own]
         return {
-            own: {other: self._action(conforming[own], conforming[other]) for other in others}
+            own: {
+                other: self._action(conforming[own], conforming[other])
+                for other in others
+                if not np.isnan(conforming[own] - conforming[other]).all()
+            }
             for own in self._own
         }
 
@@ -204,13 +210,18 @@ def by_labels(conforming: Conforming, labels: FloatArray) -> dict[str, Predictio
     Args:
         labels: 1 where an answer conforms, 0 where not, NaN where nobody was asked, ``(P, S)``.
 
+    Returns:
+        Nothing of a judge that failed on too many of the labelled answers.
+
     Raises:
         ValueError: for labels at fewer than ten prompts.
     """
-    found = {}
+    found, labelled = {}, (~np.isnan(labels)).any(axis=1).sum()
     for name, values in conforming.items():
         both = ~np.isnan(labels) & ~np.isnan(values)
         known = both.any(axis=1)
+        if known.sum() < FEWEST <= labelled:
+            continue
         mine = mean_score(np.where(both, values, np.nan))[known]
         others = mean_score(values)[np.isnan(labels).all(axis=1)]
         label = mean_score(np.where(both, labels, np.nan))[known]

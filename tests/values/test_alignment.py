@@ -101,6 +101,16 @@ def test_labels_correct_a_biased_judge() -> None:
         Aligner(400).row({"care": judged}, labels=np.where(np.arange(400)[:, None] < 3, 1, np.nan))
 
 
+def test_a_judge_that_failed_is_left_out() -> None:
+    draw = np.random.default_rng(5)
+    care, blind = draw.random((20, 2)), np.full((20, 2), np.nan)
+    few = np.where(np.arange(20)[:, None] < 9, care, np.nan)
+    labels = np.where(np.arange(20)[:, None] < 10, 1.0, np.nan)
+    found = Aligner(20, own=("self",)).row({"care": care, "few": few, "self": blind}, labels=labels)
+    assert list(found.by_labels) == ["care"]
+    assert found.action == {"self": {}}
+
+
 def test_a_single_human_text_is_refused() -> None:
     with pytest.raises(ValueError, match="needs two of its texts, care has 1"):
         Aligner(5, human={"care": np.array([0.5, np.nan])})
