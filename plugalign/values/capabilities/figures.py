@@ -100,7 +100,8 @@ def gathered(
     if data.texts:
         weights = stages.weights(name, NATS)
         nats = np.where(weights > 0, stages.numbers(name, NATS) / np.maximum(weights, 1), np.nan)
-        yield Found("nats a token", "performance", "lower", len(nats), nats)
+        read = int((~np.isnan(nats)).sum())
+        yield Found("nats a token", "performance", "lower", read, nats)
     if data.tasks:
         solved = stages.numbers(name, TASK)
         yield Found("tasks solved", "performance", "higher", len(solved), solved)
@@ -120,14 +121,15 @@ def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
     else:
         auc = auc_of(faulty, stages.numbers(row, DIAGNOSIS)[there])
         yield Found(label, "diagnosis", "higher", texts, auc=auc, paired=False)
-    yield Found("fault of own texts", "rectification", "lower", len(own), own)
+    yield Found("fault of own texts", "rectification", "lower", texts, own)
     removed = {
         "fault taken away, once told": own - corrected,
         "fault taken away, unasked": own - unasked,
         "what being told adds": unasked - corrected,
     }
     for name, numbers in removed.items():
-        yield Found(name, "rectification", "higher", len(own), numbers, signed=True)
+        scored = int((~np.isnan(numbers)).sum())
+        yield Found(name, "rectification", "higher", scored, numbers, signed=True)
 
 
 def figures_of(found: Sequence[Found], reference: Sequence[Found] | None) -> tuple[Capability, ...]:

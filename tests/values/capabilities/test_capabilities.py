@@ -115,6 +115,19 @@ def test_what_is_known_is_found(rows: Any) -> None:
     assert unable["nats a token"].change.value == 1.0
 
 
+def test_texts_without_a_score_are_not_counted(tmp_path: Path) -> None:
+    stages = Stages(DATA, ASKED, {"able": Able()}, tmp_path, "run")  # type: ignore[dict-item]
+    stages.work()
+
+    def picky(texts: Any) -> list[float]:
+        return [np.nan if "Text 0" in text else float(RUDE in text) for text in texts]
+
+    found = by_name(figures_of(list(gathered(stages, "able", DATA, Judge("picky", picky))), None))
+    assert found["AUC of faults in own texts"].texts == N - 1
+    assert found["fault of own texts"].texts == N - 1
+    assert found["what being told adds"].texts == N - 1
+
+
 def test_what_is_counted_has_score_intervals(rows: Any) -> None:
     """A bootstrap of 24 of 24, or of a change that no text has, is a point."""
     able, unable = by_name(rows["able"]), by_name(rows["unable"])
