@@ -11,6 +11,7 @@ from plugalign import pocket
 from plugalign.evaluation.comparison.prompts import load_prompts
 from plugalign.evaluation.judging.load import Judge, load_judges
 from plugalign.evaluation.run_folder.folder import MANIFEST
+from plugalign.evaluation.run_folder.manifest import ModelRecord
 from plugalign.files.folders import check_folder
 from plugalign.files.shown import listed, printable, shown
 from plugalign.values.account import sheets
@@ -126,6 +127,11 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
         )
     file = TraceFile(folder)
     answers = [each for each in file.answers() if each.tokens]
+    if not answers:
+        raise ValueError(
+            f"{printable(str(folder))} holds no answer: the run was stopped before its first one; "
+            "continue it with --resume"
+        )
     names = [_stratum(each, sorting.by_hash) for each in answers]
     scores = scored(judges, answers)
     groups = sorted(set(names))
@@ -173,10 +179,10 @@ def _of_comparison(
         own = pocket.parts() / "controllers"
         known |= {each.name: each for each in own.iterdir() if each.is_dir()}
     known |= controllers
-    model = manifest.settings.model
+    model = manifest.settings.model or ModelRecord(name="not recorded", kind=None)
     return RunAccount(
         path=str(folder),
-        model={} if model is None else model.model_dump(mode="json", by_alias=True),
+        model=model.model_dump(mode="json", by_alias=True),
         versions=manifest.versions,
         began=None,
         sorted_by=how,

@@ -16,6 +16,7 @@ import numpy as np
 from plugalign.evaluation.judging.judge import Judge
 from plugalign.evaluation.statistics.intervals import share_interval
 from plugalign.evaluation.statistics.paired import FloatArray, Interval, PairedBootstrap
+from plugalign.evaluation.statistics.score_means import yes_or_no
 from plugalign.values.account.reading import TracedAnswer
 from plugalign.values.account.records import TokenLine
 
@@ -229,7 +230,10 @@ def _judged(prompts: _Prompts, scores: Sequence[float]) -> Judged:
     if missing == len(scores):
         return Judged(None, None, missing)
     above = [np.nan if np.isnan(score) else float(score >= ABOVE) for score in scores]
-    return Judged(prompts.mean_of_answers(scores), prompts.share_of_answers(above), missing)
+    # A judge that says yes or no gives shares, of which a bootstrap may be a point.
+    whole = yes_or_no(np.asarray(scores, dtype=np.float64))
+    mean = (prompts.share_of_answers if whole else prompts.mean_of_answers)(scores)
+    return Judged(mean, prompts.share_of_answers(above), missing)
 
 
 def _size(number: Number) -> Number:

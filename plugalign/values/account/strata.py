@@ -36,8 +36,20 @@ class Strata:
     risks: tuple[float | None, ...]
 
     def by_hash(self, prompts: Prompts) -> dict[str, str]:
-        """The stratum by the hash of a prompt."""
-        return dict(zip(prompts.hashes(), self.names, strict=True))
+        """The stratum by the hash of a prompt.
+
+        Raises:
+            ValueError: if one prompt stands in two strata, which a hash cannot tell apart.
+        """
+        found: dict[str, str] = {}
+        for number, (sha256, name) in enumerate(zip(prompts.hashes(), self.names, strict=True)):
+            if found.setdefault(sha256, name) != name:
+                raise ValueError(
+                    f"prompt {number} stands in the stratum {shown(name)} and, word for word, in "
+                    f"{shown(found[sha256])}; keep one of them, or sort prompts when they are "
+                    "traced"
+                )
+        return found
 
 
 def make_strata(

@@ -191,6 +191,39 @@ def test_strata_can_be_named_afterwards(copy):
         account([where / "out"], prompts=where / "prompts.jsonl", stratum="place")
 
 
+def test_one_prompt_in_two_strata_is_refused(copy):
+    where, _ = copy
+    rows = [{"text": t, "place": g} for t, g in zip([*TEXTS, TEXTS[0]], "abcabcb", strict=True)]
+    path = where / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="prompt 6 stands in the stratum 'b' and, word for word"):
+        account([where / "out"], prompts=path, stratum="place")
+
+
+def test_a_run_that_was_stopped_before_its_first_answer_has_no_account(copy):
+    where, file = copy
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]))
+    with pytest.raises(ValueError, match=r"holds no answer: .* continue it with --resume"):
+        account([where / "out"])
+
+
+def test_a_judge_that_says_yes_or_no_has_score_intervals(copy):
+    where, _ = copy
+    made = account([where / "out"], judges={"never": lambda texts: np.zeros(len(texts))})
+    judged = made.runs[0].strata[-1].judged["never"]
+    assert judged.mean == judged.above and judged.mean.high > 0.2
+
+
+def test_a_comparison_of_before_says_nothing_of_its_model(compared, tmp_path):
+    shutil.copytree(compared, tmp_path / "run")
+    manifest = json.loads((compared / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["settings"]["model"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    made = account([tmp_path / "run"], out=tmp_path / "account")
+    assert "Model: not recorded" in (made.out / "account.md").read_text(encoding="utf-8")
+
+
 def spread(texts):
     """A judge of risk: 1 for what was, 0 for what is."""
     return [float(text.endswith("was")) for text in texts]
