@@ -190,7 +190,10 @@ def sign_flip_test(
     differences = (first - second)[~np.isnan(first - second)]
     if not differences.size:
         raise ValueError("no prompt has a value of both the method and the base")
-    flipped = differences[differences != 0]  # a zero looks the same under either sign
+    # A zero looks the same under either sign, and so does what rounding makes of numbers that are
+    # equal on paper.
+    size = float(np.nanmax(np.abs(np.stack([first, second]))))
+    flipped = differences[np.abs(differences) > 1e-12 * size]
     if not flipped.size:
         return 1.0
     # Sums that are equal on paper differ in the last bits with the order of adding.

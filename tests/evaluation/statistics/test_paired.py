@@ -197,3 +197,10 @@ def test_adjusting_follows_benjamini_and_hochberg() -> None:
     assert adjust({}) == {}
     with pytest.raises(ValueError, match="'b' must lie in"):
         adjust({"a": 0.5, "b": NAN})
+
+
+def test_what_rounding_made_of_equal_numbers_is_no_difference() -> None:
+    summed, written = np.full(30, 0.1 + 0.2), np.full(30, 0.3)
+    assert (summed != written).all()
+    assert sign_flip_test(summed, written) == 1.0
+    assert sign_flip_test(1e-9 * summed, np.zeros(30)) < 0.001
