@@ -225,7 +225,7 @@ class Findings:
         for each in sums[BASE]:
             figures[CORPUS[each]] = {
                 name: self._make.corpus_perplexity(
-                    found[each], sums[BASE][each], self.answers[name].unscored()
+                    found[each], sums[BASE][each], self.answers[name].unscored(each)
                 )
                 for name, found in sums.items()
             }
@@ -241,7 +241,7 @@ class Findings:
             figure = self._make.shares(values, missing(values), self._make.samples)
         else:
             of_texts = metric in ("perplexity", "outside_perplexity")
-            lost = self.answers[name].unscored() if of_texts else missing(values)
+            lost = self.answers[name].unscored(metric) if of_texts else missing(values)
             figure = self._make.mean(values, lost)
         if name == BASE:
             return figure

@@ -72,8 +72,10 @@ class Answers:
         found: FloatArray = self._numbers(lambda a: not a.generated.text.strip()).mean(axis=1)
         return found
 
-    def unscored(self) -> int:
-        """Answers without a perplexity: they are empty."""
+    def unscored(self, perplexity: str = "perplexity") -> int:
+        """Answers without a perplexity, by its name: they are empty to the model that reads."""
+        if perplexity == "outside_perplexity":
+            return missing(self._numbers(lambda a: a.scored.outside and a.scored.outside.nll))
         return missing(self._numbers(lambda a: a.scored.nll))
 
     def first_error(self, judge: str) -> str | None:

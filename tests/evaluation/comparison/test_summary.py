@@ -16,8 +16,10 @@ from plugalign.evaluation.comparison.summary import summarise
 from plugalign.evaluation.metrics.metric import Metric, sorted_metrics
 from plugalign.evaluation.report.numbers import number, p_value, percent
 from plugalign.evaluation.report.table import comparison_table
+from plugalign.evaluation.run_folder.answers import Answers
 from plugalign.evaluation.run_folder.folder import write_json
-from plugalign.evaluation.run_folder.summary import Summary
+from plugalign.evaluation.run_folder.records import Answer, Generated, Outside, Scored
+from plugalign.evaluation.run_folder.summary import CORPUS, Summary
 from plugalign.evaluation.statistics.missing import common, equal_numbers
 from plugalign.evaluation.statistics.paired import maximum, mean_score
 
@@ -222,6 +224,22 @@ def test_short_answers_neither_raise_nor_lower_the_cost_of_a_step(tmp_path: Path
     assert short["ratio_to_plain"]["value"] == pytest.approx(1.0)  # half the tokens and the time
     assert rows["methods"]["base"]["ratio_to_plain"]["value"] == pytest.approx(0.5)
     assert short["empty"]["value"] == 0.5 and short["length"]["value"] == 5.0
+
+
+def test_each_perplexity_counts_the_answers_that_it_lacks() -> None:
+    rows = []
+    for prompt, (nll, outside) in enumerate([(2.0, 3.0), (1.0, None), (None, None)]):
+        where: dict[str, Any] = {"method": "base", "prompt": prompt, "sample": 0}
+        made = Generated(**where, text="", tokens=(3,), batch=0, seconds=1.0)
+        read = Outside(nll=outside, tokens=int(outside is not None))
+        found = Scored(
+            **where, scores={}, nll=nll, scored_tokens=int(nll is not None), outside=read
+        )
+        rows.append([Answer(made, found)])
+    answers = Answers(rows)
+    assert [answers.unscored(), answers.unscored("outside_perplexity")] == [1, 2]
+    missing = [np.isnan(answers.quality()[each]).sum() for each in CORPUS]
+    assert missing == [1, 2]
 
 
 @pytest.mark.parametrize(("prompts", "said"), [(1, "is one prompt"), (5, "are 5 prompts")])
