@@ -31,6 +31,14 @@ def changes_logits(config: GenerationConfig) -> bool:
 def taken_apart(logits: Tensor, processed: Tensor) -> tuple[Tensor, Tensor]:
     """The base's own logits ``(R, V)``, at -inf where processors forbade a token, and what they
     added to the others, float32 ``(R, V)``."""
+    processed = forbidding(processed)
     kept = logits.isfinite() & (processed != -torch.inf)
     own = torch.where(kept, logits.float(), processed)
     return own, (processed - own).masked_fill(~kept, 0.0)
+
+
+def forbidding(processed: Tensor) -> Tensor:
+    """Processed logits ``(R, V)``, at -inf where a token is forbidden: ``remove_invalid_values``
+    puts the least finite number there, which a formula with a negative weight of the base would
+    turn into the largest."""
+    return processed.masked_fill(processed <= torch.finfo(processed.dtype).min, -torch.inf)

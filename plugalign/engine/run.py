@@ -20,7 +20,7 @@ from plugalign.engine.acceleration.compiled import StaticDecoding
 from plugalign.engine.batching.batched_base import takes_contexts, takes_experts
 from plugalign.engine.batching.contexts import context_layout
 from plugalign.engine.batching.grouped import GroupedModels
-from plugalign.engine.changes import taken_apart
+from plugalign.engine.changes import forbidding, taken_apart
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
 from plugalign.engine.prompt_mask import PromptMask
@@ -144,7 +144,7 @@ class Run:
         where its logits were watched."""
         logits = None if self._normalised is None else self._watch.find_logits(ids)
         if logits is None:
-            return scores, None
+            return forbidding(scores), None
         return taken_apart(torch.log_softmax(logits, -1) if self._normalised else logits, scores)
 
     def _unrounded(self, prefix: Prefix, scores: Tensor) -> Tensor:

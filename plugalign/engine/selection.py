@@ -25,7 +25,7 @@ from transformers import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from plugalign.engine.changes import taken_apart
+from plugalign.engine.changes import forbidding, taken_apart
 from plugalign.engine.prefix import Prefix
 from plugalign.engine.processors import SteeringProcessor
 from plugalign.errors import Running, name_of
@@ -152,16 +152,11 @@ class Selection:
         """What a step starts from: the base's logits ``(R * n, V)`` for the controllers, and what
         processors in front of them add; None where they forbid tokens at most."""
         processed = self.base(prefix, logits)
-        if not self._steered or not self._changes:
+        if not self._steered or all(isinstance(p, MinLength) for p in self._before):
             return processed, None
-        return taken_apart(logits, processed)
-
-    @property
-    def _changes(self) -> bool:
-        """Whether processors in front of the controllers may change logits that stay possible."""
         if any(isinstance(p, Guidance) for p in self._before):
-            return False  # the guided logits are the base
-        return not all(isinstance(p, MinLength) for p in self._before)
+            return forbidding(processed), None  # the guided logits are the base
+        return taken_apart(logits, processed)
 
     def tokens(
         self, prefix: Prefix, mixture: Mixture, before: Truncation

@@ -90,6 +90,25 @@ def test_a_penalty_counts_once_whatever_weight_the_base_has(
     np.testing.assert_allclose(got[possible], want[possible], atol=2e-4)
 
 
+@pytest.mark.parametrize("guidance", [None, 1.5])
+@pytest.mark.parametrize("mode", ["loop", "beams", "processor path"])
+def test_removing_invalid_values_lets_nothing_pass_that_is_forbidden(
+    mode: str, guidance: float | None, tiny: Any, tokenizer: Any, prompts: Any, monkeypatch: Any
+) -> None:
+    """transformers then puts the least finite number where a token is forbidden."""
+    steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), alpha=2.0, top_p=1.0))
+    if mode == "processor path":
+        monkeypatch.setattr("plugalign.generation.wrap.obstacle", lambda *_: "a test")
+    forbidden = {"bad_words_ids": [[BANNED]], "min_new_tokens": 5, "guidance_scale": guidance}
+    options = {**prompts(), **forbidden, "max_new_tokens": 5, "output_scores": True}
+    options |= {"return_dict_in_generate": True, "num_beams": 2 if mode == "beams" else 1}
+    want = steered.generate(**options)
+    got = steered.generate(**options, remove_invalid_values=True)
+    assert got.sequences.tolist() == want.sequences.tolist()
+    for mine, other in zip(got.scores, want.scores, strict=True):
+        assert torch.equal(mine, other) and mine[:, [BANNED, 1]].isneginf().all()
+
+
 def test_probabilities_are_mixed_without_it(tiny: Any, tokenizer: Any, prompts: Any) -> None:
     model, expert, batch = tiny(), tiny(seed=1), prompts()
     safe = pa.SafeDecoding(expert, alpha=2.0, least_common=100)
