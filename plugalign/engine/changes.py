@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 # Under guidance_scale the guided logits are the base, with all that is changed in them.
 CHANGING = {
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,  # of a model without an encoder: the prompt is meant
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
 }

@@ -90,6 +90,17 @@ def test_a_penalty_counts_once_whatever_weight_the_base_has(
     np.testing.assert_allclose(got[possible], want[possible], atol=2e-4)
 
 
+def test_a_penalty_of_what_the_prompt_lacks_counts_once_on_every_path(
+    tiny: Any, tokenizer: Any, prompts: Any, monkeypatch: Any
+) -> None:
+    steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1), alpha=2.0, top_p=1.0))
+    options = {**prompts(), "encoder_repetition_penalty": 3.0, "max_new_tokens": 1}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
+    want = steered.generate(**options).scores[0]
+    monkeypatch.setattr("plugalign.generation.wrap.obstacle", lambda *_: "a test")
+    torch.testing.assert_close(steered.generate(**options).scores[0], want, atol=2e-4, rtol=0)
+
+
 @pytest.mark.parametrize("guidance", [None, 1.5])
 @pytest.mark.parametrize("mode", ["loop", "beams", "processor path"])
 def test_removing_invalid_values_lets_nothing_pass_that_is_forbidden(
@@ -151,6 +162,7 @@ def test_a_trace_counts_it_as_the_bases(tiny: Any, tokenizer: Any, prompts: Any)
 def test_what_changes_logits_and_what_only_forbids() -> None:
     assert changes_logits(GenerationConfig(repetition_penalty=1.2))
     assert changes_logits(GenerationConfig(sequence_bias=[[[3], 1.0]]))
+    assert changes_logits(GenerationConfig(encoder_repetition_penalty=1.2))
     for options in ({}, {"repetition_penalty": 1.0}, {"min_new_tokens": 3, "suppress_tokens": [4]}):
         assert not changes_logits(GenerationConfig(**options))
     assert not changes_logits(GenerationConfig(guidance_scale=1.5, repetition_penalty=1.2))
