@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,22 @@ from plugalign.generation.request import Request, by_name, check_possible, make_
 from plugalign.generation.revising import revise
 from plugalign.generation.routing import obstacle
 from plugalign.trace import Trace
+
+# Methods of a model that return the model itself.
+CHAINED = {
+    "bfloat16",
+    "cpu",
+    "cuda",
+    "double",
+    "eval",
+    "float",
+    "half",
+    "requires_grad_",
+    "share_memory",
+    "to",
+    "train",
+    "type",
+}
 
 
 def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
@@ -68,7 +84,8 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
 
 
 class Steered:
-    """A model whose ``generate`` is steered. Every other attribute is the model's own."""
+    """A model whose ``generate`` is steered. Every other attribute is the model's own; where a
+    method such as ``eval`` or ``to`` returns the model, it returns this."""
 
     def __init__(self, model: Any, tokenizer: Any, controller: Controller):
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
@@ -85,7 +102,18 @@ class Steered:
         if name == "model":  # asked for by copy and pickle before __init__ has run
             raise AttributeError(name)
         check_attribute(name)
-        return getattr(self.model, name)
+        found = getattr(self.model, name)
+        return self._chained(found) if name in CHAINED else found
+
+    def _chained(self, method: Any) -> Any:
+        """A method of the model that returns this where it returns the model."""
+
+        @wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            found = method(*arguments, **options)
+            return self if found is self.model else found
+
+        return call
 
     @freeing
     def generate(

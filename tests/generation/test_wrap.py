@@ -488,3 +488,13 @@ def test_a_model_without_an_end_token_may_be_revised(tiny, tokenizer, prompts):
     assert output.shape == (3, 10)
     with pytest.raises(ValueError, match="output_scores belongs to a draft"):
         pa.wrap(model, tokenizer, critic).generate(**prompts(), output_scores=True)
+
+
+@pytest.mark.parametrize("method", ["eval", "cpu", "float", "to", "requires_grad_"])
+def test_what_returns_the_model_returns_it_steered(method, tiny, tokenizer):
+    """``wrap(...).eval()`` is written as for any model."""
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5"]))
+    arguments = {"to": ("cpu",), "requires_grad_": (False,)}.get(method, ())
+    assert getattr(steered, method)(*arguments) is steered
+    assert steered.get_input_embeddings() is model.get_input_embeddings()
