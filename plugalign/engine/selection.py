@@ -233,7 +233,8 @@ class MinLength:
 
     Args:
         min_length: of a text, its prompt included.
-        ends: ids of the end tokens ``(E,)``.
+        ends: ids of the end tokens ``(E,)``; one that the model does not know, as -1, forbids
+            nothing.
     """
 
     def __init__(self, min_length: int, ends: Tensor):
@@ -242,13 +243,18 @@ class MinLength:
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """The scores ``(R, V)`` after ``ids`` ``(R, T)``."""
         short = ids.shape[1] < self._min_length
-        return scores.index_fill(1, self._ends, -torch.inf) if short else scores
+        return self._bounded(scores, True) if short else scores
 
     def at(self, length: Tensor, scores: Tensor) -> Tensor:
         """The same for texts whose length, int64 ``()``, is on the device."""
-        short = length < self._min_length
-        ends = scores.index_select(1, self._ends).masked_fill_(short, -torch.inf)
-        return scores.index_copy(1, self._ends, ends)
+        return self._bounded(scores, length < self._min_length)
+
+    def _bounded(self, scores: Tensor, short: Tensor | bool) -> Tensor:
+        """The scores ``(R, V)``, at -inf for end tokens where texts are ``short``, bool ``()``."""
+        known = (self._ends >= 0) & (self._ends < scores.shape[1])
+        most = torch.where(known & short, -torch.inf, torch.inf).to(scores.dtype)
+        place = self._ends.clamp(0, scores.shape[1] - 1).expand(len(scores), -1)
+        return scores.scatter_reduce(1, place, most.expand(len(scores), -1), "amin")
 
 
 def _simplified(processor: Any) -> Any:

@@ -69,6 +69,17 @@ def test_end_tokens_as_a_list_or_a_tensor(make, tiny, idle, prompts):
     assert got.tolist() == want.tolist()
 
 
+@pytest.mark.parametrize("ends", [-1, [1, -1], [1, 500]])
+def test_end_tokens_that_no_model_gives(ends, tiny, idle, prompts):
+    """-1 for no end, and a token that the tokenizer alone knows."""
+    model = tiny()
+    best = [[[119], 60.0]]  # the last of the vocabulary
+    options = {**prompts(), "eos_token_id": ends, "min_new_tokens": 3, "max_new_tokens": 4}
+    want = model.generate(**options, sequence_bias=best)
+    assert (want[:, -4:] == 119).all()
+    assert idle(model).generate(**options, sequence_bias=best).tolist() == want.tolist()
+
+
 def test_prompts_by_both_names(steered):
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="as inputs or as input_ids=, not as both"):
