@@ -137,9 +137,11 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
 
 def special_tokens(config: GenerationConfig, tokenizer: Any) -> tuple[int | None, list[int]]:
     """The pad token and the end tokens of merged settings. Without a pad token the first end token
-    pads, as in transformers, and without either the tokenizer's pad token."""
+    pads, as in transformers, and without either the tokenizer's pad token. A negative one is no
+    token that a model can read."""
     pads, ends = token_list(config.pad_token_id), token_list(config.eos_token_id)
-    return next(iter([*pads, *ends]), tokenizer.pad_token_id), ends
+    pad = next(iter([*pads, *ends]), tokenizer.pad_token_id)
+    return (None if pad is not None and pad < 0 else pad), ends
 
 
 def token_list(tokens: Any) -> list[int]:

@@ -165,7 +165,7 @@ def answers_in(
         prompt_ids=ids.repeat_interleave(copies, 0),
         prompt_mask=mask.repeat_interleave(copies, 0),
         ids=output.sequences[:, ids.shape[1] :],
-        pad_token_id=pad if pad is not None else next(iter(ends), 0),
+        pad_token_id=pad if pad is not None else next((end for end in ends if end >= 0), 0),
         end_token_ids=tuple(ends),
         **others,
     )

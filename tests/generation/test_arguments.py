@@ -80,6 +80,20 @@ def test_end_tokens_that_no_model_gives(ends, tiny, idle, prompts):
     assert idle(model).generate(**options, sequence_bias=best).tolist() == want.tolist()
 
 
+@pytest.mark.parametrize("option", [{"eos_token_id": -1}, {"pad_token_id": -1}])
+def test_a_negative_pad_token_pads_nothing(option, tiny, tokenizer, prompts):
+    model, text = tiny(), ["w9 w30", "w41"]
+    model.generation_config.pad_token_id = None
+    debiased = pa.wrap(model, tokenizer, pa.SelfDebias(["w5 w6 w7", "w8"]))
+    one = {name: x[:1] for name, x in prompts().items()}
+    want = debiased.generate(**one, max_new_tokens=4, eos_token_id=None, pad_token_id=0)
+    assert debiased.generate(**one, max_new_tokens=4, **option).tolist() == want.tolist()
+    found = debiased.log_probs(text, text)
+    vars(model.generation_config).update(option)
+    for mine, other in zip(debiased.log_probs(text, text), found, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_prompts_by_both_names(steered):
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="as inputs or as input_ids=, not as both"):
