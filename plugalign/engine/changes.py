@@ -24,9 +24,14 @@ CHANGING = {
 
 def changes_logits(config: GenerationConfig) -> bool:
     """Whether transformers' processors for these settings change logits that stay possible."""
-    if getattr(config, "guidance_scale", None) not in (None, 1):
+    if is_guided(config):
         return False
     return any(getattr(config, name, None) not in (None, off) for name, off in CHANGING.items())
+
+
+def is_guided(config: GenerationConfig) -> bool:
+    """Whether a processor runs the model a second time at every step, on a negative prompt."""
+    return getattr(config, "guidance_scale", None) not in (None, 1)
 
 
 def taken_apart(logits: Tensor, processed: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,8 @@ class Run:
         """Watches the hidden states of the base's forwards in the block, if they are needed.
 
         Args:
-            base_is_whole: whether the base runs with its head, and not as a body by itself.
+            base_is_whole: whether the base runs with its head, and not as a body by itself, and its
+                last forward before a step is that of the text.
             changed: whether processors change its logits before they come to `step`, so that these
                 are watched too. normalised: whether it is the logarithms of probabilities that they
                 change, as in a beam search.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from plugalign.engine.acceleration.switch import CaptureSwitch
-from plugalign.engine.changes import changes_logits
+from plugalign.engine.changes import changes_logits, is_guided
 from plugalign.engine.processors import CheckingProcessor, SteeringProcessor
 from plugalign.engine.run import Run
 from plugalign.engine.speculative.drafts import Speculation
@@ -77,7 +77,8 @@ class PreparedCall:
         """What is watched in transformers' own decoding."""
         config = self.request.config
         changed, beams = changes_logits(config), (config.num_beams or 1) > 1
-        return self.run.watching(changed=changed, normalised=beams)
+        # The model's last forward is then not that of the text, so hidden states are read anew.
+        return self.run.watching(not is_guided(config), changed=changed, normalised=beams)
 
     def _observed(self) -> dict[str, Any]:
         """The stopping criteria of transformers' own decoding, which a trace looks at to know which

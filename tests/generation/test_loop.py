@@ -59,6 +59,15 @@ def assert_alike(mine, theirs):
         torch.testing.assert_close(one[finite], other[finite], atol=2e-3, rtol=1e-3)
 
 
+def test_a_negative_prompt_leaves_the_hidden_states_alone(both, tiny, tokenizer, prompts, make):
+    """It is as long as the prompt, so that what follows it stands at the same columns."""
+    model, batch = tiny(), prompts()
+    steered = pa.wrap(model, tokenizer, make("head", model, tiny, "llama-gqa"))
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    options |= {"negative_prompt_ids": batch["input_ids"].clamp_min(5).flip(1)}
+    assert_alike(*both(steered, batch, guidance_scale=1.5, max_new_tokens=4, **options))
+
+
 # ------------------------------------------------------------------ greedy
 
 
