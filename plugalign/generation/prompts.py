@@ -47,6 +47,22 @@ def inferred_mask(model: Any, ids: Tensor, request: Request) -> Tensor:
     return mask
 
 
+def check_rewordable(parts: Sequence[Controller], options: Mapping[str, Any]) -> None:
+    """Refuses what the model would read in the place of prompts that controllers reword.
+
+    Raises:
+        ValueError: naming the controller and the argument.
+    """
+    cache, embedded = options.get("past_key_values"), options.get("inputs_embeds")
+    held = 0 if cache is None else int(cache.get_seq_length())
+    if parts and (held or embedded is not None):
+        given = "past_key_values hold" if held else "inputs_embeds are"
+        raise ValueError(
+            f"{type(parts[0]).__name__} rewords prompts, and {given} the prompt as it was; leave "
+            "them out"
+        )
+
+
 def reworded(
     parts: Sequence[Controller], tokenizer: Any, ids: Tensor, mask: Tensor, pad_token_id: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,12 @@ from plugalign.generation.arguments import check_attribute, check_type
 from plugalign.generation.calling import PreparedCall, generate_arguments
 from plugalign.generation.explanation import Explanation, example_prompts
 from plugalign.generation.prompt_memory import PromptMemory
-from plugalign.generation.prompts import prompts_of, reworded, with_prompt
+from plugalign.generation.prompts import (
+    check_rewordable,
+    prompts_of,
+    reworded,
+    with_prompt,
+)
 from plugalign.generation.request import Request, by_name, check_possible, make_request
 from plugalign.generation.revising import revise
 from plugalign.generation.routing import obstacle
@@ -157,6 +162,7 @@ class Steered:
             check_possible(request, trace is not None, speculation is not None, bool(revisers))
             ids, given = prompts_of(self.model, inputs, options, request)
             rewording, pad = self._acting_on("prompt"), request.pad_token_id or 0
+            check_rewordable(rewording, options)
             read, mask = reworded(rewording, self.tokenizer, ids, given, pad)
             with self._attached() as extra:
                 check_length(self.plan, self.model, mask, extra)

@@ -161,6 +161,21 @@ def test_a_cache_of_before_needs_the_whole_text(steered, prompts):
     assert got.tolist() == want.tolist()
 
 
+def test_what_stands_for_a_prompt_that_is_reworded(tiny, tokenizer):
+    model, ids = tiny(), torch.tensor([[9, 30, 41]])
+    stated = pa.wrap(model, tokenizer, pa.ValueStatement("w50 w51"))
+    held, empty = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :2], past_key_values=held, use_cache=True)
+        embedded = model.get_input_embeddings()(ids)
+    with pytest.raises(ValueError, match="ValueStatement rewords prompts, and inputs_embeds are"):
+        stated.generate(ids, inputs_embeds=embedded, max_new_tokens=2)
+    with pytest.raises(ValueError, match="ValueStatement rewords prompts, and past_key_values"):
+        stated.generate(ids, past_key_values=held, max_new_tokens=2)
+    want = stated.generate(ids, max_new_tokens=4)
+    assert stated.generate(ids, past_key_values=empty, max_new_tokens=4).tolist() == want.tolist()
+
+
 @pytest.mark.parametrize("where", ["keyword", "configuration"])
 def test_continuous_batching_is_refused(where, steered):
     option = {"cache_implementation": "paged"}
