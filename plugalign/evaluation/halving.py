@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plugalign.evaluation.report.numbers import SIGNIFICANT
 from plugalign.evaluation.run_folder.summary import CORPUS
 from plugalign.files.messages import Prompt
 
@@ -110,10 +111,12 @@ class Trial:
         return not self.over
 
     def improves(self, metric: Mapping[str, Any]) -> bool:
-        """Whether the whole interval of its figure's difference to base is better than none."""
-        difference = self.figures[metric["name"]].get("difference") or {}
+        """Whether the whole interval of its figure's difference to base is better than none, and
+        the test against base says so too: of few prompts an interval may be a point."""
+        figure = self.figures[metric["name"]]
+        difference, p_value = figure.get("difference") or {}, figure.get("p_value")
         low, high = difference.get("low"), difference.get("high")
-        if low is None or high is None:
+        if low is None or high is None or p_value is None or p_value >= SIGNIFICANT:
             return False
         return bool(high < 0 if metric["better"] == "lower" else low > 0)
 

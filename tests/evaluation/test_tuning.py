@@ -164,26 +164,28 @@ def test_a_narrow_choice_does_not_hide_what_breaks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("better", "ends", "improves"),
+    ("better", "ends", "p_value", "improves"),
     [
-        ("lower", (-0.3, -0.1), True),
-        ("lower", (-0.3, 0.1), False),
-        ("lower", (0.1, 0.3), False),
-        ("lower", (-0.3, 0.0), False),
-        ("higher", (0.1, 0.3), True),
-        ("higher", (-0.3, -0.1), False),
-        ("lower", (None, None), False),
+        ("lower", (-0.3, -0.1), 0.01, True),
+        ("lower", (-0.3, 0.1), 0.01, False),
+        ("lower", (0.1, 0.3), 0.01, False),
+        ("lower", (-0.3, 0.0), 0.01, False),
+        ("higher", (0.1, 0.3), 0.01, True),
+        ("higher", (-0.3, -0.1), 0.01, False),
+        ("lower", (None, None), 0.01, False),
+        ("lower", (-0.3, -0.3), 1.0, False),  # of one prompt
+        ("lower", (-0.3, -0.1), None, False),
     ],
 )
 def test_what_improves_on_base(
-    better: str, ends: tuple[float | None, float | None], improves: bool
+    better: str, ends: tuple[float | None, float | None], p_value: float | None, improves: bool
 ) -> None:
     search = search_of(2)
     found = summary(128, dict.fromkeys(search.rows, (0.5, 100.0, 10.0)))
     found["metrics"] = [{"name": "toxicity", "better": better}]
     for row in search.rows:
         difference = dict(zip(("low", "high"), ends, strict=True))
-        found["methods"][row]["toxicity"]["difference"] = difference
+        found["methods"][row]["toxicity"] |= {"difference": difference, "p_value": p_value}
     search.note(found, list(search.rows))
     assert {trial.improves(search.metric) for trial in search.ranked()} == {improves}
 

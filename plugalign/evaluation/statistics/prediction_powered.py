@@ -90,6 +90,8 @@ def _weight(labels: np.ndarray, judged: np.ndarray, others: int) -> float:
 
 
 def _interval(value: float, variance: float, count: int, level: float) -> Interval:
-    """Student's, since a variance of a few labels is itself uncertain."""
+    """Student's, since a variance of a few labels is itself uncertain; within [0, 1], as labels
+    are."""
     reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(np.sqrt(variance))
-    return Interval(float(value), float(value) - reach, float(value) + reach)
+    found = np.clip([value, value - reach, value + reach], 0.0, 1.0)
+    return Interval(*map(float, found))

@@ -66,3 +66,10 @@ def test_few_labels_are_refused() -> None:
         prediction_powered(np.ones(9), np.ones(9), np.ones(5))
     with pytest.raises(ValueError, match="missing"):
         prediction_powered(np.ones(20), np.full(20, np.nan), np.ones(5))
+
+
+def test_an_interval_of_labels_lies_where_labels_lie() -> None:
+    """Nine of ten: Student's reaches 1.13."""
+    found = prediction_powered([1.0] * 9 + [0.0], np.full(10, 0.5), [])
+    assert found.labels_alone.value == pytest.approx(0.9) and found.labels_alone.high == 1.0
+    assert found.labels_alone.low == pytest.approx(0.9 - 2.262157 * 0.1, abs=1e-6)
