@@ -80,7 +80,10 @@ def table() -> Iterator[str]:
 
 
 def _tuned(study: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = read_json(RESULTS / study / TUNING)
+    """What a study tuned; what a part of it in a folder of its own tuned again goes before."""
+    folder, found = RESULTS / study, dict[str, Any]()
+    for path in (folder / TUNING, *sorted(folder.glob(f"*/{TUNING}"))):
+        found |= read_json(path)
     return found
 
 
