@@ -38,6 +38,7 @@ def test_values_make_an_equilibrium_that_feedback_teaches(
     assert pair is not None
     Path("pairs.jsonl").write_text(json.dumps(json.loads(pair[1])) + "\n")
     taught = teach("mine", "pairs.jsonl")
+    assert taught.history[-1].outside < 1
     assert taught.history[-1].feedback.pairs == 1 and set(taught.history[-1].theta) == {"warm"}
     ids = tokenizer("The nurse was", return_tensors="pt")
     mine = pa.load("mine")
