@@ -9,7 +9,7 @@ rounds together cost two or three times the last one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +88,6 @@ class Trial:
         perplexity_ratio_cut_alike: to the base within the setting's own support; None without one.
         cost_ratio: the time of an answer, to the base's; not where it was not measured.
         over: the budgets that are not kept, see `Budgets.over`.
-        excess: the largest of these; 0 within all of them, None where one is not known.
         efficient: whether no other setting has both a lower perplexity and a better figure.
     """
 
@@ -102,13 +101,17 @@ class Trial:
     length_ratio: float | None
     cost_ratio: float | None
     over: dict[str, float | None]
-    excess: float | None
     efficient: bool = False
 
     @property
     def within(self) -> bool:
         """Whether it keeps the budgets."""
         return not self.over
+
+    @property
+    def excess(self) -> float:
+        """The largest of `over`, infinite where one is not known; 0 within all budgets."""
+        return max((math.inf if x is None else x for x in self.over.values()), default=0.0)
 
     def improves(self, metric: Mapping[str, Any]) -> bool:
         """Whether the whole interval of its figure's difference to base is better than none, and
@@ -165,12 +168,11 @@ class Search:
         sign = {each["name"]: 1 if each["better"] == "lower" else -1 for each in metrics}
 
         def rank(trial: Trial) -> tuple[float, ...]:
-            excess = math.inf if trial.excess is None else trial.excess
             values = [
                 math.inf if f["value"] is None else sign[name] * f["value"]
                 for name, f in trial.figures.items()
             ]
-            return (-trial.prompts, excess, *values)
+            return (-trial.prompts, trial.excess, *values)
 
         return tuple(sorted(_marked(list(self._trials.values()), self.metric), key=rank))
 
@@ -213,7 +215,6 @@ def _trial(
     found["max_length_change"] = None if length is None else abs(length - 1)
     if alike is not None:
         found["max_perplexity_cut_alike"] = cut_alike
-    over = budgets.over(found)
     return Trial(
         row=row,
         settings=settings,
@@ -224,15 +225,8 @@ def _trial(
         perplexity_ratio_cut_alike=cut_alike,
         length_ratio=length,
         cost_ratio=cost,
-        over=over,
-        excess=_largest(over.values()),
+        over=budgets.over(found),
     )
-
-
-def _largest(values: Iterable[float | None]) -> float | None:
-    """The largest of them, 0 of none; None where one is not known."""
-    known = list(values)
-    return None if None in known else max((x for x in known if x is not None), default=0.0)
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

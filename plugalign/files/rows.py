@@ -137,6 +137,18 @@ def read_rows(path: Path) -> Iterator[Row]:
     return readers[path.suffix.lower()](printable(str(path)), read_text(path))
 
 
+def check_rows(*files: str | Path | None) -> None:
+    """Refuses files of rows that cannot be read, before any work. None is no file.
+
+    Raises:
+        ValueError: see `read_rows`.
+    """
+    for file in files:
+        if file is not None:
+            for _ in read_rows(Path(file)):
+                pass
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Every line of a text file that is not blank, with its place.
 

@@ -30,7 +30,6 @@ from plugalign.fitting.erasure import (
     held_out_texts,
     inlp,
     leace,
-    principal_direction,
     split_by_text,
 )
 from plugalign.fitting.progress import say
@@ -45,23 +44,10 @@ from plugalign.fitting.settings import (
 )
 from plugalign.fitting.states import FEWEST as LEAST
 from plugalign.fitting.states import States, drawn_columns, keep_states
+from plugalign.fitting.word_pairs import Pairs, word_direction
 
 Variant = Literal["leace", "inlp", "a-inlp", "direction"]
-Pairs = Sequence[tuple[str, str]]
 
-# Bolukbasi et al. 2016, the definitional pairs of gender.
-GENDER_PAIRS: Pairs = (
-    ("she", "he"),
-    ("her", "his"),
-    ("woman", "man"),
-    ("Mary", "John"),
-    ("herself", "himself"),
-    ("daughter", "son"),
-    ("mother", "father"),
-    ("gal", "guy"),
-    ("girl", "boy"),
-    ("female", "male"),
-)
 FEWEST = 10  # texts of each label
 READING, LEARNING = 0.75, 0.8  # shares of what is left of the time
 MOST = 2**26  # numbers in the states that are learnt from, which are half a GiB in float64
@@ -74,8 +60,8 @@ class NullspaceSettings(FitSettings):
         variant: "leace", "inlp", "a-inlp", or "direction", the first principal direction of
             ``pairs``.
         classifiers: how many INLP trains at most; it ends once they find nothing.
-        pairs: definitional pairs of words, such as `GENDER_PAIRS`: they give the direction, and
-            A-INLP's guide, which without them is the first direction removed.
+        pairs: definitional pairs of words, such as `word_pairs.GENDER_PAIRS`: they give the
+            direction, and A-INLP's guide, which without them is the first direction removed.
         positions: how many random positions of each text are learnt from, beside its last. 0
             takes the last alone, for a label that only matters where the texts end.
         max_length: of a text, in tokens; longer ones are cut.
@@ -111,7 +97,9 @@ def fit_nullspace(
     frame = frame_of(model, tokenizer, settings)
     check_context(model, len(frame.context) + settings.max_length)
     if settings.variant == "direction" and not settings.pairs:
-        raise ValueError("variant 'direction' needs pairs of words, such as GENDER_PAIRS")
+        raise ValueError(
+            "variant 'direction' needs pairs of words, such as word_pairs.GENDER_PAIRS"
+        )
     guide = word_direction(model, tokenizer, settings.pairs) if settings.pairs else None
     _check_labels(data.labels)
 
@@ -282,35 +270,3 @@ def _projection(
     if variant == "inlp":
         return {"removed": basis}
     return {"removed": basis, "guide": basis[:, 0] if guide is None else guide}
-
-
-def word_direction(model: Any, tokenizer: Any, pairs: Pairs) -> Array:
-    """The direction ``(D,)`` from the second to the first words among output embeddings.
-
-    Raises:
-        ValueError: if no pair consists of two single tokens, or the words of one do not differ.
-    """
-    embedding = output_embedding(model).cpu().double().numpy()
-    differences: list[Array] = []
-    for pair in pairs:
-        first, second = (_single_token(tokenizer, word) for word in pair)
-        if first is None or second is None:
-            continue
-        differences.append(embedding[first] - embedding[second])
-        if not differences[-1].any():
-            raise ValueError(
-                f"the words of the pair {tuple(pair)} are the same to the model, so they give no "
-                "direction; name two that differ"
-            )
-    if not differences:
-        raise ValueError(f"none of the pairs {list(pairs)} consists of two single tokens")
-    return principal_direction(np.stack(differences))
-
-
-def _single_token(tokenizer: Any, word: str) -> int | None:
-    """The token of a word inside a text, if it is one."""
-    for text in (f" {word}", word):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            return int(ids[0])
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from io import StringIO
@@ -157,7 +158,7 @@ def test_a_narrow_choice_does_not_hide_what_breaks() -> None:
     search.note(found, list(rows))
     assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
     excess = [trial.excess for trial in search.ranked()]
-    assert excess == [0.0, pytest.approx(60 / 29 - 2), None]
+    assert excess == [0.0, pytest.approx(60 / 29 - 2), math.inf]
     over = [trial.over for trial in search.ranked()]
     cut_alike = "max_perplexity_cut_alike"
     assert over == [{}, {cut_alike: pytest.approx(60 / 29 - 2)}, {cut_alike: None}]
@@ -201,7 +202,7 @@ def test_what_costs_too_much_is_over_the_budget() -> None:
             found["methods"][name]["ratio_per_answer"] = time
         search.note(found, kept)
     assert search.chosen is not None and search.chosen.settings == {"alpha": 1.0}
-    assert [trial.excess for trial in search.ranked()] == pytest.approx([0.0, 0.1, None])
+    assert [trial.excess for trial in search.ranked()] == pytest.approx([0.0, 0.1, math.inf])
 
 
 def test_the_budget_of_perplexity_goes_by_an_outside_model_where_there_is_one() -> None:

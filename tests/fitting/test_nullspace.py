@@ -21,8 +21,9 @@ from plugalign.fitting.erasure import (
     principal_direction,
     split_by_text,
 )
-from plugalign.fitting.nullspace import fit_nullspace, word_direction
+from plugalign.fitting.nullspace import fit_nullspace
 from plugalign.fitting.states import head_inputs
+from plugalign.fitting.word_pairs import word_direction
 
 
 def split_of(states, labels, seed):

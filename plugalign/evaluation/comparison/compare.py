@@ -55,7 +55,7 @@ from plugalign.evaluation.run_folder.manifest import AgreementSet, read_manifest
 from plugalign.evaluation.run_folder.records import Generated, Scored
 from plugalign.evaluation.run_folder.summary import Summary
 from plugalign.files.folders import check_folder
-from plugalign.files.rows import read_rows
+from plugalign.files.rows import check_rows
 from plugalign.generation.wrap import wrap
 from plugalign.threads import torch_threads
 
@@ -197,7 +197,7 @@ def compare(
         seed=seed,
     )
     chosen, settings = named_settings(methods, settings)
-    _check_rows(*named_files(agreement).values(), human_texts, human_labels)
+    check_rows(*named_files(agreement).values(), human_texts, human_labels)
     study = make_study(
         model,
         tokenizer,
@@ -219,14 +219,6 @@ def compare(
         human = None if human_texts is None else judged_texts(Path(human_texts), study.judges)
         measured = agreements(study.judges, agreement)
         return _run(study, decoding, measured, human, human_labels, Path(out), resume, command)
-
-
-def _check_rows(*files: str | Path | None) -> None:
-    """Refuses files of rows that cannot be read, before a model is loaded."""
-    for file in files:
-        if file is not None:
-            for _ in read_rows(Path(file)):
-                pass
 
 
 def _run(
