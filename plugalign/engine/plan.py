@@ -120,6 +120,21 @@ class Plan:
         read = chain(*(each.sources for each in declared), *(gate.sources for gate in self.gates))
         return {source.key: source for source in read}
 
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """How many tokens all sources' models know, the first ones of the base's vocabulary; None
+        where no other model than the base reads the text. Heads and embeddings are padded to
+        different widths in models of one family, and what is beyond the narrowest is no token."""
+        read = [
+            (model, isinstance(source, Logits))
+            for source in self.sources.values()
+            for model, _ in source.models
+            if model is not None
+        ]
+        widths = [len(model.get_input_embeddings().weight) for model, _ in read]
+        widths += [len(model.get_output_embeddings().weight) for model, scores in read if scores]
+        return min(widths, default=None)
+
     def forward_group(self, source: Logits) -> tuple[Logits, ...]:
         """The sources that are read by the same forward: one model behind several prompts."""
         return next(group for group in self._forwards if any(x.key == source.key for x in group))

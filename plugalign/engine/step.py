@@ -17,7 +17,7 @@ from plugalign.engine.batching.batched_base import BaseOutput
 from plugalign.engine.linear_terms import LinearSum
 from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix
-from plugalign.engine.readers.heads import fit_width
+from plugalign.engine.readers.heads import cut_off, fit_width
 from plugalign.engine.sources import SourceRunner
 from plugalign.errors import Running
 from plugalign.kernels import steer
@@ -33,7 +33,8 @@ class Step:
     costs nothing.
 
     Args:
-        base: the base's scores ``(R, V)``; ``(R * n, V)`` at the last n columns of the prefix.
+        base: the base's scores ``(R, V)``; ``(R * n, V)`` at the last n columns of the prefix. What
+            is no token of all models, see `Plan.vocabulary`, is not chosen.
         output: what the base's forward has given, sources batched with it included.
         number: how many tokens of each row follow its prompt, int64 ``(R,)``; None where they are
             the columns behind the prompts of the call.
@@ -57,7 +58,7 @@ class Step:
     ):
         output = output or BaseOutput(base, None, {})
         self._plan, self._sources, self._number, self._change = plan, sources, number, change
-        self.prefix, self.base, self._sums = prefix, base, output.sums
+        self.prefix, self.base, self._sums = prefix, cut_off(base, plan.vocabulary), output.sums
         width = base.shape[-1]
         self._values: dict[Hashable, Any] = {
             key: fit_width(logits, width) for key, logits in output.logits.items()

@@ -463,8 +463,6 @@ def test_nan_names_the_source_and_the_step(tiny, tokenizer, prompts):
 
 def test_padded_heads_are_aligned_and_other_vocabularies_refused(tiny, tokenizer, prompts):
     wide, narrow = tiny(vocab=128), tiny(seed=1)
-    with torch.no_grad():  # the base's 8 padding rows never win
-        wide.get_output_embeddings().weight[120:] = 0
     for base, expert in ((wide, narrow), (narrow, wide)):
         output = pa.wrap(base, tokenizer, pa.DExperts(expert)).generate(
             **prompts(), max_new_tokens=4, return_dict_in_generate=True, output_scores=True
@@ -472,6 +470,32 @@ def test_padded_heads_are_aligned_and_other_vocabularies_refused(tiny, tokenizer
         assert torch.isfinite(output.scores[0].logsumexp(-1)).all()
     with pytest.raises(ValueError, match="scores 60 tokens"):
         pa.wrap(narrow, tokenizer, pa.DExperts(tiny(vocab=60)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"do_sample": True}, id="loop"),
+        pytest.param({"do_sample": True, "typical_p": 0.999}, id="processor"),
+        pytest.param({"num_beams": 2}, id="beams"),
+        pytest.param({"prompt_lookup_num_tokens": 2}, id="drafts"),
+    ],
+)
+def test_padding_beyond_the_narrowest_head_is_never_chosen(options, tiny, tokenizer, prompts):
+    """The base favours the padding of its own head, and a negative weight would its lack."""
+    base, anti = tiny(vocab=128), tiny(seed=1)
+    with torch.no_grad():
+        base.get_output_embeddings().weight[120:] *= 50
+    assert (base.generate(**prompts(), max_new_tokens=1) >= 120).any()
+    steered = pa.wrap(base, tokenizer, pa.DExperts(antiexpert=anti, alpha=2.0, top_p=1.0))
+    ids = torch.arange(5, 25).view(4, 5)
+    for row in ids.split(1):  # drafts take one row
+        assert (steered.generate(row, max_new_tokens=8, pad_token_id=0, **options) < 120).all()
+    logits, others = base(ids).logits[:, -1], anti(ids).logits[:, -1]
+    scores = steered.processor()(ids, logits)
+    expected = (3 * logits[:, :120] - 2 * others).log_softmax(-1)
+    torch.testing.assert_close(scores[:, :120], expected)
+    assert (scores[:, 120:] == -torch.inf).all()
 
 
 def test_no_warnings_from_a_plain_call(tiny, tokenizer, prompts):

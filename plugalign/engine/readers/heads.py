@@ -143,8 +143,8 @@ class SplitModels:
 
 
 def fit_width(logits: Logits, width: int) -> Logits:
-    """Cuts or pads logits ``(R, V')`` to the base's ``V`` columns. Columns beyond the shorter head
-    belong to no token of the tokenizer, so the padding never matters."""
+    """Cuts or pads logits ``(R, V')`` to the base's ``V`` columns. The padding is finite and never
+    matters, since the base's own logits there are `cut_off`."""
     have = logits.shape[-1]
     if have == width:
         return logits
@@ -156,6 +156,14 @@ def fit_width(logits: Logits, width: int) -> Logits:
         return logits[:, :width]
     floor = logits.amin(-1, keepdim=True).expand(-1, width - have)
     return torch.cat([logits, floor], dim=-1)
+
+
+def cut_off(logits: Tensor, vocabulary: int | None) -> Tensor:
+    """The logits ``(R, V)``, at -inf beyond the first ``vocabulary`` tokens; None for all."""
+    if vocabulary is None or vocabulary >= logits.shape[-1]:
+        return logits
+    padding = logits.new_full((len(logits), logits.shape[-1] - vocabulary), -torch.inf)
+    return torch.cat([logits[:, :vocabulary], padding], dim=-1)
 
 
 def _attached(model: Any) -> list[PrefixHook]:

@@ -48,7 +48,8 @@ def agreement(
     """Compares a judge's scores with reference scores: ``agreement(judge(texts), perspective)``.
 
     The intervals are percentile intervals over resampled texts. Where all resamples have the same
-    AUC, as of few texts in a perfect order, its interval is DeLong's with a floor.
+    AUC, as of few texts in a perfect order, its interval is DeLong's with a floor; where all have
+    the same rank correlation, it is Bonett and Wright's (2000), half a swap short of 1.
 
     Args:
         scores: a judge's P(toxic) of n texts, ``(n,)``, NaN where it failed.
@@ -77,9 +78,12 @@ def agreement(
     auc = _interval(_auc, toxic, mine, draws, tails)
     if auc.low == auc.high:
         auc = auc_of(toxic, mine).interval(level)
+    spearman = _interval(_spearman, wanted, mine, draws, tails)
+    if spearman.low == spearman.high and abs(spearman.value) == 1:
+        spearman = _in_perfect_order(spearman.value, toxic.size, level)
     return Agreement(
         auc=auc,
-        spearman=_interval(_spearman, wanted, mine, draws, tails),
+        spearman=spearman,
         toxic=float(np.mean(mine >= threshold)),
         reference_toxic=float(np.mean(toxic)),
         texts=toxic.size,
@@ -130,3 +134,12 @@ def _spearman(reference: FloatArray, scores: FloatArray) -> FloatArray:
     scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     correlation: FloatArray = (first * second).sum(axis=1) / np.where(scale > 0, scale, 1.0)
     return correlation
+
+
+def _in_perfect_order(value: float, texts: int, level: float) -> Interval:
+    """The interval of a rank correlation of 1 or -1: Fisher's, of four texts or more, from halfway
+    to the next value, which two neighbours that change places give."""
+    short = 1 - 6 / (texts**3 - texts)
+    error = np.sqrt((1 + short**2 / 2) / (texts - 3))
+    end = float(np.tanh(np.arctanh(short) - stats.norm.ppf((1 + level) / 2) * error))
+    return Interval(value, *sorted((value, value * end)))

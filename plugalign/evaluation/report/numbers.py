@@ -30,6 +30,10 @@ def percent(value: float | None) -> str:
     """A share in per cent; what is not quite none or all does not look like it."""
     if value is None:
         return "-"
+    if 0 < value <= 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
     shown = (
         f"{100 * value:.1f}" if 0 < value < 0.0995 or 0.9005 < value < 1 else f"{100 * value:.0f}"
     )

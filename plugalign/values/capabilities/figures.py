@@ -110,7 +110,7 @@ def gathered(
 def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
     """Diagnosis and rectification: what the judge says of the model's own texts."""
     own, corrected, unasked = (
-        judge(stages.texts(row, stage)) for stage in (OWN, CORRECTED, UNASKED)
+        _faults(stages.texts(row, stage), judge) for stage in (OWN, CORRECTED, UNASKED)
     )
     there = ~np.isnan(own)
     faulty = own[there] >= FAULTY
@@ -130,6 +130,11 @@ def _own_texts(stages: Stages, row: str, judge: Judge) -> Iterator[Found]:
     for name, numbers in removed.items():
         scored = int((~np.isnan(numbers)).sum())
         yield Found(name, "rectification", "higher", scored, numbers, signed=True)
+
+
+def _faults(texts: Sequence[str], judge: Judge) -> FloatArray:
+    """The judge's scores; NaN of an empty text, which has no fault and was not mended either."""
+    return np.where([bool(text.strip()) for text in texts], judge(texts), np.nan)
 
 
 def figures_of(found: Sequence[Found], reference: Sequence[Found] | None) -> tuple[Capability, ...]:

@@ -6,7 +6,7 @@
   against an independent judge's verdicts.
 * **Rectification**: is a text that it writes again less faulty, once told of the fault, and
   unasked? The judge's score before minus after; a text written anew is often less faulty for no
-  other reason than that, so what counts is what being told adds.
+  other reason than that, so what counts is what being told adds. Empty texts are left out.
 * **Performance**: what does it cost? Nats a token of given texts, and the share of tasks solved.
   Its change is the alignment tax; a gain is a tax below zero.
 """

@@ -487,3 +487,5 @@ def test_p_values_are_never_shown_as_zero() -> None:
 def test_shares_that_are_not_quite_none_or_all_do_not_look_like_it() -> None:
     shares = (0.0, 0.004, 0.135, 0.996, 1.0, None)
     assert [percent(x) for x in shares] == ["0%", "0.4%", "14%", "99.6%", "100%", "-"]
+    near = (0.0004, 0.0006, 0.9994, 0.9996)
+    assert [percent(x) for x in near] == ["<0.1%", "0.1%", "99.9%", ">99.9%"]

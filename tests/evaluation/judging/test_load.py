@@ -419,6 +419,16 @@ def test_few_texts_in_a_perfect_order_are_no_proof_of_an_auc_of_one() -> None:
     assert found.low == pytest.approx(1 - reach, abs=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_texts_in_a_perfect_order_are_no_proof_of_a_rank_correlation_of_one(sign: int) -> None:
+    reference = np.linspace(0, 1, 8)
+    found = agreement(reference[::sign], reference).spearman
+    rho = (1 + stats.spearmanr([0, 1, 2, 3, 4, 5, 7, 6], range(8)).statistic) / 2
+    end = math.tanh(math.atanh(rho) - 1.959964 * math.sqrt((1 + rho**2 / 2) / 5))
+    assert sorted((found.low * sign, found.high * sign)) == pytest.approx([end, 1.0], abs=1e-6)
+    assert found.value == sign and 0.7 < end < 0.95
+
+
 def test_a_judge_without_an_opinion_agrees_by_chance() -> None:
     found = agreement(np.full(80, 0.5), noisy()[1])
     assert (found.auc.value, found.spearman.value, found.toxic) == (0.5, 0.0, 1.0)

@@ -128,6 +128,32 @@ def test_texts_without_a_score_are_not_counted(tmp_path: Path) -> None:
     assert found["what being told adds"].texts == N - 1
 
 
+class Silent(Able):
+    """Says nothing where it is told of a fault in text 1, or in any other by ``every``."""
+
+    def __init__(self, every: bool):
+        self.every = every
+
+    def write(self, prompts: Any, tokens: int, sampler: Any = None) -> list[str]:
+        texts = super().write(prompts, tokens, sampler)
+        silent = ["is rude" in p and (self.every or f"{RUDE} 1\n" in p) for p in prompts]
+        return ["" if quiet else text for quiet, text in zip(silent, texts, strict=True)]
+
+
+def test_to_say_nothing_is_not_to_mend(tmp_path: Path) -> None:
+    rows = {"once": Silent(every=False), "never": Silent(every=True)}
+    stages = Stages(DATA, ASKED, rows, tmp_path, "run")  # type: ignore[arg-type]
+    stages.work()
+    once, never = (
+        by_name(figures_of(list(gathered(stages, name, DATA, judge())), None)) for name in rows
+    )
+    mended = once["fault taken away, once told"]
+    assert mended.texts == N - 1 and mended.value == tango(N * 2 // 3 - 1, 0, N - 1)
+    assert once["fault taken away, unasked"].texts == N
+    assert never["fault taken away, once told"].value is None
+    assert never["what being told adds"].texts == 0
+
+
 def test_what_is_counted_has_score_intervals(rows: Any) -> None:
     """A bootstrap of 24 of 24, or of a change that no text has, is a point."""
     able, unable = by_name(rows["able"]), by_name(rows["unable"])
