@@ -303,7 +303,9 @@ class Gated(Controller):
         return self.controller.adjustable()
 
     def with_settings(self, **changes: Any) -> Self:
-        return type(self)(self.controller.with_settings(**changes), self.gate)
+        made = type(self)(self.controller.with_settings(**changes), self.gate)
+        made.provenance = self.provenance
+        return made
 
     def config(self) -> dict[str, Any]:
         check_named(self.gate)
@@ -321,8 +323,13 @@ class Gated(Controller):
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
         settings = dict(config["gate"])
-        kind = class_of(settings.pop("name", None), Gate, GATES, "a saved controller has the gate")
-        return cls(parts["controller"], kind.build(settings))
+        name = settings.pop("name", None)
+        kind = class_of(name, Gate, GATES, "a saved controller has the gate")
+        try:
+            gate = kind.build(settings)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the settings of the gate '{name}' do not fit: {error}") from error
+        return cls(parts["controller"], gate)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Gated) and self.key == other.key
