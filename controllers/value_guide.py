@@ -81,6 +81,10 @@ class ValueGuide(Controller):
             (CandidateShift(scores, "logsigmoid", weight=self.weight),), (self.support,)
         )
 
+    def adjustable(self) -> Mapping[str, Any]:
+        """As `Controller.adjustable`, without the layer, whose states the head was fitted on."""
+        return {name: kind for name, kind in super().adjustable().items() if name != "layer"}
+
     def config(self) -> dict[str, Any]:
         fitted = self.head.fitted_for
         return {

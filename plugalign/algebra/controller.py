@@ -34,6 +34,7 @@ from plugalign.algebra.revisions import Revision
 from plugalign.algebra.saving import Saveable, Settings
 from plugalign.algebra.steering import Steering
 from plugalign.catalogue import GATES
+from plugalign.files.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from plugalign.generation.revision import Answers
@@ -95,7 +96,7 @@ class Controller(Saveable):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for controllers that count as one in a sum, which is sorted by it."""
+        """Equal for controllers that count as one in a sum."""
         return (type(self).__name__, id(self))
 
     def when(self, gate: Gate) -> Controller:
@@ -128,8 +129,6 @@ class Controller(Saveable):
     def __mul__(self, weight: float) -> Controller:
         if not isinstance(weight, (int, float)):
             return NotImplemented
-        if not math.isfinite(weight):
-            raise ValueError(f"a controller's weight must be finite, got {weight}")
         return Composition(*((weight * w, part) for w, part in self.parts()))
 
     __rmul__ = __mul__
@@ -153,18 +152,29 @@ class CompositionSettings(Settings):
 
 
 class Composition(Controller):
-    """A weighted sum of controllers, kept in one canonical order so that sums commute."""
+    """A weighted sum of controllers, kept in one canonical order so that sums commute.
+
+    Parts of one class are ordered by what they are made of, so that those that reword prompts,
+    attach or revise come in the same order in every process, and after saving and loading.
+
+    Raises:
+        ValueError: for a weight that is not finite, or one other than 0 and 1 of a part that acts
+            on more than the distribution.
+    """
 
     name = "composition"
     settings = CompositionSettings
 
     def __init__(self, *parts: tuple[float, Controller]):
+        every = [(weight * w, part) for weight, given in parts for w, part in given.parts()]
         weights: dict[tuple[Any, ...], float] = {}
-        members = {controller.key: controller for _, controller in parts}
-        for weight, controller in parts:
+        members = {controller.key: controller for _, controller in every}
+        for weight, controller in every:
             weights[controller.key] = weights.get(controller.key, 0.0) + weight
-        self._parts = tuple((weights[key], members[key]) for key in sorted(members))
+        self._parts = tuple((weights[key], members[key]) for key in _ordered(members))
         for weight, controller in self._parts:
+            if not math.isfinite(weight):
+                raise ValueError(f"a controller's weight must be finite, got {weight}")
             whole = [s for s in ("prompt", "attach", "revise") if controller.overrides(s)]
             if whole and weight not in (0.0, 1.0):
                 raise ValueError(
@@ -206,6 +216,32 @@ class Composition(Controller):
 
     def __repr__(self) -> str:
         return " + ".join(f"{w:g} * {c!r}" if w != 1 else repr(c) for w, c in self._parts)
+
+
+def _ordered(members: Mapping[tuple[Any, ...], Controller]) -> list[tuple[Any, ...]]:
+    """The keys of a sum's parts in their order."""
+    names = [key[0] for key in members]
+
+    def place(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        alone = names.count(key[0]) == 1
+        return key[0], "" if alone else _content(members[key]), key
+
+    return sorted(members, key=place)
+
+
+def _content(part: Any) -> str:
+    """What a controller or a part of it is made of, as far as that is known without reading the
+    files of its models; nothing of what cannot be saved."""
+    if isinstance(part, (str, Path)):
+        return str(part)
+    if not isinstance(part, Saveable):
+        return ""
+    try:
+        config, parts = part.config(), part.saved_parts()
+    except ValueError:
+        return ""
+    named = {name: _content(each) for name, each in parts.items()}
+    return fingerprint(part.tensors(), named, repr(config))
 
 
 class GatedSettings(Settings):
@@ -267,7 +303,9 @@ class Gated(Controller):
         return self.controller.adjustable()
 
     def with_settings(self, **changes: Any) -> Self:
-        return type(self)(self.controller.with_settings(**changes), self.gate)
+        made = type(self)(self.controller.with_settings(**changes), self.gate)
+        made.provenance = self.provenance
+        return made
 
     def config(self) -> dict[str, Any]:
         check_named(self.gate)
@@ -285,8 +323,13 @@ class Gated(Controller):
         cls, config: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Any]
     ) -> Self:
         settings = dict(config["gate"])
-        kind = class_of(settings.pop("name", None), Gate, GATES, "a saved controller has the gate")
-        return cls(parts["controller"], kind.build(settings))
+        name = settings.pop("name", None)
+        kind = class_of(name, Gate, GATES, "a saved controller has the gate")
+        try:
+            gate = kind.build(settings)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the settings of the gate '{name}' do not fit: {error}") from error
+        return cls(parts["controller"], gate)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Gated) and self.key == other.key

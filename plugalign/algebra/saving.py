@@ -32,6 +32,7 @@ from plugalign.files.saved import (
     copy_model,
     read_settings,
     read_tensors,
+    remove_weights,
     writing_tensors,
 )
 
@@ -134,13 +135,19 @@ class Saveable(ModelHubMixin, library_name="plugalign", tags=["plug-in alignment
             contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             with writing_tensors(save_directory / TENSORS):
                 save_file(contiguous, save_directory / TENSORS)
+        else:  # those of a controller that was saved there before
+            (save_directory / TENSORS).unlink(missing_ok=True)
         if (fit := self.provenance.fit) is not None:
             text = json.dumps(fit, indent=2, sort_keys=True)
             (save_directory / sheets.FIT).write_text(text + "\n", encoding="utf-8")
+        else:
+            (save_directory / sheets.FIT).unlink(missing_ok=True)
         for folder, part in parts.items():
             if isinstance(part, (str, Path)):
                 copy_model(Path(part), save_directory / folder)
             else:
+                if not isinstance(part, Saveable):
+                    remove_weights(save_directory / folder)
                 part.save_pretrained(save_directory / folder)
 
     def data_sheet(self) -> sheets.DataSheet:

@@ -249,6 +249,7 @@ class Bench:
             method=method,
             capture=capture,
             cache=self.settings.cache_of(capture),
+            compiled=self.settings.compiled_of(capture),
             ms_per_token=step / batch,
             plain_ms_per_token=of_plain / batch,
             ratio_to_plain=ratio,
@@ -266,10 +267,11 @@ class Bench:
         return replace(cost, ratio_to_loop=ratio / self._loops[key].ratio_to_plain)
 
     def _floor(self, call: Generation, batch: int) -> float | None:
-        """The least milliseconds of a step in the middle of a call."""
+        """The least milliseconds of a step in the middle of a call; None where controllers do more
+        than steps, or as many steps are made as drafts fail."""
         columns = len(self._around) + self.settings.prompt_tokens + self.settings.new_tokens // 2
         plan = call.generator.plan if call.steered else Plan(())
-        if call.acts_beyond_steps:
+        if call.acts_beyond_steps or call.speculation is not None:
             return None
         read = step_bytes(self.model, plan, batch, columns)
         return None if read is None else 1000 * read / self._bandwidth

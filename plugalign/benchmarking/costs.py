@@ -19,7 +19,8 @@ class Cost:
     """One method at one batch size.
 
     Attributes:
-        ms_per_token: median wall-clock milliseconds per new token of one row.
+        ms_per_token: median wall-clock milliseconds of a call over all its new tokens, those of
+            every row.
         ratio_to_plain: median over rounds of the method's time over plain ``generate``'s.
         low, high: the smallest and the largest of these ratios.
         ratio_to_loop: ``ratio_to_plain`` over that of our loop without a controller, captured or
@@ -32,12 +33,12 @@ class Cost:
             with sampling, and the rest. None for the model's own ``generate``.
         acceptance: the part of drafted tokens that stayed; None where nothing was drafted.
         cache, plain_cache: "dynamic" or "static", of steered calls and of plain ``generate``.
-        compiled: whether models behind static caches may be compiled.
+        compiled: whether models behind the static cache of this call may be compiled.
         capture: what was asked for, "auto", "on" or "off"; None for the model's own ``generate``.
         plain_ms_per_token: the median of plain ``generate`` in the same rounds.
         warmed_tokens: new tokens of a row before the first round.
         floor_ms: milliseconds of a step that did nothing but read all weights and caches once, at
-            the speed of a large copy; None where that depends on the text.
+            the speed of a large copy; None where that depends on the text, as with drafts.
         floor_share: of the time of a step.
         peak_gib: the most GPU memory that was allocated, in GiB.
         chat: whether prompts were turns of a chat, whose own tokens ``prompt_tokens`` leaves out.

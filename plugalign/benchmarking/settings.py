@@ -62,8 +62,13 @@ class Settings:
         ``generate`` that is no capture's."""
         return "static" if capture in ("on", None) else self.cache
 
+    def compiled_of(self, capture: str | None) -> bool:
+        """Whether the models of a call may be compiled, as those of the plain ``generate`` that is
+        no capture's always may."""
+        return self.compiled or capture is None
+
     @property
     def kept(self) -> dict[str, Any]:
         """Those that every row names."""
-        names = ("new_tokens", "prompt_tokens", "rounds", "plain_cache", "compiled")
+        names = ("new_tokens", "prompt_tokens", "rounds", "plain_cache")
         return {name: value for name, value in asdict(self).items() if name in names}

@@ -1,7 +1,8 @@
 """Where the time of a ``generate`` call goes, for one call that is watched.
 
 While `timed` is open the calls between the engine's parts are wrapped: the base's forwards, alone
-or batched with prompts and experts, those of other models, and what draws a token from logits.
+or batched with prompts and experts, those of other models and of answers that are revised, and
+what draws a token from logits.
 Time inside a wrapped call counts for it alone, not for the one around it; all else is the host.
 Both engines have the same calls but for the end: on the processor path transformers chooses the
 token, and that counts as the host's. Watching costs a little by itself, and on a GPU it waits for
@@ -26,6 +27,7 @@ from plugalign.engine.selection import Selection
 from plugalign.engine.sources import SourceRunner
 from plugalign.engine.speculative.verification import Speculator
 from plugalign.engine.step import Step
+from plugalign.generation.transcript import Continuation
 
 BASE, ROWS, AUXILIARY, TAIL, HOST = "base", "rows", "auxiliary", "tail", "host"
 PARTS = (BASE, ROWS, AUXILIARY, TAIL, HOST)
@@ -38,6 +40,7 @@ def _of_forward(rows: BatchedBase, *_: Any) -> str:
 WRAPPED_CALLS: tuple[tuple[Any, str, str | Callable[..., str]], ...] = (
     (BatchedBase, "read", _of_forward),
     (SourceRunner, "read", AUXILIARY),
+    (Continuation, "generate", AUXILIARY),
     (Run, "step", TAIL),
     (Run, "check", TAIL),
     (Step, "mixture", TAIL),

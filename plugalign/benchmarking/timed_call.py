@@ -14,6 +14,7 @@ from plugalign.benchmarking.failures import FAILURES, reason
 from plugalign.benchmarking.floors import now
 from plugalign.benchmarking.memory import freed
 from plugalign.benchmarking.stopwatch import PARTS, timed
+from plugalign.engine.acceleration.packed import AFTER
 from plugalign.engine.acceleration.traced_step import PROOFS, Recorder
 from plugalign.engine.speculative.drafts import Speculation
 from plugalign.generation.explanation import REPLAYED
@@ -51,8 +52,10 @@ class Generation:
 
     def behind(self, cache: str, compiled: bool) -> Generation:
         """The same with a cache of this kind."""
-        static = {"cache_implementation": "static", "disable_compile": not compiled}
-        return replace(self, options=self.options | (static if cache == "static" else {}))
+        options: dict[str, Any] = {"cache_implementation": cache}
+        if cache == "static":
+            options["disable_compile"] = not compiled
+        return replace(self, options=self.options | options)
 
     def capturing(self, capture: str) -> Generation:
         """The same with ``capture``, one of `CAPTURES`."""
@@ -108,9 +111,13 @@ def generation(controller: Controller | None, model: Any, tokenizer: Any) -> Gen
 
 
 def warming_rounds(new_tokens: int, device: torch.device) -> int:
-    """Rounds until nothing is set up any more: one on a GPU, on a CPU until steps are recorded."""
-    steps = 1 if device.type == "cuda" else SOON + PROOFS + 1
-    return -(-steps // max(new_tokens - 1, 1)) if new_tokens > 1 else 1
+    """Rounds until nothing is set up any more: one on a GPU, on a CPU until steps are recorded,
+    those before a call packs its weights and those behind."""
+    needed, steps = SOON + PROOFS + 1, new_tokens - 1
+    if device.type == "cuda" or steps < 1:
+        return 1
+    kinds = min(steps, AFTER - 1), steps - (AFTER - 1)
+    return max(-(-needed // count) for count in kinds if count > 0)
 
 
 @dataclass

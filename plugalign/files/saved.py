@@ -7,7 +7,7 @@ read or copied that lies outside a folder, also not through a link.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,6 +31,8 @@ COPIED = (
     "*.txt",
     "pytorch_model*.bin",
 )
+# Those of them that decide which weights are read.
+WEIGHTS = ("adapter_config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin")
 
 
 def read_settings(path: Path, kind: type[Settings], cure: str) -> Settings:
@@ -139,18 +141,37 @@ def _blobs(folder: Path) -> list[Path]:
     return [blobs for p in parents if (blobs := p.parent / "blobs").is_dir()]
 
 
+def remove_weights(folder: Path, kept: Container[str] = ()) -> None:
+    """Removes what another model or adapter left where one is to be saved: a library that finds
+    the weights of both may read those of the other.
+
+    Args:
+        kept: the names of files that stay.
+    """
+    for path in _files(folder, WEIGHTS) if folder.is_dir() else []:
+        if path.name not in kept:
+            path.unlink()
+
+
+def _files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """What lies in a folder under a name of one of these forms, in a fixed order."""
+    return [p for p in sorted(folder.iterdir()) if any(fnmatch(p.name, name) for name in names)]
+
+
 def copy_model(source: Path, target: Path) -> None:
-    """Copies the files of a model, an adapter and a tokenizer, nothing else that lies there.
+    """Copies the files of a model, an adapter and a tokenizer, nothing else that lies there. Of
+    what lies in ``target`` already, weights and adapters of another model go.
 
     Raises:
         ValueError: if there is no such folder, or one of them is a link to something outside.
     """
     if not source.is_dir():
         raise ValueError(f"'{source}' is no folder, so there is nothing to save of it")
-    files = [p for p in sorted(source.iterdir()) if any(fnmatch(p.name, name) for name in COPIED)]
+    files = _files(source, COPIED)
     for path in files:
         check_inside(path, source)
     target.mkdir(parents=True, exist_ok=True)
+    remove_weights(target, {path.name for path in files})
     for path in files:
         if path.is_file() and path.resolve() != (target / path.name).resolve():
             shutil.copyfile(path, target / path.name)

@@ -53,7 +53,7 @@ ADJUSTABLE = {
         "max_new_tokens",
     },
     "self_debias": {"decay", "floor"},
-    "value_guide": {"statement", "layer", "k", "weight", "breaks"},
+    "value_guide": {"statement", "k", "weight", "breaks"},
     "value_statement": {"statement"},
 }
 
@@ -107,6 +107,13 @@ def test_a_controller_behind_a_gate_has_the_settings_of_what_is_behind_it():
     changed = gated.with_settings(decay=3.0)
     assert changed.controller.decay == 3 and changed.gate is gated.gate
     assert set(gated.adjustable()) == ADJUSTABLE["self_debias"]
+
+
+def test_what_is_known_of_a_controller_behind_a_gate_stays_where_settings_change(tmp_path):
+    gated = pa.SelfDebias(["w5"]).when(pa.FirstSteps(2))
+    gated.save_pretrained(tmp_path, model_card_kwargs={"license": "mit"})
+    loaded = pa.Controller.from_pretrained(tmp_path)
+    assert loaded.with_settings(decay=3.0).provenance.notes.license == "mit"
 
 
 def test_the_names_of_hub_parts_and_code_that_may_run_stay(tiny):

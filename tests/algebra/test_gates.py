@@ -1,5 +1,6 @@
 """Controllers behind gates: every decoding mode against an uncached float64 reference."""
 
+import json
 import re
 
 import numpy as np
@@ -332,6 +333,24 @@ def test_an_unknown_gate_is_refused(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("first_steps", "full_moon"))
     with pytest.raises(ValueError, match="has the gate 'full_moon'; known are diagnosis, first"):
+        Controller.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"name": "first_steps"}, "the gate 'first_steps' do not fit: .*'count'"),
+        ({"name": "first_steps", "count": 2, "more": 1}, "'first_steps' do not fit: .*'more'"),
+        ({"name": "uncertain", "p": "0.5"}, "the gate 'uncertain' do not fit"),
+        ({"name": "diagnosis", "attribute": 3}, "'diagnosis' do not fit: the attribute must be"),
+        ({"name": "value"}, "the gate 'value' do not fit: 'threshold'"),
+    ],
+)
+def test_damaged_settings_of_a_gate_are_refused_by_name(gate, message, tmp_path):
+    pa.SelfDebias(["w5"]).when(pa.FirstSteps(2)).save_pretrained(tmp_path)
+    config = {"controller": "gated", "gate": gate}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged: the settings of .*{message}"):
         Controller.from_pretrained(str(tmp_path))
 
 

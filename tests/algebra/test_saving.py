@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -14,6 +15,7 @@ import plugalign as pa
 from plugalign import pocket
 from plugalign.adapters.layers import LoraLinear, shared_copy
 from plugalign.algebra.class_names import CONTROLLERS
+from plugalign.algebra.data_sheet import Provenance
 from plugalign.algebra.identity import identify
 from plugalign.algebra.saving import AGAIN
 from plugalign.controllers.args import ARGS
@@ -358,6 +360,37 @@ def test_saving_over_itself_changes_nothing(saved, tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "it").rglob("*.*") if p.is_file()}
     pa.Controller.from_pretrained(tmp_path / "it").save_pretrained(tmp_path / "it")
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_saving_over_another_controller_leaves_nothing_of_it(tmp_path):
+    basis = torch.linalg.qr(torch.randn(32, 3)).Q
+    learned = pa.Nullspace(basis)
+    learned.provenance = Provenance({"method": "nullspace", "data": {"texts": {"rude": 9}}})
+    for number, folder in enumerate(("alone", "sum")):
+        first, second = (c + number * pa.SelfDebias(["y"]) for c in (learned, pa.SelfDebias(["x"])))
+        first.save_pretrained(tmp_path / folder)
+        second.save_pretrained(tmp_path / folder)
+        loaded = pa.Controller.from_pretrained(tmp_path / folder)
+        for _, part in loaded.parts():
+            assert isinstance(part, pa.SelfDebias) and part.provenance.fit is None
+
+
+@pytest.mark.parametrize("given", ["a folder", "an object"])
+def test_saving_over_an_adapter_leaves_nothing_of_it(given, tiny, tokenizer, tmp_path):
+    base, expert = tiny(), tiny(seed=5)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(tiny(), config).save_pretrained(tmp_path / "adapter")
+    expert.save_pretrained(tmp_path / "whole")
+    pa.DExperts(tmp_path / "adapter").save_pretrained(tmp_path / "it")
+    (tmp_path / "it" / "expert" / "notes.txt").write_text("mine")
+    whole = pa.DExperts(tmp_path / "whole" if given == "a folder" else expert)
+    whole.save_pretrained(tmp_path / "it")
+    loaded = pa.Controller.from_pretrained(tmp_path / "it")
+    scores = [pa.wrap(base, tokenizer, c).log_probs(["w1 w2 w3"])[0] for c in (whole, loaded)]
+    torch.testing.assert_close(*scores)
+    assert (tmp_path / "it" / "expert" / "notes.txt").read_text() == "mine"
+    pa.DExperts(tmp_path / "adapter").save_pretrained(tmp_path / "it")
+    assert not (tmp_path / "it" / "expert" / "model.safetensors").exists()
 
 
 def test_a_snapshot_of_the_hubs_cache_is_read_and_copied(saved, tmp_path):

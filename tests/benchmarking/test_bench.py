@@ -30,11 +30,12 @@ from plugalign.benchmarking.stopwatch import WRAPPED_CALLS, Rerun, Stopwatch, ti
 from plugalign.benchmarking.untrained import untrained
 from plugalign.catalogue import METHODS, UNTRAINED
 from plugalign.cli import app
-from plugalign.engine.acceleration import captured_step
+from plugalign.engine.acceleration import captured_step, packed
 from plugalign.engine.batching.batched_base import BatchedBase
 from plugalign.engine.plan import Plan, make_plan
 from plugalign.engine.sources import SourceRunner
 from plugalign.generation.wrap import wrap
+from plugalign.kernels.product import can_pack
 
 
 def test_every_method_of_the_catalogue_can_be_timed(tiny):
@@ -178,6 +179,7 @@ def test_plain_generate_with_a_static_cache_is_a_row(tiny, tokenizer):
 def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [timed_call.warming_rounds(n, cpu) for n in (1, 2, 4, 6, 64)] == [1, 5, 2, 1, 1]
+    assert [timed_call.warming_rounds(n, cpu) for n in (8, 9, 10, 11, 12, 13)] == [1, 5, 3, 2, 2, 1]
     assert [timed_call.warming_rounds(n, gpu) for n in (1, 2, 64)] == [1, 1, 1]
     call = generation(untrained("none", tiny()), tiny(), tokenizer)
     for _ in range(2):
@@ -185,6 +187,17 @@ def test_warming_up_ends_when_steps_are_recorded(tiny, tokenizer, prompts):
     body = call.base.base_model
     (recording,) = call.generator.split_models.recorder.recordings_of(body).values()
     assert recording._graph is not None and recording._proofs == 0
+
+
+def test_warming_up_ends_when_steps_of_packed_weights_are_recorded(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(packed, "LEAST", 1)
+    model = tiny()
+    call, new_tokens = generation(untrained("none", model), model, tokenizer), packed.AFTER + 1
+    for _ in range(timed_call.warming_rounds(new_tokens, model.device)):
+        call(random_prompts(model, 2, 4), new_tokens)
+    recordings = call.generator.split_models.recorder.recordings_of(call.base.base_model)
+    assert len(recordings) == 1 + any(map(can_pack, model.parameters()))
+    assert all(each._graph is not None and each._proofs == 0 for each in recordings.values())
 
 
 def test_experts_of_another_shape(tiny, tokenizer):
@@ -242,6 +255,33 @@ def test_caches_are_chosen_apart_for_plain_generate(tiny, tokenizer, monkeypatch
     steered = len(asked)
     run_bench(model, tokenizer, ["none"], plain_cache="static", **settings)
     assert 0 < len(asked) - steered < steered
+
+
+def test_a_cache_that_the_model_would_take_by_itself_is_not_taken(tiny, tokenizer, monkeypatch):
+    model = tiny()
+    model.generation_config.cache_implementation = "static"
+    monkeypatch.setattr(
+        type(model), "_prepare_static_cache", lambda *_, **__: pytest.fail("a static cache")
+    )
+    (cost,) = run_bench(model, tokenizer, ["none"], **SHORT)
+    assert (cost.cache, cost.plain_cache) == ("dynamic", "dynamic")
+
+
+def test_a_row_says_whether_its_own_models_may_be_compiled(tiny, tokenizer):
+    model, asked = tiny(), []
+    generate = model.generate
+    model.generate = lambda **k: asked.append(k.get("disable_compile")) or generate(**k)
+    plain, none = run_bench(model, tokenizer, ["plain_static", "none"], compiled=False, **SHORT)
+    assert plain.compiled and not none.compiled
+    assert False in asked  # of the static cache; the loop's own call is not the model's
+
+
+def test_there_is_no_floor_where_drafts_decide_how_often_experts_are_read(tiny, tokenizer):
+    settings = SHORT | {"new_tokens": 8, "draft": "base"}
+    drafted, fudge = run_bench(tiny(), tokenizer, ["dexperts", "fudge"], **settings)
+    assert drafted.acceptance is not None
+    assert drafted.floor_ms is None and drafted.floor_share is None
+    assert fudge.acceptance is None and fudge.floor_ms > 0  # it cannot be drafted
 
 
 def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
@@ -325,7 +365,7 @@ PARTS = {
     "none": {"base", "tail", "host"},
     "fudge": {"base", "auxiliary", "tail", "host"},
     "dexperts": {"rows", "tail", "host"},
-    "self_critique": {"base", "tail", "host"},
+    "self_critique": {"base", "auxiliary", "tail", "host"},
 }
 
 
