@@ -23,7 +23,9 @@ Rounds = Annotated[int, typer.Option(help="Times everything so often, in turn.")
 Draft = Annotated[
     str | None, typer.Option(help="Speculate: base (without controllers) or prompt (look up).")
 ]
-DraftTokens = Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")]
+DraftTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens drafted at a time. [default: 4]")
+]
 Cache = Annotated[str, typer.Option(help="dynamic, or static: a GPU then replays whole steps.")]
 PlainCache = Annotated[str, typer.Option(help="The same for plain generate.")]
 Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Behind static caches.")]
@@ -54,7 +56,7 @@ def bench(
     prompt_tokens: PromptTokens = 16,
     rounds: Rounds = 5,
     draft: Draft = None,
-    draft_tokens: DraftTokens = 4,
+    draft_tokens: DraftTokens = None,
     cache: Cache = "dynamic",
     plain_cache: PlainCache = "dynamic",
     compiled: Compiled = True,
@@ -69,6 +71,8 @@ def bench(
 ) -> None:
     """Time every method beside plain generate, and its parts; nothing needs to be fitted for it."""
     batches, chosen = options.sizes(batch, "--batch"), options.names(methods, "--methods")
+    if draft_tokens is not None and draft is None:
+        raise ValueError(f"--draft-tokens {draft_tokens} has no use without --draft base or prompt")
     if out is not None:
         check_file(out)
     from plugalign.benchmarking.bench import run_bench
@@ -85,7 +89,7 @@ def bench(
         prompt_tokens=prompt_tokens,
         rounds=rounds,
         draft=draft,
-        draft_tokens=draft_tokens,
+        draft_tokens=4 if draft_tokens is None else draft_tokens,
         cache=cache,
         plain_cache=plain_cache,
         compiled=compiled,

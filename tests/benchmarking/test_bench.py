@@ -350,6 +350,11 @@ def test_the_command_tells_what_failed(tiny, tokenizer, tmp_path):
     assert done.exit_code == 0 and "failed" not in done.output
 
 
+def test_a_length_of_drafts_without_drafts_is_refused():
+    done = CliRunner().invoke(app, ["bench", "--draft-tokens", "6"])
+    assert "--draft-tokens 6 has no use without --draft base or prompt" in str(done.exception)
+
+
 def test_time_counts_for_the_innermost_part():
     watch = Stopwatch(torch.device("cpu"), iter([0, 1, 3, 6, 10, 15, 21]).__next__)
     watch.enter("tail")  # at 1
