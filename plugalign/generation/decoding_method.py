@@ -140,6 +140,6 @@ class DecodingMethod:
     ) -> Speculator:
         plan, run = self._run.plan, self._run
         draft = make_drafter(
-            speculation, base, selection, plan.truncation, run.incremental_model, sources.check
+            speculation, base, selection, plan, run.incremental_model, sources.check
         )
         return Speculator(plan, speculation, draft, base, sources, selection, stopping)

@@ -478,7 +478,9 @@ def test_padded_heads_are_aligned_and_other_vocabularies_refused(tiny, tokenizer
         pytest.param({"do_sample": True}, id="loop"),
         pytest.param({"do_sample": True, "typical_p": 0.999}, id="processor"),
         pytest.param({"num_beams": 2}, id="beams"),
-        pytest.param({"prompt_lookup_num_tokens": 2}, id="drafts"),
+        pytest.param({"prompt_lookup_num_tokens": 2}, id="transformers' drafts"),
+        pytest.param({"speculation": "base"}, id="the base's drafts"),
+        pytest.param({"speculation": "model"}, id="a model's drafts"),
     ],
 )
 def test_padding_beyond_the_narrowest_head_is_never_chosen(options, tiny, tokenizer, prompts):
@@ -488,8 +490,11 @@ def test_padding_beyond_the_narrowest_head_is_never_chosen(options, tiny, tokeni
         base.get_output_embeddings().weight[120:] *= 50
     assert (base.generate(**prompts(), max_new_tokens=1) >= 120).any()
     steered = pa.wrap(base, tokenizer, pa.DExperts(antiexpert=anti, alpha=2.0, top_p=1.0))
+    if (draft := options.get("speculation")) is not None:
+        speculation = pa.Speculation(anti if draft == "model" else draft, tokens=3)
+        options = {"do_sample": True, "speculation": speculation}
     ids = torch.arange(5, 25).view(4, 5)
-    for row in ids.split(1):  # drafts take one row
+    for row in ids.split(1):  # transformers' drafts take one row
         assert (steered.generate(row, max_new_tokens=8, pad_token_id=0, **options) < 120).all()
     logits, others = base(ids).logits[:, -1], anti(ids).logits[:, -1]
     scores = steered.processor()(ids, logits)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from plugalign.algebra.identity import model_name
 from plugalign.engine.batching.batched_base import BaseOutput, BatchedBase
+from plugalign.engine.plan import Plan
 from plugalign.engine.prefix import Prefix, prefix_of
-from plugalign.engine.readers.heads import fit_width
+from plugalign.engine.readers.heads import cut_off, fit_width
 from plugalign.engine.readers.incremental import IncrementalModel
 from plugalign.engine.selection import Selection
 from plugalign.engine.speculative.drafts import BASE, PROMPT, Draft, Speculation
@@ -19,7 +20,6 @@ from plugalign.errors import Running
 from plugalign.kernels import gumbel
 from plugalign.kernels.head import full
 from plugalign.kernels.mixture import Mixture
-from plugalign.kernels.truncation import Truncation
 
 Check = Callable[[str, Tensor, Tensor], None]  # of a name, logits and ids: `SourceRunner.check`
 
@@ -54,12 +54,12 @@ class DraftSampler:
     Args:
         name: of the model that gives the logits.
         check: raises for logits that are NaN or infinite.
-        support: which tokens of the base the controllers leave possible.
+        plan: of the controllers, who leave some tokens of the base possible and read the draft.
     """
 
-    def __init__(self, name: str, check: Check, selection: Selection, support: Truncation):
+    def __init__(self, name: str, check: Check, selection: Selection, plan: Plan):
         self._name, self._check = name, check
-        self._selection, self._support = selection, support
+        self._selection, self._plan = selection, plan
         self._drawn: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, texts and tokens
 
     def begin(self) -> None:
@@ -80,8 +80,9 @@ class DraftSampler:
     def draw(self, prefix: Prefix, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``(R, V)`` and tokens ``(R,)`` after a prefix, from logits ``(R, V)``."""
         selection, noise = self._selection, self._selection.noise
-        mixture = Mixture(selection.base(prefix, logits))
-        scores = selection.target(prefix, mixture, self._support)
+        known = cut_off(logits, self._plan.vocabulary)
+        mixture = Mixture(selection.base(prefix, known))
+        scores = selection.target(prefix, mixture, self._plan.truncation)
         tokens = gumbel.sample(
             scores[:, 0],
             seed=noise.seed,
@@ -213,21 +214,21 @@ def make_drafter(
     speculation: Speculation,
     base: BatchedBase,
     selection: Selection,
-    support: Truncation,
+    plan: Plan,
     reader: Callable[[Any], IncrementalModel],
     check: Check,
 ) -> Drafter:
     """The drafter of one call.
 
     Args:
-        support, check: see `DraftSampler`.
+        plan, check: see `DraftSampler`.
         reader: makes a reader of a model.
     """
     if speculation.draft == PROMPT:
         return PromptDrafter(speculation.ngram)
     model = base.model if speculation.draft == BASE else speculation.draft
     kind = "base" if speculation.draft == BASE else "draft"
-    sampler = DraftSampler(f"the {kind} model '{model_name(model)}'", check, selection, support)
+    sampler = DraftSampler(f"the {kind} model '{model_name(model)}'", check, selection, plan)
     if speculation.draft == BASE:
         return BaseDrafter(base, sampler)
     vocab = base.model.get_output_embeddings().weight.shape[0]
