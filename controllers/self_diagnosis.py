@@ -62,6 +62,8 @@ class Diagnosis(Gate):
     Raises:
         ValueError: for an empty attribute, a threshold outside (0, 1], or a template without one
             of its two places.
+        TypeError: for an attribute or a template that is no text, or a ``chat`` that is neither
+            True nor False.
     """
 
     attribute: str
@@ -75,9 +77,11 @@ class Diagnosis(Gate):
         for what in ("attribute", "template"):
             if not isinstance(text := getattr(self, what), str):
                 raise TypeError(f"the {what} must be a text, got {text!r}")
+        if not isinstance(self.chat, bool):
+            raise TypeError(f"chat must be True or False, got {self.chat!r}")
         if not self.attribute.strip():
             raise ValueError(f"a diagnosis needs an attribute, got {self.attribute!r}")
-        if not 0 < self.threshold <= 1:
+        if isinstance(self.threshold, bool) or not 0 < self.threshold <= 1:
             raise ValueError(f"the threshold is a probability in (0, 1], got {self.threshold}")
         if self.template.count(TEXT) != 1 or ATTRIBUTE not in self.template:
             raise ValueError(

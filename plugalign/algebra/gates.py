@@ -87,7 +87,7 @@ class Uncertain(Gate):
     name: ClassVar[str] = "uncertain"
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
+        if isinstance(self.p, bool) or not 0 < self.p <= 1:
             raise ValueError(f"Uncertain needs a probability in (0, 1], got {self.p}")
 
     @property

@@ -151,6 +151,7 @@ class Bench:
             "dtype": str(model.dtype).split(".")[-1],
             "device": device_name(model.device),
             "threads": torch.get_num_threads(),
+            "expert_config": None if expert_config is None else config_name(expert_config),
             "chat": len(around) > 0,
         }
         self._warm: set[int] = set()  # batch sizes at which plain generate has been warmed up
@@ -228,7 +229,7 @@ class Bench:
         call.acceptance()  # of the run that was watched, which no row reports
         loop = self._loops.get((batch, capture))
         floor = self._floor(call, batch)
-        return apart(parts, loop) | {"acceptance": kept, "floor_ms": floor}
+        return apart(parts, loop) | call.drafts | {"acceptance": kept, "floor_ms": floor}
 
     def _cost(
         self,
@@ -285,6 +286,11 @@ def apart(parts: dict[str, Any], loop: Cost | None) -> dict[str, Any]:
         return parts
     alone = min(together, loop.base_ms)
     return parts | {"base_ms": alone, "rows_ms": together - alone}
+
+
+def config_name(config: Any) -> str:
+    """The name of a configuration: its hub id or folder without the path, or its class."""
+    return Path(config.name_or_path).name or type(config).__name__
 
 
 def device_name(device: torch.device) -> str:

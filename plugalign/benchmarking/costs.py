@@ -31,7 +31,9 @@ class Cost:
             in one more run that is watched, step by step: the forward of the base alone, what it
             takes longer with the rows of prompts and experts in it, other forwards, reweighting
             with sampling, and the rest. None for the model's own ``generate``.
-        acceptance: the part of drafted tokens that stayed; None where nothing was drafted.
+        draft, draft_tokens: what drafted, and how many tokens at a time; None where nothing did.
+        acceptance: the part of drafted tokens that stayed in the rounds that count; None where
+            nothing was drafted.
         cache, plain_cache: "dynamic" or "static", of steered calls and of plain ``generate``.
         compiled: whether models behind the static cache of this call may be compiled.
         capture: what was asked for, "auto", "on" or "off"; None for the model's own ``generate``.
@@ -41,6 +43,7 @@ class Cost:
             the speed of a large copy; None where that depends on the text, as with drafts.
         floor_share: of the time of a step.
         peak_gib: the most GPU memory that was allocated, in GiB.
+        expert_config: whose configuration models beside the base have, if not the base's.
         chat: whether prompts were turns of a chat, whose own tokens ``prompt_tokens`` leaves out.
     """
 
@@ -63,6 +66,8 @@ class Cost:
     dtype: str
     device: str
     threads: int
+    draft: str | None = None
+    draft_tokens: int | None = None
     acceptance: float | None = None
     cache: str = "dynamic"
     plain_cache: str = "dynamic"
@@ -74,6 +79,7 @@ class Cost:
     floor_ms: float | None = None
     floor_share: float | None = None
     peak_gib: float | None = None
+    expert_config: str | None = None
     chat: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from plugalign.benchmarking.timed_call import CAPTURES
@@ -32,8 +32,8 @@ class Settings:
         """Refuses what cannot be timed.
 
         Raises:
-            ValueError: for an unknown method, cache or capture, a count below 1, or nothing to
-                time.
+            ValueError: for an unknown method, cache or capture, a count below 1, nothing to time,
+                or models that shall not be compiled where no call would compile them.
         """
         for name, given in (
             ("method", methods),
@@ -56,6 +56,12 @@ class Settings:
         ):
             if unknown := [each for each in chosen if each not in possible]:
                 raise ValueError(f"{name} must be {' or '.join(possible)}, got '{unknown[0]}'")
+        static = "static" in (self.cache, self.plain_cache) or "on" in self.captures
+        if not self.compiled and not static:
+            raise ValueError(
+                "models are compiled behind a static cache alone, and no call has one; leave "
+                "--no-compile out, or give --cache static or --plain-cache static"
+            )
 
     def cache_of(self, capture: str | None) -> str:
         """The cache of a call: a step that is captured has a static one, and so has the plain
@@ -71,4 +77,4 @@ class Settings:
     def kept(self) -> dict[str, Any]:
         """Those that every row names."""
         names = ("new_tokens", "prompt_tokens", "rounds", "plain_cache")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        return {name: getattr(self, name) for name in names}

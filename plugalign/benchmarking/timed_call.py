@@ -68,6 +68,14 @@ class Generation:
         surfaces = ("prompt", "attach", "revise")
         return any(w != 0 and part.overrides(s) for w, part in parts for s in surfaces)
 
+    @property
+    def drafts(self) -> dict[str, Any]:
+        """What drafts, as fields of a `Cost`; nothing where nothing does."""
+        speculation = self.speculation
+        if speculation is None:
+            return {}
+        return {"draft": speculation.draft, "draft_tokens": speculation.tokens}
+
     def acceptance(self) -> float | None:
         """The part of the drafted tokens that stayed since the last call, None without drafts."""
         speculation = self.speculation
@@ -145,6 +153,8 @@ def interleaved(
         for name, call in calls.items():
             if name in found.failed or turn <= -warming[name]:
                 continue
+            if turn == 1:
+                call.acceptance()  # of the rounds that do not count
             torch.manual_seed(abs(turn))
             start = now(call.base.device)
             try:

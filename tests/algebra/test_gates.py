@@ -414,7 +414,7 @@ def test_bad_counts(count):
         pa.FirstSteps(count)
 
 
-@pytest.mark.parametrize("p", [0, -0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("p", [0, -0.5, 1.5, float("nan"), True])
 def test_bad_probabilities(p):
     with pytest.raises(ValueError, match="Uncertain needs a probability"):
         pa.Uncertain(p)

@@ -271,9 +271,38 @@ def test_a_row_says_whether_its_own_models_may_be_compiled(tiny, tokenizer):
     model, asked = tiny(), []
     generate = model.generate
     model.generate = lambda **k: asked.append(k.get("disable_compile")) or generate(**k)
-    plain, none = run_bench(model, tokenizer, ["plain_static", "none"], compiled=False, **SHORT)
+    settings = SHORT | {"cache": "static", "compiled": False}
+    plain, none = run_bench(model, tokenizer, ["plain_static", "none"], **settings)
     assert plain.compiled and not none.compiled
     assert False in asked  # of the static cache; the loop's own call is not the model's
+
+
+def test_what_would_not_be_compiled_anyway_cannot_be_kept_from_it(tiny, tokenizer):
+    with pytest.raises(ValueError, match=r"no call has one; leave --no-compile out"):
+        run_bench(tiny(), tokenizer, ["none"], compiled=False, **SHORT)
+
+
+def test_tokens_drafted_while_warming_up_do_not_count(tiny, tokenizer):
+    settings = SHORT | {"new_tokens": 8, "rounds": 1}
+    call = generation(untrained("none", tiny()), tiny(), tokenizer).drafting("base", 3)
+    drafted = []
+    for warming in (0, 2):
+        prompts = random_prompts(call.base, 1, settings["prompt_tokens"])
+        found = timed_call.interleaved({"one": call}, prompts, 8, 1, {"one": warming})
+        assert len(found.seconds["one"]) == 1
+        drafted.append(call.speculation.drafted)
+        call.acceptance()
+    assert drafted[0] == drafted[1] > 0
+
+
+def test_rows_name_the_configuration_of_models_beside_the_base(tiny, tokenizer):
+    config = tiny().config
+    config.name_or_path = "folder/small"
+    named, without = (
+        run_bench(tiny(), tokenizer, ["dexperts"], expert_config=each, **SHORT)[0].expert_config
+        for each in (config, None)
+    )
+    assert (named, without) == ("small", None)
 
 
 def test_there_is_no_floor_where_drafts_decide_how_often_experts_are_read(tiny, tokenizer):
@@ -298,6 +327,8 @@ def test_drafts_are_reported_where_they_can_be_verified(tiny, tokenizer):
     )
     plain, shifted, fudge = (cost.acceptance for cost in costs)
     assert plain == 1 and 0 <= shifted < 1 and fudge is None
+    drafts = [(cost.draft, cost.draft_tokens) for cost in costs]
+    assert drafts == [("base", 3), ("base", 3), (None, None)]
     (static,) = run_bench(
         tiny(),
         tokenizer,

@@ -336,6 +336,7 @@ def test_a_real_tokenizer_asks_for_whole_words(shared):
         ({"attribute": " "}, "needs an attribute"),
         ({"threshold": 0}, r"in \(0, 1\], got 0"),
         ({"threshold": 1.5}, r"in \(0, 1\], got 1.5"),
+        ({"threshold": True}, r"in \(0, 1\], got True"),
         ({"template": "{text} bad?"}, "needs {text} once, and {attribute}"),
         ({"template": "{attribute}?"}, "needs {text} once"),
     ],
@@ -343,6 +344,11 @@ def test_a_real_tokenizer_asks_for_whole_words(shared):
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Diagnosis(**{"attribute": "a threat", **settings})
+
+
+def test_a_chat_is_asked_for_by_true_or_false():
+    with pytest.raises(TypeError, match="chat must be True or False, got 'no'"):
+        Diagnosis("a threat", chat="no")
 
 
 def test_bad_arguments(tiny, tokenizer):
