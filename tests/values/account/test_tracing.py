@@ -155,6 +155,35 @@ def test_a_killed_run_goes_on_where_it_stopped(run, tmp_path):
         trace(parts, **given, **{**WITH, "seed": 6}, resume=True)
 
 
+def spread(texts):
+    """A judge of risk."""
+    return [len(text) / 30 for text in texts]
+
+
+def test_a_killed_run_does_not_go_on_with_other_strata_or_prompts_stored(tmp_path):
+    given = {"max_new_tokens": 2, "batch_size": 2, "out": tmp_path / "out", "resume": True}
+    by_risk = {**given, "prompts": PROMPTS, "risk": spread}
+    file = trace(**by_risk, cuts=[0.5]).file
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-2]))
+    for changed, what in (
+        ({"cuts": [0.2, 0.5]}, "strata"),
+        ({"cuts": [0.5], "store_prompts": True}, "store_prompts"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run \\(its {what} differs\\)"):
+            trace(**by_risk, **changed)
+    traced = trace(**by_risk, cuts=[0.5])
+    assert traced.answers == 4
+    assert TraceFile(file).run.strata.endswith("on the prompt, cut at 0.5")
+
+    path = prompts_file(tmp_path)
+    named = {**given, "out": tmp_path / "named", "prompts": path, "stratum": "group"}
+    trace(**named)
+    path.write_text(path.read_text(encoding="utf-8").replace("home", "work"), encoding="utf-8")
+    with pytest.raises(ValueError, match="its strata differs"):
+        trace(**named)
+
+
 def test_a_file_that_was_cut_at_its_end_is_not_complete(copy):
     lines = (copy / "trace.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "trace.jsonl").write_bytes(b"".join(lines[:-1]))
