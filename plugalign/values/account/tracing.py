@@ -16,6 +16,7 @@ from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import versions
 from plugalign.evaluation.run_folder.folder import MANIFEST, locked
 from plugalign.files.folders import check_folder
+from plugalign.files.shown import shown
 from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import load_controllers, resolve_model
 from plugalign.pocket.world import PROMPT_SEED
@@ -107,9 +108,11 @@ def trace(
         resume: continues a killed run in ``out``.
 
     Raises:
-        ValueError: for anything wrong with the arguments, before any work.
+        ValueError, TypeError: for anything wrong with the arguments, before any work.
         OSError: if the disk is full; what was written is kept.
     """
+    if not isinstance(store_prompts, bool):
+        raise TypeError(f"store_prompts must be True or False, got {shown(store_prompts)}")
     decoding = Decoding(
         samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
     )

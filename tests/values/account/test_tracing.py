@@ -95,6 +95,12 @@ def test_prompts_are_stored_where_that_is_asked_for(tmp_path):
     assert PROMPTS[0] in traced.file.read_text() and PROMPTS[0] in traced.page.read_text()
 
 
+def test_prompts_are_not_stored_for_what_only_looks_true(tmp_path):
+    with pytest.raises(TypeError, match="store_prompts must be True or False, got 'no'"):
+        trace(prompts=PROMPTS[:1], store_prompts="no", max_new_tokens=2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_replay_gives_the_same_ids(run):
     found = replay(run[1].file)
     assert (found.answers, found.same, found.first) == (8, 8, None)
