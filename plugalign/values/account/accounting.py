@@ -17,7 +17,7 @@ from plugalign.files.shown import listed, printable, shown
 from plugalign.values.account import sheets
 from plugalign.values.account.compared import read_comparison, strata_of_comparison, stratum_of
 from plugalign.values.account.figures import figures, scored
-from plugalign.values.account.notes import Kind, add_note, read_notes
+from plugalign.values.account.notes import Kind, add_note, check_note, read_notes
 from plugalign.values.account.reading import TracedAnswer, TraceFile
 from plugalign.values.account.records import now
 from plugalign.values.account.report import Account, RunAccount, write
@@ -63,6 +63,10 @@ def account(
         raise ValueError(f"{printable(str(twice[0]))} is named twice; name each run once")
     if not folders:
         raise ValueError("there is no run to account for; name at least one folder")
+    given: list[tuple[Kind, str]] = [("incident", text) for text in _several(incidents)]
+    given += [("override", text) for text in _several(overrides)]
+    for kind, text in given:
+        check_note(kind, text, by)
     target = check_folder(folders[0] if out is None else out)
     if stratum is not None and prompts is None:
         raise ValueError(f"the field {stratum!r} is of the prompts' file; give that too")
@@ -77,13 +81,18 @@ def account(
     options = _Sorting(None if strata is None else sorting, strata, risk, cuts)
     found = [_of_run(run, options, loaded, controllers or {}) for run in folders]
     _check_used(found, judges, controllers or {})
-    given: list[tuple[Kind, str]] = [("incident", text) for text in incidents]
-    given += [("override", text) for text in overrides]
     if given:
         found[0] = _noted(found[0], folders[0], given, by)
     made = Account(target, now(), found)
     write(made)
     return made
+
+
+def _several(notes: Sequence[str]) -> Sequence[str]:
+    """Notes; a text is no list of them, and would be one a letter."""
+    if isinstance(notes, str):
+        raise TypeError(f"incidents and overrides are lists of texts, got {shown(notes)}")
+    return notes
 
 
 @dataclass(frozen=True)

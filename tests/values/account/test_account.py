@@ -247,6 +247,22 @@ def test_incidents_are_kept_and_cannot_be_removed_unseen(copy):
         account([where / "out"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"incidents": ["first", " "]}, "an incident needs words, got ' '"),
+        ({"overrides": ["first"], "by": "\udcff"}, "who reports it has half of a surrogate pair"),
+        ({"incidents": ["first"], "by": ""}, "the name of who reports it needs words"),
+        ({"incidents": "first"}, "lists of texts, got 'first'"),
+    ],
+)
+def test_of_notes_that_cannot_be_none_is_written(copy, given, message):
+    out = copy[0] / "out"
+    with pytest.raises((ValueError, TypeError), match=message):
+        account([out], **given)
+    assert not (out / NOTES).exists()
+
+
 def test_two_processes_do_not_write_notes_at_once(copy):
     out = copy[0] / "out"
     with locked(out), pytest.raises(ValueError, match="is in use"):
