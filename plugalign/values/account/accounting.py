@@ -70,6 +70,11 @@ def account(
     target = check_folder(folders[0] if out is None else out)
     if stratum is not None and prompts is None:
         raise ValueError(f"the field {stratum!r} is of the prompts' file; give that too")
+    if prompts is not None and stratum is None and risk is None:
+        raise ValueError(
+            "the prompts' file is to sort prompts anew; name its field of strata or a judge of "
+            "risk too, or leave it out to have the runs' own strata"
+        )
     strata = None
     if prompts is not None:
         texts = load_prompts(prompts)
@@ -143,10 +148,12 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
         )
     names = [_stratum(each, sorting.by_hash) for each in answers]
     scores = scored(judges, answers)
-    groups = sorted(set(names))
+    groups = {name: [i for i, each in enumerate(names) if each == name] for name in set(names)}
+    pairs = sorted(groups.items())
+    if len(pairs) > 1:
+        pairs.append((EVERY, list(range(len(names)))))
     strata = []
-    for group in groups if len(groups) == 1 else [*groups, EVERY]:
-        chosen = [i for i, name in enumerate(names) if group in (name, EVERY)]
+    for group, chosen in pairs:
         of_group = {judge: [each[i] for i in chosen] for judge, each in scores.items()}
         strata.append(figures(group, [answers[i] for i in chosen], of_group))
     run = file.run

@@ -191,6 +191,22 @@ def test_strata_can_be_named_afterwards(copy):
         account([where / "out"], prompts=where / "prompts.jsonl", stratum="place")
 
 
+def test_a_stratum_may_be_called_as_all_of_them(copy):
+    where, _ = copy
+    rows = [{"text": t, "place": "b" if n else "all strata"} for n, t in enumerate(TEXTS)]
+    path = where / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = account([where / "out"], prompts=path, stratum="place")
+    found = [(each.name, each.prompts) for each in made.runs[0].strata]
+    assert found == [("all strata", 1), ("b", len(TEXTS) - 1), ("all strata", len(TEXTS))]
+
+
+def test_prompts_that_sort_nothing_do_not_hide_the_strata_of_the_run(copy):
+    where, _ = copy
+    with pytest.raises(ValueError, match="name its field of strata or a judge of risk too"):
+        account([where / "out"], prompts=where / "prompts.jsonl")
+
+
 def test_one_prompt_in_two_strata_is_refused(copy):
     where, _ = copy
     rows = [{"text": t, "place": g} for t, g in zip([*TEXTS, TEXTS[0]], "abcabcb", strict=True)]
