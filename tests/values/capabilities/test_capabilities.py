@@ -281,6 +281,18 @@ def test_a_conversation_is_read_whole(tmp_path: Path) -> None:
         choose_chat(model, tokenizer, system="be kind").format.ids(data.prompts[0])
 
 
+def test_a_run_does_not_go_on_in_another_chat_template(tmp_path: Path) -> None:
+    model, tokenizer, other = make_chat_model(), make_chat_tokenizer(), make_chat_tokenizer()
+    other.chat_template = "{{ 'w1 w2 ' }}" + other.chat_template
+    data = CapabilityData(judgements=tuple(Judgement(f"w{n}", bool(n % 2)) for n in range(4)))
+    given = {"data": data, "chat": "on", "out": tmp_path / "out", "resume": True}
+    measure_capabilities([(model, tokenizer)], **given)
+    with pytest.raises(ValueError, match="template") as caught:
+        measure_capabilities([(model, other)], **given)
+    assert "\n" not in str(caught.value)
+    measure_capabilities([(model, tokenizer)], **given)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
