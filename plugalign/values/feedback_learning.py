@@ -203,7 +203,7 @@ def _learned(
     keep: float,
 ) -> dict[str, Any]:
     """What a lesson says of how it learned from choices, as `read_choices` gives them."""
-    prior = known_of(equilibrium, ridge).fading(keep)
+    prior = known_of(equilibrium, ridge, keep)
     belief = LEARNERS[learner](differences, prior)
     return {
         "learner": learner,
@@ -216,11 +216,16 @@ def _learned(
     }
 
 
-def known_of(equilibrium: Equilibrium, ridge: float) -> Belief:
-    """What an equilibrium knows of theta already, as a prior."""
+def known_of(equilibrium: Equilibrium, ridge: float, keep: float) -> Belief:
+    """What an equilibrium knows of theta already, as a prior.
+
+    Args:
+        ridge: the precision where nothing has been learned yet.
+        keep: the share of earlier evidence that still counts; the ridge is none, and stays.
+    """
     learned = equilibrium.preferences
     if learned.covariance is not None:
-        return Belief(learned.theta, learned.covariance)
+        return Belief(learned.theta, learned.covariance).fading(keep)
     return Belief(learned.theta, nothing_known(len(learned.theta), ridge).covariance)
 
 

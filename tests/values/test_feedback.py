@@ -203,6 +203,14 @@ def test_it_is_taught_and_its_history_is_kept(folder, rows, tmp_path):
     assert load_taught(folder).history == again.history and taught.history == again.history[:1]
 
 
+def test_where_there_is_no_earlier_evidence_all_of_it_is_kept(folder, rows, tmp_path):
+    """The ridge is no evidence: at a first lesson the share to keep changes nothing."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    whole, share = (teach(each, rows, keep=k).history[0] for each, k in ((folder, 1), (other, 0.1)))
+    assert share.theta == whole.theta and share.covariance == whole.covariance
+    assert (whole.keep, share.keep) == (1, 0.1)
+
+
 def test_feedback_without_a_token_to_choose_is_no_lesson(tmp_path):
     """Of one candidate, the model's favourite, a text of others is no evidence."""
     features = {"high": pa.TokenTable(torch.linspace(1, 0, 120))}
