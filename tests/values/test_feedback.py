@@ -197,8 +197,11 @@ def test_it_is_taught_and_its_history_is_kept(folder, rows, tmp_path):
     assert (given.pairs, given.likes, given.edits) == (1, 2, 1) and given.file == "pairs.jsonl"
     assert lesson.agreement == (0.5, 1.0) and lesson.theta["kind"] == float(want.theta[0])
     more = write(tmp_path / "more.jsonl", [{"prompt": PROMPT, "text": KIND, "liked": False}] * 30)
+    with pytest.raises(ValueError, match=r"has learned before, .* a ridge \(5\) has no place"):
+        teach(folder, more, ridge=5.0)
     again = teach(folder, more, learner="gradient", keep=0.5)
     assert [each.learner for each in again.history] == ["map", "gradient"]
+    assert [each.ridge for each in again.history] == [1.0, None]
     assert float(again.equilibrium.preferences.theta[0]) < float(want.theta[0])
     assert load_taught(folder).history == again.history and taught.history == again.history[:1]
 
