@@ -25,7 +25,10 @@ Texts = Annotated[
 Learner = Annotated[
     str, typer.Option(metavar="map|gradient", help="All evidence, or step by step.")
 ]
-Ridge = Annotated[float, typer.Option(help="Precision of the prior, if nothing was learned yet.")]
+Ridge = Annotated[
+    float | None,
+    typer.Option(help="Precision of the prior, if nothing was learned yet.", show_default="1.0"),
+]
 Keep = Annotated[float, typer.Option(help="The share of earlier evidence that still counts.")]
 
 
@@ -36,7 +39,7 @@ def feedback(
     model: Model = None,
     texts: Texts = None,
     learner: Learner = "map",
-    ridge: Ridge = 1.0,
+    ridge: Ridge = None,
     keep: Keep = 1.0,
     chat: options.Chat = "auto",
     system: options.System = None,

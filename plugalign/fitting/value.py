@@ -108,13 +108,7 @@ def fit_value(
 
     record = {
         "method": "value",
-        "model": {
-            "name": reader.model_name,
-            "weights": fingerprint(reader.identity.probe)[:16],
-            "kind": reader.kind,
-            "layers": list(reader.layers),
-            "max_tokens": reader.max_tokens,
-        },
+        "model": {**model_record(reader), "layers": list(reader.layers)},
         "data": {
             "texts": {"conforms": int(conforms.sum()), "breaks": int((~conforms).sum())},
             "sha256": fingerprint(texts, conforms.tolist()),
@@ -146,6 +140,16 @@ def fit_value(
 
     workspace.make(out, record, work)
     return FittedValue(Sheet.load(out), out)
+
+
+def model_record(reader: Reader) -> dict[str, Any]:
+    """What fit.json says of the model that reads."""
+    return {
+        "name": reader.model_name,
+        "weights": fingerprint(reader.identity.probe)[:16],
+        "kind": reader.kind,
+        "max_tokens": reader.max_tokens,
+    }
 
 
 def _provenance(record: dict[str, Any], sheet: Sheet) -> Provenance:

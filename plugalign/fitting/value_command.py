@@ -9,7 +9,7 @@ from typing import Any
 from plugalign.fitting import workspace
 from plugalign.fitting.data import load_data
 from plugalign.fitting.progress import say
-from plugalign.fitting.value import distinct, fit_value, split, use_of
+from plugalign.fitting.value import distinct, fit_value, model_record, split, use_of
 from plugalign.values.discriminator.contrast import ValueContrast, negated
 from plugalign.values.discriminator.loading import load_reader
 from plugalign.values.discriminator.readers import CausalReader, EncoderReader
@@ -94,6 +94,10 @@ def _without_labels(
         contrast.save(result)
         return {}
 
-    record = {"method": "value", "settings": {"statement": statement, "negation": negation}}
+    record = {
+        "method": "value",
+        "model": model_record(reader),
+        "settings": {"statement": statement, "negation": negation},
+    }
     workspace.make(out, record, work)
     return f"{contrast.sheet.summary()}\n{use_of(out)}"

@@ -54,7 +54,8 @@ class Lesson(BaseModel):
         chat: whether their prompts stood in its chat template; system: behind which message.
         learner: "map" or "gradient", see `plugalign.values.preferences`.
         keep: the share of earlier evidence that was kept.
-        ridge: the precision of the prior that was begun with.
+        ridge: the precision of the prior of a first lesson; None where what was known before was
+            the prior.
         theta: by feature. covariance: of theta, in the order of the features.
         agreement: the share of these choices that theta would have made, before and after.
         outside: the share of their tokens that the reference could not have chosen.
@@ -70,7 +71,7 @@ class Lesson(BaseModel):
     system: str | None = None
     learner: Literal["map", "gradient"]
     keep: Annotated[float, Field(gt=0, le=1)]
-    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     theta: dict[str, Finite]
     covariance: list[list[Finite]]
     agreement: tuple[Finite, Finite]

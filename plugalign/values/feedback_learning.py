@@ -48,6 +48,7 @@ from plugalign.values.preferences import (
 from plugalign.values.preferences_evidence import Evidence, evidence
 
 Learner = Literal["map", "gradient"]
+RIDGE = 1.0  # of a first lesson
 LEARNERS = {"map": most_probable, "gradient": projected_gradient}
 
 
@@ -115,7 +116,7 @@ def teach(
     tokenizer: Any = None,
     texts: str | Path | None = None,
     learner: Learner = "map",
-    ridge: float = 1.0,
+    ridge: float | None = None,
     keep: float = 1.0,
     dtype: str = "auto",
     chat: str = "auto",
@@ -131,7 +132,7 @@ def teach(
         model, tokenizer: a causal language model; or a hub id or folder; None is the pocket model.
         texts: a run of ``plugalign compare`` whose texts the feedback names.
         learner: "map" for the most probable theta, "gradient" for online projected gradient.
-        ridge: the precision of the prior where nothing has been learned yet.
+        ridge: the precision of the prior where nothing has been learned yet; 1 by default.
         keep: the share of the earlier evidence that still counts.
         dtype: of a model that is given by name, see `plugalign.files.precision.chosen_dtype`.
         chat: "on", "off" or "auto" (for instruct models): whether prompts stand in the tokenizer's
@@ -148,6 +149,7 @@ def teach(
     choices, digest = read_feedback(source, run), file_hash(source)
     _catch_up(path, taught.equilibrium)
     check_new(taught.history, digest)
+    ridge = _first_ridge(path, taught.equilibrium, ridge)
     model, tokenizer = resolve_model(model, tokenizer, dtype)
     wrap(model, tokenizer, taught.equilibrium)  # refuses another model or tokenizer
     stands = chat_of_texts(model, tokenizer, choices, run, chat, system)
@@ -172,10 +174,27 @@ def teach(
     return Taught(equilibrium, history)
 
 
-def _check_rule(learner: str, ridge: float, keep: float) -> None:
+def _check_rule(learner: str, ridge: float | None, keep: float) -> None:
     if learner not in LEARNERS:
         raise ValueError(f"a learner is one of {', '.join(LEARNERS)}, got {learner!r}")
-    nothing_known(1, ridge).fading(keep)  # refuses numbers that are out of their range
+    # Refuses numbers that are out of their range.
+    nothing_known(1, RIDGE if ridge is None else ridge).fading(keep)
+
+
+def _first_ridge(folder: Path, equilibrium: Equilibrium, ridge: float | None) -> float | None:
+    """The precision of the prior of a first lesson; None behind another, which is the prior.
+
+    Raises:
+        ValueError: for one that is given there.
+    """
+    if equilibrium.preferences.covariance is None:
+        return RIDGE if ridge is None else ridge
+    if ridge is not None:
+        raise ValueError(
+            f"{printable(str(folder))} has learned before, and what it knows is the prior, so a "
+            f"ridge ({ridge:g}) has no place; leave it out, or give keep to let it count less"
+        )
+    return None
 
 
 def _check_seen(source: Path, seen: Evidence) -> None:
@@ -199,11 +218,11 @@ def _learned(
     differences: Tensor,
     seen: Evidence,
     learner: Learner,
-    ridge: float,
+    ridge: float | None,
     keep: float,
 ) -> dict[str, Any]:
     """What a lesson says of how it learned from choices, as `read_choices` gives them."""
-    prior = known_of(equilibrium, ridge).fading(keep)
+    prior = known_of(equilibrium, ridge, keep)
     belief = LEARNERS[learner](differences, prior)
     return {
         "learner": learner,
@@ -216,12 +235,18 @@ def _learned(
     }
 
 
-def known_of(equilibrium: Equilibrium, ridge: float) -> Belief:
-    """What an equilibrium knows of theta already, as a prior."""
+def known_of(equilibrium: Equilibrium, ridge: float | None, keep: float) -> Belief:
+    """What an equilibrium knows of theta already, as a prior.
+
+    Args:
+        ridge: the precision where nothing has been learned yet.
+        keep: the share of earlier evidence that still counts; the ridge is none, and stays.
+    """
     learned = equilibrium.preferences
     if learned.covariance is not None:
-        return Belief(learned.theta, learned.covariance)
-    return Belief(learned.theta, nothing_known(len(learned.theta), ridge).covariance)
+        return Belief(learned.theta, learned.covariance).fading(keep)
+    prior = nothing_known(len(learned.theta), RIDGE if ridge is None else ridge)
+    return Belief(learned.theta, prior.covariance)
 
 
 def chat_of_texts(

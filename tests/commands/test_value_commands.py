@@ -45,6 +45,8 @@ def test_a_value_is_fitted_and_judges(folder: Path, monkeypatch: Any, capfd: Any
     assert f"--controllers kind={folder / 'kind' / 'guide'}" in "".join(said.splitlines())
     assert run(monkeypatch, *fit, "--negation", "w7", "--out", folder / "guess") == 0
     assert "unvalidated" in capfd.readouterr().out
+    models = [json.loads((folder / n / "fit.json").read_text())["model"] for n in ("kind", "guess")]
+    assert {**models[1], "layers": models[0]["layers"]} == models[0]
     judge = ["judge", "w30 w0 w0 w40", "--value", f"kind={folder / 'kind'}"]
     judge += ["--value", f"guess={folder / 'guess'}"]
     assert run(monkeypatch, *judge, "--explain", "--json") == 0

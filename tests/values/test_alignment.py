@@ -111,6 +111,22 @@ def test_a_judge_that_failed_is_left_out() -> None:
     assert found.action == {"self": {}}
 
 
+@pytest.mark.parametrize("present", [0, 1, 2])
+def test_a_judge_that_failed_on_most_answers_has_what_is_left(present: int) -> None:
+    """Of few prompts with scores many resamples have none, which is nothing to warn of."""
+    scores = np.full((6, 2), np.nan)
+    scores[:present] = 0.25
+    aligner = Aligner(6, human={"judge": np.array([0.5, 1.0])})
+    found = aligner.row({"judge": scores}, {"judge": np.full((6, 2), 0.5)}).gap["judge"]
+    wanted = {
+        "epsilon": 0.5 if present else None,
+        "self_floor": 0.0 if present > 1 else None,
+        "energy_distance": 0.5 if present > 1 else None,
+        "signed_difference": -0.5 if present else None,
+    }
+    assert {name: figure.value for name, figure in found.items()} == wanted
+
+
 def test_a_single_human_text_is_refused() -> None:
     with pytest.raises(ValueError, match="needs two of its texts, care has 1"):
         Aligner(5, human={"care": np.array([0.5, np.nan])})

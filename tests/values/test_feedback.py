@@ -197,10 +197,21 @@ def test_it_is_taught_and_its_history_is_kept(folder, rows, tmp_path):
     assert (given.pairs, given.likes, given.edits) == (1, 2, 1) and given.file == "pairs.jsonl"
     assert lesson.agreement == (0.5, 1.0) and lesson.theta["kind"] == float(want.theta[0])
     more = write(tmp_path / "more.jsonl", [{"prompt": PROMPT, "text": KIND, "liked": False}] * 30)
+    with pytest.raises(ValueError, match=r"has learned before, .* a ridge \(5\) has no place"):
+        teach(folder, more, ridge=5.0)
     again = teach(folder, more, learner="gradient", keep=0.5)
     assert [each.learner for each in again.history] == ["map", "gradient"]
+    assert [each.ridge for each in again.history] == [1.0, None]
     assert float(again.equilibrium.preferences.theta[0]) < float(want.theta[0])
     assert load_taught(folder).history == again.history and taught.history == again.history[:1]
+
+
+def test_where_there_is_no_earlier_evidence_all_of_it_is_kept(folder, rows, tmp_path):
+    """The ridge is no evidence: at a first lesson the share to keep changes nothing."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    whole, share = (teach(each, rows, keep=k).history[0] for each, k in ((folder, 1), (other, 0.1)))
+    assert share.theta == whole.theta and share.covariance == whole.covariance
+    assert (whole.keep, share.keep) == (1, 0.1)
 
 
 def test_feedback_without_a_token_to_choose_is_no_lesson(tmp_path):

@@ -43,13 +43,12 @@ class Mixture:
 
     def mean(self, counts: FloatArray) -> FloatArray:
         """The mean score, ``(R,)``, of prompts that count so often ``(R, P)``."""
-        found: FloatArray = counts @ (self.shares @ self.support) / (counts @ self.present)
-        return found
+        return _over(counts @ (self.shares @ self.support), counts @ self.present)
 
     def cumulated(self, counts: FloatArray) -> FloatArray:
         """The mixture's distribution function, ``(R, K)``."""
-        found: FloatArray = (counts @ self.shares).cumsum(axis=1)
-        return found / (counts @ self.present)[:, None]
+        sums = (counts @ self.shares).cumsum(axis=1)
+        return _over(sums, (counts @ self.present)[:, None])
 
     def spread(self, counts: FloatArray) -> FloatArray:
         """E|a - a'| of texts of two prompts, ``(R,)``; NaN where there is one prompt only."""
@@ -60,6 +59,11 @@ class Mixture:
         pairs = total**2 - counts**2 @ self.present
         apart = total**2 * (2 * mixed * (1 - mixed) @ widths) - alike
         return np.where(pairs > 0, apart / np.where(pairs > 0, pairs, 1.0), np.nan)
+
+
+def _over(sums: FloatArray, counts: FloatArray) -> FloatArray:
+    """A quotient; NaN where nothing is counted, as in a resample of prompts without scores."""
+    return np.where(counts > 0, sums / np.where(counts > 0, counts, 1.0), np.nan)
 
 
 def on_one_support(*scores: FloatArray) -> list[Mixture]:

@@ -17,7 +17,7 @@ from plugalign.files.shown import listed, printable, shown
 from plugalign.values.account import sheets
 from plugalign.values.account.compared import read_comparison, strata_of_comparison, stratum_of
 from plugalign.values.account.figures import figures, scored
-from plugalign.values.account.notes import Kind, add_note, read_notes
+from plugalign.values.account.notes import Kind, add_note, check_note, read_notes
 from plugalign.values.account.reading import TracedAnswer, TraceFile
 from plugalign.values.account.records import now
 from plugalign.values.account.report import Account, RunAccount, write
@@ -63,9 +63,18 @@ def account(
         raise ValueError(f"{printable(str(twice[0]))} is named twice; name each run once")
     if not folders:
         raise ValueError("there is no run to account for; name at least one folder")
+    given: list[tuple[Kind, str]] = [("incident", text) for text in _several(incidents)]
+    given += [("override", text) for text in _several(overrides)]
+    for kind, text in given:
+        check_note(kind, text, by)
     target = check_folder(folders[0] if out is None else out)
     if stratum is not None and prompts is None:
         raise ValueError(f"the field {stratum!r} is of the prompts' file; give that too")
+    if prompts is not None and stratum is None and risk is None:
+        raise ValueError(
+            "the prompts' file is to sort prompts anew; name its field of strata or a judge of "
+            "risk too, or leave it out to have the runs' own strata"
+        )
     strata = None
     if prompts is not None:
         texts = load_prompts(prompts)
@@ -77,13 +86,18 @@ def account(
     options = _Sorting(None if strata is None else sorting, strata, risk, cuts)
     found = [_of_run(run, options, loaded, controllers or {}) for run in folders]
     _check_used(found, judges, controllers or {})
-    given: list[tuple[Kind, str]] = [("incident", text) for text in incidents]
-    given += [("override", text) for text in overrides]
     if given:
         found[0] = _noted(found[0], folders[0], given, by)
     made = Account(target, now(), found)
     write(made)
     return made
+
+
+def _several(notes: Sequence[str]) -> Sequence[str]:
+    """Notes; a text is no list of them, and would be one a letter."""
+    if isinstance(notes, str):
+        raise TypeError(f"incidents and overrides are lists of texts, got {shown(notes)}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -134,10 +148,12 @@ def _of_trace(folder: Path, sorting: _Sorting, judges: Sequence[Judge]) -> RunAc
         )
     names = [_stratum(each, sorting.by_hash) for each in answers]
     scores = scored(judges, answers)
-    groups = sorted(set(names))
+    groups = {name: [i for i, each in enumerate(names) if each == name] for name in set(names)}
+    pairs = sorted(groups.items())
+    if len(pairs) > 1:
+        pairs.append((EVERY, list(range(len(names)))))
     strata = []
-    for group in groups if len(groups) == 1 else [*groups, EVERY]:
-        chosen = [i for i, name in enumerate(names) if group in (name, EVERY)]
+    for group, chosen in pairs:
         of_group = {judge: [each[i] for i in chosen] for judge, each in scores.items()}
         strata.append(figures(group, [answers[i] for i in chosen], of_group))
     run = file.run

@@ -28,14 +28,24 @@ def add_note(
         head: the last hash of the run's own file.
 
     Raises:
-        ValueError: for an empty text, a file whose chain does not hold, or a folder in which
+        ValueError: see `check_note`; or for a file whose chain does not hold, or a folder in which
             another process is at work.
     """
-    if not text.strip():
-        raise ValueError(f"an {kind} needs words, got {text!r}")
-    line = NoteLine(kind=kind, time=now(), text=check_unicode(text, kind), by=by, head=head)
+    check_note(kind, text, by)
+    line = NoteLine(kind=kind, time=now(), text=text, by=by, head=head)
     with locked(run):  # two that read one last line would both follow it
         Chain(run / FILE).append([content_of(line)])
+
+
+def check_note(kind: Kind, text: str, by: str | None) -> None:
+    """Refuses what cannot be a note.
+
+    Raises:
+        ValueError: for a text or a name that is blank or cannot be written.
+    """
+    for what, said in ((f"an {kind}", text), ("the name of who reports it", by)):
+        if said is not None and not check_unicode(said, what).strip():
+            raise ValueError(f"{what} needs words, got {said!r}")
 
 
 def read_notes(run: Path) -> list[NoteLine]:

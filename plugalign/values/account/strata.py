@@ -105,4 +105,5 @@ def _by_risk(prompts: Prompts, risk: Any, cuts: tuple[float, ...]) -> Strata:
     # The last stratum holds 1 itself.
     indices = [sum(score >= cut for cut in cuts) for score in scores]
     names = tuple(f"risk {edges[i]:g} to {edges[i + 1]:g}" for i in indices)
-    return Strata(f"the score of {judge.name} on the prompt", names, tuple(scores))
+    how = f"the score of {judge.name} on the prompt, cut at {', '.join(f'{cut:g}' for cut in cuts)}"
+    return Strata(how, names, tuple(scores))

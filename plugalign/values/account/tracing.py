@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from plugalign.evaluation.comparison.variants import varied
 from plugalign.evaluation.run_folder.describe import versions
 from plugalign.evaluation.run_folder.folder import MANIFEST, locked
 from plugalign.files.folders import check_folder
+from plugalign.files.shown import shown
 from plugalign.generation.chat_format import choose_chat
 from plugalign.loading import load_controllers, resolve_model
 from plugalign.pocket.world import PROMPT_SEED
@@ -107,9 +108,11 @@ def trace(
         resume: continues a killed run in ``out``.
 
     Raises:
-        ValueError: for anything wrong with the arguments, before any work.
+        ValueError, TypeError: for anything wrong with the arguments, before any work.
         OSError: if the disk is full; what was written is kept.
     """
+    if not isinstance(store_prompts, bool):
+        raise TypeError(f"store_prompts must be True or False, got {shown(store_prompts)}")
     decoding = Decoding(
         samples, max_new_tokens, temperature, top_p, batch_size, seed, min_new_tokens
     )
@@ -164,7 +167,7 @@ def _run(recorder: Recorder, about: RunLine, out: Path, resume: bool) -> Traced:
         raise ValueError(f"{out} holds a run of another command; choose another --out")
     chain = Chain(out / FILE)
     lines = [line_of(link) for link in chain.links]
-    done = _done(lines, about, out, resume)
+    done = _done(lines, about, recorder, out, resume)
     ended = bool(lines) and isinstance(lines[-1], EndLine)
     if not lines:
         chain.append([content_of(about)])
@@ -181,7 +184,9 @@ def _run(recorder: Recorder, about: RunLine, out: Path, resume: bool) -> Traced:
     return Traced(out, chain.head, len(done), sum(done.values()))
 
 
-def _done(lines: Sequence[Line], about: RunLine, out: Path, resume: bool) -> dict[Row, int]:
+def _done(
+    lines: Sequence[Line], about: RunLine, recorder: Recorder, out: Path, resume: bool
+) -> dict[Row, int]:
     """The tokens of each answer that is there.
 
     Raises:
@@ -193,11 +198,20 @@ def _done(lines: Sequence[Line], about: RunLine, out: Path, resume: bool) -> dic
     if not isinstance(first, RunLine):
         raise ValueError(f"{out / FILE} does not begin with a run; choose another --out")
     before, after = (line.model_dump(exclude=same) for line in (first, about))
-    if other := [name for name in after if before[name] != after[name]]:
+    answers = [line for line in lines if isinstance(line, AnswerLine)]
+    other = [name for name in after if before[name] != after[name]]
+    if other := [*other, *_otherwise(answers, recorder)]:
         raise ValueError(f"{out} holds another run (its {other[0]} differs); choose another --out")
     if not resume:
         raise ValueError(
             f"{out} already holds this run; continue it with --resume, or choose another --out"
         )
-    answers = (line for line in lines if isinstance(line, AnswerLine))
     return {(line.prompt, line.sample): line.output_tokens for line in answers}
+
+
+def _otherwise(answers: Sequence[AnswerLine], recorder: Recorder) -> Iterator[str]:
+    """What answers say of their prompts, and a recorder would not."""
+    if any(line.stratum != recorder.strata.names[line.prompt] for line in answers):
+        yield "strata"
+    if any((line.prompt_text is not None) != recorder.store_prompts for line in answers):
+        yield "store_prompts"

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,11 @@ class Task:
 
 @dataclass(frozen=True)
 class CapabilityData:
-    """The data of all capabilities; an empty one is not measured."""
+    """The data of all capabilities; an empty one is not measured.
+
+    Raises:
+        ValueError: if all are empty, or for too few judgements of a kind.
+    """
 
     judgements: tuple[Judgement, ...] = ()
     prompts: tuple[Prompt, ...] = ()
@@ -52,6 +57,7 @@ class CapabilityData:
             raise ValueError(
                 "there is nothing to measure on; give judgements, prompts, texts or tasks"
             )
+        _check_kinds("", self.judgements)
 
 
 def load_data(
@@ -88,13 +94,19 @@ def _texts(path: str | Path, limit: int | None) -> tuple[str, ...]:
 
 def _judgements(path: Path, limit: int | None) -> tuple[Judgement, ...]:
     found = tuple(map(_judgement, read_rows(path)))[:limit]
-    right = sum(each.right for each in found)
-    if min(right, len(found) - right) < LEAST:
-        raise ValueError(
-            f"{printable(str(path))}: {right} of {len(found)} texts are right; give {LEAST} or "
-            "more of either kind"
-        )
+    if not found:
+        raise ValueError(f"{printable(str(path))} holds no judgement; give one per line")
+    _check_kinds(f"{printable(str(path))}: ", found)
     return found
+
+
+def _check_kinds(place: str, found: Sequence[Judgement]) -> None:
+    right = sum(each.right for each in found)
+    if found and min(right, len(found) - right) < LEAST:
+        raise ValueError(
+            f"{place}{right} of {len(found)} judged texts are right; give {LEAST} or more of "
+            "either kind"
+        )
 
 
 def _judgement(row: Row) -> Judgement:

@@ -83,6 +83,7 @@ def described_rows(rows: Mapping[str, Row]) -> dict[str, Any]:
             if row.controller is None
             else describe_controller(row.controller).model_dump(by_alias=True, mode="json"),
             "chat": row.chat.format is not None,
+            "template": None if row.chat.format is None else row.chat.format.template,
         }
         for name, row in rows.items()
     }

@@ -191,6 +191,22 @@ def test_strata_can_be_named_afterwards(copy):
         account([where / "out"], prompts=where / "prompts.jsonl", stratum="place")
 
 
+def test_a_stratum_may_be_called_as_all_of_them(copy):
+    where, _ = copy
+    rows = [{"text": t, "place": "b" if n else "all strata"} for n, t in enumerate(TEXTS)]
+    path = where / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = account([where / "out"], prompts=path, stratum="place")
+    found = [(each.name, each.prompts) for each in made.runs[0].strata]
+    assert found == [("all strata", 1), ("b", len(TEXTS) - 1), ("all strata", len(TEXTS))]
+
+
+def test_prompts_that_sort_nothing_do_not_hide_the_strata_of_the_run(copy):
+    where, _ = copy
+    with pytest.raises(ValueError, match="name its field of strata or a judge of risk too"):
+        account([where / "out"], prompts=where / "prompts.jsonl")
+
+
 def test_one_prompt_in_two_strata_is_refused(copy):
     where, _ = copy
     rows = [{"text": t, "place": g} for t, g in zip([*TEXTS, TEXTS[0]], "abcabcb", strict=True)]
@@ -245,6 +261,22 @@ def test_incidents_are_kept_and_cannot_be_removed_unseen(copy):
     (where / "out" / NOTES).write_bytes(lines[0] + lines[2])
     with pytest.raises(ValueError, match=r"incidents.jsonl, line 2: .* removed, added or moved"):
         account([where / "out"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"incidents": ["first", " "]}, "an incident needs words, got ' '"),
+        ({"overrides": ["first"], "by": "\udcff"}, "who reports it has half of a surrogate pair"),
+        ({"incidents": ["first"], "by": ""}, "the name of who reports it needs words"),
+        ({"incidents": "first"}, "lists of texts, got 'first'"),
+    ],
+)
+def test_of_notes_that_cannot_be_none_is_written(copy, given, message):
+    out = copy[0] / "out"
+    with pytest.raises((ValueError, TypeError), match=message):
+        account([out], **given)
+    assert not (out / NOTES).exists()
 
 
 def test_two_processes_do_not_write_notes_at_once(copy):

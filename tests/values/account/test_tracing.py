@@ -95,6 +95,12 @@ def test_prompts_are_stored_where_that_is_asked_for(tmp_path):
     assert PROMPTS[0] in traced.file.read_text() and PROMPTS[0] in traced.page.read_text()
 
 
+def test_prompts_are_not_stored_for_what_only_looks_true(tmp_path):
+    with pytest.raises(TypeError, match="store_prompts must be True or False, got 'no'"):
+        trace(prompts=PROMPTS[:1], store_prompts="no", max_new_tokens=2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_replay_gives_the_same_ids(run):
     found = replay(run[1].file)
     assert (found.answers, found.same, found.first) == (8, 8, None)
@@ -153,6 +159,35 @@ def test_a_killed_run_goes_on_where_it_stopped(run, tmp_path):
     assert found.complete and found.resumed == 1 and found.tokens == traced.tokens
     with pytest.raises(ValueError, match="holds another run \\(its request differs\\)"):
         trace(parts, **given, **{**WITH, "seed": 6}, resume=True)
+
+
+def spread(texts):
+    """A judge of risk."""
+    return [len(text) / 30 for text in texts]
+
+
+def test_a_killed_run_does_not_go_on_with_other_strata_or_prompts_stored(tmp_path):
+    given = {"max_new_tokens": 2, "batch_size": 2, "out": tmp_path / "out", "resume": True}
+    by_risk = {**given, "prompts": PROMPTS, "risk": spread}
+    file = trace(**by_risk, cuts=[0.5]).file
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-2]))
+    for changed, what in (
+        ({"cuts": [0.2, 0.5]}, "strata"),
+        ({"cuts": [0.5], "store_prompts": True}, "store_prompts"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run \\(its {what} differs\\)"):
+            trace(**by_risk, **changed)
+    traced = trace(**by_risk, cuts=[0.5])
+    assert traced.answers == 4
+    assert TraceFile(file).run.strata.endswith("on the prompt, cut at 0.5")
+
+    path = prompts_file(tmp_path)
+    named = {**given, "out": tmp_path / "named", "prompts": path, "stratum": "group"}
+    trace(**named)
+    path.write_text(path.read_text(encoding="utf-8").replace("home", "work"), encoding="utf-8")
+    with pytest.raises(ValueError, match="its strata differs"):
+        trace(**named)
 
 
 def test_a_file_that_was_cut_at_its_end_is_not_complete(copy):

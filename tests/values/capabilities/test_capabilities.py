@@ -227,7 +227,7 @@ def lines(path: Path, *rows: Any) -> str:
     ("field", "rows", "message"),
     [
         ("judgements", [{"text": "x", "label": 2}], "line 1: 'label' must be 1 .right. or 0"),
-        ("judgements", [{"text": "x", "label": 1}], "1 of 1 texts are right; give 2 or more"),
+        ("judgements", [{"text": "x", "label": 1}], "1 of 1 judged texts are right; give 2"),
         ("judgements", [{"label": 1}], "line 1: no field 'text' or 'scenario'"),
         ("tasks", [{"question": "x", "choices": ["a"], "answer": 0}], "must be two texts or more"),
         ("tasks", [{"question": "x", "choices": ["a", "b"], "answer": 2}], "from 0 to 1, got '2'"),
@@ -240,6 +240,11 @@ def test_bad_data_names_file_line_and_cure(
     given[field] = lines(tmp_path / "data.jsonl", *rows)
     with pytest.raises(ValueError, match=message):
         load_data(**given, limit=None)
+
+
+def test_judgements_of_one_kind_are_refused_before_any_model_is_asked() -> None:
+    with pytest.raises(ValueError, match="3 of 3 judged texts are right; give 2 or more of either"):
+        CapabilityData(judgements=tuple(Judgement(f"w{n}", True) for n in range(3)))
 
 
 def test_scenarios_and_excuses_are_read(tmp_path: Path) -> None:
@@ -279,6 +284,18 @@ def test_a_conversation_is_read_whole(tmp_path: Path) -> None:
         load_data(None, None, path, None, None)
     with pytest.raises(ValueError, match="the prompt has a system message of its own"):
         choose_chat(model, tokenizer, system="be kind").format.ids(data.prompts[0])
+
+
+def test_a_run_does_not_go_on_in_another_chat_template(tmp_path: Path) -> None:
+    model, tokenizer, other = make_chat_model(), make_chat_tokenizer(), make_chat_tokenizer()
+    other.chat_template = "{{ 'w1 w2 ' }}" + other.chat_template
+    data = CapabilityData(judgements=tuple(Judgement(f"w{n}", bool(n % 2)) for n in range(4)))
+    given = {"data": data, "chat": "on", "out": tmp_path / "out", "resume": True}
+    measure_capabilities([(model, tokenizer)], **given)
+    with pytest.raises(ValueError, match="template") as caught:
+        measure_capabilities([(model, other)], **given)
+    assert "\n" not in str(caught.value)
+    measure_capabilities([(model, tokenizer)], **given)
 
 
 @pytest.mark.parametrize(
