@@ -68,8 +68,8 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: for an encoder-decoder model, a PEFT model with trained prompts, or a
-            controller fitted for another model.
+        ValueError: for an encoder-decoder model, a PEFT model with trained prompts, a model that
+            is steered already, or a controller fitted for another model.
         TypeError: if ``controller`` is not a `Controller`.
     """
     if not isinstance(controller, Controller):

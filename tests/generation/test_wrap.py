@@ -421,6 +421,16 @@ def test_refuses_what_it_cannot_wrap(tiny, tokenizer):
         pa.wrap(tiny(), tokenizer, [pa.SelfDebias(["w5"])])
 
 
+def test_a_steered_model_is_neither_base_nor_expert(tiny, tokenizer):
+    """Its forward is the model's own, so ``log_probs`` would leave out what ``generate`` does."""
+    steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1)))
+    with pytest.raises(ValueError, match="'LlamaForCausalLM' is steered by DExperts already"):
+        pa.wrap(steered, tokenizer, pa.SelfDebias(["w5"]))
+    for controller in (pa.DExperts(antiexpert=steered), pa.ContrastiveDecoding(steered)):
+        with pytest.raises(ValueError, match=r"give its \.model, and what is to steer one base"):
+            pa.wrap(tiny(), tokenizer, controller)
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
