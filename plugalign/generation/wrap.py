@@ -57,6 +57,7 @@ CHAINED = {
     "train",
     "type",
 }
+OWN = {"controller", "model", "plan", "split_models", "tokenizer"}  # set here, not on the model
 
 
 def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
@@ -89,8 +90,8 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
 
 
 class Steered:
-    """A model whose ``generate`` is steered. Every other attribute is the model's own; where a
-    method such as ``eval`` or ``to`` returns the model, it returns this."""
+    """A model whose ``generate`` is steered. Every other attribute is the model's own, also where
+    it is set; where a method such as ``eval`` or ``to`` returns the model, it returns this."""
 
     def __init__(self, model: Any, tokenizer: Any, controller: Controller):
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
@@ -109,6 +110,13 @@ class Steered:
         check_attribute(name)
         found = getattr(self.model, name)
         return self._chained(found) if name in CHAINED else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in OWN or hasattr(type(self), name) or not hasattr(self.model, name)
+        if own:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.model, name, value)
 
     def _chained(self, method: Any) -> Any:
         """A method of the model that returns this where it returns the model."""
