@@ -21,6 +21,7 @@ from plugalign.generation.arguments import (
 
 ONE_TOKEN_A_STEP = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 OF_A_DRAFT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+FILLED = ("streamer", "past_key_values")  # by a draft, where they are given
 # What generate takes behind the prompts, in its order: all but **kwargs, which are settings.
 BY_POSITION = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
 ARGUMENTS = {  # of generate, beside the settings in a GenerationConfig
@@ -117,18 +118,17 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
         revised: whether controllers revise finished answers.
 
     Raises:
-        ValueError: for a trace of beams or drafts, or where what is returned, or streamed, belongs
-            to an answer that may be rewritten afterwards.
+        ValueError: for a trace of beams or drafts, or where what is returned, streamed or cached
+            belongs to an answer that may be rewritten afterwards.
     """
     if traced and (drafted or request.mode not in ONE_TOKEN_A_STEP):
         raise ValueError(
             "a trace follows rows that grow by one token a step, so it needs greedy decoding "
             "or sampling; beams and drafts move rows about"
         )
-    wanted = [name for name in OF_A_DRAFT if revised and getattr(request.config, name)]
-    if revised and request.options.get("streamer") is not None:
-        wanted.insert(0, "streamer")
-    if wanted:
+    given = [name for name in FILLED if request.options.get(name) is not None]
+    wanted = [*given, *(name for name in OF_A_DRAFT if getattr(request.config, name))]
+    if revised and wanted:
         raise ValueError(
             f"{wanted[0]} belongs to a draft, which a controller may rewrite afterwards; leave it "
             "out, or leave the revising controller out"

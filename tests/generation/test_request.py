@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 import plugalign as pa
 from plugalign.generation.request import make_request
@@ -63,6 +63,14 @@ def test_scores_of_a_draft_are_refused(place, name, critic, prompts):
     settings = {"max_new_tokens": 4, "return_dict_in_generate": True, name: True}
     with pytest.raises(ValueError, match=f"{name} belongs to a draft"):
         call(critic, place, prompts(), **settings)
+
+
+def test_a_cache_that_a_draft_would_fill_is_refused(critic, prompts):
+    """The next turn would go on behind the draft, and its text is the rewritten one."""
+    cache = DynamicCache()
+    with pytest.raises(ValueError, match="past_key_values belongs to a draft"):
+        critic.generate(**prompts(), past_key_values=cache, max_new_tokens=4)
+    assert cache.get_seq_length() == 0
 
 
 @pytest.mark.parametrize("place", PLACES)
