@@ -142,7 +142,17 @@ class Continuation:
     def reencodes(self) -> bool:
         """Whether these settings encode the whole text whatever is cached."""
         drafts = self.setting("prompt_lookup_num_tokens") or self.options.get("assistant_model")
-        return bool(drafts) or self.setting("use_cache") is False
+        return bool(drafts or self._names_cache) or self.setting("use_cache") is False
+
+    @property
+    def _names_cache(self) -> bool:
+        """Whether the model's own settings name a cache, beside which ``generate`` takes none."""
+        named = self.model.generation_config.cache_implementation
+        return named not in (None, "hybrid")  # which transformers takes for none
+
+    def encodes(self, text: Transcript) -> int:
+        """Tokens of all texts together that are encoded before they go on."""
+        return int(text.mask.sum()) if self.reencodes else text.uncached_tokens
 
     def generate(self, text: Transcript, max_new_tokens: int, **more: Any) -> tuple[Tensor, Any]:
         """The new token ids ``(R, n)``, right-padded, and the whole output of ``generate``.

@@ -73,6 +73,19 @@ def test_a_cache_that_a_draft_would_fill_is_refused(critic, prompts):
     assert cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize(("own", "given"), [("static", "dynamic"), ("dynamic", None)])
+def test_a_model_whose_settings_name_a_cache_is_revised(own, given, critic, prompts):
+    """``generate`` takes no cache beside a named one, so the text is read anew."""
+    settings, traces = {"max_new_tokens": 4}, (pa.Trace(), pa.Trace())
+    want = critic.generate(**prompts(), **settings, trace=traces[0])
+    critic.model.generation_config.cache_implementation = own
+    named = {} if given is None else {"cache_implementation": given}
+    got = critic.generate(**prompts(), **settings, **named, trace=traces[1])
+    assert got.tolist() == want.tolist()
+    with_cache, anew = (trace.revisions[0].report.encoded_tokens for trace in traces)
+    assert anew > with_cache
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_the_pad_token_decides_the_mask(place, steered, prompts):
     ids = prompts()["input_ids"].clamp_min(3)
