@@ -118,9 +118,17 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
         revised: whether controllers revise finished answers.
 
     Raises:
-        ValueError: for a trace of beams or drafts, or where what is returned, streamed or cached
-            belongs to an answer that may be rewritten afterwards.
+        ValueError: for a trace of beams or drafts, an assistant with a tokenizer of its own, or
+            where what is returned, streamed or cached belongs to an answer that may be rewritten
+            afterwards.
     """
+    drafting = ("assistant_model", "assistant_tokenizer")
+    if all(request.options.get(name) is not None for name in drafting):
+        raise ValueError(
+            "transformers gives an assistant the call's logits processors, and with an "
+            "assistant_tokenizer they get its tokens, where controllers read the base's; take an "
+            "assistant with the base's tokenizer"
+        )
     if traced and (drafted or request.mode not in ONE_TOKEN_A_STEP):
         raise ValueError(
             "a trace follows rows that grow by one token a step, so it needs greedy decoding "
