@@ -120,7 +120,7 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
     Raises:
         ValueError: for a trace of beams or drafts, an assistant with a tokenizer of its own, or
             where what is returned, streamed or cached belongs to an answer that may be rewritten
-            afterwards.
+            afterwards, and what the forward is given to the prompts alone.
     """
     drafting = ("assistant_model", "assistant_tokenizer")
     if all(request.options.get(name) is not None for name in drafting):
@@ -140,6 +140,12 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
         raise ValueError(
             f"{wanted[0]} belongs to a draft, which a controller may rewrite afterwards; leave it "
             "out, or leave the revising controller out"
+        )
+    bound = [name for name, value in request.forward.items() if isinstance(value, torch.Tensor)]
+    if revised and bound:
+        raise ValueError(
+            f"{bound[0]} belongs to the prompts, and a controller that revises answers lets the "
+            "model read other texts; leave it out, or leave the revising controller out"
         )
 
 

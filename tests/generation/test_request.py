@@ -73,6 +73,16 @@ def test_a_cache_that_a_draft_would_fill_is_refused(critic, prompts):
     assert cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize("name", ["position_ids", "inputs_embeds"])
+def test_what_a_forward_is_given_for_the_prompts_alone_is_refused(name, critic, prompts):
+    """The model would read it in the place of the texts that are written anew."""
+    batch = prompts()
+    embedded = critic.get_input_embeddings()(batch["input_ids"]).detach()
+    tensor = embedded if name == "inputs_embeds" else (batch["attention_mask"].cumsum(1) - 1)
+    with pytest.raises(ValueError, match=f"{name} belongs to the prompts, and a controller that"):
+        critic.generate(**batch, **{name: tensor}, max_new_tokens=4)
+
+
 @pytest.mark.parametrize(("own", "given"), [("static", "dynamic"), ("dynamic", None)])
 def test_a_model_whose_settings_name_a_cache_is_revised(own, given, critic, prompts):
     """``generate`` takes no cache beside a named one, so the text is read anew."""
