@@ -248,7 +248,7 @@ class SelfCritique(Controller):
         cost = Report(critiqued=len(text.rows), too_long=len(live) - len(text.rows))
         if not len(text.rows):
             return text, text.ids.new_empty(0, dtype=torch.float32), cost
-        cost += Report(encoded_tokens=text.uncached_tokens)
+        cost += Report(encoded_tokens=answers.greedy.encodes(text))
         _, output = answers.greedy.generate(text, 1, output_logits=True)
         fault, fine = (output.logits[0][:, tokens[0]].float() for tokens in verdicts[1:])
         if not bool((fault - fine).isfinite().all()):

@@ -1,7 +1,8 @@
 """Models that carry PEFT adapters as they run: as the base, and as experts.
 
 PEFT puts adapters into the modules of the model that it is given. Such a model is run as the
-transformers model that it contains, which computes the same; where it would not, it is refused.
+transformers model that it contains, which computes the same; where it would not, it is refused. So
+is a model that is steered, whose forward knows nothing of its controller.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from plugalign.algebra.controller import Controller
 from plugalign.algebra.identity import model_name
 
 # The adapters that only change what layers compute, token by token.
@@ -23,7 +25,14 @@ def transformers_model(model: Any) -> Any:
 
     Raises:
         ValueError: if it is more than a change of layers, as with trained prompts; names the kind.
+            For a model that is steered.
     """
+    if isinstance(controller := getattr(model, "controller", None), Controller):
+        raise ValueError(
+            f"'{model_name(model)}' is steered by {type(controller).__name__} already, and its "
+            "forward knows nothing of that; give its .model, and what is to steer one base as a "
+            "sum of controllers"
+        )
     for config in getattr(model, "peft_config", {}).values():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         options = [name for name in BEYOND_LAYERS if getattr(config, name, None)]

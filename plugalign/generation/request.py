@@ -21,6 +21,7 @@ from plugalign.generation.arguments import (
 
 ONE_TOKEN_A_STEP = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 OF_A_DRAFT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+FILLED = ("streamer", "past_key_values")  # by a draft, where they are given
 # What generate takes behind the prompts, in its order: all but **kwargs, which are settings.
 BY_POSITION = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
 ARGUMENTS = {  # of generate, beside the settings in a GenerationConfig
@@ -117,21 +118,34 @@ def check_possible(request: Request, traced: bool, drafted: bool, revised: bool)
         revised: whether controllers revise finished answers.
 
     Raises:
-        ValueError: for a trace of beams or drafts, or where what is returned, or streamed, belongs
-            to an answer that may be rewritten afterwards.
+        ValueError: for a trace of beams or drafts, an assistant with a tokenizer of its own, or
+            where what is returned, streamed or cached belongs to an answer that may be rewritten
+            afterwards, and what the forward is given to the prompts alone.
     """
+    drafting = ("assistant_model", "assistant_tokenizer")
+    if all(request.options.get(name) is not None for name in drafting):
+        raise ValueError(
+            "transformers gives an assistant the call's logits processors, and with an "
+            "assistant_tokenizer they get its tokens, where controllers read the base's; take an "
+            "assistant with the base's tokenizer"
+        )
     if traced and (drafted or request.mode not in ONE_TOKEN_A_STEP):
         raise ValueError(
             "a trace follows rows that grow by one token a step, so it needs greedy decoding "
             "or sampling; beams and drafts move rows about"
         )
-    wanted = [name for name in OF_A_DRAFT if revised and getattr(request.config, name)]
-    if revised and request.options.get("streamer") is not None:
-        wanted.insert(0, "streamer")
-    if wanted:
+    given = [name for name in FILLED if request.options.get(name) is not None]
+    wanted = [*given, *(name for name in OF_A_DRAFT if getattr(request.config, name))]
+    if revised and wanted:
         raise ValueError(
             f"{wanted[0]} belongs to a draft, which a controller may rewrite afterwards; leave it "
             "out, or leave the revising controller out"
+        )
+    bound = [name for name, value in request.forward.items() if isinstance(value, torch.Tensor)]
+    if revised and bound:
+        raise ValueError(
+            f"{bound[0]} belongs to the prompts, and a controller that revises answers lets the "
+            "model read other texts; leave it out, or leave the revising controller out"
         )
 
 

@@ -136,7 +136,7 @@ class Answers:
         self, by: Continuation, text: Transcript, max_new_tokens: int
     ) -> tuple[Tensor, Transcript, Report]:
         """What ``by`` generates after a text: its ids ``(R, n)``, the text with them, the cost."""
-        encoded = int(text.mask.sum()) if by.reencodes else text.uncached_tokens
+        encoded = by.encodes(text)
         new, output = by.generate(text, max_new_tokens)
         mask = self.answer_mask(new)
         cost = Report(encoded_tokens=encoded, generated_tokens=int(mask.sum()))

@@ -21,6 +21,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from plugalign.errors import Calling
 
+NEGATIVE = ("negative_prompt_ids", "negative_prompt_attention_mask")  # of guidance, by rows
+
 
 @dataclass(frozen=True, eq=False)
 class Transcript:
@@ -142,7 +144,17 @@ class Continuation:
     def reencodes(self) -> bool:
         """Whether these settings encode the whole text whatever is cached."""
         drafts = self.setting("prompt_lookup_num_tokens") or self.options.get("assistant_model")
-        return bool(drafts) or self.setting("use_cache") is False
+        return bool(drafts or self._names_cache) or self.setting("use_cache") is False
+
+    @property
+    def _names_cache(self) -> bool:
+        """Whether the model's own settings name a cache, beside which ``generate`` takes none."""
+        named = self.model.generation_config.cache_implementation
+        return named not in (None, "hybrid")  # which transformers takes for none
+
+    def encodes(self, text: Transcript) -> int:
+        """Tokens of all texts together that are encoded before they go on."""
+        return int(text.mask.sum()) if self.reencodes else text.uncached_tokens
 
     def generate(self, text: Transcript, max_new_tokens: int, **more: Any) -> tuple[Tensor, Any]:
         """The new token ids ``(R, n)``, right-padded, and the whole output of ``generate``.
@@ -160,6 +172,7 @@ class Continuation:
             processors = [*processors, *(rest.pop("logits_processor", None) or [])]
             if seen:
                 processors = [partial(_with_cached, text.ids[:, :seen], p) for p in processors]
+            rest |= self._of_rows(rest, text, seen)
             calling = Calling(
                 self.model, {**rest, "logits_processor": processors}, text.ids.shape[1] - seen
             )
@@ -175,6 +188,20 @@ class Continuation:
         if beams > 1:
             output.past_key_values = None
         return output.sequences[:, text.ids.shape[1] - seen :], output
+
+    def _of_rows(self, given: dict[str, Any], text: Transcript, seen: int) -> dict[str, Any]:
+        """The caller's arguments that go by rows, for the answers that these texts are of.
+
+        Args:
+            seen: so many ids of the texts ``generate`` is not given.
+        """
+        beams, copies = (self.setting(name) or 1 for name in ("num_beams", "num_return_sequences"))
+        rows = text.rows // copies if beams > 1 else text.rows  # of beams the prompts count
+        found = {name: given[name][rows] for name in NEGATIVE if given.get(name) is not None}
+        if (allowed := given.get("prefix_allowed_tokens_fn")) is not None:
+            part = partial(_allowed, allowed, rows.tolist(), text.ids[:, :seen])
+            found["prefix_allowed_tokens_fn"] = part
+        return found
 
     def _settings(self, ours: dict[str, Any]) -> tuple[GenerationConfig, dict[str, Any]]:
         """The caller's generation config for one answer a row, and the other arguments."""
@@ -193,3 +220,8 @@ def _with_cached(cached: Tensor, processor: Any, input_ids: Tensor, scores: Tens
     rows = cached.repeat_interleave(len(input_ids) // len(cached), 0)
     steered: Tensor = processor(torch.cat([rows, input_ids], dim=1), scores)
     return steered
+
+
+def _allowed(allowed: Any, rows: list[int], cached: Tensor, row: int, ids: Tensor) -> Any:
+    """Asks for the tokens that may follow ``ids`` ``(n,)``, by the number of the answer's row."""
+    return allowed(rows[row], torch.cat([cached[row], ids]))

@@ -57,6 +57,7 @@ CHAINED = {
     "train",
     "type",
 }
+OWN = {"controller", "model", "plan", "split_models", "tokenizer"}  # set here, not on the model
 
 
 def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
@@ -68,8 +69,8 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: for an encoder-decoder model, a PEFT model with trained prompts, or a
-            controller fitted for another model.
+        ValueError: for an encoder-decoder model, a PEFT model with trained prompts, a model that
+            is steered already, or a controller fitted for another model.
         TypeError: if ``controller`` is not a `Controller`.
     """
     if not isinstance(controller, Controller):
@@ -89,8 +90,8 @@ def wrap(model: Any, tokenizer: Any, controller: Controller) -> Steered:
 
 
 class Steered:
-    """A model whose ``generate`` is steered. Every other attribute is the model's own; where a
-    method such as ``eval`` or ``to`` returns the model, it returns this."""
+    """A model whose ``generate`` is steered. Every other attribute is the model's own, also where
+    it is set; where a method such as ``eval`` or ``to`` returns the model, it returns this."""
 
     def __init__(self, model: Any, tokenizer: Any, controller: Controller):
         self.model, self.tokenizer, self.controller = model, tokenizer, controller
@@ -109,6 +110,13 @@ class Steered:
         check_attribute(name)
         found = getattr(self.model, name)
         return self._chained(found) if name in CHAINED else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in OWN or hasattr(type(self), name) or not hasattr(self.model, name)
+        if own:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.model, name, value)
 
     def _chained(self, method: Any) -> Any:
         """A method of the model that returns this where it returns the model."""

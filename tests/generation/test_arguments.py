@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import BatchEncoding, DynamicCache, GenerationConfig
@@ -351,6 +353,15 @@ REFUSED = {
         TypeError,
         "assistant_model must be a model that generates, got 'gpt2'",
         {"inputs": IDS, "assistant_model": "gpt2"},
+    ),
+    "an assistant with other tokens": (
+        ValueError,
+        "with an assistant_tokenizer they get its tokens, where controllers read the base's",
+        {
+            "inputs": IDS,
+            "assistant_model": SimpleNamespace(generate=None),
+            "assistant_tokenizer": SimpleNamespace(),
+        },
     ),
     "embeddings that are none": (
         TypeError,

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 import plugalign as pa
 from plugalign.generation.request import make_request
@@ -63,6 +63,37 @@ def test_scores_of_a_draft_are_refused(place, name, critic, prompts):
     settings = {"max_new_tokens": 4, "return_dict_in_generate": True, name: True}
     with pytest.raises(ValueError, match=f"{name} belongs to a draft"):
         call(critic, place, prompts(), **settings)
+
+
+def test_a_cache_that_a_draft_would_fill_is_refused(critic, prompts):
+    """The next turn would go on behind the draft, and its text is the rewritten one."""
+    cache = DynamicCache()
+    with pytest.raises(ValueError, match="past_key_values belongs to a draft"):
+        critic.generate(**prompts(), past_key_values=cache, max_new_tokens=4)
+    assert cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("name", ["position_ids", "inputs_embeds"])
+def test_what_a_forward_is_given_for_the_prompts_alone_is_refused(name, critic, prompts):
+    """The model would read it in the place of the texts that are written anew."""
+    batch = prompts()
+    embedded = critic.get_input_embeddings()(batch["input_ids"]).detach()
+    tensor = embedded if name == "inputs_embeds" else (batch["attention_mask"].cumsum(1) - 1)
+    with pytest.raises(ValueError, match=f"{name} belongs to the prompts, and a controller that"):
+        critic.generate(**batch, **{name: tensor}, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(("own", "given"), [("static", "dynamic"), ("dynamic", None)])
+def test_a_model_whose_settings_name_a_cache_is_revised(own, given, critic, prompts):
+    """``generate`` takes no cache beside a named one, so the text is read anew."""
+    settings, traces = {"max_new_tokens": 4}, (pa.Trace(), pa.Trace())
+    want = critic.generate(**prompts(), **settings, trace=traces[0])
+    critic.model.generation_config.cache_implementation = own
+    named = {} if given is None else {"cache_implementation": given}
+    got = critic.generate(**prompts(), **settings, **named, trace=traces[1])
+    assert got.tolist() == want.tolist()
+    with_cache, anew = (trace.revisions[0].report.encoded_tokens for trace in traces)
+    assert anew > with_cache
 
 
 @pytest.mark.parametrize("place", PLACES)

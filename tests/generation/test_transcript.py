@@ -132,6 +132,24 @@ def test_the_callers_settings_go_on_with_and_without_a_cache(options, architectu
     assert torch.equal(*found) and len(found[0]) == 3 and found[0].shape[1] <= 5
 
 
+def test_what_goes_by_rows_is_that_of_the_answers(tiny, prompts):
+    model, batch, keep = tiny(), prompts(rows=3, width=9), torch.tensor([2, 0])
+    ids, mask = pieces(3, 4, 0)
+    text = start(batch).extended(keep, ids[keep], mask[keep])
+    allowed = {"prefix_allowed_tokens_fn": lambda row, _: [20 + row]}
+    for options, want in (
+        ({}, [22, 20]),
+        ({"num_return_sequences": 2}, [22, 20]),
+        ({"num_beams": 2, "num_return_sequences": 2}, [21, 20]),
+    ):
+        new, _ = Continuation(model, GREEDY | allowed | options).generate(text, 1)
+        assert new[:, 0].tolist() == want
+    negative = {"negative_prompt_ids": batch["input_ids"].flip(0), "guidance_scale": 3.0}
+    guided = Continuation(model, GREEDY | negative | {"eos_token_id": None})
+    whole, _ = guided.generate(start(batch).extended(torch.arange(3), ids, mask), 4)
+    assert torch.equal(guided.generate(text, 4)[0], whole[keep])
+
+
 def test_beams_leave_no_cache_to_go_on_from(tiny, prompts):
     text = start(prompts(rows=2)).extended(torch.arange(2), *pieces(2, 4, 0))
     for beams, left in ((1, True), (3, False)):

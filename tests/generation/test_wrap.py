@@ -9,7 +9,7 @@ import pytest
 import torch
 from pairwise import pairwise
 from tiny_models import ARCHITECTURES
-from transformers import LogitsProcessor, TextIteratorStreamer, pipeline
+from transformers import GenerationConfig, LogitsProcessor, TextIteratorStreamer, pipeline
 
 import plugalign as pa
 from plugalign.algebra.controller import Controller
@@ -421,6 +421,16 @@ def test_refuses_what_it_cannot_wrap(tiny, tokenizer):
         pa.wrap(tiny(), tokenizer, [pa.SelfDebias(["w5"])])
 
 
+def test_a_steered_model_is_neither_base_nor_expert(tiny, tokenizer):
+    """Its forward is the model's own, so ``log_probs`` would leave out what ``generate`` does."""
+    steered = pa.wrap(tiny(), tokenizer, pa.DExperts(tiny(seed=1)))
+    with pytest.raises(ValueError, match="'LlamaForCausalLM' is steered by DExperts already"):
+        pa.wrap(steered, tokenizer, pa.SelfDebias(["w5"]))
+    for controller in (pa.DExperts(antiexpert=steered), pa.ContrastiveDecoding(steered)):
+        with pytest.raises(ValueError, match=r"give its \.model, and what is to steer one base"):
+            pa.wrap(tiny(), tokenizer, controller)
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -527,3 +537,16 @@ def test_what_returns_the_model_returns_it_steered(method, tiny, tokenizer):
     arguments = {"to": ("cpu",), "requires_grad_": (False,)}.get(method, ())
     assert getattr(steered, method)(*arguments) is steered
     assert steered.get_input_embeddings() is model.get_input_embeddings()
+
+
+def test_what_is_set_is_set_on_the_model(tiny, tokenizer, prompts):
+    """``steered.generation_config = ...`` is written as for any model; ``generate`` reads it."""
+    model = tiny()
+    steered = pa.wrap(model, tokenizer, pa.SelfDebias(["w5"]))
+    steered.generation_config = GenerationConfig(max_new_tokens=3, pad_token_id=0)
+    assert model.generation_config is steered.generation_config
+    assert steered.generate(**prompts()).shape == (3, 10)
+    steered.controller = 2.0 * steered.controller
+    steered.generate = steered.note = None
+    assert steered.generate is None and callable(model.generate)
+    assert not {"controller", "note"} & vars(model).keys()
