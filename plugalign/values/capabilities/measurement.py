@@ -90,7 +90,7 @@ def measure_capabilities(
 
     Args:
         models, controllers, settings, chat, system, out, resume, dtype, threads: see
-            `plugalign.values.measurement.measure`.
+            `plugalign.values.questionnaire.measurement.measure`.
         data: what is measured on; capabilities without data are left out.
         judge: what finds the fault, see `plugalign.evaluation.judging.load.load_judge`; needed with
             prompts.

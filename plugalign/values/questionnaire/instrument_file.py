@@ -69,7 +69,7 @@ class _Checked(BaseModel):
 
 
 class WordingEntry(_Checked):
-    """See `plugalign.values.instrument.Wording`."""
+    """See `plugalign.values.questionnaire.instrument.Wording`."""
 
     instruction: Text
     question: Question

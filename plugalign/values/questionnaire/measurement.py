@@ -79,7 +79,7 @@ def measure(
     Args:
         models: hub ids or folders, or pairs of a model and its tokenizer.
         instrument: an instrument file, or the name of one that ships with the package, see
-            `plugalign.values.instrument_file.read_instrument`.
+            `plugalign.values.questionnaire.instrument_file.read_instrument`.
         controllers: by name, a controller or its folder; each steers every model in a row of its
             own, beside the model itself.
         settings: see `plugalign.compare`.

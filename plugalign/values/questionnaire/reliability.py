@@ -118,7 +118,7 @@ def alpha_of(scores: FloatArray, readings: Readings, *, within_parts: bool) -> f
     """`cronbach_alpha` over the wordings, of the instrument's items.
 
     Args:
-        scores: ``(I, W)`` of all items, see `plugalign.values.scoring.run_scores`.
+        scores: ``(I, W)`` of all items, see `plugalign.values.questionnaire.scoring.run_scores`.
         within_parts: takes each part's mean off every run. Parts have scales of different words,
             and a respondent who reads no item can tell them apart.
     """

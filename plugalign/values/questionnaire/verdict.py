@@ -1,13 +1,13 @@
 """Did the questionnaire measure anything? The rule, in one place.
 
 *Core* checks ask whether the answers depend on the items: the item share of the variance (see
-`plugalign.values.reliability.Shares.telling`) is at least `ITEM_SHARE`, and the interval of each
-validity contrast's AUC lies above one half, where the items' length does not order the scores as
-well. An interval below one half is no sign of an answer at random: the respondent tells the items
-apart by something else than what they say. *Further* checks ask whether the answers can be relied
-on: every catch item is passed, the runs agree (alpha within parts, after debiasing, of at least
-`ALPHA`), at most `REFUSED` of the items are declined, and, where letters score, turning the scale
-round moves an item by at most `TURNED` of the scale on average.
+`plugalign.values.questionnaire.reliability.Shares.telling`) is at least `ITEM_SHARE`, and the
+interval of each validity contrast's AUC lies above one half, where the items' length does not order
+the scores as well. An interval below one half is no sign of an answer at random: the respondent
+tells the items apart by something else than what they say. *Further* checks ask whether the answers
+can be relied on: every catch item is passed, the runs agree (alpha within parts, after debiasing,
+of at least `ALPHA`), at most `REFUSED` of the items are declined, and, where letters score, turning
+the scale round moves an item by at most `TURNED` of the scale on average.
 
 * **measured**: all checks hold. Only then is a profile drawn.
 * **not measured**: the item share fails, or no contrast holds, or more than half of the items are
